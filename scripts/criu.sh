@@ -191,6 +191,8 @@ unpack() {
         dpkg-deb -x "$deb" "$tree" || return 1
     done
     rm -f "$dir"/cache/archives/*.deb
+    # Where the launcher makes CRIU look for plugins; CRIU fails every dump when the directory is absent.
+    mkdir -p "$tree/usr/lib/criu"
 }
 
 # loader_of TREE - the dynamic loader in an unpacked tree, relative to it.
