@@ -1,0 +1,176 @@
+#!/usr/bin/env bash
+#
+# Install what building, running and testing rcm needs, on Debian 12/13 and Ubuntu 22.04/24.04.
+#
+# Installs only what is missing and says nothing when that is nothing. What exists in another form stays
+# (Docker's own packages, a container runtime built by hand): a requirement is a command or a library, not a package.
+
+set -euo pipefail
+export LC_ALL=C
+
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+. scripts/lib.sh
+
+# Where root's tools are; an ordinary user's PATH lacks it.
+export PATH="$PATH:/usr/local/sbin:/usr/sbin:/sbin"
+
+usage() {
+    cat <<USAGE
+usage: scripts/deps.sh [--check]
+
+Install the packages, and a CRIU, that rcm needs for building, running and testing.
+
+  --check   install nothing; list the packages that are missing and fail if there are any
+
+environment: see scripts/criu.sh --help for the variables that choose the CRIU
+USAGE
+}
+
+check_only=false
+while [ $# -gt 0 ]; do
+    case $1 in
+        --check) check_only=true ;;
+        -h | --help)
+            usage
+            exit 0
+            ;;
+        *) die "unknown argument \"$1\" (see --help)" ;;
+    esac
+    shift
+done
+
+have_command() { command -v "$1" >/dev/null; }
+have_file() { [ -e "$1" ]; }
+# have_library MODULE [VERSION] - as the build scripts of the crates ask.
+have_library() { pkg-config --exists "$1${2:+ >= $2}" 2>/dev/null; }
+# have_static COMMAND - a program that runs in a root file system that holds nothing else.
+have_static() { have_command "$1" && ! ldd "$(command -v "$1")" >/dev/null 2>&1; }
+
+# One line per requirement: package(s), and the question whether it is there already.
+# Of several packages, separated by "|", the first that the distribution has is taken.
+requirements() {
+    cat <<'LIST'
+# building: the linker, libseccomp, and the libbpf that libbpf-sys compiles from its own copy
+gcc                       have_command cc
+libc6-dev                 have_file /usr/include/stdio.h
+make                      have_command make
+git                       have_command git
+pkgconf|pkg-config        have_command pkg-config
+libseccomp-dev            have_library libseccomp 2.5
+libelf-dev                have_library libelf
+zlib1g-dev                have_library zlib
+ca-certificates           have_file /etc/ssl/certs/ca-certificates.crt
+# running: what CRIU and rcm execute
+tar                       have_command tar
+iproute2                  have_command ip
+iptables                  have_command iptables-restore
+kmod                      have_command modprobe
+procps                    have_command ps
+util-linux                have_command nsenter
+# testing: root file systems, workloads, engines, and runc to compare with
+busybox-static            have_static busybox
+jq                        have_command jq
+python3                   have_command python3
+redis-server              have_command redis-server
+redis-tools               have_command redis-cli
+runc                      have_command runc
+containerd                have_command containerd
+docker.io                 have_command dockerd
+docker-cli|docker.io      have_command docker
+LIST
+}
+
+# in_archive PACKAGE - does apt know a version of it?
+in_archive() {
+    [[ $(apt-cache policy "$1" 2>/dev/null) =~ Candidate:\ [^\(] ]]
+}
+
+missing=()
+while read -r packages question; do
+    case $packages in '' | '#'*) continue ;; esac
+    $question || missing+=("$packages")
+done < <(requirements)
+
+if [ ${#missing[@]} -gt 0 ]; then
+    if $check_only; then
+        die "missing packages: ${missing[*]%%|*} (make deps installs them)"
+    fi
+    have_command apt-get || die "this system has no apt-get: install the equivalents of ${missing[*]} and a CRIU 4.1 \
+or newer by hand"
+    case $(os_release ID)-$(os_release VERSION_ID) in
+        debian-12 | debian-13 | ubuntu-22.04 | ubuntu-24.04) ;;
+        *) warn "not tested on $(os_release PRETTY_NAME): trying anyway" ;;
+    esac
+
+    quietly as_root apt-get -qq update || die "apt-get update failed"
+    packages=()
+    for alternatives in "${missing[@]}"; do
+        IFS='|' read -ra names <<<"$alternatives"
+        for name in "${names[@]}"; do
+            if in_archive "$name"; then
+                # One package can answer two requirements.
+                [[ " ${packages[*]} " == *" $name "* ]] || packages+=("$name")
+                continue 2
+            fi
+        done
+        die "no package ${alternatives//|/ or } in the configured archives"
+    done
+
+    # The daemons are for the tests, which start their own with private directories. Without a policy the package scripts
+    # would start them now; an operator's own policy is left alone.
+    policy=/usr/sbin/policy-rc.d
+    cleanup() { :; }
+    if [ ! -e "$policy" ]; then
+        cleanup() { as_root rm -f "$policy"; }
+        trap cleanup EXIT
+        printf '#!/bin/sh\nexit 101\n' | as_root tee "$policy" >/dev/null
+        as_root chmod 755 "$policy"
+    fi
+    quietly as_root env DEBIAN_FRONTEND=noninteractive \
+        apt-get -qq -y --no-install-recommends -o Dpkg::Options::=--force-confold install "${packages[@]}" \
+        || die "apt-get could not install: ${packages[*]}"
+    cleanup
+    trap - EXIT
+
+    say "installed ${packages[*]}: needed to build, run or test rcm"
+    if have_command systemctl; then
+        for name in "${packages[@]}"; do
+            case $name in
+                redis-server) units="redis-server.service" ;;
+                docker.io) units="docker.service docker.socket" ;;
+                containerd) units="containerd.service" ;;
+                *) continue ;;
+            esac
+            # shellcheck disable=SC2086
+            as_root systemctl --quiet disable $units 2>/dev/null || continue
+            say "left $units disabled: the tests start their own (systemctl enable --now starts yours)"
+        done
+    fi
+fi
+
+if ! $check_only; then
+    scripts/criu.sh --quiet
+fi
+
+# --- the Rust toolchain ------------------------------------------------------
+
+# Not installed here: it belongs to the user who builds, and distributions ship older ones than this.
+msrv=$(sed -n 's/^rust-version *= *"\(.*\)"/\1/p' Cargo.toml)
+# rustup's installer edits the profile of later shells only.
+if ! have_command cargo && [ -x "${CARGO_HOME:-$HOME/.cargo}/bin/cargo" ]; then
+    PATH="${CARGO_HOME:-$HOME/.cargo}/bin:$PATH"
+    warn "cargo is not on PATH: add ${CARGO_HOME:-$HOME/.cargo}/bin to it"
+fi
+have_command cargo || die "no Rust toolchain: install Rust $msrv or newer with rustup, see https://rustup.rs \
+(rcm's tests need its default components rustfmt and clippy, too)"
+rust=$(rustc --version | awk '{ print $2 }')
+if ! version_at_least "$rust" "$msrv"; then
+    if have_command rustup; then
+        die "Rust $rust is older than $msrv: rustup update stable"
+    fi
+    die "Rust $rust is older than $msrv: install a newer one with rustup, see https://rustup.rs"
+fi
+for component in fmt clippy; do
+    cargo "$component" --version >/dev/null 2>&1 \
+        || warn "cargo $component is missing, make check needs it: rustup component add rustfmt clippy"
+done
