@@ -1,0 +1,365 @@
+//! The rules as data, and the checker that reads the tokens of a file: comments and strings do not matter, and a
+//! path counts wherever it stands (`use`, expression, attribute, macro).
+
+use proc_macro2::{Delimiter, Group, TokenStream, TokenTree};
+
+/// Top-level modules and what each may import besides itself. Downward only: no module stands in the list of one that it lists.
+pub const LAYERS: &[(&str, &[&str])] = &[
+    (
+        "main",
+        &[
+            "cli", "logging", "migrate", "runtime", "criu", "image", "sys",
+        ],
+    ),
+    (
+        "cli",
+        &["logging", "migrate", "runtime", "criu", "image", "sys"],
+    ),
+    ("logging", &["sys"]),
+    ("migrate", &["runtime", "criu", "image", "sys"]),
+    ("runtime", &["criu", "image", "sys"]),
+    ("criu", &["sys"]),
+    ("image", &["sys"]),
+    ("sys", &[]),
+];
+
+/// Crates that only some top-level modules may name.
+const CONFINED: &[(&str, &[&str])] = &[
+    ("clap", &["main", "cli"]),
+    ("clap_complete", &["cli"]),
+    ("clap_mangen", &["cli"]),
+    ("anyhow", &["main", "cli"]),
+    ("libcontainer", &["runtime"]),
+    ("libcgroups", &["runtime"]),
+    ("protobuf", &["criu"]),
+    ("rust_criu", &["criu"]),
+];
+
+/// Modules that are tested without root because they touch nothing outside the process.
+const WITHOUT_IO: &[&[&str]] = &[
+    &["migrate", "protocol"],
+    &["migrate", "codec"],
+    &["migrate", "preamble"],
+];
+
+/// What the modules of [`WITHOUT_IO`] may not name. The traits of `std::io` are fine.
+const IO: &[&[&str]] = &[
+    &["std", "env"],
+    &["std", "fs"],
+    &["std", "net"],
+    &["std", "os", "unix", "net"],
+    &["std", "process"],
+    &["std", "thread"],
+    &["libc"],
+    &["nix"],
+    &["crate", "sys"],
+];
+
+/// The two ends of a migration share a protocol and nothing else.
+const STRANGERS: &[(&[&str], &[&str])] = &[
+    (&["migrate", "source"], &["migrate", "destination"]),
+    (&["migrate", "destination"], &["migrate", "source"]),
+];
+
+/// The only module whose files may contain `unsafe`.
+const UNSAFE_MODULE: &str = "sys";
+
+/// Keywords after which a path may begin with `::`; they are no segment of it.
+const BEFORE_PATHS: &[&str] = &[
+    "as", "break", "const", "dyn", "else", "for", "if", "impl", "in", "match", "move", "mut",
+    "pub", "return", "unsafe", "use", "where", "while",
+];
+
+/// A path as it stands in a file, made absolute: it starts with `crate` or with the name of another crate.
+#[derive(Debug)]
+struct FoundPath {
+    segments: Vec<String>,
+    line: usize,
+}
+
+/// What the checker looks for in a file.
+#[derive(Debug, Default)]
+struct Findings {
+    paths: Vec<FoundPath>,
+    /// Lines with `unsafe`, or with an attribute that names `unsafe_code`.
+    unsafe_lines: Vec<usize>,
+    /// Those of them that begin a block or an `impl`, which need a `SAFETY` comment.
+    unsafe_block_lines: Vec<usize>,
+}
+
+impl Findings {
+    /// Collects from `tokens`, which stand in the module `module` (names below the crate).
+    fn collect(&mut self, tokens: TokenStream, module: &[String]) {
+        let tokens: Vec<TokenTree> = tokens.into_iter().collect();
+        let mut at = 0;
+        while at < tokens.len() {
+            match &tokens[at] {
+                TokenTree::Group(group) => {
+                    self.collect(group.stream(), module);
+                    at += 1;
+                }
+                TokenTree::Ident(ident) => {
+                    let line = ident.span().start().line;
+                    let name = ident.to_string();
+                    if name == "unsafe" || name == "unsafe_code" {
+                        self.unsafe_lines.push(line);
+                        if name == "unsafe" && begins_unsafe_block(tokens.get(at + 1)) {
+                            self.unsafe_block_lines.push(line);
+                        }
+                    }
+                    if let Some((inner, body)) = inline_module(&tokens[at..]) {
+                        let module: Vec<String> = module.iter().cloned().chain([inner]).collect();
+                        self.collect(body.stream(), &module);
+                        at += 3;
+                        continue;
+                    }
+                    if BEFORE_PATHS.contains(&name.as_str()) {
+                        at += 1;
+                        continue;
+                    }
+                    let in_use = begins_use(&tokens[..at]);
+                    at += self.path(&tokens[at..], Vec::new(), module, in_use);
+                }
+                _ => at += 1,
+            }
+        }
+    }
+
+    /// Reads the path that begins at `tokens[0]`, an identifier, below `prefix`. Returns how many tokens it has.
+    fn path(
+        &mut self,
+        tokens: &[TokenTree],
+        prefix: Vec<String>,
+        module: &[String],
+        in_use: bool,
+    ) -> usize {
+        let mut segments = prefix;
+        let mut at = 0;
+        let line = tokens[0].span().start().line;
+        while let Some(TokenTree::Ident(ident)) = tokens.get(at) {
+            segments.push(ident.to_string());
+            at += 1;
+            if !is_path_separator(&tokens[at..]) {
+                break;
+            }
+            match tokens.get(at + 2) {
+                Some(TokenTree::Ident(_)) => at += 2,
+                Some(TokenTree::Group(group)) if group.delimiter() == Delimiter::Brace => {
+                    self.use_group(group, &segments, module);
+                    return at + 3;
+                }
+                _ => break,
+            }
+        }
+        // A single identifier is a path to a crate or module only in a `use`.
+        if segments.len() > 1 || in_use {
+            self.paths.push(FoundPath {
+                segments: absolute(segments, module),
+                line,
+            });
+        }
+        at
+    }
+
+    /// Reads the branches of `prefix::{...}`.
+    fn use_group(&mut self, group: &Group, prefix: &[String], module: &[String]) {
+        let tokens: Vec<TokenTree> = group.stream().into_iter().collect();
+        for branch in
+            tokens.split(|token| matches!(token, TokenTree::Punct(p) if p.as_char() == ','))
+        {
+            match branch.first() {
+                Some(TokenTree::Ident(_)) => {
+                    self.path(branch, prefix.to_vec(), module, true);
+                }
+                Some(star) => self.paths.push(FoundPath {
+                    segments: absolute(prefix.to_vec(), module),
+                    line: star.span().start().line,
+                }),
+                None => {}
+            }
+        }
+    }
+}
+
+fn is_path_separator(tokens: &[TokenTree]) -> bool {
+    let colon = |token: Option<&TokenTree>| matches!(token, Some(TokenTree::Punct(p)) if p.as_char() == ':');
+    colon(tokens.first()) && colon(tokens.get(1))
+}
+
+/// Does a path after `before` stand in a `use`?
+fn begins_use(before: &[TokenTree]) -> bool {
+    let before = match before {
+        [rest @ .., _, _] if is_path_separator(&before[rest.len()..]) => rest,
+        other => other,
+    };
+    matches!(before.last(), Some(TokenTree::Ident(ident)) if ident == "use")
+}
+
+/// Does `unsafe` followed by `next` begin a block or an `impl`?
+fn begins_unsafe_block(next: Option<&TokenTree>) -> bool {
+    match next {
+        Some(TokenTree::Group(group)) => group.delimiter() == Delimiter::Brace,
+        Some(TokenTree::Ident(ident)) => ident == "impl",
+        _ => false,
+    }
+}
+
+/// The name and body of `mod name { ... }` at the head of `tokens`.
+fn inline_module(tokens: &[TokenTree]) -> Option<(String, &Group)> {
+    match tokens {
+        [
+            TokenTree::Ident(keyword),
+            TokenTree::Ident(name),
+            TokenTree::Group(body),
+            ..,
+        ] if keyword == "mod" => Some((name.to_string(), body)),
+        _ => None,
+    }
+}
+
+/// Resolves `self`, `super` and the library's name, as seen from `module`.
+fn absolute(segments: Vec<String>, module: &[String]) -> Vec<String> {
+    let mut base = module.to_vec();
+    let mut rest = segments.as_slice();
+    match rest.first().map(String::as_str) {
+        Some("crate" | "rcm") => {
+            return [String::from("crate")]
+                .into_iter()
+                .chain(rest[1..].iter().cloned())
+                .collect();
+        }
+        Some("self") => rest = &rest[1..],
+        Some("super") => {
+            while rest.first().is_some_and(|segment| segment == "super") {
+                base.pop();
+                rest = &rest[1..];
+            }
+        }
+        _ => return segments,
+    }
+    [String::from("crate")]
+        .into_iter()
+        .chain(base)
+        .chain(rest.iter().cloned())
+        .collect()
+}
+
+/// The module that a file under `src/` holds: `migrate/codec.rs` is `["migrate", "codec"]`.
+fn module_of(file: &str) -> Vec<String> {
+    let mut module: Vec<String> = file
+        .trim_end_matches(".rs")
+        .split('/')
+        .map(String::from)
+        .collect();
+    if module.last().is_some_and(|last| last == "mod") || module == ["lib"] {
+        module.pop();
+    }
+    module
+}
+
+fn starts_with(path: &[String], prefix: &[&str]) -> bool {
+    path.len() >= prefix.len()
+        && path
+            .iter()
+            .zip(prefix)
+            .all(|(segment, wanted)| segment == wanted)
+}
+
+/// Is the `unsafe` on `line` (from 1) documented? Its comment stands above the statement that contains it.
+fn has_safety_comment(text: &str, line: usize) -> bool {
+    let lines: Vec<&str> = text.lines().map(str::trim).collect();
+    let mut above = lines[..line - 1].iter().rev().peekable();
+    while let Some(candidate) = above.next() {
+        if candidate.starts_with("//") {
+            let rest = above.take_while(|candidate| candidate.starts_with("//"));
+            return [candidate]
+                .into_iter()
+                .chain(rest)
+                .any(|comment| comment.contains("SAFETY:"));
+        }
+        if candidate.is_empty() || candidate.ends_with([';', '{', '}']) {
+            return false;
+        }
+    }
+    false
+}
+
+/// Every breach of the rules in `file` (relative to `src/`), as `file:line: what`.
+pub fn breaches(file: &str, text: &str) -> Vec<String> {
+    let module = module_of(file);
+    let mut findings = Findings::default();
+    let tokens = text
+        .parse()
+        .unwrap_or_else(|error| panic!("{file} is not Rust: {error}"));
+    findings.collect(tokens, &module);
+
+    let mut breaches = Vec::new();
+    let mut breach =
+        |line: usize, what: String| breaches.push(format!("src/{file}:{line}: {what}"));
+
+    // The root of the library declares the modules and is bound by no layer.
+    if let Some(top) = module.first() {
+        let Some((_, allowed)) = LAYERS.iter().find(|(name, _)| name == top) else {
+            return vec![format!(
+                "src/{file}:1: the module {top} has no place in LAYERS of tests/house/rules.rs"
+            )];
+        };
+        for FoundPath { segments, line } in &findings.paths {
+            let imported = segments.get(1).filter(|_| segments[0] == "crate");
+            if let Some(imported) =
+                imported.filter(|name| LAYERS.iter().any(|(layer, _)| layer == name))
+                && imported != top
+                && !allowed.contains(&imported.as_str())
+            {
+                breach(
+                    *line,
+                    format!("{top} imports {imported}: imports run downward only"),
+                );
+            }
+            for (name, users) in CONFINED {
+                if segments[0] == *name && !users.contains(&top.as_str()) {
+                    breach(
+                        *line,
+                        format!(
+                            "{top} names {name}, which belongs to {}",
+                            users.join(" and ")
+                        ),
+                    );
+                }
+            }
+            if WITHOUT_IO.iter().any(|pure| starts_with(&module, pure))
+                && IO.iter().any(|io| starts_with(segments, io))
+            {
+                breach(
+                    *line,
+                    format!("{} does I/O: {}", module.join("::"), segments.join("::")),
+                );
+            }
+            for (from, to) in STRANGERS {
+                if starts_with(&module, from)
+                    && segments[0] == "crate"
+                    && starts_with(&segments[1..], to)
+                {
+                    breach(
+                        *line,
+                        format!("{} imports {}", from.join("::"), to.join("::")),
+                    );
+                }
+            }
+        }
+        if top != UNSAFE_MODULE {
+            for line in &findings.unsafe_lines {
+                breach(*line, format!("unsafe outside src/{UNSAFE_MODULE}"));
+            }
+        }
+    }
+    for line in &findings.unsafe_block_lines {
+        if !has_safety_comment(text, *line) {
+            breach(
+                *line,
+                String::from("unsafe without a SAFETY comment above it"),
+            );
+        }
+    }
+    breaches
+}
