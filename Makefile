@@ -1,0 +1,103 @@
+# rcm: see `make help`.
+
+PREFIX  ?= /usr/local
+DESTDIR ?=
+
+# Where runc's own `make install` puts a runtime: engines look for it on root's PATH.
+SBINDIR  = $(DESTDIR)$(PREFIX)/sbin
+MANDIR   = $(DESTDIR)$(PREFIX)/share/man/man8
+BASHDIR  = $(DESTDIR)$(PREFIX)/share/bash-completion/completions
+ZSHDIR   = $(DESTDIR)$(PREFIX)/share/zsh/site-functions
+FISHDIR  = $(DESTDIR)$(PREFIX)/share/fish/vendor_completions.d
+
+CARGO      ?= cargo
+INSTALL    ?= install
+TARGET_DIR := $(or $(CARGO_TARGET_DIR),target)
+BINARY     := $(TARGET_DIR)/release/rcm
+# Man pages and completions, written by the binary itself.
+ASSETS     := $(TARGET_DIR)/assets
+SOURCES    := Cargo.toml Cargo.lock $(wildcard build.rs) $(shell find src -name '*.rs')
+# Tests that cannot run here say so in this file: cargo shows no output of tests that pass.
+SKIP_LOG   := $(abspath $(TARGET_DIR))/skips.log
+MSRV       := $(shell sed -n 's/^rust-version *= *"\(.*\)"/\1/p' Cargo.toml)
+
+# The tests need root. An ordinary user compiles as himself, and only the test programs run through sudo.
+ifneq ($(shell id -u),0)
+HOST := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p' | tr 'a-z-' 'A-Z_')
+export CARGO_HOME ?= $(HOME)/.cargo
+export CARGO_TARGET_$(HOST)_RUNNER ?= sudo --preserve-env
+SUDO := sudo --preserve-env
+UNPRIVILEGED := env -u CARGO_TARGET_$(HOST)_RUNNER
+endif
+
+.DEFAULT_GOAL := build
+.DELETE_ON_ERROR:
+
+.PHONY: build
+build: $(ASSETS) ## Build the release binary, its man pages and shell completions (the default)
+
+# A plain file rule, so that `sudo make install` needs no Rust toolchain of root's after `make build`.
+$(BINARY): $(SOURCES)
+	$(CARGO) build --release --locked
+	@touch $@
+
+$(ASSETS): $(BINARY)
+	@rm -rf $@
+	@mkdir -p $@/man $@/completion
+	$(BINARY) generate man $@/man
+	$(BINARY) generate completion $@/completion
+	@touch $@
+
+.PHONY: install
+install: build ## Install binary, man pages and completions (PREFIX=/usr/local, DESTDIR=)
+	$(INSTALL) -d $(SBINDIR) $(MANDIR) $(BASHDIR) $(ZSHDIR) $(FISHDIR)
+	$(INSTALL) -m 755 $(BINARY) $(SBINDIR)/rcm
+	$(INSTALL) -m 644 $(ASSETS)/man/*.8 $(MANDIR)
+	$(INSTALL) -m 644 $(ASSETS)/completion/rcm.bash $(BASHDIR)/rcm
+	$(INSTALL) -m 644 $(ASSETS)/completion/_rcm $(ZSHDIR)/_rcm
+	$(INSTALL) -m 644 $(ASSETS)/completion/rcm.fish $(FISHDIR)/rcm.fish
+
+.PHONY: uninstall
+uninstall: ## Remove what `make install` put there (same PREFIX and DESTDIR)
+	rm -f $(SBINDIR)/rcm $(MANDIR)/rcm.8 $(MANDIR)/rcm-*.8
+	rm -f $(BASHDIR)/rcm $(ZSHDIR)/_rcm $(FISHDIR)/rcm.fish
+
+.PHONY: deps
+deps: ## Install system packages and a CRIU that works on the running kernel
+	@scripts/deps.sh
+
+.PHONY: check
+check: ## Formatting, clippy, rustdoc and the rules of the source tree; needs no root
+	$(CARGO) fmt --check
+	$(CARGO) clippy --locked --all-targets -- -D warnings
+	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --locked --no-deps --document-private-items
+	$(UNPRIVILEGED) $(CARGO) test --locked --test house
+
+.PHONY: test
+test: deps ## Build and run all tests, those that need root and CRIU included
+	@mkdir -p $(TARGET_DIR) && : > $(SKIP_LOG)
+	RCM_SKIP_LOG=$(SKIP_LOG) $(CARGO) test --locked --no-fail-fast
+	@cat $(SKIP_LOG)
+
+.PHONY: msrv
+msrv: ## Compile with the oldest supported Rust (needs rustup)
+	rustup toolchain install $(MSRV) --profile minimal --no-self-update
+	rustup run $(MSRV) cargo check --locked --all-targets --target-dir $(TARGET_DIR)/msrv
+
+.PHONY: bench
+bench: deps build ## Measure rcm beside runc and youki
+	RCM_BENCH_YOUKI="$$(scripts/bench-tools.sh)" $(CARGO) bench --locked
+
+.PHONY: demo
+demo: deps build ## Move a running container between two hosts on this machine
+	$(SUDO) env RCM="$(abspath $(BINARY))" scripts/demo.sh
+
+.PHONY: clean
+clean: ## Remove everything that was built
+	$(CARGO) clean
+
+.PHONY: help
+help: ## List the targets
+	@echo 'usage: make [TARGET] [VARIABLE=VALUE]...'
+	@echo
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

@@ -1,0 +1,26 @@
+#!/usr/bin/env bash
+#
+# Provide what the benchmarks compare rcm with and no distribution ships: youki, the runtime on the same library.
+#
+# Built from the registry into target/bench-tools, once. The last line of standard output is the path of its binary.
+
+set -euo pipefail
+
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+. scripts/lib.sh
+
+# The version whose libcontainer rcm uses.
+readonly VERSION=0.7.0
+
+root=${CARGO_TARGET_DIR:-target}/bench-tools
+case $root in /*) ;; *) root=$PWD/$root ;; esac
+youki=$root/bin/youki
+
+if ! "$youki" --version 2>/dev/null | grep -F "$VERSION" >/dev/null; then
+    say "building youki $VERSION into $root, once" >&2
+    # The features that rcm builds libcontainer with, so that the two differ in the runtime only.
+    cargo install youki --version "$VERSION" --locked --root "$root" --target-dir "$root/build" \
+        --no-default-features --features v1,v2,systemd,seccomp,cgroupsv2_devices >&2
+    rm -rf "$root/build"
+fi
+printf '%s\n' "$youki"
