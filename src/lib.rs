@@ -1,1 +1,20 @@
-//! x
+//! rcm runs containers like `runc` and moves them, running, between hosts.
+//!
+//! The crate is one binary with a library behind it. Imports run downward only:
+//!
+//! ```text
+//! main -> cli -> migrate -> runtime -> criu, image -> sys
+//! ```
+//!
+//! * [`cli`]: one file per verb; turns arguments into a request and prints the answer.
+//! * [`migrate`]: the migration protocol, its two ends and its journal.
+//! * [`runtime`]: containers on this host, on top of `libcontainer`.
+//! * [`criu`]: CRIU's RPC protocol.
+//! * [`image`]: what lies in an image store.
+//! * [`sys`]: system calls; every `unsafe` block of the crate.
+#![deny(unsafe_code)]
+
+pub mod cli;
+pub mod logging;
+pub mod runtime;
+pub mod sys;

@@ -1,0 +1,297 @@
+//! The command line: runc's verbs and flags, and rcm's own.
+//!
+//! One file per verb turns arguments into a request to [`crate::runtime`] or [`crate::migrate`] and prints the answer.
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::Context;
+use clap::error::ErrorKind;
+use clap::{CommandFactory, Parser, Subcommand};
+
+use crate::logging::{self, LogFormat};
+use crate::runtime::Container;
+
+mod create;
+mod delete;
+mod exec;
+mod generate;
+mod kill;
+mod list;
+mod pause;
+mod resume;
+mod run;
+mod start;
+mod state;
+mod version;
+
+/// The exit status of a command that failed, as runc's.
+const FAILED: u8 = 1;
+
+/// Runs containers like runc and moves them, running, between hosts.
+#[derive(Debug, Parser)]
+#[command(
+    name = "rcm",
+    about = "Open Container Initiative runtime with live migration",
+    long_about = "rcm runs applications packaged according to the Open Container Initiative (OCI) format, as runc does, and moves running \
+                  containers between hosts.\n\nContainers are configured using bundles. A bundle is a directory that has a specification file \
+                  named \"config.json\" and a root filesystem.",
+    disable_version_flag = true,
+    disable_help_subcommand = false,
+    subcommand_required = false,
+    max_term_width = 120
+)]
+pub struct Cli {
+    #[command(flatten)]
+    global: GlobalArgs,
+    /// Print the version.
+    #[arg(long, short = 'v')]
+    version: bool,
+    #[command(subcommand)]
+    command: Option<Command>,
+}
+
+#[derive(Debug, clap::Args)]
+struct GlobalArgs {
+    /// Enable debug logging
+    #[arg(long)]
+    debug: bool,
+    /// Set the log file to write rcm logs to (default is stderr)
+    #[arg(long, value_name = "FILE")]
+    log: Option<PathBuf>,
+    /// Set the log format
+    #[arg(long, value_name = "FORMAT", value_enum, default_value_t)]
+    log_format: LogFormat,
+    /// Root directory for storage of container state; it should be on tmpfs (default is /run/rcm, or $XDG_RUNTIME_DIR/rcm for users)
+    #[arg(long, value_name = "DIR")]
+    root: Option<PathBuf>,
+    /// Path to the criu binary (default is $RCM_CRIU, then the PATH)
+    #[arg(long, value_name = "PATH")]
+    criu: Option<PathBuf>,
+    /// Enable systemd cgroup support; cgroupsPath is then of the form "slice:prefix:name"
+    #[arg(long)]
+    systemd_cgroup: bool,
+    /// Ignore cgroup permission errors: true, false, or auto
+    #[arg(long, value_name = "CHOICE", default_value = "auto", value_parser = ["true", "false", "auto"])]
+    rootless: String,
+}
+
+/// One is made per process: its size does not matter.
+#[allow(clippy::large_enum_variant)]
+#[derive(Debug, Subcommand)]
+enum Command {
+    Create(create::Args),
+    Delete(delete::Args),
+    Exec(exec::Args),
+    Kill(kill::Args),
+    List(list::Args),
+    Pause(pause::Args),
+    Resume(resume::Args),
+    Run(run::Args),
+    Start(start::Args),
+    State(state::Args),
+    #[command(hide = true)]
+    Generate(generate::Args),
+}
+
+impl Command {
+    /// Whether rcm's own code executes inside a container: then the container must not be able to write to rcm's binary through
+    /// `/proc/PID/exe` (CVE-2019-5736).
+    fn enters_container(&self) -> bool {
+        matches!(self, Self::Create(_) | Self::Run(_) | Self::Exec(_))
+    }
+}
+
+/// What every verb needs to know.
+#[derive(Debug)]
+pub struct Globals {
+    /// The state directory.
+    pub root: PathBuf,
+    /// Whether `--root` was given: runc takes only a default that does not exist for an empty one.
+    pub root_given: bool,
+    /// Whether systemd manages the cgroups of new containers.
+    pub systemd_cgroup: bool,
+    /// The CRIU that the user named.
+    pub criu: Option<PathBuf>,
+    /// Whether debug records are written.
+    pub debug: bool,
+    /// Whether the log goes to a file instead of stderr.
+    pub log_to_file: bool,
+}
+
+impl Globals {
+    fn new(args: GlobalArgs) -> Self {
+        let default = || match std::env::var_os("XDG_RUNTIME_DIR") {
+            Some(dir) if !dir.is_empty() && !nix::unistd::geteuid().is_root() => {
+                Path::new(&dir).join("rcm")
+            }
+            _ => PathBuf::from("/run/rcm"),
+        };
+        Self {
+            root_given: args.root.is_some(),
+            root: args.root.map_or_else(default, absolute),
+            systemd_cgroup: args.systemd_cgroup,
+            criu: args.criu,
+            debug: args.debug,
+            log_to_file: args.log.is_some(),
+        }
+    }
+
+    /// Loads the container called `id`.
+    fn load(&self, id: &str) -> anyhow::Result<Container> {
+        Ok(Container::load(&self.root, id)?)
+    }
+}
+
+/// A path that stays right when the working directory changes.
+fn absolute(path: PathBuf) -> PathBuf {
+    std::path::absolute(&path).unwrap_or(path)
+}
+
+/// Runs the command line of this process and returns its exit status.
+#[must_use]
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return usage(&error),
+    };
+    if cli.version {
+        version::print();
+        return ExitCode::SUCCESS;
+    }
+    if let Err(error) = logging::init(
+        cli.global.log.as_deref(),
+        cli.global.log_format,
+        cli.global.debug,
+    ) {
+        let path = cli.global.log.unwrap_or_default();
+        eprintln!(
+            "cannot open the log file {} (--log): {error}",
+            path.display()
+        );
+        return ExitCode::from(FAILED);
+    }
+    let globals = Globals::new(cli.global);
+    let Some(command) = cli.command else {
+        // As runc: without a command the help is the answer, not an error.
+        return match Cli::command().print_help() {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(_) => ExitCode::from(FAILED),
+        };
+    };
+    if command.enters_container()
+        && let Err(error) = pentacle::ensure_sealed()
+    {
+        return fail(
+            &globals,
+            FAILED,
+            &anyhow::anyhow!("cannot protect the rcm binary from the container: {error}"),
+        );
+    }
+    let failed = command.failure_status();
+    match dispatch(&globals, command) {
+        // Statuses beyond a byte do not exist.
+        Ok(status) => ExitCode::from(u8::try_from(status & 0xff).unwrap_or(FAILED)),
+        Err(error) => fail(&globals, failed, &error),
+    }
+}
+
+impl Command {
+    /// runc exits with 255 where `exec` itself fails, to tell this from the process's own status.
+    fn failure_status(&self) -> u8 {
+        match self {
+            Self::Exec(_) => 255,
+            _ => FAILED,
+        }
+    }
+}
+
+fn dispatch(globals: &Globals, command: Command) -> anyhow::Result<i32> {
+    match command {
+        Command::Create(args) => create::run(globals, args).context("rcm create failed"),
+        Command::Delete(args) => delete::run(globals, args),
+        Command::Exec(args) => exec::run(globals, args).context("exec failed"),
+        Command::Generate(args) => generate::run(args),
+        Command::Kill(args) => kill::run(globals, args),
+        Command::List(args) => list::run(globals, args),
+        Command::Pause(args) => pause::run(globals, args),
+        Command::Resume(args) => resume::run(globals, args),
+        Command::Run(args) => run::run(globals, args).context("rcm run failed"),
+        Command::Start(args) => start::run(globals, args),
+        Command::State(args) => state::run(globals, args),
+    }
+}
+
+/// Reports a failure: one error record, and the sentence on stderr where the log is elsewhere.
+fn fail(globals: &Globals, status: u8, error: &anyhow::Error) -> ExitCode {
+    let sentence = crate::runtime::engine::chain(error.as_ref());
+    tracing::error!("{sentence}");
+    if globals.log_to_file {
+        eprintln!("{sentence}");
+    }
+    ExitCode::from(status)
+}
+
+/// Answers `--help`, and reports wrong usage as runc does: one record, the usage below it.
+fn usage(error: &clap::Error) -> ExitCode {
+    if matches!(
+        error.kind(),
+        ErrorKind::DisplayHelp | ErrorKind::DisplayVersion
+    ) {
+        return match error.print() {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(_) => ExitCode::from(FAILED),
+        };
+    }
+    let (log, format) = log_arguments();
+    if logging::init(log.as_deref(), format, false).is_ok() {
+        let text = error.render().to_string();
+        let (sentence, rest) = text.split_once("\n\n").unwrap_or((&text, ""));
+        let sentence: Vec<_> = sentence
+            .trim_start_matches("error: ")
+            .split_whitespace()
+            .collect();
+        tracing::error!("incorrect usage: {}", sentence.join(" "));
+        if log.is_some() {
+            eprintln!("incorrect usage: {}", sentence.join(" "));
+        }
+        eprintln!("{}", rest.trim_end());
+    } else {
+        // Nothing better is left than the parser's own words.
+        let _ = error.print();
+    }
+    ExitCode::from(FAILED)
+}
+
+/// `--log` and `--log-format` of a command line that does not parse: the record must reach the engine all the same.
+fn log_arguments() -> (Option<PathBuf>, LogFormat) {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let value = |name: &str| {
+        let with_equals = format!("{name}=");
+        arguments.iter().enumerate().find_map(|(index, argument)| {
+            argument
+                .strip_prefix(&with_equals)
+                .map(str::to_owned)
+                .or_else(|| {
+                    (argument == name)
+                        .then(|| arguments.get(index + 1).cloned())
+                        .flatten()
+                })
+        })
+    };
+    let format = match value("--log-format").as_deref() {
+        Some("json") => LogFormat::Json,
+        _ => LogFormat::Text,
+    };
+    (value("--log").map(PathBuf::from), format)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}

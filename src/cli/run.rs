@@ -1,0 +1,69 @@
+use crate::runtime::create::{self, Created};
+use crate::runtime::foreground::Foreground;
+use crate::runtime::{Container, delete, engine, start};
+use crate::sys::process::become_subreaper;
+
+use super::Globals;
+use super::create::CreateArgs;
+
+/// Create and run a container
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    #[command(flatten)]
+    create: CreateArgs,
+    /// Detach from the container's process
+    #[arg(long, short)]
+    detach: bool,
+    /// Do not delete the container after it exits
+    #[arg(long)]
+    keep: bool,
+    /// Do not reap the processes that the container leaves behind
+    #[arg(long)]
+    no_subreaper: bool,
+}
+
+pub fn run(globals: &Globals, args: Args) -> anyhow::Result<i32> {
+    if !args.no_subreaper
+        && let Err(errno) = become_subreaper()
+    {
+        tracing::warn!("cannot become a subreaper: {errno}");
+    }
+    let request = args.create.request(globals, args.detach);
+    let Created {
+        container,
+        terminal,
+    } = create::create(&request)?;
+    let result = (|| {
+        let pid = container.live_init()?;
+        if args.detach {
+            start::start(&container)?;
+            return Ok(0);
+        }
+        let foreground = Foreground::watch(pid)?;
+        start::start(&container)?;
+        foreground.wait(terminal)
+    })();
+    match result {
+        Ok(status) => {
+            if !args.detach && !args.keep {
+                remove(&container);
+            }
+            Ok(status)
+        }
+        Err(error) => {
+            remove(&container);
+            Err(error.into())
+        }
+    }
+}
+
+/// The container's process has ended or must not go on; what it did counts, not what is left.
+fn remove(container: &Container) {
+    if let Err(error) = delete::destroy_forcibly(container) {
+        tracing::warn!(
+            "cannot remove container {}: {}",
+            container.id(),
+            engine::chain(&error)
+        );
+    }
+}

@@ -1,0 +1,460 @@
+//! A container's control group: what is in it, freezing and killing it, taking it away.
+//!
+//! Limits are the engine's business (`libcgroups`). Here is what must be exact and fast: the freezer that fences a container
+//! and stops it for a checkpoint, and cleaning up.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::unistd::Pid;
+
+/// How often the freezer is asked. FROZEN is reached within 0.2 ms as a rule; a longer step would be downtime.
+const POLL_INTERVAL_DUR: Duration = Duration::from_micros(100);
+/// How long [`Cgroup::freeze`] waits: tasks in uninterruptible sleep (a dead NFS server) freeze only when they wake.
+const FREEZE_LIMIT_DUR: Duration = Duration::from_secs(10);
+/// How long [`Cgroup::remove`] waits for killed tasks to leave.
+const REMOVE_LIMIT_DUR: Duration = Duration::from_secs(10);
+
+/// A control group refused.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CgroupError {
+    /// Reading or writing one of its files failed.
+    #[error("cannot {action} {path}")]
+    File {
+        /// "read", "write", "remove".
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// It has no freezer: neither cgroup v2 nor the v1 controller.
+    #[error(
+        "the cgroup has no freezer: neither cgroup v2 nor the v1 freezer controller is mounted"
+    )]
+    NoFreezer,
+    /// Its tasks did not freeze.
+    #[error(
+        "{path} was not frozen within {limit_dur:?}: a task may sleep in the kernel, see /proc/PID/stack of those in cgroup.procs"
+    )]
+    NotFrozen {
+        /// The freezer's directory.
+        path: PathBuf,
+        /// How long was waited.
+        limit_dur: Duration,
+    },
+    /// The engine's manager refused.
+    #[error("{reason}")]
+    Manager {
+        /// Its sentence.
+        reason: String,
+    },
+}
+
+type Result<T> = std::result::Result<T, CgroupError>;
+
+/// The directories of one control group.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cgroup {
+    paths: BTreeMap<String, PathBuf>,
+}
+
+impl Cgroup {
+    /// A group from its directories by controller: `memory` and so on, `name=systemd` for a named hierarchy of cgroup v1, an empty key
+    /// for cgroup v2.
+    #[must_use]
+    pub fn new(paths: BTreeMap<String, PathBuf>) -> Self {
+        Self { paths }
+    }
+
+    /// The group that a process is in, from `/proc/PID/cgroup` and the mounts of the cgroup file systems.
+    ///
+    /// # Errors
+    /// Where `/proc` cannot be read.
+    pub fn of_process(pid: Pid) -> Result<Self> {
+        let membership_path = PathBuf::from(format!("/proc/{pid}/cgroup"));
+        let membership =
+            fs::read_to_string(&membership_path).map_err(file("read", &membership_path))?;
+        Ok(Self::new(resolve(&membership, &hierarchies()?)))
+    }
+
+    /// The group `path`, absolute in every hierarchy, whether it exists or not.
+    ///
+    /// # Errors
+    /// Where the mounts cannot be read.
+    pub fn at(path: &Path) -> Result<Self> {
+        let relative = path.strip_prefix("/").unwrap_or(path);
+        let unified = Path::new("/sys/fs/cgroup/cgroup.controllers").exists();
+        let paths = hierarchies()?
+            .into_iter()
+            // The empty v2 hierarchy of a hybrid set-up is not used: no controller is in it.
+            .filter(|hierarchy| hierarchy.controllers.contains("") == unified)
+            .filter(|hierarchy| {
+                !hierarchy
+                    .controllers
+                    .iter()
+                    .any(|name| name.starts_with("name="))
+            })
+            .flat_map(|hierarchy| {
+                let dir = hierarchy.mount_point.join(relative);
+                hierarchy
+                    .controllers
+                    .into_iter()
+                    .map(move |controller| (controller, dir.clone()))
+            })
+            .collect();
+        Ok(Self::new(paths))
+    }
+
+    /// The directories by controller.
+    #[must_use]
+    pub fn paths(&self) -> &BTreeMap<String, PathBuf> {
+        &self.paths
+    }
+
+    /// Whether this is a group of cgroup v2.
+    #[must_use]
+    pub fn is_v2(&self) -> bool {
+        self.paths.keys().all(String::is_empty) && !self.paths.is_empty()
+    }
+
+    /// The directory of a v1 controller, or the v2 directory.
+    #[must_use]
+    pub fn dir(&self, controller: &str) -> Option<&Path> {
+        let key = if self.is_v2() { "" } else { controller };
+        self.paths.get(key).map(PathBuf::as_path)
+    }
+
+    /// The directory that has the freezer's files.
+    ///
+    /// # Errors
+    /// [`CgroupError::NoFreezer`].
+    pub fn freezer_dir(&self) -> Result<&Path> {
+        self.dir("freezer").ok_or(CgroupError::NoFreezer)
+    }
+
+    /// Whether any of its directories exists.
+    #[must_use]
+    pub fn exists(&self) -> bool {
+        self.paths.values().any(|path| path.exists())
+    }
+
+    /// The processes in the group and below it.
+    ///
+    /// # Errors
+    /// Where a file cannot be read; a group that does not exist has none.
+    pub fn pids(&self) -> Result<Vec<Pid>> {
+        // All controllers hold the same processes. The freezer's list is the one that matters: it is what a fence covers.
+        let dir = match self.dir("freezer").or_else(|| self.dir("devices")) {
+            Some(dir) => dir,
+            None => match self.paths.values().next() {
+                Some(dir) => dir,
+                None => return Ok(Vec::new()),
+            },
+        };
+        let mut pids = BTreeSet::new();
+        for dir in subtree(dir) {
+            read_procs(&dir, &mut pids)?;
+        }
+        Ok(pids.into_iter().map(Pid::from_raw).collect())
+    }
+
+    /// Stops every task of the group and waits until all are stopped.
+    ///
+    /// # Errors
+    /// [`CgroupError::NotFrozen`] after ten seconds: the group is thawed again then.
+    pub fn freeze(&self) -> Result<()> {
+        self.set_frozen(true)?;
+        let deadline = Instant::now() + FREEZE_LIMIT_DUR;
+        while !self.is_frozen() {
+            if Instant::now() > deadline {
+                self.thaw()?;
+                return Err(CgroupError::NotFrozen {
+                    path: self.freezer_dir()?.to_path_buf(),
+                    limit_dur: FREEZE_LIMIT_DUR,
+                });
+            }
+            if !self.is_v2() {
+                // The v1 freezer may stay in FREEZING when a task was forked meanwhile; asking again completes it
+                // (Documentation/admin-guide/cgroup-v1/freezer-subsystem.rst).
+                self.set_frozen(true)?;
+            }
+            thread::sleep(POLL_INTERVAL_DUR);
+        }
+        Ok(())
+    }
+
+    /// Lets the tasks go on.
+    ///
+    /// # Errors
+    /// Where the freezer's file cannot be written.
+    pub fn thaw(&self) -> Result<()> {
+        self.set_frozen(false)
+    }
+
+    fn set_frozen(&self, frozen: bool) -> Result<()> {
+        let dir = self.freezer_dir()?;
+        let (name, value) = match (self.is_v2(), frozen) {
+            (true, true) => ("cgroup.freeze", "1"),
+            (true, false) => ("cgroup.freeze", "0"),
+            (false, true) => ("freezer.state", "FROZEN"),
+            (false, false) => ("freezer.state", "THAWED"),
+        };
+        write(&dir.join(name), value)
+    }
+
+    /// Whether all tasks are stopped by this group's own freezer.
+    #[must_use]
+    pub fn is_frozen(&self) -> bool {
+        let Ok(dir) = self.freezer_dir() else {
+            return false;
+        };
+        if self.is_v2() {
+            fs::read_to_string(dir.join("cgroup.events"))
+                .is_ok_and(|events| events.lines().any(|line| line == "frozen 1"))
+        } else {
+            fs::read_to_string(dir.join("freezer.state"))
+                .is_ok_and(|state| state.trim() == "FROZEN")
+        }
+    }
+
+    /// Sends SIGKILL to every process of the group. Frozen ones of cgroup v1 die when they are thawed, which this does.
+    ///
+    /// # Errors
+    /// Where the group's files cannot be used.
+    pub fn kill_all(&self) -> Result<()> {
+        if !self.exists() {
+            return Ok(());
+        }
+        if self.is_v2()
+            && let Some(dir) = self.dir("")
+            // Linux 5.14.
+            && fs::write(dir.join("cgroup.kill"), "1").is_ok()
+        {
+            return Ok(());
+        }
+        // Freezing closes the race with processes that fork; a group that cannot be frozen is killed all the same.
+        let _ = self.set_frozen(true);
+        for pid in self.pids()? {
+            // A process that is gone is what is wanted.
+            let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
+        }
+        let _ = self.set_frozen(false);
+        Ok(())
+    }
+
+    /// Removes the group with all groups below it, waiting up to ten seconds for killed processes to leave.
+    ///
+    /// # Errors
+    /// Where a directory cannot be removed, `EBUSY` when processes are left.
+    pub fn remove(&self) -> Result<()> {
+        let deadline = Instant::now() + REMOVE_LIMIT_DUR;
+        let dirs: BTreeSet<&PathBuf> = self.paths.values().collect();
+        for top in dirs {
+            for dir in subtree(top).into_iter().rev() {
+                remove_dir_until(&dir, deadline)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn remove_dir_until(dir: &Path, deadline: Instant) -> Result<()> {
+    let mut pause_dur = Duration::from_micros(200);
+    loop {
+        match fs::remove_dir(dir) {
+            Ok(()) => return Ok(()),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error)
+                if error.raw_os_error() == Some(Errno::EBUSY as i32)
+                    && Instant::now() < deadline =>
+            {
+                thread::sleep(pause_dur);
+                pause_dur = (pause_dur * 2).min(Duration::from_millis(50));
+            }
+            Err(error) => return Err(file("remove", dir)(error)),
+        }
+    }
+}
+
+/// The directory and all below it, parents before children. What cannot be read is left out.
+fn subtree(top: &Path) -> Vec<PathBuf> {
+    walkdir::WalkDir::new(top)
+        .into_iter()
+        .filter_map(std::result::Result::ok)
+        .filter(|entry| entry.file_type().is_dir())
+        .map(walkdir::DirEntry::into_path)
+        .collect()
+}
+
+fn read_procs(dir: &Path, pids: &mut BTreeSet<i32>) -> Result<()> {
+    let path = dir.join("cgroup.procs");
+    match fs::read_to_string(&path) {
+        Ok(text) => {
+            pids.extend(text.lines().filter_map(|line| line.parse::<i32>().ok()));
+            Ok(())
+        }
+        // Gone meanwhile, or a threaded group of cgroup v2, whose processes its domain lists.
+        Err(error)
+            if error.kind() == io::ErrorKind::NotFound
+                || error.raw_os_error() == Some(Errno::ENODEV as i32)
+                || error.raw_os_error() == Some(Errno::EOPNOTSUPP as i32) =>
+        {
+            Ok(())
+        }
+        Err(error) => Err(file("read", &path)(error)),
+    }
+}
+
+fn write(path: &Path, value: &str) -> Result<()> {
+    fs::write(path, value).map_err(file("write", path))
+}
+
+fn file(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> CgroupError {
+    let path = path.to_path_buf();
+    move |source| CgroupError::File {
+        action,
+        path,
+        source,
+    }
+}
+
+/// One mounted hierarchy.
+#[derive(Debug)]
+struct Hierarchy {
+    mount_point: PathBuf,
+    /// The group that is mounted: `/` unless this host is a container itself.
+    root: PathBuf,
+    /// Controllers, or `name=...`; one empty name for cgroup v2.
+    controllers: BTreeSet<String>,
+}
+
+fn hierarchies() -> Result<Vec<Hierarchy>> {
+    let path = Path::new("/proc/self/mountinfo");
+    let mounts = procfs::process::Process::myself()
+        .and_then(|me| me.mountinfo())
+        .map_err(|error| file("read", path)(io::Error::other(error)))?;
+    Ok(mounts
+        .into_iter()
+        .filter_map(|mount| {
+            let controllers = match mount.fs_type.as_str() {
+                "cgroup2" => BTreeSet::from([String::new()]),
+                "cgroup" => mount
+                    .super_options
+                    .iter()
+                    .filter(|(key, _)| {
+                        !matches!(
+                            key.as_str(),
+                            "rw" | "ro" | "xattr" | "release_agent" | "clone_children"
+                        )
+                    })
+                    .map(|(key, value)| match value {
+                        Some(value) => format!("{key}={value}"),
+                        None => key.clone(),
+                    })
+                    .collect(),
+                _ => return None,
+            };
+            Some(Hierarchy {
+                mount_point: mount.mount_point,
+                root: mount.root.into(),
+                controllers,
+            })
+        })
+        .collect())
+}
+
+/// Directories from the text of `/proc/PID/cgroup` (cgroups(7)): `id:controllers:path` lines.
+fn resolve(membership: &str, hierarchies: &[Hierarchy]) -> BTreeMap<String, PathBuf> {
+    let has_v1_controllers = membership
+        .lines()
+        .any(|line| !line.starts_with("0::") && !line.contains(":name="));
+    let mut paths = BTreeMap::new();
+    for line in membership.lines() {
+        let mut fields = line.splitn(3, ':');
+        let (Some(_), Some(controllers), Some(path)) =
+            (fields.next(), fields.next(), fields.next())
+        else {
+            continue;
+        };
+        // Where v1 controllers are mounted, the v2 hierarchy beside them has none.
+        if controllers.is_empty() && has_v1_controllers {
+            continue;
+        }
+        for controller in controllers.split(',') {
+            let Some(hierarchy) = hierarchies
+                .iter()
+                .find(|hierarchy| hierarchy.controllers.contains(controller))
+            else {
+                continue;
+            };
+            let below = Path::new(path)
+                .strip_prefix(&hierarchy.root)
+                .or_else(|_| Path::new(path).strip_prefix("/"))
+                .unwrap_or(Path::new(path));
+            let dir = hierarchy.mount_point.join(below);
+            // A process in the root group of a hierarchy was never put anywhere there: that group is not the container's.
+            if dir != hierarchy.mount_point {
+                paths.insert(controller.to_owned(), dir);
+            }
+        }
+    }
+    paths
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn hierarchy(mount_point: &str, root: &str, controllers: &[&str]) -> Hierarchy {
+        Hierarchy {
+            mount_point: mount_point.into(),
+            root: root.into(),
+            controllers: controllers.iter().map(|name| (*name).to_owned()).collect(),
+        }
+    }
+
+    #[test]
+    fn v1_paths_by_controller() {
+        let hierarchies = [
+            hierarchy("/sys/fs/cgroup/cpu,cpuacct", "/", &["cpu", "cpuacct"]),
+            hierarchy("/sys/fs/cgroup/memory", "/", &["memory"]),
+            hierarchy("/sys/fs/cgroup/unified", "/", &[""]),
+        ];
+        let paths = resolve("5:cpu,cpuacct:/x/c\n4:memory:/x/c\n0::/\n", &hierarchies);
+        assert_eq!(paths.len(), 3);
+        assert_eq!(paths["cpu"], Path::new("/sys/fs/cgroup/cpu,cpuacct/x/c"));
+        assert_eq!(paths["memory"], Path::new("/sys/fs/cgroup/memory/x/c"));
+        assert!(!Cgroup::new(paths).is_v2());
+    }
+
+    #[test]
+    fn v2_has_one_directory() {
+        let paths = resolve("0::/x/c\n", &[hierarchy("/sys/fs/cgroup", "/", &[""])]);
+        let cgroup = Cgroup::new(paths);
+        assert!(cgroup.is_v2());
+        assert_eq!(cgroup.dir("memory"), Some(Path::new("/sys/fs/cgroup/x/c")));
+    }
+
+    #[test]
+    fn a_mounted_subtree_is_stripped() {
+        let paths = resolve(
+            "0::/docker/abc/c\n",
+            &[hierarchy("/sys/fs/cgroup", "/docker/abc", &[""])],
+        );
+        assert_eq!(paths[""], Path::new("/sys/fs/cgroup/c"));
+    }
+
+    #[test]
+    fn the_root_group_is_nobodys() {
+        let paths = resolve("4:memory:/\n", &[hierarchy("/m", "/", &["memory"])]);
+        assert!(paths.is_empty());
+    }
+}

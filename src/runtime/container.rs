@@ -1,0 +1,393 @@
+//! A container that rcm knows: its record on disk and what it is now.
+//!
+//! The directory `<root>/<id>`, root-only, holds
+//!
+//! | file | what it is |
+//! | --- | --- |
+//! | `state.json` | the [`Record`], replaced atomically |
+//! | `config.json` | the OCI spec as the bundle had it when the container was created |
+//! | `notify.sock` | the socket that `start` writes to; it is there as long as the container was not started |
+//!
+//! The [`Status`] is never stored: it follows from whether the first process executes, from the freezer and from the socket, so
+//! that it tells the truth whatever died on the way.
+
+use std::collections::{BTreeMap, HashMap};
+use std::fmt;
+use std::fs;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+
+use chrono::{DateTime, Utc};
+use libcontainer::notify_socket::NOTIFY_FILE;
+use nix::unistd::Pid;
+use oci_spec::runtime::Spec;
+use serde::{Deserialize, Serialize};
+
+use super::cgroup::Cgroup;
+use super::error::{Error, Result};
+use crate::sys;
+use crate::sys::process::{Liveness, ProcessId};
+
+const RECORD_FILE: &str = "state.json";
+const SPEC_FILE: &str = "config.json";
+
+/// What a container is at the moment.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Status {
+    /// `create` is at work.
+    Creating,
+    /// Set up; the user's program waits for `start`.
+    Created,
+    /// The user's program executes.
+    Running,
+    /// Frozen by `pause`.
+    Paused,
+    /// The first process has ended.
+    Stopped,
+}
+
+impl fmt::Display for Status {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Creating => "creating",
+            Self::Created => "created",
+            Self::Running => "running",
+            Self::Paused => "paused",
+            Self::Stopped => "stopped",
+        })
+    }
+}
+
+/// What rcm remembers of a container.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Record {
+    /// The version of the OCI runtime specification that `config.json` names.
+    pub oci_version: String,
+    /// The container's name, unique below its root.
+    pub id: String,
+    /// The container's first process; none while it is being created.
+    pub init: Option<ProcessId>,
+    /// The process that creates the container, to tell a creation at work from one that died.
+    pub creator: ProcessId,
+    /// The absolute path of the bundle.
+    pub bundle: PathBuf,
+    /// The absolute path of the root file system on the host.
+    pub rootfs: PathBuf,
+    /// When it was created.
+    pub created: DateTime<Utc>,
+    /// The annotations of the spec.
+    #[serde(default, skip_serializing_if = "HashMap::is_empty")]
+    pub annotations: HashMap<String, String>,
+    /// Whether systemd manages the cgroup.
+    pub systemd_cgroup: bool,
+    /// The cgroup as the engine's manager was given it (`linux.cgroupsPath` or its default).
+    pub cgroup_path: PathBuf,
+    /// The directories of the cgroup, by controller; one with an empty key on cgroup v2.
+    pub cgroup_paths: BTreeMap<String, PathBuf>,
+    /// Where the first process's stdin, stdout and stderr lead, as links of `/proc/PID/fd` have it: a restore finds
+    /// pipes and files from outside the container by these.
+    #[serde(default)]
+    pub descriptors: Vec<String>,
+    /// Whether the root was changed with `MS_MOVE` instead of pivot_root(2).
+    #[serde(default)]
+    pub no_pivot: bool,
+}
+
+/// A loaded container.
+#[derive(Debug, Clone)]
+pub struct Container {
+    dir: PathBuf,
+    record: Record,
+}
+
+/// Accepts the ids that runc accepts: letters, digits and `_+-.`, up to 1,024 of them, and no name that a path could be.
+///
+/// # Errors
+/// [`Error::EmptyId`], [`Error::InvalidId`].
+pub fn validate_id(id: &str) -> Result<()> {
+    const LONGEST: usize = 1024;
+    if id.is_empty() {
+        return Err(Error::EmptyId);
+    }
+    let proper = id
+        .bytes()
+        .all(|byte| byte.is_ascii_alphanumeric() || b"_+-.".contains(&byte));
+    if !proper || id == "." || id == ".." || id.len() > LONGEST {
+        return Err(Error::InvalidId);
+    }
+    Ok(())
+}
+
+impl Container {
+    /// Claims the id by creating `<root>/<id>` and stores the record and the spec there.
+    ///
+    /// # Errors
+    /// [`Error::Exist`] where the id is in use; errors of the file system. Nothing is left behind then.
+    pub(crate) fn claim(root: &Path, record: Record, spec_json: &[u8]) -> Result<Self> {
+        validate_id(&record.id)?;
+        make_private_dir(root, true).map_err(|source| Error::Root {
+            path: root.to_path_buf(),
+            source,
+        })?;
+        let dir = root.join(&record.id);
+        make_private_dir(&dir, false).map_err(|source| match source.kind() {
+            ErrorKind::AlreadyExists => Error::Exist,
+            _ => Error::File {
+                action: "create",
+                path: dir.clone(),
+                source,
+            },
+        })?;
+        let container = Self { dir, record };
+        let stored = container.save().and_then(|()| {
+            let path = container.dir.join(SPEC_FILE);
+            sys::file::replace_atomic(&path, spec_json, 0o600).map_err(Error::file("write", path))
+        });
+        if let Err(error) = stored {
+            // The first error is the one worth reporting.
+            let _ = fs::remove_dir_all(&container.dir);
+            return Err(error);
+        }
+        Ok(container)
+    }
+
+    /// Loads the container called `id` below `root`.
+    ///
+    /// # Errors
+    /// [`Error::NotExist`] where there is none, [`Error::DamagedState`] where its record cannot be read.
+    pub fn load(root: &Path, id: &str) -> Result<Self> {
+        validate_id(id)?;
+        let dir = root.join(id);
+        let path = dir.join(RECORD_FILE);
+        let text = fs::read(&path).map_err(|source| match source.kind() {
+            ErrorKind::NotFound | ErrorKind::NotADirectory => Error::NotExist,
+            _ => Error::File {
+                action: "read",
+                path: path.clone(),
+                source,
+            },
+        })?;
+        let record = serde_json::from_slice(&text).map_err(|source| Error::DamagedState {
+            id: id.to_owned(),
+            path,
+            source,
+        })?;
+        Ok(Self { dir, record })
+    }
+
+    /// The names of the containers below `root`, sorted; including those whose record is damaged.
+    ///
+    /// # Errors
+    /// As readdir(3); a `root` that does not exist is an error of the kind [`ErrorKind::NotFound`].
+    pub fn list(root: &Path) -> std::io::Result<Vec<String>> {
+        let mut ids = Vec::new();
+        for entry in fs::read_dir(root)? {
+            let entry = entry?;
+            let name = entry.file_name().into_string();
+            match (entry.file_type()?.is_dir(), name) {
+                // Names that no container can have are rcm's own.
+                (true, Ok(id)) if validate_id(&id).is_ok() && !id.starts_with('.') => ids.push(id),
+                _ => {}
+            }
+        }
+        ids.sort();
+        Ok(ids)
+    }
+
+    /// Stores the record.
+    ///
+    /// # Errors
+    /// Errors of the file system.
+    pub fn save(&self) -> Result<()> {
+        let path = self.dir.join(RECORD_FILE);
+        let text = serde_json::to_vec(&self.record).map_err(|source| Error::DamagedState {
+            id: self.record.id.clone(),
+            path: path.clone(),
+            source,
+        })?;
+        sys::file::replace_atomic(&path, &text, 0o600).map_err(Error::file("write", path))
+    }
+
+    /// The container's name.
+    #[must_use]
+    pub fn id(&self) -> &str {
+        &self.record.id
+    }
+
+    /// Its directory below the root.
+    #[must_use]
+    pub fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    /// What rcm remembers of it.
+    #[must_use]
+    pub fn record(&self) -> &Record {
+        &self.record
+    }
+
+    /// The record, for changing it; [`Self::save`] stores it.
+    pub fn record_mut(&mut self) -> &mut Record {
+        &mut self.record
+    }
+
+    /// The absolute path of the bundle.
+    #[must_use]
+    pub fn bundle(&self) -> &Path {
+        &self.record.bundle
+    }
+
+    /// The absolute path of the root file system on the host.
+    #[must_use]
+    pub fn rootfs(&self) -> &Path {
+        &self.record.rootfs
+    }
+
+    /// The id of the container's first process, dead or alive.
+    #[must_use]
+    pub fn init_pid(&self) -> Option<Pid> {
+        self.record.init.map(ProcessId::pid)
+    }
+
+    /// The first process's id if it still executes.
+    ///
+    /// # Errors
+    /// [`Error::NotRunning`].
+    pub fn live_init(&self) -> Result<Pid> {
+        match self.record.init {
+            Some(init) if init.liveness() == Liveness::Alive => Ok(init.pid()),
+            _ => Err(Error::NotRunning),
+        }
+    }
+
+    /// The container's cgroup.
+    #[must_use]
+    pub fn cgroup(&self) -> Cgroup {
+        Cgroup::new(self.record.cgroup_paths.clone())
+    }
+
+    /// The spec as it was when the container was created.
+    ///
+    /// # Errors
+    /// [`Error::File`], [`Error::InvalidConfig`].
+    pub fn spec(&self) -> Result<Spec> {
+        super::spec::load(&self.spec_path())
+    }
+
+    /// The file of [`Self::spec`].
+    #[must_use]
+    pub fn spec_path(&self) -> PathBuf {
+        self.dir.join(SPEC_FILE)
+    }
+
+    /// The socket that `start` writes to.
+    #[must_use]
+    pub(crate) fn notify_path(&self) -> PathBuf {
+        self.dir.join(NOTIFY_FILE)
+    }
+
+    /// What the container is now.
+    #[must_use]
+    pub fn status(&self) -> Status {
+        let Some(init) = self.record.init else {
+            return match self.record.creator.liveness() {
+                Liveness::Alive => Status::Creating,
+                Liveness::Gone => Status::Stopped,
+            };
+        };
+        if init.liveness() == Liveness::Gone {
+            Status::Stopped
+        } else if self.cgroup().is_frozen() {
+            Status::Paused
+        } else if self.notify_path().exists() {
+            Status::Created
+        } else {
+            Status::Running
+        }
+    }
+}
+
+fn make_private_dir(path: &Path, parents: bool) -> std::io::Result<()> {
+    use std::os::unix::fs::DirBuilderExt;
+    fs::DirBuilder::new()
+        .recursive(parents)
+        .mode(0o700)
+        .create(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn ids_as_runc_accepts_them() {
+        for good in ["a", "web-1", "a.b", "A+b_c", "..."] {
+            assert!(validate_id(good).is_ok(), "{good}");
+        }
+        for bad in [".", "..", "../x", "a/b", "a b", "ü", "a\0", "a\n"] {
+            assert!(matches!(validate_id(bad), Err(Error::InvalidId)), "{bad:?}");
+        }
+        assert!(matches!(validate_id(""), Err(Error::EmptyId)));
+    }
+
+    fn record(id: &str) -> Record {
+        Record {
+            oci_version: "1.2.0".into(),
+            id: id.into(),
+            init: None,
+            creator: ProcessId::of(Pid::this()).unwrap(),
+            bundle: "/b".into(),
+            rootfs: "/b/rootfs".into(),
+            created: Utc::now(),
+            annotations: HashMap::new(),
+            systemd_cgroup: false,
+            cgroup_path: "/x".into(),
+            cgroup_paths: BTreeMap::new(),
+            descriptors: Vec::new(),
+            no_pivot: false,
+        }
+    }
+
+    #[test]
+    fn a_claimed_id_is_taken() {
+        let root = tempfile::tempdir().unwrap();
+        let one = Container::claim(root.path(), record("c"), b"{}").unwrap();
+        assert_eq!(one.status(), Status::Creating);
+        assert!(matches!(
+            Container::claim(root.path(), record("c"), b"{}"),
+            Err(Error::Exist)
+        ));
+        assert_eq!(Container::list(root.path()).unwrap(), ["c"]);
+        assert_eq!(Container::load(root.path(), "c").unwrap().id(), "c");
+    }
+
+    #[test]
+    fn a_creation_that_died_is_stopped() {
+        let root = tempfile::tempdir().unwrap();
+        let mut dead = record("c");
+        dead.creator.start_time += 1;
+        let container = Container::claim(root.path(), dead, b"{}").unwrap();
+        assert_eq!(container.status(), Status::Stopped);
+    }
+
+    #[test]
+    fn unknown_and_damaged_are_told_apart() {
+        let root = tempfile::tempdir().unwrap();
+        assert!(matches!(
+            Container::load(root.path(), "c"),
+            Err(Error::NotExist)
+        ));
+        fs::create_dir(root.path().join("c")).unwrap();
+        assert!(matches!(
+            Container::load(root.path(), "c"),
+            Err(Error::NotExist)
+        ));
+        fs::write(root.path().join("c/state.json"), b"{\"id\":").unwrap();
+        assert!(matches!(
+            Container::load(root.path(), "c"),
+            Err(Error::DamagedState { .. })
+        ));
+    }
+}

@@ -1,0 +1,298 @@
+//! Creating a container: everything is set up, and its first process waits for `start`.
+
+use std::collections::BTreeMap;
+use std::ffi::CString;
+use std::fs;
+use std::io::ErrorKind;
+use std::os::fd::AsFd;
+use std::path::{Path, PathBuf};
+
+use chrono::Utc;
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
+use nix::unistd::Pid;
+use oci_spec::runtime::{Process, Spec};
+
+use super::cgroup::Cgroup;
+use super::container::{Container, Record, validate_id};
+use super::engine::{self, Launch};
+use super::error::{Error, Result};
+use super::terminal::{Console, Master};
+use super::{delete, lower, spec};
+use crate::sys;
+use crate::sys::process::ProcessId;
+use crate::sys::terminal::WindowSize;
+
+/// What a container is made from.
+#[derive(Debug, Clone)]
+pub struct CreateRequest {
+    /// The state directory.
+    pub root: PathBuf,
+    /// The container's name.
+    pub id: String,
+    /// The bundle.
+    pub bundle: PathBuf,
+    /// Whether systemd manages the cgroup.
+    pub systemd_cgroup: bool,
+    /// Where the terminal's master goes if rcm does not stay.
+    pub console_socket: Option<PathBuf>,
+    /// Where a descriptor of the first process goes.
+    pub pidfd_socket: Option<PathBuf>,
+    /// The file that gets the first process's id.
+    pub pid_file: Option<PathBuf>,
+    /// Change the root with `MS_MOVE` instead of pivot_root(2): for a root on a ramdisk.
+    pub no_pivot: bool,
+    /// Leave the container in the caller's session keyring.
+    pub no_new_keyring: bool,
+    /// How many descriptors after stderr (and those of `LISTEN_FDS`) the container gets.
+    pub preserve_fds: i32,
+    /// Whether rcm leaves the container to itself (`create`, `run --detach`).
+    pub detach: bool,
+}
+
+/// A created container; with the terminal's master where rcm stays with it.
+#[derive(Debug)]
+pub struct Created {
+    /// The container.
+    pub container: Container,
+    /// The terminal, if it has one and nobody else got it.
+    pub terminal: Option<Master>,
+}
+
+/// Creates a container. On failure nothing of it is left behind.
+///
+/// # Errors
+/// [`Error`].
+pub fn create(request: &CreateRequest) -> Result<Created> {
+    validate_id(&request.id)?;
+    let bundle = fs::canonicalize(&request.bundle)
+        .map_err(Error::file("use the bundle", &request.bundle))?;
+    let config_path = bundle.join("config.json");
+    let text = spec::read(&config_path)?;
+    let given = spec::parse(&config_path, &text)?;
+    spec::warn_of_unknown_capabilities(&text);
+    lower::validate(&given)?;
+    let wants_terminal = has_terminal(&given);
+    check_console(request, wants_terminal)?;
+    check_preserved(request.preserve_fds)?;
+    let lowered = lower::lower(given, &request.id, &bundle)?;
+
+    let record = new_record(request, &bundle, &lowered)?;
+    let mut container = Container::claim(&request.root, record, &text)?;
+    match set_up(request, &mut container, lowered, wants_terminal) {
+        Ok(terminal) => Ok(Created {
+            container,
+            terminal,
+        }),
+        Err(error) => {
+            if let Err(left) = delete::discard(&container) {
+                tracing::warn!(
+                    "cleaning up container {}: {}",
+                    container.id(),
+                    engine::chain(&left)
+                );
+            }
+            Err(error)
+        }
+    }
+}
+
+fn new_record(request: &CreateRequest, bundle: &Path, spec: &Spec) -> Result<Record> {
+    let creator = ProcessId::of(Pid::this()).map_err(|error| Error::File {
+        action: "read",
+        path: "/proc/self/stat".into(),
+        source: std::io::Error::other(error),
+    })?;
+    let linux = spec.linux().as_ref();
+    let cgroup_path = linux
+        .and_then(|linux| linux.cgroups_path().clone())
+        .unwrap_or_default();
+    // Until the first process is there, these are where it will be put, so that a creation that dies can be cleaned up.
+    let cgroup_paths = if request.systemd_cgroup {
+        BTreeMap::new()
+    } else {
+        Cgroup::at(&cgroup_path)
+            .map_err(cgroup_error("find", &request.id))?
+            .paths()
+            .clone()
+    };
+    Ok(Record {
+        oci_version: spec.version().clone(),
+        id: request.id.clone(),
+        init: None,
+        creator,
+        bundle: bundle.to_path_buf(),
+        rootfs: spec
+            .root()
+            .as_ref()
+            .map(|root| root.path().clone())
+            .unwrap_or_default(),
+        created: Utc::now(),
+        annotations: spec.annotations().clone().unwrap_or_default(),
+        systemd_cgroup: request.systemd_cgroup,
+        cgroup_path,
+        cgroup_paths,
+        descriptors: Vec::new(),
+        no_pivot: request.no_pivot,
+    })
+}
+
+fn set_up(
+    request: &CreateRequest,
+    container: &mut Container,
+    spec: Spec,
+    wants_terminal: bool,
+) -> Result<Option<Master>> {
+    let console = wants_terminal.then(Console::new).transpose()?;
+    let console_socket = match &request.console_socket {
+        Some(path) => Some(connect("console", path)?),
+        None => None,
+    };
+    let pidfd_socket = match &request.pidfd_socket {
+        Some(path) => Some(connect("pidfd", path)?),
+        None => None,
+    };
+    let console_size = spec.process().as_ref().and_then(console_size);
+    if !request.no_new_keyring {
+        join_session_keyring(&request.id);
+    }
+
+    let notify_path = container.notify_path();
+    let pid = engine::launch(Launch {
+        container,
+        spec,
+        notify_path: &notify_path,
+        console: console.as_ref().map(Console::engine_end),
+        preserve_fds: request.preserve_fds,
+        tenant_errors: None,
+        sub_cgroup: None,
+    })
+    .map_err(|reason| Error::Start { reason })?;
+
+    let init = ProcessId::of(pid).map_err(|error| Error::Start {
+        reason: format!("the container's first process {pid} is gone: {error}"),
+    })?;
+    let cgroup = Cgroup::of_process(pid).map_err(cgroup_error("find", &request.id))?;
+    let record = container.record_mut();
+    record.init = Some(init);
+    record.cgroup_paths = cgroup.paths().clone();
+    record.descriptors = descriptors(pid);
+    container.save()?;
+
+    let mut terminal = None;
+    if let Some(console) = console {
+        let master = console.receive()?;
+        if let Some(size) = console_size {
+            master.resize(size)?;
+        }
+        match console_socket {
+            Some(socket) => master.send(&socket)?,
+            None => terminal = Some(master),
+        }
+    }
+    if let Some(socket) = pidfd_socket {
+        let pidfd = sys::process::pidfd_open(pid).map_err(Error::system(
+            "open a pidfd of the container's first process",
+        ))?;
+        sys::socket::send_fd(socket.as_fd(), b"pidfd", pidfd.as_fd())
+            .map_err(Error::system("send the pidfd"))?;
+    }
+    write_pid_file(request.pid_file.as_deref(), pid)?;
+    Ok(terminal)
+}
+
+/// Writes a process id to the file that the caller asked for, atomically.
+///
+/// # Errors
+/// Errors of the file system.
+pub(crate) fn write_pid_file(path: Option<&Path>, pid: Pid) -> Result<()> {
+    match path {
+        Some(path) => sys::file::replace_atomic(path, pid.to_string().as_bytes(), 0o644)
+            .map_err(Error::file("write the pid file", path)),
+        None => Ok(()),
+    }
+}
+
+/// For `map_err` on an operation on a container's cgroup.
+pub(crate) fn cgroup_error(
+    action: &'static str,
+    id: &str,
+) -> impl FnOnce(super::cgroup::CgroupError) -> Error {
+    let id = id.to_owned();
+    move |source| Error::Cgroup { action, id, source }
+}
+
+/// Where a process's stdin, stdout and stderr lead; `/dev/null` for one that cannot be read, as runc has it.
+pub(crate) fn descriptors(pid: Pid) -> Vec<String> {
+    (0..3)
+        .map(|fd| {
+            fs::read_link(format!("/proc/{pid}/fd/{fd}")).map_or_else(
+                |_| "/dev/null".into(),
+                |path| path.to_string_lossy().into_owned(),
+            )
+        })
+        .collect()
+}
+
+pub(crate) fn connect(what: &'static str, path: &Path) -> Result<std::os::unix::net::UnixStream> {
+    sys::socket::connect(path).map_err(|source| Error::Socket {
+        what,
+        path: path.to_path_buf(),
+        source,
+    })
+}
+
+/// The size that the spec wants a terminal to have.
+pub(crate) fn console_size(process: &Process) -> Option<WindowSize> {
+    let size = process.console_size()?;
+    Some(WindowSize {
+        rows: u16::try_from(size.height()).unwrap_or(u16::MAX),
+        columns: u16::try_from(size.width()).unwrap_or(u16::MAX),
+    })
+}
+
+pub(crate) fn has_terminal(spec: &Spec) -> bool {
+    spec.process()
+        .as_ref()
+        .and_then(|process| process.terminal())
+        .unwrap_or(false)
+}
+
+fn check_console(request: &CreateRequest, wants_terminal: bool) -> Result<()> {
+    match (request.detach && wants_terminal, &request.console_socket) {
+        (true, None) => Err(Error::ConsoleSocketNeeded),
+        (false, Some(_)) => Err(Error::ConsoleSocketUseless),
+        _ => Ok(()),
+    }
+}
+
+/// Checks that the descriptors which the caller announced are there. rcm's own are close-on-exec, the caller's cannot be.
+pub(crate) fn check_preserved(count: i32) -> Result<()> {
+    for index in 0..count {
+        let inherited = fcntl(3 + index, FcntlArg::F_GETFD)
+            .is_ok_and(|flags| !FdFlag::from_bits_truncate(flags).contains(FdFlag::FD_CLOEXEC));
+        if !inherited {
+            return Err(Error::PreservedDescriptor { index, count });
+        }
+    }
+    Ok(())
+}
+
+/// The container's processes get a session keyring of their own, called as runc calls it, inherited from this process.
+fn join_session_keyring(id: &str) {
+    let Ok(name) = CString::new(format!("_ses.{id}")) else {
+        return;
+    };
+    match sys::keyring::join_session(&name) {
+        Ok(()) | Err(Errno::ENOSYS) => {}
+        // A quota that is used up is no reason not to run the container; runc goes on, too.
+        Err(errno) => tracing::warn!(
+            "cannot create a session keyring for container {id}: {errno}; --no-new-keyring avoids this"
+        ),
+    }
+}
+
+/// Whether an error says that the file is not there.
+pub(crate) fn is_missing(error: &std::io::Error) -> bool {
+    error.kind() == ErrorKind::NotFound
+}

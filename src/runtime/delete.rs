@@ -1,0 +1,150 @@
+//! Taking a container away.
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use libcgroups::common::CgroupManager;
+use libcontainer::process::intel_rdt::delete_resctrl_subdirectory_by_id;
+
+use super::cgroup::CgroupError;
+use super::container::{Container, Status, validate_id};
+use super::create::{cgroup_error, is_missing};
+use super::error::{Error, Result};
+use super::{engine, kill, start};
+
+/// How long the first process has to die of SIGKILL, as with runc.
+const KILL_LIMIT_DUR: Duration = Duration::from_secs(10);
+
+/// Deletes the container `id`. A stopped one and one that was not started go; others need `force`, which kills them.
+///
+/// With `force`, an id that no container has is no error.
+///
+/// # Errors
+/// [`Error::NotExist`], [`Error::NotStopped`], and what is left when cleaning up fails.
+pub fn delete(root: &Path, id: &str, force: bool) -> Result<()> {
+    validate_id(id)?;
+    let container = match Container::load(root, id) {
+        Ok(container) => container,
+        Err(error @ (Error::NotExist | Error::DamagedState { .. })) => {
+            if force {
+                return remove_remains(&root.join(id));
+            }
+            return Err(error);
+        }
+        Err(error) => return Err(error),
+    };
+    match container.status() {
+        Status::Stopped if !force => {}
+        Status::Stopped | Status::Created => kill_and_wait(&container)?,
+        _ if force => kill_and_wait(&container)?,
+        status => {
+            return Err(Error::NotStopped {
+                id: id.to_owned(),
+                status,
+            });
+        }
+    }
+    destroy(&container)
+}
+
+/// A directory without a record: an aborted creation, or something else's.
+fn remove_remains(dir: &Path) -> Result<()> {
+    match fs::remove_dir_all(dir) {
+        Err(error) if !is_missing(&error) => Err(Error::file("remove", dir)(error)),
+        _ => Ok(()),
+    }
+}
+
+/// Kills everything in the container and waits for its first process to end.
+///
+/// # Errors
+/// [`Error::StillRunning`] after ten seconds.
+pub(crate) fn kill_and_wait(container: &Container) -> Result<()> {
+    container
+        .cgroup()
+        .kill_all()
+        .map_err(cgroup_error("kill", container.id()))?;
+    let Some(init) = container.record().init else {
+        return Ok(());
+    };
+    // Without a cgroup of its own the first process is all that is known.
+    if let Ok(pid) = container.live_init() {
+        let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
+    }
+    if kill::wait_until_gone(init, KILL_LIMIT_DUR) {
+        Ok(())
+    } else {
+        Err(Error::StillRunning { pid: init.pid })
+    }
+}
+
+/// Removes what a container whose first process is gone holds: remaining processes, cgroup, state; then runs the poststop hooks.
+///
+/// # Errors
+/// The first thing that could not be removed; the rest is removed all the same.
+pub fn destroy(container: &Container) -> Result<()> {
+    let cgroup = remove_cgroup(container);
+    // runc runs the hooks whatever else failed, and their failure is only logged.
+    if let Err(error) = start::run_hooks(container, "poststop", Status::Stopped) {
+        tracing::warn!("{}", engine::chain(&error));
+    }
+    let state = fs::remove_dir_all(container.dir()).map_err(Error::file("remove", container.dir()));
+    cgroup.and(state)
+}
+
+/// As [`destroy`], after killing what still executes.
+///
+/// # Errors
+/// As [`destroy`], and [`Error::StillRunning`].
+pub fn destroy_forcibly(container: &Container) -> Result<()> {
+    kill_and_wait(container)?;
+    destroy(container)
+}
+
+/// Removes what a failed creation made.
+///
+/// # Errors
+/// As [`destroy`].
+pub(crate) fn discard(container: &Container) -> Result<()> {
+    let killed = kill_and_wait(container);
+    let cgroup = remove_cgroup(container);
+    let state = fs::remove_dir_all(container.dir()).map_err(Error::file("remove", container.dir()));
+    killed.and(cgroup).and(state)
+}
+
+/// Kills what is left in the container's cgroup (without a private pid namespace processes outlive the first) and removes it.
+fn remove_cgroup(container: &Container) -> Result<()> {
+    let record = container.record();
+    let cgroup = container.cgroup();
+    let removed = cgroup.kill_all().and_then(|()| cgroup.remove());
+    let removed = removed.and_then(|()| {
+        if record.systemd_cgroup {
+            stop_unit(container)
+        } else {
+            Ok(())
+        }
+    });
+    let has_rdt = container.spec().is_ok_and(|spec| {
+        spec.linux()
+            .as_ref()
+            .is_some_and(|linux| linux.intel_rdt().is_some())
+    });
+    if has_rdt {
+        // Only there if the machine has resctrl mounted.
+        let _ = delete_resctrl_subdirectory_by_id(container.id());
+    }
+    removed.map_err(cgroup_error("remove", container.id()))
+}
+
+fn stop_unit(container: &Container) -> std::result::Result<(), CgroupError> {
+    let record = container.record();
+    let manager = |error: &dyn std::error::Error| CgroupError::Manager {
+        reason: engine::chain(error),
+    };
+    let config = engine::cgroup_config(record, record.cgroup_path.clone());
+    libcgroups::common::create_cgroup_manager(config)
+        .map_err(|error| manager(&error))?
+        .remove()
+        .map_err(|error| manager(&error))
+}

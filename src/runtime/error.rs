@@ -1,0 +1,235 @@
+//! What can go wrong with a container.
+//!
+//! Engines match some of these sentences: containerd, Docker and Podman look for them in the error record of the log. They are
+//! runc's, letter by letter, and tests hold them.
+
+use std::io;
+use std::path::PathBuf;
+
+use nix::errno::Errno;
+
+use super::container::Status;
+
+/// runc's sentence for an id that no container has.
+pub const NOT_EXIST: &str = "container does not exist";
+/// runc's sentence for a container whose first process is gone.
+pub const NOT_RUNNING: &str = "container not running";
+/// runc's sentence for an id in use.
+pub const EXIST: &str = "container with given ID already exists";
+/// runc's sentence for an id that could be a path or an option.
+pub const INVALID_ID: &str = "invalid container ID format";
+/// runc's sentence for `resume` of a container that is not paused.
+pub const NOT_PAUSED: &str = "container not paused";
+
+/// The result of an operation on a container.
+pub type Result<T, E = Error> = std::result::Result<T, E>;
+
+/// An operation on a container failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Error {
+    /// No container has this id.
+    #[error("{NOT_EXIST}")]
+    NotExist,
+    /// The id is in use.
+    #[error("{EXIST}")]
+    Exist,
+    /// The id is empty.
+    #[error("container id cannot be empty")]
+    EmptyId,
+    /// The id has characters that runc does not accept.
+    #[error("{INVALID_ID}")]
+    InvalidId,
+    /// The container has no process.
+    #[error("{NOT_RUNNING}")]
+    NotRunning,
+    /// `pause` needs a running or created container.
+    #[error("container not running or created: {0}")]
+    NotPausable(Status),
+    /// `resume` needs a paused container.
+    #[error("{NOT_PAUSED}")]
+    NotPaused,
+    /// `start` of a container that has ended.
+    #[error("cannot start a container that has stopped")]
+    StartStopped,
+    /// `start` of a container that runs.
+    #[error("cannot start an already running container")]
+    StartRunning,
+    /// `exec` into a container that has ended.
+    #[error("cannot exec in a stopped container")]
+    ExecStopped,
+    /// `exec` into a paused container without `--ignore-paused`.
+    #[error("cannot exec in a paused container (use --ignore-paused to override)")]
+    ExecPaused,
+    /// `delete` without `--force` of a container that is not stopped.
+    #[error("cannot delete container {id} that is not stopped: {status}")]
+    NotStopped {
+        /// The container.
+        id: String,
+        /// What it is.
+        status: Status,
+    },
+    /// The first process survived SIGKILL for ten seconds.
+    #[error(
+        "container init still running (pid {pid}): it may hang in the kernel, see /proc/{pid}/stack"
+    )]
+    StillRunning {
+        /// Its process id.
+        pid: i32,
+    },
+    /// The state file is damaged.
+    #[error("container {id} has a damaged state file {path}; `delete --force {id}` removes it")]
+    DamagedState {
+        /// The container.
+        id: String,
+        /// The state file.
+        path: PathBuf,
+        /// What the parser found.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// A file operation failed.
+    #[error("cannot {action} {path}")]
+    File {
+        /// What was tried: "read", "create", ...
+        action: &'static str,
+        /// On which file.
+        path: PathBuf,
+        /// Why it failed.
+        #[source]
+        source: io::Error,
+    },
+    /// A system call failed.
+    #[error("cannot {action}")]
+    System {
+        /// What was tried.
+        action: &'static str,
+        /// Why it failed.
+        #[source]
+        source: Errno,
+    },
+    /// The bundle has no `config.json`: runc's sentence.
+    #[error(
+        "JSON specification file {path} not found: {path} is the `config.json` of a bundle; `rcm spec` writes one"
+    )]
+    NoConfig {
+        /// Where it was expected.
+        path: PathBuf,
+    },
+    /// `config.json` is no OCI spec.
+    #[error("{path} is not a valid OCI runtime specification")]
+    InvalidConfig {
+        /// The file.
+        path: PathBuf,
+        /// What the parser found, with line and column.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// The spec asks for what no runtime can do.
+    #[error(transparent)]
+    Invalid(#[from] super::lower::InvalidSpec),
+    /// `--console-socket` is missing.
+    #[error("cannot allocate tty if rcm will detach without setting console socket")]
+    ConsoleSocketNeeded,
+    /// `--console-socket` without need.
+    #[error("cannot use console socket if rcm will not detach or allocate tty")]
+    ConsoleSocketUseless,
+    /// A descriptor that `--preserve-fds` names is not open.
+    #[error("unable to stat preserved-fd {index} (of {count})")]
+    PreservedDescriptor {
+        /// Which one, from 0.
+        index: i32,
+        /// How many were announced.
+        count: i32,
+    },
+    /// A socket for descriptors cannot be reached.
+    #[error("cannot connect to the {what} socket {path}")]
+    Socket {
+        /// "console" or "pidfd".
+        what: &'static str,
+        /// The socket.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The container's first process could not be started.
+    #[error("unable to start container process: {reason}")]
+    Start {
+        /// The deepest cause that is known.
+        reason: String,
+    },
+    /// A process could not be executed in the container.
+    #[error("{reason}")]
+    Exec {
+        /// The deepest cause that is known.
+        reason: String,
+    },
+    /// The control groups refused.
+    #[error("cannot {action} the cgroup of container {id}")]
+    Cgroup {
+        /// What was tried.
+        action: &'static str,
+        /// The container.
+        id: String,
+        /// Why.
+        #[source]
+        source: super::cgroup::CgroupError,
+    },
+    /// A hook failed.
+    #[error("error running {kind} hook")]
+    Hook {
+        /// "poststart", "poststop".
+        kind: &'static str,
+        /// What it did.
+        #[source]
+        source: libcontainer::hooks::HookError,
+    },
+    /// The state directory cannot be used.
+    #[error("cannot use the state directory {path} (--root)")]
+    Root {
+        /// The directory.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+impl Error {
+    /// For `map_err` on a file operation.
+    pub(crate) fn file(
+        action: &'static str,
+        path: impl Into<PathBuf>,
+    ) -> impl FnOnce(io::Error) -> Self {
+        let path = path.into();
+        move |source| Self::File {
+            action,
+            path,
+            source,
+        }
+    }
+
+    /// For `map_err` on a system call.
+    pub(crate) fn system(action: &'static str) -> impl FnOnce(Errno) -> Self {
+        move |source| Self::System { action, source }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// containerd (`runtime/v2/runc`) and Podman (`libpod/oci_conmon`) match these.
+    #[test]
+    fn sentences_that_engines_match() {
+        assert_eq!(Error::NotExist.to_string(), "container does not exist");
+        assert_eq!(Error::NotRunning.to_string(), "container not running");
+        assert_eq!(
+            Error::Exist.to_string(),
+            "container with given ID already exists"
+        );
+        assert_eq!(Error::NotPaused.to_string(), "container not paused");
+        assert_eq!(Error::InvalidId.to_string(), "invalid container ID format");
+    }
+}

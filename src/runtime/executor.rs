@@ -1,0 +1,223 @@
+//! rcm's code inside the container, just before `execve`.
+//!
+//! The engine calls [`validate`](Executor::validate) when namespaces, mounts, user and capabilities are the container's and the
+//! creator still waits, and [`exec`](Executor::exec) once the container is started.
+
+use std::cell::RefCell;
+use std::collections::HashMap;
+use std::convert::Infallible;
+use std::ffi::CString;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+
+use libcontainer::workload::{
+    Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError,
+};
+use nix::errno::Errno;
+use oci_spec::runtime::Spec;
+
+use crate::sys;
+
+/// Executes the process of a spec with runc's error texts.
+#[derive(Debug, Clone, Default)]
+pub struct ProcessExecutor {
+    /// What the engine adds to the environment: `HOME` of the container's user, `LISTEN_FDS`.
+    added: RefCell<HashMap<String, String>>,
+}
+
+/// Variables that the engine may add; it changes none that the spec has.
+const ADDED_VARIABLES: [&str; 3] = ["HOME", "LISTEN_FDS", "LISTEN_PID"];
+
+impl Executor for ProcessExecutor {
+    fn validate(&self, spec: &Spec) -> Result<(), ExecutorValidationError> {
+        find_program(spec)
+            .map(drop)
+            .map_err(ExecutorValidationError::ArgValidationError)
+    }
+
+    fn setup_envs(&self, envs: HashMap<String, String>) -> Result<(), ExecutorSetEnvsError> {
+        // The environment goes to execve as it is in the spec, in its order; the process's own is left alone.
+        *self.added.borrow_mut() = envs;
+        Ok(())
+    }
+
+    fn exec(&self, spec: &Spec) -> Result<(), ExecutorError> {
+        let error = match self.replace_process(spec) {
+            Ok(never) => match never {},
+            Err(error) => error,
+        };
+        Err(ExecutorError::Other(error))
+    }
+}
+
+impl ProcessExecutor {
+    fn replace_process(&self, spec: &Spec) -> Result<Infallible, String> {
+        let path = find_program(spec)?;
+        let text = |text: &str| {
+            CString::new(text)
+                .map_err(|_| format!("{text:?} has a NUL byte and cannot be passed on"))
+        };
+        let process = spec.process().as_ref();
+        let args = process
+            .and_then(|process| process.args().as_ref())
+            .into_iter()
+            .flatten()
+            .map(|arg| text(arg))
+            .collect::<Result<Vec<_>, _>>()?;
+        let env = self
+            .environment(spec)
+            .iter()
+            .map(|variable| text(variable))
+            .collect::<Result<Vec<_>, _>>()?;
+        let program = CString::new(path.as_os_str().as_bytes())
+            .map_err(|_| format!("{} has a NUL byte", path.display()))?;
+        sys::process::reset_signals().map_err(|error| format!("cannot reset signals: {error}"))?;
+        match sys::exec::replace_process(&program, &args, &env) {
+            Ok(never) => Ok(never),
+            Err(errno) => Err(format!("exec {}: {}", path.display(), describe(errno))),
+        }
+    }
+
+    /// The spec's variables in their order, the last of equal names winning, and what the engine adds.
+    fn environment(&self, spec: &Spec) -> Vec<String> {
+        let given = variables(spec);
+        let name = |variable: &str| variable.split('=').next().unwrap_or_default().to_owned();
+        let mut env: Vec<String> = Vec::with_capacity(given.len() + ADDED_VARIABLES.len());
+        for variable in given {
+            env.retain(|one| name(one) != name(variable));
+            env.push(variable.clone());
+        }
+        let added = self.added.borrow();
+        for key in ADDED_VARIABLES {
+            if let Some(value) = added.get(key)
+                && !env
+                    .iter()
+                    .any(|one| name(one) == key && *one != format!("{key}="))
+            {
+                env.retain(|one| name(one) != key);
+                env.push(format!("{key}={value}"));
+            }
+        }
+        env
+    }
+}
+
+fn variables(spec: &Spec) -> &[String] {
+    spec.process()
+        .as_ref()
+        .and_then(|process| process.env().as_deref())
+        .unwrap_or_default()
+}
+
+/// Finds the program as the container's user would, with the sentences that engines match to tell exit status 127 from 126.
+fn find_program(spec: &Spec) -> Result<PathBuf, String> {
+    let name = spec
+        .process()
+        .as_ref()
+        .and_then(|process| process.args().as_ref()?.first())
+        .map(String::as_str)
+        .unwrap_or_default();
+    if name.contains('/') {
+        return match check_program(Path::new(name)) {
+            Ok(()) => Ok(name.into()),
+            Err(Errno::ENOENT) => Err(format!(
+                "exec: {name:?}: stat {name}: {}",
+                describe(Errno::ENOENT)
+            )),
+            Err(errno) => Err(format!("exec: {name:?}: {}", describe(errno))),
+        };
+    }
+    let path = variables(spec)
+        .iter()
+        .rev()
+        .find_map(|variable| variable.strip_prefix("PATH="))
+        .unwrap_or_default();
+    let mut denied = false;
+    for dir in path.split(':') {
+        // An empty entry of PATH is the working directory.
+        let candidate = Path::new(if dir.is_empty() { "." } else { dir }).join(name);
+        match check_program(&candidate) {
+            Ok(()) => return Ok(candidate),
+            Err(Errno::EACCES) => denied = true,
+            Err(_) => {}
+        }
+    }
+    if denied && !name.is_empty() {
+        return Err(format!("exec: {name:?}: {}", describe(Errno::EACCES)));
+    }
+    Err(format!(
+        "exec: {name:?}: executable file not found in $PATH"
+    ))
+}
+
+fn check_program(path: &Path) -> Result<(), Errno> {
+    let metadata = path
+        .metadata()
+        .map_err(|error| error.raw_os_error().map_or(Errno::EIO, Errno::from_raw))?;
+    if metadata.is_dir() {
+        return Err(Errno::EISDIR);
+    }
+    if !sys::exec::may_execute(path) {
+        return Err(Errno::EACCES);
+    }
+    Ok(())
+}
+
+/// The error as the C library says it, in lower case, as runc prints it.
+fn describe(errno: Errno) -> String {
+    errno.desc().to_lowercase()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(args: &[&str], env: &[&str]) -> Spec {
+        serde_json::from_value(serde_json::json!({
+            "ociVersion": "1.0.2",
+            "process": {"cwd": "/", "user": {"uid": 0, "gid": 0}, "args": args, "env": env}
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn sentences_that_engines_match() {
+        let missing = find_program(&spec(&["no-such"], &["PATH=/bin"])).unwrap_err();
+        assert_eq!(
+            missing,
+            r#"exec: "no-such": executable file not found in $PATH"#
+        );
+        let missing = find_program(&spec(&["/no/such"], &[])).unwrap_err();
+        assert_eq!(
+            missing,
+            r#"exec: "/no/such": stat /no/such: no such file or directory"#
+        );
+        let denied = find_program(&spec(&["/etc/hostname"], &[])).unwrap_err();
+        assert_eq!(denied, r#"exec: "/etc/hostname": permission denied"#);
+        let directory = find_program(&spec(&["/etc"], &[])).unwrap_err();
+        assert_eq!(directory, r#"exec: "/etc": is a directory"#);
+    }
+
+    #[test]
+    fn environment_keeps_order_and_gets_home() {
+        let executor = ProcessExecutor::default();
+        executor
+            .setup_envs(HashMap::from([
+                ("HOME".to_owned(), "/root".to_owned()),
+                ("HOSTS_OWN".to_owned(), "x".to_owned()),
+            ]))
+            .unwrap();
+        assert_eq!(
+            executor.environment(&spec(&["sh"], &["A=1", "B=2", "A=3"])),
+            ["B=2", "A=3", "HOME=/root"]
+        );
+        assert_eq!(
+            executor.environment(&spec(&["sh"], &["HOME=/h"])),
+            ["HOME=/h"]
+        );
+        assert_eq!(
+            executor.environment(&spec(&["sh"], &["HOME="])),
+            ["HOME=/root"]
+        );
+    }
+}

@@ -1,0 +1,359 @@
+//! Spec lowering: an OCI spec is validated as runc validates it, then turned into an equivalent that the engine can run.
+//!
+//! What the engine understands differently from runc is translated here, one function per matter, so that everything after
+//! this module sees one spec with one meaning. The spec that the user gave is kept untouched in the container's directory.
+
+use std::path::{Path, PathBuf};
+
+use libcontainer::syscall::syscall::create_syscall;
+use libcontainer::validator::Validator;
+use oci_spec::runtime::{LinuxNamespaceType, Mount, Process, Spec};
+
+/// A spec asks for what no runtime can do, or for what this host cannot.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum InvalidSpec {
+    /// Another major version.
+    #[error(
+        "ociVersion {version:?} is not supported: rcm implements version 1 of the OCI runtime specification"
+    )]
+    Version {
+        /// The version in the spec.
+        version: String,
+    },
+    /// Something is not there.
+    #[error("{property} property must not be empty")]
+    Missing {
+        /// What.
+        property: &'static str,
+    },
+    /// The working directory is relative.
+    #[error("Cwd must be an absolute path")]
+    RelativeCwd,
+    /// The root file system is not there.
+    #[error("invalid rootfs {path}: it is the `root.path` of config.json, relative to the bundle")]
+    Rootfs {
+        /// The path.
+        path: PathBuf,
+        /// Why it cannot be used.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The root file system is a file.
+    #[error("invalid rootfs {path}: not a directory")]
+    RootfsNotDirectory {
+        /// The path.
+        path: PathBuf,
+    },
+    /// AppArmor is asked for and not there.
+    #[error(
+        "apparmor profile {profile:?} is specified in config, but apparmor is disabled or not supported"
+    )]
+    AppArmor {
+        /// The profile.
+        profile: String,
+    },
+    /// SELinux is asked for and not there.
+    #[error("selinux label is specified in config, but selinux is disabled or not supported")]
+    SeLinux,
+    /// A namespace occurs twice.
+    #[error("malformed spec file: duplicated ns {kind:?}")]
+    DuplicateNamespace {
+        /// Which.
+        kind: LinuxNamespaceType,
+    },
+    /// The engine's own validation refused.
+    #[error("{reason}")]
+    Engine {
+        /// Its sentence.
+        reason: String,
+    },
+}
+
+type Result<T> = std::result::Result<T, InvalidSpec>;
+
+fn engine(error: impl std::error::Error) -> InvalidSpec {
+    InvalidSpec::Engine {
+        reason: super::engine::chain(&error),
+    }
+}
+
+/// Checks a `process` object.
+///
+/// # Errors
+/// [`InvalidSpec`].
+pub fn validate_process(process: &Process) -> Result<()> {
+    if process.cwd().as_os_str().is_empty() {
+        return Err(InvalidSpec::Missing { property: "Cwd" });
+    }
+    if !process.cwd().is_absolute() {
+        return Err(InvalidSpec::RelativeCwd);
+    }
+    if process.args().as_ref().is_none_or(Vec::is_empty) {
+        return Err(InvalidSpec::Missing { property: "args" });
+    }
+    if process
+        .selinux_label()
+        .as_ref()
+        .is_some_and(|label| !label.is_empty())
+        && !Path::new("/sys/fs/selinux/enforce").exists()
+    {
+        return Err(InvalidSpec::SeLinux);
+    }
+    if let Some(profile) = process.apparmor_profile()
+        && !profile.is_empty()
+        && !libcontainer::apparmor::is_enabled().unwrap_or(false)
+    {
+        return Err(InvalidSpec::AppArmor {
+            profile: profile.clone(),
+        });
+    }
+    Ok(())
+}
+
+/// Checks a spec before anything is made. Nothing on the host changes.
+///
+/// # Errors
+/// [`InvalidSpec`].
+pub fn validate(spec: &Spec) -> Result<()> {
+    if !spec.version().starts_with("1.") {
+        return Err(InvalidSpec::Version {
+            version: spec.version().clone(),
+        });
+    }
+    let process = spec.process().as_ref().ok_or(InvalidSpec::Missing {
+        property: "process",
+    })?;
+    validate_process(process)?;
+    if spec.root().is_none() {
+        return Err(InvalidSpec::Missing { property: "root" });
+    }
+    let linux = spec
+        .linux()
+        .as_ref()
+        .ok_or(InvalidSpec::Missing { property: "linux" })?;
+    let namespaces = linux.namespaces().as_deref().unwrap_or_default();
+    for (index, namespace) in namespaces.iter().enumerate() {
+        if namespaces[..index]
+            .iter()
+            .any(|one| one.typ() == namespace.typ())
+        {
+            return Err(InvalidSpec::DuplicateNamespace {
+                kind: namespace.typ(),
+            });
+        }
+    }
+    Ok(())
+}
+
+/// Turns a valid spec into the one that the engine runs.
+///
+/// # Errors
+/// [`InvalidSpec`], where the host lacks what the spec names.
+pub fn lower(mut spec: Spec, id: &str, bundle: &Path) -> Result<Spec> {
+    lower_root(&mut spec, bundle)?;
+    lower_process(&mut spec);
+    lower_mounts(&mut spec, bundle);
+    lower_namespaces(&mut spec);
+    lower_cgroup(&mut spec, id);
+
+    Validator::validate_spec(&spec).map_err(engine)?;
+    let syscall = create_syscall();
+    if let Some(mounts) = spec.mounts() {
+        libcontainer::utils::validate_mount_options(mounts).map_err(engine)?;
+    }
+    libcontainer::utils::validate_spec_for_new_user_ns(&spec, &*syscall).map_err(engine)?;
+    libcontainer::utils::validate_spec_for_net_devices(&spec, &*syscall).map_err(engine)?;
+    Ok(spec)
+}
+
+/// The engine takes the root file system's absolute path.
+fn lower_root(spec: &mut Spec, bundle: &Path) -> Result<()> {
+    if let Some(root) = spec.root_mut() {
+        let path = bundle.join(root.path());
+        let absolute = path
+            .canonicalize()
+            .map_err(|source| InvalidSpec::Rootfs { path, source })?;
+        if !absolute.is_dir() {
+            return Err(InvalidSpec::RootfsNotDirectory { path: absolute });
+        }
+        root.set_path(absolute);
+    }
+    Ok(())
+}
+
+/// The engine asks whether `noNewPrivileges` is there, not what it says, to decide when the seccomp filter is loaded. And an empty
+/// AppArmor profile is a profile to it.
+fn lower_process(spec: &mut Spec) {
+    if let Some(process) = spec.process_mut() {
+        normalize_process(process);
+    }
+}
+
+/// As [`lower`] does with the `process` of a spec, for a process that joins a container.
+pub fn normalize_process(process: &mut Process) {
+    if process.no_new_privileges() == Some(false) {
+        process.set_no_new_privileges(None);
+    }
+    if process.apparmor_profile().as_deref() == Some("") {
+        process.set_apparmor_profile(None);
+    }
+}
+
+/// Sources of bind mounts are relative to the bundle (the engine resolves them against its working directory), and destinations
+/// are absolute in the container even if written without the slash.
+fn lower_mounts(spec: &mut Spec, bundle: &Path) {
+    for mount in spec.mounts_mut().iter_mut().flatten() {
+        if !mount.destination().is_absolute() {
+            mount.set_destination(Path::new("/").join(mount.destination()));
+        }
+        if is_bind(mount)
+            && let Some(source) = mount.source()
+            && !source.is_absolute()
+        {
+            mount.set_source(Some(bundle.join(source)));
+        }
+        if mount.source().is_none() {
+            // The engine insists on a source; for a file system without a device any word does.
+            let source = mount.typ().clone().unwrap_or_else(|| "none".into());
+            mount.set_source(Some(source.into()));
+        }
+    }
+}
+
+/// Whether a mount binds a path of the host.
+#[must_use]
+pub fn is_bind(mount: &Mount) -> bool {
+    mount.typ().as_deref() == Some("bind")
+        || mount
+            .options()
+            .iter()
+            .flatten()
+            .any(|option| option == "bind" || option == "rbind")
+}
+
+/// An empty path means a new namespace; the engine would try to open it.
+fn lower_namespaces(spec: &mut Spec) {
+    if let Some(linux) = spec.linux_mut() {
+        for namespace in linux.namespaces_mut().iter_mut().flatten() {
+            if namespace
+                .path()
+                .as_ref()
+                .is_some_and(|path| path.as_os_str().is_empty())
+            {
+                namespace.set_path(None);
+            }
+        }
+    }
+}
+
+/// Without a path the group is called after the container; the engine would put it into a group of its own name.
+fn lower_cgroup(spec: &mut Spec, id: &str) {
+    if let Some(linux) = spec.linux_mut()
+        && linux
+            .cgroups_path()
+            .as_ref()
+            .is_none_or(|path| path.as_os_str().is_empty())
+    {
+        linux.set_cgroups_path(Some(Path::new("/").join(id)));
+    }
+}
+
+/// Whether the spec makes or joins a namespace of this kind.
+#[must_use]
+pub fn has_namespace(spec: &Spec, kind: LinuxNamespaceType) -> bool {
+    namespace(spec, kind).is_some()
+}
+
+/// The spec's entry for a kind of namespace.
+#[must_use]
+pub fn namespace(
+    spec: &Spec,
+    kind: LinuxNamespaceType,
+) -> Option<&oci_spec::runtime::LinuxNamespace> {
+    spec.linux()
+        .as_ref()?
+        .namespaces()
+        .as_ref()?
+        .iter()
+        .find(|namespace| namespace.typ() == kind)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(json: serde_json::Value) -> Spec {
+        serde_json::from_value(json).unwrap()
+    }
+
+    fn minimal() -> serde_json::Value {
+        serde_json::json!({
+            "ociVersion": "1.0.2",
+            "process": {"cwd": "/", "args": ["sh"], "user": {"uid": 0, "gid": 0}},
+            "root": {"path": "rootfs"},
+            "linux": {"namespaces": [{"type": "mount"}, {"type": "pid", "path": ""}]}
+        })
+    }
+
+    #[test]
+    fn what_is_missing_is_named() {
+        for (pointer, sentence) in [
+            ("process", "process property must not be empty"),
+            ("root", "root property must not be empty"),
+            ("linux", "linux property must not be empty"),
+        ] {
+            let mut json = minimal();
+            json.as_object_mut().unwrap().remove(pointer);
+            // The crate fills in defaults for what is not there, so null says it.
+            json[pointer] = serde_json::Value::Null;
+            let error = validate(&spec(json)).unwrap_err();
+            assert_eq!(error.to_string(), sentence);
+        }
+        let mut json = minimal();
+        json["process"]["cwd"] = "relative".into();
+        assert!(matches!(
+            validate(&spec(json)),
+            Err(InvalidSpec::RelativeCwd)
+        ));
+    }
+
+    #[test]
+    fn lowering_makes_paths_absolute() {
+        let bundle = tempfile::tempdir().unwrap();
+        std::fs::create_dir(bundle.path().join("rootfs")).unwrap();
+        let mut json = minimal();
+        json["mounts"] = serde_json::json!([
+            {"destination": "data", "source": "here", "options": ["bind"]},
+            {"destination": "/tmp", "type": "tmpfs"}
+        ]);
+        let lowered = lower(spec(json), "web", bundle.path()).unwrap();
+        let mounts = lowered.mounts().clone().unwrap();
+        assert_eq!(mounts[0].destination(), Path::new("/data"));
+        assert_eq!(
+            mounts[0].source().as_deref(),
+            Some(&*bundle.path().join("here"))
+        );
+        assert_eq!(mounts[1].source().as_deref(), Some(Path::new("tmpfs")));
+        let linux = lowered.linux().clone().unwrap();
+        assert_eq!(linux.cgroups_path().as_deref(), Some(Path::new("/web")));
+        assert_eq!(linux.namespaces().clone().unwrap()[1].path(), &None);
+    }
+
+    #[test]
+    fn a_missing_rootfs_is_named() {
+        let bundle = tempfile::tempdir().unwrap();
+        let error = lower(spec(minimal()), "web", bundle.path()).unwrap_err();
+        assert!(matches!(error, InvalidSpec::Rootfs { .. }), "{error}");
+    }
+
+    #[test]
+    fn a_namespace_occurs_once() {
+        let mut json = minimal();
+        json["linux"]["namespaces"] = serde_json::json!([{"type": "pid"}, {"type": "pid"}]);
+        assert!(matches!(
+            validate(&spec(json)),
+            Err(InvalidSpec::DuplicateNamespace { .. })
+        ));
+    }
+}

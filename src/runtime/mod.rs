@@ -1,0 +1,27 @@
+//! Containers on this host: the facade over `libcontainer`, completed where it lacks what runc does.
+//!
+//! Three places complete the engine, none of them a fork of it:
+//!
+//! * **before it**, [`lower`]: the OCI spec is validated as runc does and turned into an equivalent that the engine runs;
+//! * **inside the container**, [`executor`]: rcm's code just before `execve`;
+//! * **around it**: state, cgroups, terminals, hooks' and error texts in the other modules.
+
+pub mod cgroup;
+pub mod container;
+pub mod create;
+pub mod delete;
+pub mod engine;
+pub mod error;
+pub mod exec;
+pub mod executor;
+pub mod foreground;
+pub mod kill;
+pub mod lower;
+pub mod pause;
+pub mod spec;
+pub mod start;
+pub mod terminal;
+
+pub use cgroup::Cgroup;
+pub use container::{Container, Record, Status};
+pub use error::{Error, Result};

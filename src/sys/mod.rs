@@ -1,0 +1,9 @@
+//! Thin, safe wrappers around system calls. Every `unsafe` block of the crate lives here.
+
+pub mod exec;
+pub mod file;
+pub mod keyring;
+pub mod process;
+pub mod socket;
+pub mod terminal;
+pub mod trail;

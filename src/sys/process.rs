@@ -1,0 +1,176 @@
+//! Processes: identity that survives reuse of process ids, descriptors, waiting.
+#![allow(unsafe_code)]
+
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+
+use nix::errno::Errno;
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
+use procfs::ProcError;
+use procfs::process::{ProcState, Process};
+
+/// What identifies one process for as long as the machine is up: a pid alone may be used again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ProcessId {
+    /// The process id in the initial pid namespace.
+    pub pid: i32,
+    /// Field 22 of `/proc/PID/stat`: the start in clock ticks after boot (proc_pid_stat(5)).
+    pub start_time: u64,
+}
+
+/// Whether a process still executes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Liveness {
+    /// It exists and is no zombie.
+    Alive,
+    /// It is gone, a zombie, or its pid belongs to another process now.
+    Gone,
+}
+
+impl ProcessId {
+    /// Reads the identity of the process with the id `pid`.
+    ///
+    /// # Errors
+    /// [`ProcError::NotFound`] where there is no such process, other errors where `/proc` cannot be read.
+    pub fn of(pid: Pid) -> Result<Self, ProcError> {
+        let stat = Process::new(pid.as_raw())?.stat()?;
+        Ok(Self {
+            pid: pid.as_raw(),
+            start_time: stat.starttime,
+        })
+    }
+
+    /// Tells whether exactly this process still executes.
+    #[must_use]
+    pub fn liveness(self) -> Liveness {
+        let stat = Process::new(self.pid).and_then(|process| process.stat());
+        match stat {
+            Ok(stat) if stat.starttime == self.start_time => match stat.state() {
+                Ok(ProcState::Zombie | ProcState::Dead) => Liveness::Gone,
+                _ => Liveness::Alive,
+            },
+            _ => Liveness::Gone,
+        }
+    }
+
+    /// The pid as `nix` has it.
+    #[must_use]
+    pub fn pid(self) -> Pid {
+        Pid::from_raw(self.pid)
+    }
+}
+
+/// Opens a descriptor that refers to the process and becomes readable when it ends (pidfd_open(2), Linux 5.3).
+///
+/// # Errors
+/// `ESRCH` where there is no such process.
+pub fn pidfd_open(pid: Pid) -> nix::Result<OwnedFd> {
+    // SAFETY: pidfd_open takes two integers and touches no memory of ours.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid.as_raw(), 0) };
+    let fd = Errno::result(fd)?;
+    // SAFETY: the kernel has just given this descriptor to us; nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
+}
+
+/// Sends a signal through a descriptor of [`pidfd_open`]; it cannot hit another process that got the same id.
+/// `None` only checks that the process exists.
+///
+/// # Errors
+/// `ESRCH` where the process has ended and was waited for.
+pub fn pidfd_send_signal(pidfd: &OwnedFd, signal: Option<i32>) -> nix::Result<()> {
+    // SAFETY: the siginfo pointer may be null (pidfd_send_signal(2)); no memory is touched.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_pidfd_send_signal,
+            pidfd.as_raw_fd(),
+            signal.unwrap_or(0),
+            std::ptr::null::<libc::siginfo_t>(),
+            0,
+        )
+    };
+    Errno::result(result).map(drop)
+}
+
+/// Sends any signal number, including the real-time ones that [`Signal`] has no name for. 0 only checks that the
+/// process exists.
+///
+/// # Errors
+/// As kill(2).
+pub fn kill(pid: Pid, signal: i32) -> nix::Result<()> {
+    // SAFETY: kill takes two integers.
+    Errno::result(unsafe { libc::kill(pid.as_raw(), signal) }).map(drop)
+}
+
+/// Makes orphaned descendants children of this process instead of init's (PR_SET_CHILD_SUBREAPER, prctl(2)).
+///
+/// # Errors
+/// As prctl(2).
+pub fn become_subreaper() -> nix::Result<()> {
+    nix::sys::prctl::set_child_subreaper(true)
+}
+
+/// Unblocks every signal and gives those that the runtime caught their default action back: what a container's
+/// first process must start with.
+///
+/// # Errors
+/// As sigprocmask(2).
+pub fn reset_signals() -> io::Result<()> {
+    nix::sys::signal::SigSet::all().thread_unblock()?;
+    for signal in [Signal::SIGPIPE, Signal::SIGCHLD] {
+        // SAFETY: the default action runs no code of ours.
+        unsafe { nix::sys::signal::signal(signal, nix::sys::signal::SigHandler::SigDfl)? };
+    }
+    Ok(())
+}
+
+/// Marks every descriptor from `first` on close-on-exec, so that none leaks into what is executed next
+/// (close_range(2), Linux 5.11).
+///
+/// # Errors
+/// As close_range(2).
+pub fn close_on_exec_from(first: RawFd) -> nix::Result<()> {
+    // SAFETY: only flags of descriptors change; no descriptor is closed behind its owner's back.
+    let result = unsafe {
+        libc::syscall(
+            libc::SYS_close_range,
+            first as libc::c_uint,
+            libc::c_uint::MAX,
+            libc::CLOSE_RANGE_CLOEXEC,
+        )
+    };
+    Errno::result(result).map(drop)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn identity_tells_a_reused_pid_apart() {
+        let me = ProcessId::of(Pid::this()).unwrap();
+        assert_eq!(me.liveness(), Liveness::Alive);
+        let another = ProcessId {
+            start_time: me.start_time + 1,
+            ..me
+        };
+        assert_eq!(another.liveness(), Liveness::Gone);
+    }
+
+    #[test]
+    fn zombie_is_gone() {
+        let mut child = std::process::Command::new("true").spawn().unwrap();
+        let pid = Pid::from_raw(child.id() as i32);
+        let id = ProcessId::of(pid).unwrap();
+        let pidfd = pidfd_open(pid).unwrap();
+        let mut wait = [nix::poll::PollFd::new(
+            std::os::fd::AsFd::as_fd(&pidfd),
+            nix::poll::PollFlags::POLLIN,
+        )];
+        nix::poll::poll(&mut wait, nix::poll::PollTimeout::NONE).unwrap();
+        assert_eq!(id.liveness(), Liveness::Gone);
+        child.wait().unwrap();
+        assert_eq!(pidfd_send_signal(&pidfd, None), Err(Errno::ESRCH));
+    }
+}
