@@ -1,6 +1,6 @@
 use crate::runtime::create::{self, Created};
 use crate::runtime::foreground::Foreground;
-use crate::runtime::{Container, delete, engine, start};
+use crate::runtime::{Container, Error, delete, engine, start};
 use crate::sys::process::become_subreaper;
 
 use super::Globals;
@@ -32,16 +32,20 @@ pub fn run(globals: &Globals, args: Args) -> anyhow::Result<i32> {
     let Created {
         container,
         terminal,
+        mut launched,
     } = create::create(&request)?;
     let result = (|| {
-        let pid = container.live_init()?;
         if args.detach {
             start::start(&container)?;
             return Ok(0);
         }
-        let foreground = Foreground::watch(pid)?;
+        let foreground = Foreground::watch(launched.pid)?;
         start::start(&container)?;
-        foreground.wait(terminal)
+        let status = foreground.wait(terminal)?;
+        match launched.start_failure() {
+            Some(reason) => Err(Error::Start { reason }),
+            None => Ok(status),
+        }
     })();
     match result {
         Ok(status) => {

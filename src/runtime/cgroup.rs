@@ -74,15 +74,19 @@ impl Cgroup {
         Self { paths }
     }
 
-    /// The group that a process is in, from `/proc/PID/cgroup` and the mounts of the cgroup file systems.
+    /// The group that the container's process `pid` is in, from `/proc/PID/cgroup` and the mounts of the cgroup file systems.
+    ///
+    /// Where it is in the same group as this process, it only inherited that: such a group is the caller's session, not the
+    /// container's, and must never be killed or removed with it.
     ///
     /// # Errors
     /// Where `/proc` cannot be read.
     pub fn of_process(pid: Pid) -> Result<Self> {
-        let membership_path = PathBuf::from(format!("/proc/{pid}/cgroup"));
-        let membership =
-            fs::read_to_string(&membership_path).map_err(file("read", &membership_path))?;
-        Ok(Self::new(resolve(&membership, &hierarchies()?)))
+        let hierarchies = hierarchies()?;
+        let mut paths = resolve(&membership(&pid.to_string())?, &hierarchies);
+        let own = resolve(&membership("self")?, &hierarchies);
+        paths.retain(|controller, path| own.get(controller) != Some(path));
+        Ok(Self::new(paths))
     }
 
     /// The group `path`, absolute in every hierarchy, whether it exists or not.
@@ -324,6 +328,11 @@ fn file(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> CgroupEr
         path,
         source,
     }
+}
+
+fn membership(process: &str) -> Result<String> {
+    let path = Path::new("/proc").join(process).join("cgroup");
+    fs::read_to_string(&path).map_err(file("read", &path))
 }
 
 /// One mounted hierarchy.

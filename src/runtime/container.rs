@@ -187,8 +187,8 @@ impl Container {
             let entry = entry?;
             let name = entry.file_name().into_string();
             match (entry.file_type()?.is_dir(), name) {
-                // Names that no container can have are rcm's own.
-                (true, Ok(id)) if validate_id(&id).is_ok() && !id.starts_with('.') => ids.push(id),
+                // Names that no container can have, such as `@migrations`, are rcm's own.
+                (true, Ok(id)) if validate_id(&id).is_ok() => ids.push(id),
                 _ => {}
             }
         }

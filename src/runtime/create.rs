@@ -15,7 +15,7 @@ use oci_spec::runtime::{Process, Spec};
 
 use super::cgroup::Cgroup;
 use super::container::{Container, Record, validate_id};
-use super::engine::{self, Launch};
+use super::engine::{self, Launch, Launched};
 use super::error::{Error, Result};
 use super::terminal::{Console, Master};
 use super::{delete, lower, spec};
@@ -57,6 +57,8 @@ pub struct Created {
     pub container: Container,
     /// The terminal, if it has one and nobody else got it.
     pub terminal: Option<Master>,
+    /// Its first process.
+    pub launched: Launched,
 }
 
 /// Creates a container. On failure nothing of it is left behind.
@@ -74,15 +76,19 @@ pub fn create(request: &CreateRequest) -> Result<Created> {
     lower::validate(&given)?;
     let wants_terminal = has_terminal(&given);
     check_console(request, wants_terminal)?;
+    if request.systemd_cgroup {
+        check_systemd()?;
+    }
     check_preserved(request.preserve_fds)?;
-    let lowered = lower::lower(given, &request.id, &bundle)?;
+    let lowered = lower::lower(given, &request.id, &bundle, request.systemd_cgroup)?;
 
     let record = new_record(request, &bundle, &lowered)?;
     let mut container = Container::claim(&request.root, record, &text)?;
     match set_up(request, &mut container, lowered, wants_terminal) {
-        Ok(terminal) => Ok(Created {
+        Ok((launched, terminal)) => Ok(Created {
             container,
             terminal,
+            launched,
         }),
         Err(error) => {
             if let Err(left) = delete::discard(&container) {
@@ -142,7 +148,7 @@ fn set_up(
     container: &mut Container,
     spec: Spec,
     wants_terminal: bool,
-) -> Result<Option<Master>> {
+) -> Result<(Launched, Option<Master>)> {
     let console = wants_terminal.then(Console::new).transpose()?;
     let console_socket = match &request.console_socket {
         Some(path) => Some(connect("console", path)?),
@@ -158,7 +164,7 @@ fn set_up(
     }
 
     let notify_path = container.notify_path();
-    let pid = engine::launch(Launch {
+    let launched = engine::launch(Launch {
         container,
         spec,
         notify_path: &notify_path,
@@ -168,6 +174,7 @@ fn set_up(
         sub_cgroup: None,
     })
     .map_err(|reason| Error::Start { reason })?;
+    let pid = launched.pid;
 
     let init = ProcessId::of(pid).map_err(|error| Error::Start {
         reason: format!("the container's first process {pid} is gone: {error}"),
@@ -198,7 +205,7 @@ fn set_up(
             .map_err(Error::system("send the pidfd"))?;
     }
     write_pid_file(request.pid_file.as_deref(), pid)?;
-    Ok(terminal)
+    Ok((launched, terminal))
 }
 
 /// Writes a process id to the file that the caller asked for, atomically.
@@ -263,6 +270,21 @@ fn check_console(request: &CreateRequest, wants_terminal: bool) -> Result<()> {
         (true, None) => Err(Error::ConsoleSocketNeeded),
         (false, Some(_)) => Err(Error::ConsoleSocketUseless),
         _ => Ok(()),
+    }
+}
+
+/// Checks that systemd can manage the cgroup: the engine does this on cgroup v2 only.
+fn check_systemd() -> Result<()> {
+    let booted = Path::new("/run/systemd/system").is_dir();
+    let unified = Path::new("/sys/fs/cgroup/cgroup.controllers").exists();
+    match (booted, unified) {
+        (true, true) => Ok(()),
+        (false, _) => Err(Error::NoSystemd {
+            reason: "systemd does not run here",
+        }),
+        (true, false) => Err(Error::NoSystemd {
+            reason: "it is used on cgroup v2 only, and this host has v1",
+        }),
     }
 }
 

@@ -43,7 +43,7 @@ pub(crate) struct Launch<'a> {
 ///
 /// # Errors
 /// The deepest cause that is known, as one sentence.
-pub(crate) fn launch(launch: Launch) -> Result<Pid, String> {
+pub(crate) fn launch(launch: Launch) -> Result<Launched, String> {
     let record = launch.container.record();
     let init = launch.tenant_errors.is_none();
     let user_ns_config = if init {
@@ -90,7 +90,32 @@ pub(crate) fn launch(launch: Launch) -> Result<Pid, String> {
     // gave it (ptrace(2), PTRACE_MODE; CVE-2016-9962).
     let _dumpable = Undumpable::enter();
     let _oom_score = oom_score.map(OomScore::enter).transpose()?;
-    container_main_process(&args).map_err(|error| reason(&mut trail, &error))
+    match container_main_process(&args) {
+        Ok(pid) => {
+            let seen = trail.records().len();
+            Ok(Launched { pid, trail, seen })
+        }
+        Err(error) => Err(reason(&mut trail, &error)),
+    }
+}
+
+/// A process that waits at its notify socket.
+#[derive(Debug)]
+pub struct Launched {
+    /// Its id; a child of this process.
+    pub pid: Pid,
+    /// Where it writes what goes wrong between its start and its execve.
+    trail: Trail,
+    /// How many records of the set-up are before that: what failed there without harm.
+    seen: usize,
+}
+
+impl Launched {
+    /// Why the process could not be executed after its start. Ask only when it has ended: until then it may still write.
+    #[must_use]
+    pub fn start_failure(&mut self) -> Option<String> {
+        self.trail.records().into_iter().nth(self.seen)
+    }
 }
 
 /// The deepest cause of a failure: runc's sentence where the executor refused, else the first error that the engine logged.

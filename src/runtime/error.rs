@@ -134,6 +134,14 @@ pub enum Error {
     /// `--console-socket` without need.
     #[error("cannot use console socket if rcm will not detach or allocate tty")]
     ConsoleSocketUseless,
+    /// `--systemd-cgroup` on a host that cannot have it.
+    #[error(
+        "systemd cgroup flag passed, but systemd support for managing cgroups is not available: {reason}; leave out --systemd-cgroup"
+    )]
+    NoSystemd {
+        /// Why.
+        reason: &'static str,
+    },
     /// A descriptor that `--preserve-fds` names is not open.
     #[error("unable to stat preserved-fd {index} (of {count})")]
     PreservedDescriptor {

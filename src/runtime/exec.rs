@@ -121,7 +121,7 @@ pub fn exec(container: &Container, mut request: ExecRequest) -> Result<Executed>
         writer,
     };
     let pid = match launched {
-        Ok(pid) => pid,
+        Ok(launched) => launched.pid,
         Err(reason) => {
             start.remove();
             return Err(Error::Exec { reason });

@@ -46,6 +46,8 @@ impl Executor for ProcessExecutor {
             Ok(never) => match never {},
             Err(error) => error,
         };
+        // Nobody waits for an answer any longer; the creator looks here when the process has ended.
+        sys::trail::record(&error);
         Err(ExecutorError::Other(error))
     }
 }
@@ -192,8 +194,10 @@ mod tests {
             missing,
             r#"exec: "/no/such": stat /no/such: no such file or directory"#
         );
-        let denied = find_program(&spec(&["/etc/hostname"], &[])).unwrap_err();
-        assert_eq!(denied, r#"exec: "/etc/hostname": permission denied"#);
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let path = file.path().to_str().unwrap();
+        let denied = find_program(&spec(&[path], &[])).unwrap_err();
+        assert_eq!(denied, format!("exec: {path:?}: permission denied"));
         let directory = find_program(&spec(&["/etc"], &[])).unwrap_err();
         assert_eq!(directory, r#"exec: "/etc": is a directory"#);
     }

@@ -150,12 +150,12 @@ pub fn validate(spec: &Spec) -> Result<()> {
 ///
 /// # Errors
 /// [`InvalidSpec`], where the host lacks what the spec names.
-pub fn lower(mut spec: Spec, id: &str, bundle: &Path) -> Result<Spec> {
+pub fn lower(mut spec: Spec, id: &str, bundle: &Path, systemd_cgroup: bool) -> Result<Spec> {
     lower_root(&mut spec, bundle)?;
     lower_process(&mut spec);
     lower_mounts(&mut spec, bundle);
     lower_namespaces(&mut spec);
-    lower_cgroup(&mut spec, id);
+    lower_cgroup(&mut spec, id, systemd_cgroup);
 
     Validator::validate_spec(&spec).map_err(engine)?;
     let syscall = create_syscall();
@@ -248,14 +248,19 @@ fn lower_namespaces(spec: &mut Spec) {
 }
 
 /// Without a path the group is called after the container; the engine would put it into a group of its own name.
-fn lower_cgroup(spec: &mut Spec, id: &str) {
+fn lower_cgroup(spec: &mut Spec, id: &str, systemd_cgroup: bool) {
     if let Some(linux) = spec.linux_mut()
         && linux
             .cgroups_path()
             .as_ref()
             .is_none_or(|path| path.as_os_str().is_empty())
     {
-        linux.set_cgroups_path(Some(Path::new("/").join(id)));
+        linux.set_cgroups_path(Some(if systemd_cgroup {
+            // slice:prefix:name, with systemd's default slice: the unit is rcm-ID.scope.
+            format!(":rcm:{id}").into()
+        } else {
+            Path::new("/").join(id)
+        }));
     }
 }
 
@@ -327,7 +332,7 @@ mod tests {
             {"destination": "data", "source": "here", "options": ["bind"]},
             {"destination": "/tmp", "type": "tmpfs"}
         ]);
-        let lowered = lower(spec(json), "web", bundle.path()).unwrap();
+        let lowered = lower(spec(json), "web", bundle.path(), false).unwrap();
         let mounts = lowered.mounts().clone().unwrap();
         assert_eq!(mounts[0].destination(), Path::new("/data"));
         assert_eq!(
@@ -343,7 +348,7 @@ mod tests {
     #[test]
     fn a_missing_rootfs_is_named() {
         let bundle = tempfile::tempdir().unwrap();
-        let error = lower(spec(minimal()), "web", bundle.path()).unwrap_err();
+        let error = lower(spec(minimal()), "web", bundle.path(), false).unwrap_err();
         assert!(matches!(error, InvalidSpec::Rootfs { .. }), "{error}");
     }
 
