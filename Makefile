@@ -76,8 +76,7 @@ check: ## Formatting, clippy, rustdoc and the rules of the source tree; needs no
 .PHONY: test
 test: deps ## Build and run all tests, those that need root and CRIU included
 	@mkdir -p $(TARGET_DIR) && : > $(SKIP_LOG)
-	RCM_SKIP_LOG=$(SKIP_LOG) $(CARGO) test --locked --no-fail-fast
-	@cat $(SKIP_LOG)
+	RCM_SKIP_LOG=$(SKIP_LOG) $(CARGO) test --locked --no-fail-fast; status=$$?; cat $(SKIP_LOG); exit $$status
 
 .PHONY: msrv
 msrv: ## Compile with the oldest supported Rust (needs rustup)
