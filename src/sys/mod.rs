@@ -5,5 +5,7 @@ pub mod file;
 pub mod keyring;
 pub mod process;
 pub mod socket;
+pub mod spawn;
 pub mod terminal;
+pub mod thaw_guard;
 pub mod trail;
