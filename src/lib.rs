@@ -15,6 +15,7 @@
 #![deny(unsafe_code)]
 
 pub mod cli;
+pub mod criu;
 pub mod logging;
 pub mod runtime;
 pub mod sys;
