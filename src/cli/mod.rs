@@ -2,6 +2,7 @@
 //!
 //! One file per verb turns arguments into a request to [`crate::runtime`] or [`crate::migrate`] and prints the answer.
 
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -195,7 +196,7 @@ pub fn main() -> ExitCode {
         };
     };
     if command.enters_container()
-        && let Err(error) = pentacle::ensure_sealed()
+        && let Err(error) = protect_binary(&globals)
     {
         return fail(
             &globals,
@@ -235,6 +236,15 @@ fn dispatch(globals: &Globals, command: Command) -> anyhow::Result<i32> {
         Command::Start(args) => start::run(globals, args),
         Command::State(args) => state::run(globals, args),
     }
+}
+
+/// The state directory serves as the overlay's second layer; where it cannot be made, the command's own error says so.
+fn protect_binary(globals: &Globals) -> std::io::Result<()> {
+    let _ = std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(&globals.root);
+    crate::sys::seal::ensure_sealed(&globals.root)
 }
 
 /// Reports a failure: one error record, and the sentence on stderr where the log is elsewhere.

@@ -4,6 +4,7 @@ pub mod exec;
 pub mod file;
 pub mod keyring;
 pub mod process;
+pub mod seal;
 pub mod socket;
 pub mod spawn;
 pub mod terminal;
