@@ -70,7 +70,7 @@ deps: ## Install system packages and a CRIU that works on the running kernel
 check: ## Formatting, clippy, rustdoc and the rules of the source tree; needs no root
 	$(CARGO) fmt --check
 	$(CARGO) clippy --locked --all-targets -- -D warnings
-	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --locked --no-deps --document-private-items
+	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --locked --no-deps
 	$(UNPRIVILEGED) $(CARGO) test --locked --test house
 
 .PHONY: test
