@@ -63,6 +63,8 @@ fn the_stated_rust_version_covers_every_dependency() {
         ])
         .arg(format!("{}-unknown-linux-gnu", std::env::consts::ARCH))
         .current_dir(env!("CARGO_MANIFEST_DIR"))
+        // The PATH that sudo sets may lack the toolchain.
+        .env("RUSTC", Path::new(env!("CARGO")).with_file_name("rustc"))
         .output()
         .expect("cargo runs");
     assert!(
