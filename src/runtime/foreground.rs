@@ -6,13 +6,13 @@
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::process::ExitStatusExt;
 
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::{SigSet, Signal};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
 use super::error::{Error, Result};
@@ -110,7 +110,8 @@ impl Foreground {
                 Ok(Some(info)) => {
                     let number = info.ssi_signo as i32;
                     match Signal::try_from(number) {
-                        Ok(Signal::SIGCHLD) => self.reap_orphans(),
+                        // As a subreaper this process inherits the container's orphans.
+                        Ok(Signal::SIGCHLD) => sys::process::reap_others(self.pid),
                         Ok(Signal::SIGWINCH) if relay.is_some() => {
                             if let Some(relay) = relay {
                                 relay.follow_size();
@@ -127,32 +128,12 @@ impl Foreground {
         }
     }
 
-    /// As a subreaper this process inherits the container's orphans.
-    fn reap_orphans(&self) {
-        use nix::sys::wait::{Id, waitid};
-        // The container's own process is left to `reap`: look before taking.
-        while let Ok(status) = waitid(
-            Id::All,
-            WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT,
-        ) {
-            match status.pid() {
-                Some(pid) if pid != self.pid => {
-                    let _ = waitpid(pid, Some(WaitPidFlag::WNOHANG));
-                }
-                _ => return,
-            }
-        }
-    }
-
     fn reap(&self) -> Result<i32> {
-        loop {
-            match waitpid(self.pid, None) {
-                Ok(WaitStatus::Exited(_, status)) => return Ok(status),
-                Ok(WaitStatus::Signaled(_, signal, _)) => return Ok(SIGNAL_BASE + signal as i32),
-                Ok(_) | Err(Errno::EINTR) => {}
-                Err(errno) => return Err(Error::system("get the container's exit status")(errno)),
-            }
-        }
+        let status = sys::process::wait(self.pid)
+            .map_err(Error::system("get the container's exit status"))?;
+        // Stopped and continued children are not waited for: it has one of the two.
+        let by_signal = status.signal().map(|signal| SIGNAL_BASE + signal);
+        Ok(status.code().or(by_signal).unwrap_or(SIGNAL_BASE))
     }
 }
 

@@ -3,6 +3,8 @@
 
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::process::ExitStatusExt;
+use std::process::ExitStatus;
 
 use nix::errno::Errno;
 use nix::sys::signal::Signal;
@@ -103,6 +105,42 @@ pub fn kill(pid: Pid, signal: i32) -> nix::Result<()> {
     Errno::result(unsafe { libc::kill(pid.as_raw(), signal) }).map(drop)
 }
 
+/// Waits until the child has ended and takes its exit status.
+///
+/// `nix` knows no real-time signals: its waitpid fails with `EINVAL` on a child that one of them ended.
+///
+/// # Errors
+/// `ECHILD` where it is no child of this process.
+pub fn wait(child: Pid) -> nix::Result<ExitStatus> {
+    let mut status = 0;
+    loop {
+        // SAFETY: the kernel writes one integer into the one that outlives the call.
+        match Errno::result(unsafe { libc::waitpid(child.as_raw(), &mut status, 0) }) {
+            Ok(_) => return Ok(ExitStatus::from_raw(status)),
+            Err(Errno::EINTR) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+}
+
+/// Takes the children that have ended off the process table, up to `kept`, whose exit status somebody still wants.
+pub fn reap_others(kept: Pid) {
+    loop {
+        // SAFETY: siginfo_t is plain data, for which zeros are a value.
+        let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+        let options = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
+        // SAFETY: the kernel writes one siginfo_t into the one that outlives the call.
+        let looked = Errno::result(unsafe { libc::waitid(libc::P_ALL, 0, &mut info, options) });
+        // SAFETY: waitid fills in the member, or leaves its zero where no child has ended (waitid(2)).
+        let pid = unsafe { info.si_pid() };
+        if looked.is_err() || pid == 0 || pid == kept.as_raw() {
+            return;
+        }
+        // SAFETY: a null pointer is allowed for a status that nobody wants (waitpid(2)).
+        unsafe { libc::waitpid(pid, std::ptr::null_mut(), libc::WNOHANG) };
+    }
+}
+
 /// Makes orphaned descendants children of this process instead of init's (PR_SET_CHILD_SUBREAPER, prctl(2)).
 ///
 /// # Errors
@@ -156,6 +194,17 @@ mod tests {
             ..me
         };
         assert_eq!(another.liveness(), Liveness::Gone);
+    }
+
+    #[test]
+    fn a_real_time_signal_is_an_exit_status() {
+        let mut child = std::process::Command::new("sh")
+            .args(["-c", "kill -34 $$"])
+            .spawn()
+            .unwrap();
+        let status = wait(Pid::from_raw(child.id() as i32)).unwrap();
+        assert_eq!(status.signal(), Some(34));
+        assert!(child.wait().is_err(), "nothing is left to wait for");
     }
 
     #[test]
