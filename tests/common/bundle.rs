@@ -80,8 +80,11 @@ const CAPABILITIES: [&str; 14] = [
 impl Bundle {
     pub(super) fn new(id: &str, dir: PathBuf, cgroups_path: &str) -> Self {
         let rootfs = dir.join("rootfs");
-        fs::create_dir_all(&rootfs).expect("a bundle");
-        make_rootfs(&rootfs);
+        // A bundle may be made anew with another spec; its files stay then.
+        if !rootfs.exists() {
+            fs::create_dir_all(&rootfs).expect("a bundle");
+            make_rootfs(&rootfs);
+        }
         let capabilities: Vec<String> = CAPABILITIES
             .iter()
             .map(|name| format!("CAP_{name}"))

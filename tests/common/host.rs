@@ -104,7 +104,8 @@ impl Host {
             .to_owned()
     }
 
-    /// A bundle for a container called `id`: busybox, `true` in the five usual namespaces.
+    /// A bundle for a container called `id`: busybox, `true` in the five usual namespaces. Made again for the same id, it gets a fresh
+    /// spec and keeps its root file system.
     #[must_use]
     pub fn bundle(&self, id: &str) -> Bundle {
         let dir = self.dir.path().join("bundles").join(id);
