@@ -26,11 +26,11 @@ readonly BASE=/usr/local/lib/rcm
 readonly LAUNCHER=${RCM_CRIU_LAUNCHER:-/usr/local/sbin/criu}
 # Marks a launcher as ours, so that nothing else is ever overwritten or removed.
 readonly MARK='# written by scripts/criu.sh of rcm'
-readonly KEYRING=${RCM_DEBIAN_KEYRING:-/usr/share/keyrings/debian-archive-keyring.gpg}
 
 quiet=false
 remove=false
 mirror=${RCM_DEBIAN_MIRROR:-}
+keyring=${RCM_DEBIAN_KEYRING:-/usr/share/keyrings/debian-archive-keyring.gpg}
 
 usage() {
     cat <<USAGE
@@ -172,6 +172,7 @@ Dir::Cache::archives "$dir/cache/archives";
 Dir::Etc::preferences "/dev/null";
 Dir::Etc::preferencesparts "/dev/null";
 APT::Default-Release "";
+APT::Update::Error-Mode "any";
 Acquire::Languages "none";
 Acquire::Retries "3";
 #clear APT::Update::Pre-Invoke;
@@ -286,31 +287,59 @@ Either install CRIU 4.1 or newer yourself, or name a Debian mirror to take it fr
 make deps RCM_DEBIAN_MIRROR=URL (the package debian-archive-keyring is needed to verify it)"
     fi
 fi
-if [ ! -r "$KEYRING" ]; then
+if [ ! -r "$keyring" ]; then
     quietly env DEBIAN_FRONTEND=noninteractive apt-get -qq -y --no-install-recommends install debian-archive-keyring \
         || true
-    [ -r "$KEYRING" ] || die "$KEYRING is missing, so that packages of $mirror cannot be verified: install \
+    [ -r "$keyring" ] || die "$keyring is missing, so that packages of $mirror cannot be verified: install \
 debian-archive-keyring or name a keyring with RCM_DEBIAN_KEYRING"
 fi
 if [ -e "$LAUNCHER" ] && ! is_ours "$LAUNCHER"; then
     die "$LAUNCHER exists and was not written by this script: remove it or name another path with RCM_CRIU_LAUNCHER"
 fi
 
+# open_suite SUITE DIR - let apt read one Debian suite with DIR's configuration, and nothing else.
+open_suite() {
+    local suite=$1 dir=$2
+    apt_conf "$dir"
+    cat >>"$dir/apt.conf" <<CONF
+Dir::State::lists "$dir/lists";
+Dir::Etc::sourcelist "$dir/sources.list";
+Dir::Etc::sourceparts "/dev/null";
+CONF
+    printf 'deb [arch=%s target=Packages signed-by=%s] %s %s main\n' \
+        "$(dpkg --print-architecture)" "$keyring" "$mirror" "$suite" >"$dir/sources.list"
+    apt-get -c "$dir/apt.conf" -qq update >"$dir/update.log" 2>&1 </dev/null
+}
+
+# newer_keyring - replace a keyring that is too old to verify today's suites (Ubuntu 22.04's is) by the one that an older
+# suite carries. The old keyring verifies that suite, so the chain of signatures has no gap.
+newer_keyring() {
+    local suite dir
+    for suite in bookworm bullseye; do
+        dir=$work/keyring-$suite
+        if open_suite "$suite" "$dir" \
+            && (cd "$dir" && quietly apt-get -c apt.conf -qq download debian-archive-keyring) \
+            && dpkg-deb -x "$dir"/debian-archive-keyring_*.deb "$dir/tree"; then
+            keyring=$dir/tree/usr/share/keyrings/debian-archive-keyring.gpg
+            return 0
+        fi
+    done
+    return 1
+}
+
 for suite in $SUITES; do
     # That one was step 2's.
     if [ "$suite" = "$codename" ]; then continue; fi
 
     state=$work/$suite
-    apt_conf "$state"
-    cat >>"$state/apt.conf" <<CONF
-Dir::State::lists "$state/lists";
-Dir::Etc::sourcelist "$state/sources.list";
-Dir::Etc::sourceparts "/dev/null";
-CONF
-    printf 'deb [arch=%s target=Packages signed-by=%s] %s %s main\n' \
-        "$(dpkg --print-architecture)" "$KEYRING" "$mirror" "$suite" >"$state/sources.list"
-    if ! quietly apt-get -c "$state/apt.conf" -qq update; then
-        say "$suite cannot be read from $mirror: trying the next suite"
+    opened=false
+    if open_suite "$suite" "$state"; then
+        opened=true
+    elif grep NO_PUBKEY "$state/update.log" >/dev/null && newer_keyring && open_suite "$suite" "$state"; then
+        opened=true
+    fi
+    if ! $opened; then
+        say "$suite cannot be read from $mirror: $(grep -m 1 '^[EW]: ' "$state/update.log" || echo "E: no reason given")"
         continue
     fi
     tree=$state/tree
@@ -350,4 +379,5 @@ CONF
     exit 0
 done
 
-die "no CRIU that works on Linux $(uname -r) was found in the suites $SUITES of $mirror"
+die "no CRIU that works on Linux $(uname -r) was found in the suites $SUITES of $mirror: install CRIU 4.1 or newer \
+yourself and put it on PATH, or name another mirror with RCM_DEBIAN_MIRROR"
