@@ -102,7 +102,8 @@ if $remove; then
     # The stamp makes sure that no directory is removed but one that was unpacked here.
     if [ -f "$prefix/.rcm-criu" ]; then
         rm -rf "$prefix"
-        rmdir --ignore-fail-on-non-empty -p "$(dirname "$prefix")" 2>/dev/null || true
+        # Only where no other version is left.
+        rmdir "$BASE" 2>/dev/null || true
     fi
     say "removed $LAUNCHER and $prefix"
     exit 0
