@@ -14,6 +14,7 @@ use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
 use crate::logging::{self, LogFormat};
 use crate::runtime::Container;
 
+mod checkpoint;
 mod create;
 mod delete;
 mod exec;
@@ -21,6 +22,7 @@ mod generate;
 mod kill;
 mod list;
 mod pause;
+mod restore;
 mod resume;
 mod run;
 mod start;
@@ -82,12 +84,14 @@ struct GlobalArgs {
 #[allow(clippy::large_enum_variant)]
 #[derive(Debug, Subcommand)]
 enum Command {
+    Checkpoint(checkpoint::Args),
     Create(create::Args),
     Delete(delete::Args),
     Exec(exec::Args),
     Kill(kill::Args),
     List(list::Args),
     Pause(pause::Args),
+    Restore(restore::Args),
     Resume(resume::Args),
     Run(run::Args),
     Start(start::Args),
@@ -224,6 +228,7 @@ impl Command {
 
 fn dispatch(globals: &Globals, command: Command) -> anyhow::Result<i32> {
     match command {
+        Command::Checkpoint(args) => checkpoint::run(globals, args),
         Command::Create(args) => create::run(globals, args).context("rcm create failed"),
         Command::Delete(args) => delete::run(globals, args),
         Command::Exec(args) => exec::run(globals, args).context("exec failed"),
@@ -231,6 +236,7 @@ fn dispatch(globals: &Globals, command: Command) -> anyhow::Result<i32> {
         Command::Kill(args) => kill::run(globals, args),
         Command::List(args) => list::run(globals, args),
         Command::Pause(args) => pause::run(globals, args),
+        Command::Restore(args) => restore::run(globals, args).context("rcm restore failed"),
         Command::Resume(args) => resume::run(globals, args),
         Command::Run(args) => run::run(globals, args).context("rcm run failed"),
         Command::Start(args) => start::run(globals, args),

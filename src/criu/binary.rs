@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use super::error::{Action, Error};
 use super::rpc;
-use super::session::{Job, Session};
+use super::session::{Job, Session, Surroundings};
 
 /// The environment variable that names a CRIU.
 pub const VARIABLE: &str = "RCM_CRIU";
@@ -149,7 +149,11 @@ fn is_executable(path: &Path) -> bool {
 }
 
 fn version_of(path: &Path) -> Result<Version, Error> {
-    let mut session = Session::start(path, Job::query(Action::Version, path), &[], None)?;
+    let mut session = Session::start(
+        path,
+        Job::query(Action::Version, path),
+        Surroundings::default(),
+    )?;
     let response = session.ask(&rpc::version_request())?;
     rpc::version(&response).ok_or(Error::Protocol {
         action: Action::Version,

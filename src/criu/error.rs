@@ -105,6 +105,15 @@ pub enum Error {
         #[source]
         source: std::io::Error,
     },
+    /// The root file system cannot be mounted for CRIU.
+    #[error("cannot bind the root file system {path} for CRIU")]
+    Rootfs {
+        /// The root file system.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
     /// The socket to CRIU failed.
     #[error("cannot {action} CRIU")]
     Socket {

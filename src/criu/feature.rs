@@ -8,7 +8,7 @@
 use super::binary::{Criu, Version};
 use super::error::{Action, Error};
 use super::rpc;
-use super::session::{Job, Session};
+use super::session::{Job, Session, Surroundings};
 
 /// The features that CRIU's feature check knows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -28,7 +28,7 @@ impl Criu {
     /// Where CRIU cannot be started or does not answer.
     pub fn features(&self) -> Result<Features, Error> {
         let job = Job::query(Action::FeatureCheck, self.path());
-        let mut session = Session::start(self.path(), job, &[], None)?;
+        let mut session = Session::start(self.path(), job, Surroundings::default())?;
         let response = session.ask(&rpc::feature_request())?;
         rpc::features(&response).ok_or(Error::Protocol {
             action: Action::FeatureCheck,

@@ -11,7 +11,8 @@ use super::binary::Criu;
 use super::error::{Action, CallbackError, Error};
 use super::options::{Common, DumpOptions, RestoreOptions};
 use super::rpc::{self, Directories};
-use super::session::{Job, Notify, Pause, Session};
+use super::session::{Job, Notify, Pause, Session, Surroundings};
+use crate::sys::mount;
 
 /// Opens the directories of a request. CRIU reads them through `/proc/PID/fd` of this process, so they must stay open.
 fn open_directories(common: &Common) -> Result<(File, Option<File>), Error> {
@@ -84,7 +85,7 @@ impl Criu {
         let job = Job::work(Action::Dump, &options.common, LOG);
         let (images, work) = open_directories(&options.common)?;
         remove_old_log(&job);
-        let mut session = Session::start(self.path(), job, &[], None)?;
+        let mut session = Session::start(self.path(), job, Surroundings::default())?;
         let directories = numbers(&images, work.as_ref());
         session.send(&rpc::dump_request(options, directories, LOG, false))?;
         match session.talk(&mut notify, Some("post-dump"))? {
@@ -105,7 +106,7 @@ impl Criu {
         let job = Job::work(Action::PreDump, &options.common, LOG);
         let (images, work) = open_directories(&options.common)?;
         remove_old_log(&job);
-        let mut session = Session::start(self.path(), job, &[], None)?;
+        let mut session = Session::start(self.path(), job, Surroundings::default())?;
         let directories = numbers(&images, work.as_ref());
         session.send(&rpc::dump_request(options, directories, LOG, true))?;
         session.talk(notify, None).map(drop)
@@ -128,16 +129,36 @@ impl Criu {
         let mut job = Job::work(Action::Restore, &options.common, LOG);
         // A shell job shares the session and the process group of the one who restores it.
         job.foreground = options.common.shell_job;
-        let (images, work) = open_directories(&options.common)?;
         remove_old_log(&job);
-        let passed: Vec<_> = options
-            .inherited
-            .iter()
-            .map(|inherited| inherited.fd.as_fd())
-            .collect();
-        let stdin = options.stdin.as_ref().map(AsFd::as_fd);
+        let start = || {
+            let surroundings = Surroundings {
+                descriptors: options
+                    .inherited
+                    .iter()
+                    .map(|inherited| inherited.fd.as_fd())
+                    .collect(),
+                stdin: options.stdin.as_ref().map(AsFd::as_fd),
+            };
+            // CRIU works in these directories and mounts there, so they must be opened where CRIU sees them.
+            let (images, work) = open_directories(&options.common)?;
+            Ok((
+                Session::start(self.path(), job, surroundings)?,
+                images,
+                work,
+            ))
+        };
+        let started = match (&options.rootfs, &options.common.root) {
+            (Some(rootfs), Some(root)) => mount::with_private_bind(rootfs, root, start)
+                .unwrap_or_else(|source| {
+                    Err(Error::Rootfs {
+                        path: rootfs.clone(),
+                        source,
+                    })
+                }),
+            _ => start(),
+        };
+        let (mut session, images, work) = started?;
         let subject = options.common.subject.clone();
-        let mut session = Session::start(self.path(), job, &passed, stdin)?;
         let pid = session.pid().unwrap_or_default();
         prepare(pid, &mut options).map_err(|source| Error::Refused {
             action: Action::Restore,

@@ -15,7 +15,7 @@ pub struct Common {
     /// Where logs and statistics go; the image directory if none. It must exist.
     pub work_dir: Option<PathBuf>,
     /// The root file system as CRIU sees it; none without a mount namespace. For a restore it must be a mount point whose parent is not
-    /// overmounted.
+    /// overmounted, see [`RestoreOptions::rootfs`].
     pub root: Option<PathBuf>,
     /// Verbosity of the log, 0 to 4; 4 is what runc uses, 2 (errors and warnings) costs least inside the freeze.
     pub log_level: i32,
@@ -77,6 +77,8 @@ pub struct DumpOptions {
 pub struct RestoreOptions {
     /// What every request has.
     pub common: Common,
+    /// What is bound at [`Common::root`], where only CRIU sees it: CRIU wants a mount point whose parent is not overmounted.
+    pub rootfs: Option<PathBuf>,
     /// Open descriptors that take the place of resources by key.
     pub inherited: Vec<InheritedFd>,
     /// Namespaces that are joined instead of made.

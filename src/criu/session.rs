@@ -124,6 +124,15 @@ impl Job {
     }
 }
 
+/// What a worker finds when it starts.
+#[derive(Debug, Default)]
+pub(super) struct Surroundings<'a> {
+    /// Descriptors, under the numbers that they have here.
+    pub descriptors: Vec<BorrowedFd<'a>>,
+    /// What it has as stdin; `/dev/null` if none.
+    pub stdin: Option<BorrowedFd<'a>>,
+}
+
 /// The worker's process.
 #[derive(Debug)]
 struct Worker {
@@ -154,13 +163,8 @@ pub(super) enum Pause {
 }
 
 impl Session {
-    /// Starts a worker that also gets `descriptors`, under the numbers that they have here.
-    pub(super) fn start(
-        criu: &Path,
-        job: Job,
-        descriptors: &[BorrowedFd],
-        stdin: Option<BorrowedFd>,
-    ) -> Result<Self, Error> {
+    /// Starts a worker.
+    pub(super) fn start(criu: &Path, job: Job, surroundings: Surroundings) -> Result<Self, Error> {
         let (ours, theirs) = socketpair(
             AddressFamily::Unix,
             SockType::SeqPacket,
@@ -180,7 +184,7 @@ impl Session {
         command
             .arg("swrk")
             .arg(theirs.as_raw_fd().to_string())
-            .stdin(match stdin {
+            .stdin(match surroundings.stdin {
                 Some(stdin) => stdin.try_clone_to_owned().map_err(start_error)?.into(),
                 None => Stdio::null(),
             })
@@ -190,11 +194,8 @@ impl Session {
             // Ctrl-C must not kill CRIU while it holds tasks.
             command.process_group(0);
         }
-        let passed: Vec<_> = descriptors
-            .iter()
-            .copied()
-            .chain([theirs.as_fd()])
-            .collect();
+        let mut passed = surroundings.descriptors;
+        passed.push(theirs.as_fd());
         spawn::pass_descriptors(&mut command, &passed);
         let child = command.spawn().map_err(start_error)?;
         // Only CRIU has it now, so that its death is noticed.

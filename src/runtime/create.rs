@@ -103,7 +103,7 @@ pub fn create(request: &CreateRequest) -> Result<Created> {
     }
 }
 
-fn new_record(request: &CreateRequest, bundle: &Path, spec: &Spec) -> Result<Record> {
+pub(crate) fn new_record(request: &CreateRequest, bundle: &Path, spec: &Spec) -> Result<Record> {
     let creator = ProcessId::of(Pid::this()).map_err(|error| Error::File {
         action: "read",
         path: "/proc/self/stat".into(),
@@ -265,7 +265,7 @@ pub(crate) fn has_terminal(spec: &Spec) -> bool {
         .unwrap_or(false)
 }
 
-fn check_console(request: &CreateRequest, wants_terminal: bool) -> Result<()> {
+pub(crate) fn check_console(request: &CreateRequest, wants_terminal: bool) -> Result<()> {
     match (request.detach && wants_terminal, &request.console_socket) {
         (true, None) => Err(Error::ConsoleSocketNeeded),
         (false, Some(_)) => Err(Error::ConsoleSocketUseless),
@@ -274,7 +274,7 @@ fn check_console(request: &CreateRequest, wants_terminal: bool) -> Result<()> {
 }
 
 /// Checks that systemd can manage the cgroup: the engine does this on cgroup v2 only.
-fn check_systemd() -> Result<()> {
+pub(crate) fn check_systemd() -> Result<()> {
     let booted = Path::new("/run/systemd/system").is_dir();
     let unified = Path::new("/sys/fs/cgroup/cgroup.controllers").exists();
     match (booted, unified) {

@@ -193,6 +193,46 @@ pub enum Error {
         #[source]
         source: libcontainer::hooks::HookError,
     },
+    /// CRIU is missing, unfit, or failed.
+    #[error(transparent)]
+    Criu(#[from] crate::criu::Error),
+    /// `checkpoint` of a container that does not execute.
+    #[error("container {id} cannot be checkpointed in {status} state")]
+    NotCheckpointable {
+        /// The container.
+        id: String,
+        /// What it is.
+        status: Status,
+    },
+    /// `--parent-path` is absolute; CRIU needs it relative to the images.
+    #[error("--parent-path must be relative to --image-path, and {path} is absolute")]
+    AbsoluteParent {
+        /// What was given.
+        path: PathBuf,
+    },
+    /// CRIU made a full dump although there is a parent.
+    #[error(
+        "the images in {path} do not refer to their parent: they are complete, not incremental"
+    )]
+    NotIncremental {
+        /// The image directory.
+        path: PathBuf,
+    },
+    /// A file beside the images is damaged.
+    #[error("the images are damaged: {path} cannot be understood")]
+    DamagedImages {
+        /// The file.
+        path: PathBuf,
+        /// What the parser found.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// CRIU cannot join a namespace of this kind.
+    #[error("cannot restore into an existing {kind} namespace: CRIU cannot join one")]
+    UnsupportedNamespace {
+        /// Which kind.
+        kind: oci_spec::runtime::LinuxNamespaceType,
+    },
     /// The state directory cannot be used.
     #[error("cannot use the state directory {path} (--root)")]
     Root {

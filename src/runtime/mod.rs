@@ -7,6 +7,7 @@
 //! * **around it**: state, cgroups, terminals, hooks' and error texts in the other modules.
 
 pub mod cgroup;
+pub mod checkpoint;
 pub mod container;
 pub mod create;
 pub mod delete;
@@ -14,10 +15,13 @@ pub mod engine;
 pub mod error;
 pub mod exec;
 pub mod executor;
+pub mod external;
 pub mod foreground;
 pub mod kill;
 pub mod lower;
 pub mod pause;
+pub mod restore;
+pub mod snapshot;
 pub mod spec;
 pub mod start;
 pub mod terminal;

@@ -42,7 +42,7 @@ pub fn start(container: &Container) -> Result<()> {
     })
 }
 
-/// Runs the spec's hooks of a kind that run around the container: "poststart" or "poststop".
+/// Runs the spec's hooks of a kind that run around the container: "prestart", "createRuntime", "poststart" or "poststop".
 ///
 /// # Errors
 /// [`Error::Hook`].
@@ -52,6 +52,10 @@ pub(crate) fn run_hooks(container: &Container, kind: &'static str, status: Statu
         return Ok(());
     };
     let hooks = match kind {
+        // Only libcontainer 0.7's name for what older specs have; runc still runs them.
+        #[allow(deprecated)]
+        "prestart" => hooks.prestart(),
+        "createRuntime" => hooks.create_runtime(),
         "poststart" => hooks.poststart(),
         _ => hooks.poststop(),
     };

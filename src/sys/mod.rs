@@ -3,7 +3,10 @@
 pub mod exec;
 pub mod file;
 pub mod keyring;
+pub mod mount;
+pub mod network;
 pub mod process;
+pub mod rooted;
 pub mod seal;
 pub mod socket;
 pub mod spawn;

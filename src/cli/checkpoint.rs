@@ -1,0 +1,162 @@
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+
+use anyhow::{Context, bail};
+use clap::builder::PossibleValuesParser;
+
+use crate::criu::{CgroupMode, Criu, PageServer};
+use crate::runtime::checkpoint::{self, CheckpointOptions, CriuFlags};
+use crate::runtime::{delete, engine};
+
+use super::{Globals, absolute};
+
+/// What `checkpoint` and `restore` share.
+#[derive(Debug, clap::Args)]
+pub struct CriuArgs {
+    /// Path to the directory of the CRIU image files (default is "checkpoint" in the working directory)
+    #[arg(long, value_name = "DIR")]
+    image_path: Option<PathBuf>,
+    /// Path to the directory of CRIU's work files and logs (default is the image path)
+    #[arg(long, value_name = "DIR")]
+    work_path: Option<PathBuf>,
+    /// Allow open TCP connections
+    #[arg(long)]
+    tcp_established: bool,
+    /// Allow external unix sockets
+    #[arg(long)]
+    ext_unix_sk: bool,
+    /// Allow shell jobs
+    #[arg(long)]
+    shell_job: bool,
+    /// Handle file locks, for safety
+    #[arg(long)]
+    file_locks: bool,
+    /// How cgroups are treated (default: soft)
+    #[arg(long, value_name = "MODE", value_parser = PossibleValuesParser::new(["soft", "full", "strict", "ignore", ""]), hide_possible_values = true)]
+    manage_cgroups_mode: Option<String>,
+    /// Create a namespace, but don't save or restore its properties
+    #[arg(long, value_name = "NAMESPACE", value_parser = ["network"])]
+    empty_ns: Vec<String>,
+    /// Enable auto deduplication of memory images
+    #[arg(long)]
+    auto_dedup: bool,
+    /// Use userfaultfd to lazily restore memory pages
+    #[arg(long)]
+    lazy_pages: bool,
+}
+
+impl CriuArgs {
+    /// The flags for the runtime. `--empty-ns=network` is what rcm does anyway, as runc.
+    pub(super) fn flags(self) -> CriuFlags {
+        CriuFlags {
+            image_path: absolute(self.image_path.unwrap_or_else(|| "checkpoint".into())),
+            work_path: self.work_path.map(absolute),
+            tcp_established: self.tcp_established,
+            ext_unix_sk: self.ext_unix_sk,
+            shell_job: self.shell_job,
+            file_locks: self.file_locks,
+            auto_dedup: self.auto_dedup,
+            lazy_pages: self.lazy_pages,
+            manage_cgroups: match self.manage_cgroups_mode.as_deref() {
+                Some("soft") => CgroupMode::Soft,
+                Some("full") => CgroupMode::Full,
+                Some("strict") => CgroupMode::Strict,
+                Some("ignore") => CgroupMode::Ignore,
+                _ => CgroupMode::Default,
+            },
+        }
+    }
+}
+
+/// Checkpoint a running container
+///
+/// Saves the state of the container's processes with CRIU and, unless told otherwise, deletes the container.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The name of the container
+    #[arg(value_name = "CONTAINER-ID")]
+    id: String,
+    #[command(flatten)]
+    criu: CriuArgs,
+    /// Path to previous CRIU image files, relative to the image path
+    #[arg(long, value_name = "DIR")]
+    parent_path: Option<PathBuf>,
+    /// Leave the process running after checkpointing
+    #[arg(long)]
+    leave_running: bool,
+    /// Skip in-flight TCP connections
+    #[arg(long)]
+    tcp_skip_in_flight: bool,
+    /// Allow one to link unlinked files back when possible
+    #[arg(long)]
+    link_remap: bool,
+    /// CRIU writes \0 to this descriptor once lazy-pages is ready
+    #[arg(long, value_name = "FD", default_value_t = -1, allow_negative_numbers = true)]
+    status_fd: i32,
+    /// ADDRESS:PORT of the page server
+    #[arg(long, value_name = "ADDRESS:PORT", value_parser = parse_page_server)]
+    page_server: Option<PageServer>,
+    /// Dump the container's memory only, leave the container running after this
+    #[arg(long)]
+    pre_dump: bool,
+}
+
+fn parse_page_server(text: &str) -> Result<PageServer, &'static str> {
+    const USAGE: &str = "use --page-server ADDRESS:PORT to specify the page server";
+    let (address, port) = text.rsplit_once(':').ok_or(USAGE)?;
+    let address = address.trim_start_matches('[').trim_end_matches(']');
+    if address.is_empty() {
+        return Err(USAGE);
+    }
+    Ok(PageServer {
+        address: Some(address.to_owned()),
+        port: port.parse().map_err(|_| "invalid port number")?,
+    })
+}
+
+pub fn run(globals: &Globals, args: Args) -> anyhow::Result<i32> {
+    let container = globals.load(&args.id)?;
+    let status_fd = status_fd(args.status_fd)?;
+    let options = CheckpointOptions {
+        flags: args.criu.flags(),
+        parent_path: args.parent_path,
+        leave_running: args.leave_running,
+        tcp_skip_in_flight: args.tcp_skip_in_flight,
+        link_remap: args.link_remap,
+        page_server: args.page_server,
+        status_fd,
+    };
+    let criu = Criu::find(globals.criu.as_deref())?;
+    if args.pre_dump {
+        checkpoint::pre_dump(&criu, &container, options)?;
+        return Ok(0);
+    }
+    checkpoint::begin(&criu, &container, options)?.commit()?;
+    if !args.leave_running
+        && let Err(error) = delete::destroy(&container)
+    {
+        // As runc: the images are complete, which is what was asked for.
+        tracing::warn!(
+            "cannot delete container {}: {}",
+            args.id,
+            engine::chain(&error)
+        );
+    }
+    Ok(0)
+}
+
+/// The descriptor of `--status-fd`, which must be open for writing.
+fn status_fd(number: i32) -> anyhow::Result<Option<OwnedFd>> {
+    if number < 0 {
+        return Ok(None);
+    }
+    let path = format!("/proc/self/fd/{number}");
+    if std::fs::symlink_metadata(&path).is_err() {
+        bail!("invalid --status-fd argument {number}: it is not open");
+    }
+    let file = std::fs::OpenOptions::new()
+        .write(true)
+        .open(&path)
+        .with_context(|| format!("invalid --status-fd argument {number}: not writable"))?;
+    Ok(Some(file.into()))
+}

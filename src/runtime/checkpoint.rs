@@ -1,0 +1,500 @@
+//! Dumping a container.
+//!
+//! [`begin`] stops the container and writes its images, and [`HeldCheckpoint`] decides what becomes of it: a plain `checkpoint` commits at once, a
+//! migration ships the images first.
+//!
+//! # Freezing
+//!
+//! CRIU's own way to freeze a cgroup looks every 100 ms whether it is done. So rcm freezes it, when CRIU reports that its start-up is over, and CRIU
+//! finds it frozen. But CRIU then also freezes it again when it lets the tasks go, and if rcm has been killed nobody would thaw it. Two things keep a
+//! container from staying frozen so:
+//!
+//! * CRIU gets the freezer's directory as `/proc/PID/fd/N` of this process. When rcm is dead the path is, too, and CRIU cannot freeze again.
+//!   (Its result is not looked at, criu/seize.c `pstree_switch_state`.)
+//! * Until CRIU has stopped the tasks itself and thawed the cgroup, a [`ThawGuard`] thaws if rcm dies.
+
+use std::fs::{self, File};
+use std::io::Write;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use nix::unistd::Pid;
+use oci_spec::runtime::{LinuxNamespaceType, Spec};
+
+use super::cgroup::Cgroup;
+use super::container::{Container, Status};
+use super::error::{Error, Result};
+use super::external;
+use super::lower;
+use super::snapshot::{self, Details};
+use crate::criu::error::CallbackError;
+use crate::criu::{
+    self, CgroupMode, Common, Criu, DumpOptions, Event, NetworkLock, Notify, PageServer, Reply,
+    Version,
+};
+use crate::sys::thaw_guard::ThawGuard;
+
+/// The annotation that names a CRIU configuration file; an empty one means none.
+const CONFIG_ANNOTATION: &str = "org.criu.config";
+/// Configuration files that are used without the annotation, if they exist: rcm's own before runc's.
+const CONFIG_FILES: [&str; 2] = ["/etc/criu/rcm.conf", "/etc/criu/runc.conf"];
+
+/// What `checkpoint` and `restore` both tell CRIU.
+#[derive(Debug, Clone, Default)]
+pub struct CriuFlags {
+    /// The directory of the images.
+    pub image_path: PathBuf,
+    /// Where logs and statistics go; the image directory if none.
+    pub work_path: Option<PathBuf>,
+    /// Keep established TCP connections.
+    pub tcp_established: bool,
+    /// Accept Unix sockets that lead out of the container.
+    pub ext_unix_sk: bool,
+    /// Accept a terminal or session of the host.
+    pub shell_job: bool,
+    /// Keep file locks.
+    pub file_locks: bool,
+    /// Remove superseded pages from images.
+    pub auto_dedup: bool,
+    /// Leave memory behind, to be fetched when touched.
+    pub lazy_pages: bool,
+    /// How control groups are treated.
+    pub manage_cgroups: CgroupMode,
+}
+
+impl CriuFlags {
+    /// The options that follow from these and the container.
+    pub(super) fn common(&self, container: &Container, spec: &Spec) -> Common {
+        Common {
+            subject: format!("container {:?}", container.id()),
+            images_dir: self.image_path.clone(),
+            work_dir: self.work_path.clone(),
+            log_level: 4,
+            tcp_established: self.tcp_established,
+            ext_unix_sk: self.ext_unix_sk,
+            shell_job: self.shell_job,
+            file_locks: self.file_locks,
+            auto_dedup: self.auto_dedup,
+            lazy_pages: self.lazy_pages,
+            manage_cgroups: self.manage_cgroups,
+            // Devices and addresses are the business of whoever made the network namespace.
+            empty_network_namespace: true,
+            config_file: config_file(spec),
+            ..Common::default()
+        }
+    }
+
+    /// Makes the directories that are missing.
+    pub(super) fn make_dirs(&self) -> Result<()> {
+        for path in [Some(&self.image_path), self.work_path.as_ref()]
+            .into_iter()
+            .flatten()
+        {
+            fs::DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(path)
+                .map_err(Error::file("create", path))?;
+        }
+        Ok(())
+    }
+}
+
+fn config_file(spec: &Spec) -> Option<PathBuf> {
+    let annotation = spec
+        .annotations()
+        .as_ref()
+        .and_then(|annotations| annotations.get(CONFIG_ANNOTATION));
+    match annotation {
+        Some(path) => Some(PathBuf::from(path)).filter(|path| !path.as_os_str().is_empty()),
+        None => CONFIG_FILES
+            .iter()
+            .map(PathBuf::from)
+            .find(|path| path.exists()),
+    }
+}
+
+/// How a container is dumped.
+#[derive(Debug, Default)]
+pub struct CheckpointOptions {
+    /// What restores have, too.
+    pub flags: CriuFlags,
+    /// The images that these build on, relative to the image path.
+    pub parent_path: Option<PathBuf>,
+    /// Let the container run on.
+    pub leave_running: bool,
+    /// Leave out TCP connections that are not yet established.
+    pub tcp_skip_in_flight: bool,
+    /// Give deleted but open files a temporary name.
+    pub link_remap: bool,
+    /// Where memory goes instead of the image directory.
+    pub page_server: Option<PageServer>,
+    /// Gets a zero byte when a lazy dump's page server listens.
+    pub status_fd: Option<OwnedFd>,
+}
+
+/// Stops the container and dumps it; the result decides what becomes of it.
+///
+/// # Errors
+/// [`Error::NotCheckpointable`], CRIU's first error. The container runs on (or stays paused) then.
+pub fn begin(
+    criu: &Criu,
+    container: &Container,
+    options: CheckpointOptions,
+) -> Result<HeldCheckpoint> {
+    let prepared = prepare(criu, container, options, true)?;
+    let (dump, stages) = (prepared.dump, prepared.stages);
+    let paused = stages.details.paused;
+    let cgroup = stages.cgroup.clone();
+    let held = match criu.dump(&dump, stages) {
+        Ok(held) => held,
+        Err(error) => {
+            // CRIU may have left it frozen, or rcm before CRIU came to thaw it.
+            thaw_after(&cgroup, paused, container.id());
+            return Err(error.into());
+        }
+    };
+    let held = HeldCheckpoint {
+        container: container.clone(),
+        held: Some(held),
+        leave_running: dump.leave_running,
+    };
+    if dump.parent_images.is_some() {
+        let images = &dump.common.images_dir;
+        // A parent that CRIU does not accept makes a complete dump without a word.
+        if fs::symlink_metadata(images.join("parent")).is_err() {
+            let path = images.clone();
+            held.refuse();
+            return Err(Error::NotIncremental { path });
+        }
+    }
+    Ok(held)
+}
+
+/// Copies the memory of the running container, so that a later dump with this one as its parent has less to copy.
+///
+/// # Errors
+/// [`Error::NotCheckpointable`], [`criu::Error::Lacks`] on a kernel without memory tracking, CRIU's first error.
+pub fn pre_dump(criu: &Criu, container: &Container, options: CheckpointOptions) -> Result<()> {
+    criu.require_memory_tracking()?;
+    let prepared = prepare(criu, container, options, false)?;
+    criu.pre_dump(&prepared.dump, &mut ())?;
+    Ok(())
+}
+
+struct Prepared {
+    dump: DumpOptions,
+    stages: Stages,
+}
+
+fn prepare(
+    criu: &Criu,
+    container: &Container,
+    options: CheckpointOptions,
+    complete: bool,
+) -> Result<Prepared> {
+    let status = container.status();
+    if !matches!(status, Status::Running | Status::Paused) {
+        return Err(Error::NotCheckpointable {
+            id: container.id().to_owned(),
+            status,
+        });
+    }
+    let init = container.live_init()?;
+    let spec = container.spec()?;
+    let flags = &options.flags;
+    if flags.lazy_pages {
+        criu.require_lazy_pages()?;
+    }
+    flags.make_dirs()?;
+    let track_memory = match &options.parent_path {
+        Some(parent) => {
+            check_parent(&flags.image_path, parent)?;
+            criu.require_memory_tracking()?;
+            true
+        }
+        None => false,
+    };
+
+    let mut common = flags.common(container, &spec);
+    common.root = Some(container.rootfs().to_path_buf());
+    common.external = external::dumped_namespaces(&spec)?;
+    if !common.external.is_empty() {
+        criu.require(
+            Version::EXTERNAL_PID_NAMESPACE,
+            "a container in an existing namespace",
+        )?;
+    }
+    let mut details = Details {
+        paused: status == Status::Paused,
+        ..Details::default()
+    };
+    let cgroup = container.cgroup();
+    let mut freezer = None;
+    if complete {
+        details.mounts = external::host_mounts(init, &spec, container.bundle(), cgroup.paths())?;
+        common
+            .external
+            .extend(external::dumped_mounts(&details.mounts));
+        common.network_lock = network_lock(criu, init, &spec, flags.tcp_established);
+        let descriptors = match container.record().descriptors.is_empty() {
+            true => super::create::descriptors(init),
+            false => container.record().descriptors.clone(),
+        };
+        snapshot::write_descriptors(&flags.image_path, &descriptors)?;
+        if !cgroup.is_v2() || criu.version() >= Version::FREEZER_V2 {
+            freezer = open_freezer(&cgroup)?;
+        }
+    }
+    let dump = DumpOptions {
+        common,
+        pid: init.as_raw(),
+        leave_running: options.leave_running,
+        tcp_skip_in_flight: options.tcp_skip_in_flight,
+        link_remap: options.link_remap,
+        parent_images: options.parent_path,
+        track_memory,
+        freeze_cgroup: freezer.as_ref().map(path_through_this_process),
+        page_server: options.page_server,
+        ..DumpOptions::default()
+    };
+    Ok(Prepared {
+        dump,
+        stages: Stages {
+            init,
+            images: options.flags.image_path,
+            cgroup,
+            details,
+            freezer,
+            guard: None,
+            status_fd: options.status_fd,
+        },
+    })
+}
+
+fn check_parent(images: &Path, parent: &Path) -> Result<()> {
+    if parent.is_absolute() {
+        return Err(Error::AbsoluteParent {
+            path: parent.to_path_buf(),
+        });
+    }
+    let path = images.join(parent);
+    // What every dump and pre-dump has.
+    let inventory = path.join("inventory.img");
+    fs::metadata(&inventory)
+        .map(drop)
+        .map_err(Error::file("find images of a --parent-path in", path))
+}
+
+fn open_freezer(cgroup: &Cgroup) -> Result<Option<File>> {
+    match cgroup.freezer_dir() {
+        Ok(dir) => File::open(dir).map(Some).map_err(Error::file("open", dir)),
+        // Without one CRIU stops the tasks one by one.
+        Err(_) => Ok(None),
+    }
+}
+
+fn path_through_this_process(dir: &File) -> PathBuf {
+    PathBuf::from(format!(
+        "/proc/{}/fd/{}",
+        std::process::id(),
+        dir.as_raw_fd()
+    ))
+}
+
+/// Locking a network costs several program starts within the freeze. There is nothing to lock in a namespace that no packet enters, and outside of namespaces
+/// of its own a container has nothing that is only its own; unless there are connections to keep, of which no packet may be answered meanwhile.
+fn network_lock(criu: &Criu, init: Pid, spec: &Spec, tcp_established: bool) -> Option<NetworkLock> {
+    let own = lower::namespace(spec, LinuxNamespaceType::Network)
+        .is_some_and(|namespace| namespace.path().is_none());
+    let lonely = own && is_lonely(&fs::read_to_string(format!("/proc/{init}/net/dev")).ok()?);
+    let skip = lonely || (!own && !tcp_established);
+    (skip && criu.version() >= Version::NETWORK_LOCK_SKIP).then_some(NetworkLock::Skip)
+}
+
+/// Whether `/proc/PID/net/dev` has no interface but the loopback.
+fn is_lonely(devices: &str) -> bool {
+    devices
+        .lines()
+        // Two lines of headings.
+        .skip(2)
+        .filter_map(|line| line.split_once(':'))
+        .all(|(name, _)| name.trim() == "lo")
+}
+
+/// Thaws what a failed or refused dump may have left frozen.
+fn thaw_after(cgroup: &Cgroup, paused: bool, id: &str) {
+    if paused || cgroup.freezer_dir().is_err() {
+        return;
+    }
+    if let Err(error) = cgroup.thaw() {
+        tracing::error!(
+            "container {id} may still be frozen: {}; `rcm resume {id}` thaws it",
+            super::engine::chain(&error)
+        );
+    }
+}
+
+/// What rcm does at the stages of a dump.
+#[derive(Debug)]
+struct Stages {
+    init: Pid,
+    images: PathBuf,
+    cgroup: Cgroup,
+    details: Details,
+    /// As long as this is open CRIU finds the freezer.
+    freezer: Option<File>,
+    guard: Option<ThawGuard>,
+    status_fd: Option<OwnedFd>,
+}
+
+impl Stages {
+    fn freeze(&mut self) -> Result<(), CallbackError> {
+        if self.freezer.is_none() || self.details.paused {
+            return Ok(());
+        }
+        let dir = self.cgroup.freezer_dir()?;
+        self.guard = Some(match self.cgroup.is_v2() {
+            true => ThawGuard::start(&dir.join("cgroup.freeze"), b"0")?,
+            false => ThawGuard::start(&dir.join("freezer.state"), b"THAWED")?,
+        });
+        self.cgroup.freeze()?;
+        Ok(())
+    }
+
+    fn find_files(&mut self) -> Result<Reply, CallbackError> {
+        // CRIU has stopped the tasks itself and thawed the cgroup.
+        self.guard = None;
+        let processes = match self.cgroup.pids()? {
+            none if none.is_empty() => vec![self.init],
+            processes => processes,
+        };
+        let (external, files) = external::host_files(self.init, &processes)?;
+        self.details.files = files;
+        self.details.write(&self.images)?;
+        Ok(Reply { external })
+    }
+}
+
+impl Notify for Stages {
+    fn on(&mut self, event: Event) -> Result<Reply, CallbackError> {
+        match event {
+            Event::PreDump => self.freeze()?,
+            Event::QueryExternalFiles => return self.find_files(),
+            Event::StatusReady => {
+                if let Some(fd) = self.status_fd.take() {
+                    File::from(fd).write_all(&[0])?;
+                }
+            }
+            _ => {}
+        }
+        Ok(Reply::default())
+    }
+}
+
+/// A dumped container that is stopped. Dropping this lets it run on.
+#[derive(Debug)]
+#[must_use = "dropping a held checkpoint lets the container run on"]
+pub struct HeldCheckpoint {
+    container: Container,
+    /// Taken by the decision.
+    held: Option<criu::HeldDump<Stages>>,
+    leave_running: bool,
+}
+
+impl HeldCheckpoint {
+    /// The container.
+    #[must_use]
+    pub fn container(&self) -> &Container {
+        &self.container
+    }
+
+    /// Completes the dump: CRIU kills the processes, or lets them run on with [`CheckpointOptions::leave_running`]. The container is not
+    /// deleted; that is [`super::delete::destroy`].
+    ///
+    /// Where the cgroup was frozen meanwhile (a fence), its tasks must have been killed before
+    /// ([`Cgroup::kill_all`]): frozen tasks of cgroup v1 do not die, and CRIU would wait for them.
+    ///
+    /// # Errors
+    /// CRIU's, where it fails or dies.
+    pub fn commit(mut self) -> Result<()> {
+        let Some(mut held) = self.held.take() else {
+            return Ok(());
+        };
+        if self.leave_running {
+            release_freezer(held.notify_mut());
+        }
+        held.commit()?;
+        Ok(())
+    }
+
+    /// Lets the container run on, or stay paused if it was. Returns when CRIU has let go of it.
+    pub fn refuse(mut self) {
+        self.roll_back();
+    }
+
+    fn roll_back(&mut self) {
+        if let Some(mut held) = self.held.take() {
+            release_freezer(held.notify_mut());
+            let stages = held.refuse();
+            thaw_after(&stages.cgroup, stages.details.paused, self.container.id());
+        }
+    }
+}
+
+impl Drop for HeldCheckpoint {
+    fn drop(&mut self) {
+        self.roll_back();
+    }
+}
+
+/// Keeps CRIU from freezing the container again; one that was paused shall be.
+fn release_freezer(stages: &mut Stages) {
+    if !stages.details.paused {
+        stages.freezer = None;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_loopback_is_lonely() {
+        let head = "Inter-| Receive\n face |bytes\n";
+        assert!(is_lonely(&format!("{head}    lo: 0 0\n")));
+        assert!(!is_lonely(&format!("{head}    lo: 0 0\n  eth0: 1 2\n")));
+    }
+
+    #[test]
+    fn the_annotation_decides_on_the_configuration_file() {
+        let spec = |annotations: serde_json::Value| -> Spec {
+            serde_json::from_value(serde_json::json!({
+                "ociVersion": "1.0.2", "annotations": annotations
+            }))
+            .unwrap()
+        };
+        assert_eq!(
+            config_file(&spec(serde_json::json!({CONFIG_ANNOTATION: "/x.conf"}))),
+            Some("/x.conf".into())
+        );
+        assert_eq!(
+            config_file(&spec(serde_json::json!({CONFIG_ANNOTATION: ""}))),
+            None
+        );
+    }
+
+    #[test]
+    fn a_parent_is_relative_and_there() {
+        let images = tempfile::tempdir().unwrap();
+        assert!(matches!(
+            check_parent(images.path(), Path::new("/abs")),
+            Err(Error::AbsoluteParent { .. })
+        ));
+        assert!(check_parent(images.path(), Path::new("../none")).is_err());
+        fs::create_dir(images.path().join("1")).unwrap();
+        fs::write(images.path().join("1/inventory.img"), "").unwrap();
+        check_parent(images.path(), Path::new("1")).unwrap();
+    }
+}

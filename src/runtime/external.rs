@@ -1,0 +1,541 @@
+//! What of a container belongs to the host: mounts, open files and namespaces that a checkpoint leaves out and a restore finds again.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::ffi::OsString;
+use std::fs;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use nix::unistd::Pid;
+use oci_spec::runtime::{LinuxNamespaceType, Mount, Spec};
+use procfs::process::{MountInfo, Process};
+use serde::{Deserialize, Serialize};
+
+use super::error::{Error, Result};
+use super::lower;
+use crate::criu::{External, JoinNamespace};
+use crate::sys::rooted::{Kind, Root};
+
+/// A mount that comes from the host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct HostMount {
+    /// Where it is in the container; CRIU's images call it so.
+    pub path: PathBuf,
+    /// What it is made from.
+    pub source: Source,
+}
+
+/// What a mount of the host is made from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub enum Source {
+    /// A path on the host.
+    Path(PathBuf),
+    /// The container's own control group in the hierarchy of this controller, and what is below it.
+    Cgroup {
+        /// `memory`, `name=systemd`, ...
+        controller: String,
+        /// Relative to the container's group.
+        below: PathBuf,
+    },
+}
+
+/// An open file of the host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct HostFile {
+    /// What CRIU's images call it.
+    pub key: String,
+    /// Where it is on the host.
+    pub path: PathBuf,
+    /// Whether it is a directory, which cannot be made anew.
+    pub directory: bool,
+}
+
+fn mounts(process: &str) -> Result<Vec<MountInfo>> {
+    let path = format!("/proc/{process}/mountinfo");
+    let read = match process {
+        "self" => Process::myself(),
+        pid => Process::new(pid.parse().unwrap_or_default()),
+    }
+    .and_then(|process| process.mountinfo());
+    match read {
+        Ok(mounts) => Ok(mounts.into_iter().collect()),
+        Err(error) => Err(Error::file("read", path)(std::io::Error::other(error))),
+    }
+}
+
+/// The mounts of a running container that come from the host.
+///
+/// # Errors
+/// Where `/proc` cannot be read.
+pub fn host_mounts(
+    init: Pid,
+    spec: &Spec,
+    bundle: &Path,
+    cgroups: &BTreeMap<String, PathBuf>,
+) -> Result<Vec<HostMount>> {
+    let container = mounts(&init.to_string())?;
+    let host = mounts("self")?;
+    let root = Root::open(Path::new(&format!("/proc/{init}/root")))
+        .map_err(Error::file("open", format!("/proc/{init}/root")))?;
+    // Destinations may lead over symbolic links of the image; the kernel's list has where they led to.
+    let declared: Vec<(PathBuf, &Mount)> = spec
+        .mounts()
+        .iter()
+        .flatten()
+        .map(|mount| {
+            let destination = Path::new("/").join(mount.destination());
+            (root.resolve(&destination).unwrap_or(destination), mount)
+        })
+        .collect();
+    let own_cgroup_namespace = lower::has_namespace(spec, LinuxNamespaceType::Cgroup);
+    Ok(select(&Surroundings {
+        container: &container,
+        host: &host,
+        declared: &declared,
+        bundle,
+        cgroups,
+        own_cgroup_namespace,
+    }))
+}
+
+struct Surroundings<'a> {
+    container: &'a [MountInfo],
+    host: &'a [MountInfo],
+    declared: &'a [(PathBuf, &'a Mount)],
+    bundle: &'a Path,
+    cgroups: &'a BTreeMap<String, PathBuf>,
+    own_cgroup_namespace: bool,
+}
+
+fn select(around: &Surroundings) -> Vec<HostMount> {
+    let at_root = |mount: &&MountInfo| mount.mount_point == Path::new("/");
+    let Some(root) = around.container.iter().rfind(at_root) else {
+        return Vec::new();
+    };
+    let host_devices: HashSet<&str> = around
+        .host
+        .iter()
+        .map(|mount| mount.majmin.as_str())
+        .collect();
+    let mut found = Vec::new();
+    for mount in around.container.iter().filter(|mount| !at_root(mount)) {
+        let declaration = around
+            .declared
+            .iter()
+            .rfind(|(path, _)| *path == mount.mount_point)
+            .map(|(_, mount)| *mount);
+        let source = match declaration {
+            Some(declaration) if lower::is_bind(declaration) => {
+                let source = declaration.source().clone().unwrap_or_default();
+                Some(Source::Path(around.bundle.join(source)))
+            }
+            // A file system of the container's own, even where the host has the same one (sysfs without a network namespace).
+            Some(_) => None,
+            None if !host_devices.contains(mount.majmin.as_str()) => None,
+            // Read-only paths and the like: CRIU knows a bind of what the container has already.
+            None if mount.majmin == root.majmin
+                && Path::new(&mount.root).starts_with(&root.root) =>
+            {
+                None
+            }
+            None if mount.fs_type.starts_with("cgroup") => cgroup_source(around, mount),
+            None => host_path(around.host, mount).map(Source::Path),
+        };
+        if let Some(source) = source {
+            found.push(HostMount {
+                path: mount.mount_point.clone(),
+                source,
+            });
+        }
+    }
+    found
+}
+
+/// cgroup v1 is bound controller by controller; with a cgroup namespace, and on v2, CRIU restores the real mounts.
+fn cgroup_source(around: &Surroundings, mount: &MountInfo) -> Option<Source> {
+    if around.own_cgroup_namespace || mount.fs_type != "cgroup" {
+        return None;
+    }
+    let path = host_path(around.host, mount)?;
+    let own = around.cgroups.iter().find_map(|(controller, dir)| {
+        let below = path.strip_prefix(dir).ok()?;
+        Some(Source::Cgroup {
+            controller: controller.clone(),
+            below: below.to_path_buf(),
+        })
+    });
+    Some(own.unwrap_or(Source::Path(path)))
+}
+
+/// Where the host has what is mounted.
+fn host_path(host: &[MountInfo], mount: &MountInfo) -> Option<PathBuf> {
+    host.iter()
+        .filter(|one| one.majmin == mount.majmin)
+        .filter_map(|one| {
+            let below = Path::new(&mount.root).strip_prefix(&one.root).ok()?;
+            Some(one.mount_point.join(below))
+        })
+        .find(|path| path.exists())
+}
+
+/// What CRIU is told about host mounts at a dump: each keeps its path as its name, as with runc.
+#[must_use]
+pub fn dumped_mounts(mounts: &[HostMount]) -> Vec<External> {
+    mounts
+        .iter()
+        .map(|mount| External::Mount {
+            path: text(&mount.path),
+            name: text(&mount.path),
+        })
+        .collect()
+}
+
+/// What CRIU is told about host mounts at a restore: those that the checkpoint found, with the sources of the spec that is restored
+/// where it has them, and those that runc's images name.
+#[must_use]
+pub fn restored_mounts(
+    found: &[HostMount],
+    spec: &Spec,
+    bundle: &Path,
+    rootfs: &Root,
+    cgroups: &BTreeMap<String, PathBuf>,
+) -> Vec<External> {
+    let mut sources: BTreeMap<PathBuf, PathBuf> = BTreeMap::new();
+    for mount in found {
+        let source = match &mount.source {
+            Source::Path(path) => Some(path.clone()),
+            Source::Cgroup { controller, below } => {
+                cgroups.get(controller).map(|dir| dir.join(below))
+            }
+        };
+        sources.extend(source.map(|source| (mount.path.clone(), source)));
+    }
+    for mount in spec.mounts().iter().flatten() {
+        if lower::is_bind(mount) {
+            let path = Path::new("/").join(mount.destination());
+            let path = rootfs.resolve(&path).unwrap_or(path);
+            let source = mount.source().clone().unwrap_or_default();
+            sources.insert(path, bundle.join(source));
+        }
+    }
+    let linux = spec.linux().as_ref();
+    let masked = linux.is_some_and(|linux| linux.masked_paths().is_some());
+    // runc's images know masked files as binds of this, and devices as binds of themselves.
+    let runc = masked
+        .then(|| PathBuf::from("/dev/null"))
+        .into_iter()
+        .chain(
+            linux
+                .and_then(|linux| linux.devices().as_ref())
+                .into_iter()
+                .flatten()
+                .map(|device| device.path().clone()),
+        );
+    for path in runc {
+        sources.entry(path.clone()).or_insert(path);
+    }
+    sources
+        .into_iter()
+        .map(|(path, source)| External::Mount {
+            path: text(&path),
+            name: text(&source),
+        })
+        .collect()
+}
+
+/// Makes the mount points that a container's mounts need and its root file system (or the source of a bind below which they lie) lacks: creating a
+/// container makes them, so restoring one into a fresh copy must, too.
+///
+/// # Errors
+/// Errors of the file system.
+pub fn make_mount_points(spec: &Spec, bundle: &Path, rootfs: &Path) -> Result<()> {
+    let mounts: Vec<&Mount> = spec.mounts().iter().flatten().collect();
+    for (index, mount) in mounts.iter().enumerate() {
+        if mount.typ().as_deref() == Some("cgroup") {
+            // In sysfs, or in a tmpfs whose contents are in the images.
+            continue;
+        }
+        let destination = Path::new("/").join(mount.destination());
+        let kind = if lower::is_bind(mount)
+            && let Some(source) = mount.source()
+            && !bundle.join(source).is_dir()
+        {
+            Kind::File
+        } else {
+            Kind::Directory
+        };
+        let cover = mounts[..index].iter().rev().find_map(|cover| {
+            let at = Path::new("/").join(cover.destination());
+            let below = destination.strip_prefix(&at).ok()?.to_path_buf();
+            (!below.as_os_str().is_empty()).then_some((*cover, below))
+        });
+        let (base, below) = match &cover {
+            None => (rootfs.to_path_buf(), destination.clone()),
+            Some((cover, below)) if lower::is_bind(cover) => {
+                let source = cover.source().clone().unwrap_or_default();
+                (bundle.join(source), below.clone())
+            }
+            // What is in a tmpfs is in the images; other file systems have their own.
+            Some(_) => continue,
+        };
+        Root::open(&base)
+            .and_then(|root| root.make(&below, kind))
+            .map_err(Error::file("make the mount point", base.join(&below)))?;
+    }
+    Ok(())
+}
+
+/// The namespaces that are left out of a dump because the spec names existing ones, as runc calls them.
+///
+/// # Errors
+/// Where the namespace is gone.
+pub fn dumped_namespaces(spec: &Spec) -> Result<Vec<External>> {
+    let mut found = Vec::new();
+    for (typ, kind, name) in OUTER_NAMESPACES {
+        let path = lower::namespace(spec, *typ).and_then(|namespace| namespace.path().as_ref());
+        if let Some(path) = path {
+            let inode = fs::metadata(path)
+                .map_err(Error::file("use the namespace", path))?
+                .ino();
+            found.push(External::Namespace { kind, inode, name });
+        }
+    }
+    Ok(found)
+}
+
+/// Kinds of namespaces that CRIU can leave out, with CRIU's and runc's names.
+const OUTER_NAMESPACES: &[(LinuxNamespaceType, &str, &str)] = &[
+    (LinuxNamespaceType::Network, "net", "extRootNetNS"),
+    (LinuxNamespaceType::Pid, "pid", "extRootPidNS"),
+];
+
+/// Namespaces by CRIU's key for a descriptor of theirs, and those that CRIU joins by path.
+pub type RestoredNamespaces = (Vec<(&'static str, PathBuf)>, Vec<JoinNamespace>);
+
+/// The existing namespaces that a restore enters: those of [`dumped_namespaces`] by descriptor, and others that CRIU joins by path.
+///
+/// # Errors
+/// [`Error::UnsupportedNamespace`] for a cgroup namespace, which CRIU cannot join.
+pub fn restored_namespaces(spec: &Spec) -> Result<RestoredNamespaces> {
+    let (mut inherited, mut joined) = (Vec::new(), Vec::new());
+    let linux = spec.linux().as_ref();
+    for namespace in linux
+        .and_then(|linux| linux.namespaces().as_ref())
+        .into_iter()
+        .flatten()
+    {
+        let path = match namespace.path() {
+            Some(path) if !path.as_os_str().is_empty() => path.clone(),
+            _ => continue,
+        };
+        let typ = namespace.typ();
+        if let Some((_, _, name)) = OUTER_NAMESPACES.iter().find(|(outer, ..)| *outer == typ) {
+            inherited.push((*name, path));
+            continue;
+        }
+        let kind = match typ {
+            LinuxNamespaceType::Ipc => "ipc",
+            LinuxNamespaceType::Uts => "uts",
+            LinuxNamespaceType::User => "user",
+            LinuxNamespaceType::Time => "time",
+            LinuxNamespaceType::Mount => "mnt",
+            _ => return Err(Error::UnsupportedNamespace { kind: typ }),
+        };
+        joined.push(JoinNamespace { kind, path });
+    }
+    Ok((inherited, joined))
+}
+
+/// The files of the host that the container's processes have open. Call it while they are stopped.
+///
+/// A redirected stdout is such a file: it lies on a mount that the container does not have, and CRIU would fail on it.
+///
+/// # Errors
+/// Where `/proc` cannot be read.
+pub fn host_files(init: Pid, processes: &[Pid]) -> Result<(Vec<External>, Vec<HostFile>)> {
+    let container: HashSet<i32> = mounts(&init.to_string())?
+        .iter()
+        .map(|mount| mount.mnt_id)
+        .collect();
+    // Pipes, sockets and the like lie on mounts that nobody sees.
+    let host: HashMap<i32, PathBuf> = mounts("self")?
+        .into_iter()
+        .filter(|mount| !container.contains(&mount.mnt_id))
+        .map(|mount| (mount.mnt_id, mount.mount_point))
+        .collect();
+    let mut seen = BTreeSet::new();
+    let (mut externals, mut files) = (Vec::new(), Vec::new());
+    for pid in processes {
+        for fd in descriptor_numbers(*pid) {
+            let Some(mount_id) = mount_id(*pid, &fd) else {
+                continue;
+            };
+            if !host.contains_key(&mount_id) {
+                continue;
+            }
+            let link = Path::new("/proc")
+                .join(pid.to_string())
+                .join("fd")
+                .join(&fd);
+            let (Ok(meta), Ok(path)) = (fs::metadata(&link), fs::read_link(&link)) else {
+                continue;
+            };
+            // A terminal needs more than its path; CRIU has its own ways with it.
+            let kind = meta.file_type();
+            let is_device = kind.is_char_device() && is_terminal(meta.rdev());
+            if is_device || kind.is_fifo() || kind.is_socket() {
+                continue;
+            }
+            if seen.insert((mount_id, meta.ino())) {
+                let external = External::File {
+                    mount_id,
+                    inode: meta.ino(),
+                };
+                files.push(HostFile {
+                    key: external.to_string(),
+                    path,
+                    directory: kind.is_dir(),
+                });
+                externals.push(external);
+            }
+        }
+    }
+    Ok((externals, files))
+}
+
+fn descriptor_numbers(pid: Pid) -> Vec<OsString> {
+    // A process that is gone has none.
+    fs::read_dir(format!("/proc/{pid}/fd"))
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| Some(entry.ok()?.file_name()))
+        .collect()
+}
+
+fn mount_id(pid: Pid, fd: &OsString) -> Option<i32> {
+    let info = Path::new("/proc")
+        .join(pid.to_string())
+        .join("fdinfo")
+        .join(fd);
+    let text = fs::read_to_string(info).ok()?;
+    text.lines()
+        .find_map(|line| line.strip_prefix("mnt_id:"))?
+        .trim()
+        .parse()
+        .ok()
+}
+
+/// Majors of terminals: consoles, `/dev/tty`, and both sides of pseudoterminals (Documentation/admin-guide/devices.txt).
+fn is_terminal(device: u64) -> bool {
+    matches!(nix::sys::stat::major(device), 4 | 5 | 128..=143)
+}
+
+/// CRIU's protocol takes UTF-8 only.
+fn text(path: &Path) -> String {
+    path.to_string_lossy().into_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn mount(majmin: &str, root: &str, point: &str, fs_type: &str) -> MountInfo {
+        let line = format!("1 1 {majmin} {root} {point} rw - {fs_type} none rw");
+        MountInfo::from_line(&line).unwrap()
+    }
+
+    fn spec_mount(json: serde_json::Value) -> Mount {
+        serde_json::from_value(json).unwrap()
+    }
+
+    #[test]
+    fn what_comes_from_the_host_is_found() {
+        let bind = spec_mount(serde_json::json!(
+            {"destination": "/data", "source": "data", "options": ["bind"]}
+        ));
+        let sysfs = spec_mount(serde_json::json!({"destination": "/sys", "type": "sysfs"}));
+        let cgroups = BTreeMap::from([("memory".into(), "/sys/fs/cgroup/memory/web".into())]);
+        let found = select(&Surroundings {
+            container: &[
+                mount("8:1", "/b/rootfs", "/", "ext4"),
+                mount("8:1", "/b/data", "/data", "ext4"),
+                mount("8:1", "/b/rootfs/etc", "/etc", "ext4"),
+                mount("8:1", "/opt/hooked", "/hooked", "ext4"),
+                mount("0:50", "/", "/tmp", "tmpfs"),
+                mount("0:20", "/", "/sys", "sysfs"),
+                mount("0:30", "/web", "/sys/fs/cgroup/memory", "cgroup"),
+            ],
+            host: &[
+                mount("8:1", "/", "/", "ext4"),
+                mount("8:1", "/opt/hooked", "/proc/self", "ext4"),
+                mount("0:20", "/", "/sys", "sysfs"),
+                mount("0:30", "/", "/sys/fs/cgroup/memory", "cgroup"),
+            ],
+            declared: &[("/data".into(), &bind), ("/sys".into(), &sysfs)],
+            bundle: Path::new("/b"),
+            cgroups: &cgroups,
+            own_cgroup_namespace: true,
+        });
+        let paths: Vec<_> = found.iter().map(|mount| mount.path.as_path()).collect();
+        assert_eq!(paths, [Path::new("/data"), Path::new("/hooked")]);
+        assert_eq!(found[0].source, Source::Path("/b/data".into()));
+        // The first place on the host that exists.
+        assert_eq!(found[1].source, Source::Path("/proc/self".into()));
+    }
+
+    #[test]
+    fn missing_mount_points_are_made_where_they_belong() {
+        let dir = tempfile::tempdir().unwrap();
+        let bundle = dir.path();
+        for name in ["rootfs/etc", "data"] {
+            fs::create_dir_all(bundle.join(name)).unwrap();
+        }
+        fs::write(bundle.join("hosts"), "").unwrap();
+        let spec: Spec = serde_json::from_value(serde_json::json!({
+            "ociVersion": "1.0.2",
+            "mounts": [
+                {"destination": "/etc/hosts", "source": "hosts", "options": ["bind"]},
+                {"destination": "/a/b", "source": "data", "options": ["bind"]},
+                {"destination": "/a/b/inner", "type": "tmpfs"},
+                {"destination": "/run", "type": "tmpfs"},
+                {"destination": "/run/in-tmpfs", "type": "tmpfs"},
+                {"destination": "/sys/fs/cgroup", "type": "cgroup"}
+            ]
+        }))
+        .unwrap();
+        let rootfs = bundle.join("rootfs");
+        make_mount_points(&spec, bundle, &rootfs).unwrap();
+        assert!(rootfs.join("etc/hosts").is_file());
+        assert!(rootfs.join("a/b").is_dir() && rootfs.join("run").is_dir());
+        assert!(
+            bundle.join("data/inner").is_dir(),
+            "below the bind, not under it"
+        );
+        assert!(!rootfs.join("a/b/inner").exists());
+        assert!(!rootfs.join("run/in-tmpfs").exists());
+        assert!(!rootfs.join("sys").exists());
+    }
+
+    #[test]
+    fn namespaces_with_a_path_are_entered() {
+        let spec: Spec = serde_json::from_value(serde_json::json!({
+            "ociVersion": "1.0.2",
+            "linux": {"namespaces": [
+                {"type": "network", "path": "/proc/self/ns/net"},
+                {"type": "ipc", "path": "/proc/self/ns/ipc"},
+                {"type": "pid"}
+            ]}
+        }))
+        .unwrap();
+        let dumped = dumped_namespaces(&spec).unwrap();
+        let inode = fs::metadata("/proc/self/ns/net").unwrap().ino();
+        assert_eq!(dumped.len(), 1);
+        assert_eq!(dumped[0].to_string(), format!("net[{inode}]:extRootNetNS"));
+        let (inherited, joined) = restored_namespaces(&spec).unwrap();
+        assert_eq!(inherited, [("extRootNetNS", "/proc/self/ns/net".into())]);
+        assert_eq!(joined[0].kind, "ipc");
+    }
+}

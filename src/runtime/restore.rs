@@ -1,0 +1,519 @@
+//! Restoring a container.
+//!
+//! [`begin`] restores everything but lets nothing execute, and [`HeldRestore`] decides: a plain `restore` resumes at once, the destination of a
+//! migration when the source has committed.
+
+use std::fs::{self, File, OpenOptions};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+
+use chrono::Utc;
+use libcgroups::common::{CgroupManager, ControllerOpt};
+use nix::unistd::Pid;
+use oci_spec::runtime::{LinuxNamespaceType, Spec};
+
+use super::cgroup::{Cgroup, CgroupError};
+use super::checkpoint::CriuFlags;
+use super::container::{Container, Status, validate_id};
+use super::create::{self, CreateRequest, cgroup_error};
+use super::error::{Error, Result};
+use super::external::{self, HostFile};
+use super::snapshot::{self, Details};
+use super::terminal::Master;
+use super::{delete, engine, lower, spec, start};
+use crate::criu::error::CallbackError;
+use crate::criu::{
+    self, CgroupRoot, Criu, Event, InheritedFd, Notify, Reply, RestoreOptions, Version,
+};
+use crate::sys;
+use crate::sys::process::ProcessId;
+use crate::sys::rooted::Root;
+
+/// Where CRIU alone sees the root file system, below the container's directory.
+const CRIU_ROOT: &str = "criu-root";
+
+/// What a container is restored from.
+#[derive(Debug, Clone, Default)]
+pub struct RestoreRequest {
+    /// The state directory.
+    pub root: PathBuf,
+    /// The container's name.
+    pub id: String,
+    /// The bundle.
+    pub bundle: PathBuf,
+    /// Whether systemd manages the cgroup.
+    pub systemd_cgroup: bool,
+    /// The container's cgroup is this and its name, whatever its spec says.
+    pub cgroup_parent: Option<PathBuf>,
+    /// Where the terminal's master goes if rcm does not stay.
+    pub console_socket: Option<PathBuf>,
+    /// The file that gets the first process's id, once it executes.
+    pub pid_file: Option<PathBuf>,
+    /// As for `create`.
+    pub no_pivot: bool,
+    /// Whether rcm leaves the container to itself.
+    pub detach: bool,
+    /// What checkpoints have, too.
+    pub flags: CriuFlags,
+    /// Another LSM profile, `TYPE:NAME`.
+    pub lsm_profile: Option<String>,
+    /// Another LSM mount context.
+    pub lsm_mount_context: Option<String>,
+}
+
+/// A restored container that executes.
+#[derive(Debug)]
+pub struct Restored {
+    /// The container.
+    pub container: Container,
+    /// Its first process, a child of this one.
+    pub pid: Pid,
+    /// The terminal, if it has one and nobody else got it.
+    pub terminal: Option<Master>,
+}
+
+/// Restores a container up to its first instruction. On failure nothing of it is left behind.
+///
+/// # Errors
+/// [`Error`]; CRIU's first error among them.
+pub fn begin(criu: &Criu, request: &RestoreRequest) -> Result<HeldRestore> {
+    validate_id(&request.id)?;
+    let bundle = fs::canonicalize(&request.bundle)
+        .map_err(Error::file("use the bundle", &request.bundle))?;
+    let text = spec::read(&bundle.join("config.json"))?;
+    let mut given = spec::parse(&bundle.join("config.json"), &text)?;
+    lower::validate(&given)?;
+    let wants_terminal = create::has_terminal(&given);
+    let as_created = create_request(request);
+    create::check_console(&as_created, wants_terminal)?;
+    if request.systemd_cgroup {
+        create::check_systemd()?;
+    }
+    fs::metadata(&request.flags.image_path)
+        .map_err(Error::file("use the images in", &request.flags.image_path))?;
+    if let Some(parent) = &request.cgroup_parent
+        && let Some(linux) = given.linux_mut()
+    {
+        linux.set_cgroups_path(Some(parent.join(&request.id)));
+    }
+    let lowered = lower::lower(given, &request.id, &bundle, request.systemd_cgroup)?;
+    let record = create::new_record(&as_created, &bundle, &lowered)?;
+    let container = Container::claim(&request.root, record, &text)?;
+    match restore(criu, request, &container, &lowered, wants_terminal) {
+        Ok(held) => Ok(HeldRestore {
+            container,
+            held: Some(held),
+            pid_file: request.pid_file.clone(),
+        }),
+        Err(error) => {
+            discard(&container);
+            Err(error)
+        }
+    }
+}
+
+/// The checks and the record of a creation serve here, too.
+fn create_request(request: &RestoreRequest) -> CreateRequest {
+    CreateRequest {
+        root: request.root.clone(),
+        id: request.id.clone(),
+        bundle: request.bundle.clone(),
+        systemd_cgroup: request.systemd_cgroup,
+        console_socket: request.console_socket.clone(),
+        pidfd_socket: None,
+        pid_file: None,
+        no_pivot: request.no_pivot,
+        no_new_keyring: true,
+        preserve_fds: 0,
+        detach: request.detach,
+    }
+}
+
+fn discard(container: &Container) {
+    if let Err(left) = delete::discard(container) {
+        tracing::warn!(
+            "cleaning up container {}: {}",
+            container.id(),
+            engine::chain(&left)
+        );
+    }
+}
+
+fn restore(
+    criu: &Criu,
+    request: &RestoreRequest,
+    container: &Container,
+    spec: &Spec,
+    wants_terminal: bool,
+) -> Result<criu::HeldRestore<Stages>> {
+    let flags = &request.flags;
+    if flags.lazy_pages {
+        criu.require_lazy_pages()?;
+    }
+    if request.lsm_profile.is_some() {
+        criu.require(Version::LSM, "--lsm-profile")?;
+    }
+    if request.lsm_mount_context.is_some() {
+        criu.require(Version::LSM, "--lsm-mount-context")?;
+    }
+    flags.make_dirs()?;
+    let images = &flags.image_path;
+    let details = Details::read(images)?;
+    external::make_mount_points(spec, container.bundle(), container.rootfs())?;
+
+    let criu_root = container.dir().join(CRIU_ROOT);
+    fs::create_dir(&criu_root).map_err(Error::file("create", &criu_root))?;
+    let (outer_namespaces, join_namespaces) = external::restored_namespaces(spec)?;
+    let mut inherited = Vec::new();
+    for (key, path) in outer_namespaces {
+        criu.require(
+            Version::EXTERNAL_PID_NAMESPACE,
+            "a container in an existing namespace",
+        )?;
+        let file = File::open(&path).map_err(Error::file("use the namespace", &path))?;
+        inherited.push(InheritedFd {
+            key: key.to_owned(),
+            fd: file.into(),
+        });
+    }
+    inherited.extend(inherited_pipes(images)?);
+    for file in &details.files {
+        inherited.push(InheritedFd {
+            key: file.key.clone(),
+            fd: open_host_file(file)?,
+        });
+    }
+
+    let mut common = flags.common(container, spec);
+    common.root = Some(criu_root.clone());
+    let options = RestoreOptions {
+        common,
+        rootfs: Some(container.rootfs().to_path_buf()),
+        inherited,
+        join_namespaces,
+        lsm_profile: request.lsm_profile.clone(),
+        lsm_mount_context: request.lsm_mount_context.clone(),
+        stdin: (flags.shell_job && !wants_terminal)
+            .then(|| copy(std::io::stdin().as_fd()))
+            .transpose()?,
+        ..RestoreOptions::default()
+    };
+    let stages = Stages {
+        container: container.clone(),
+        console_socket: request
+            .console_socket
+            .as_deref()
+            .map(|path| create::connect("console", path))
+            .transpose()?,
+        wants_terminal,
+        terminal: None,
+        paused: details.paused,
+        own_network: lower::namespace(spec, LinuxNamespaceType::Network)
+            .is_some_and(|namespace| namespace.path().is_none()),
+    };
+    let rootfs = Root::open(container.rootfs()).map_err(Error::file("open", container.rootfs()))?;
+    let prepare = |pid: i32, options: &mut RestoreOptions| -> Result<(), CallbackError> {
+        let cgroup = enter_cgroup(container, spec, Pid::from_raw(pid))?;
+        options.common.external = external::restored_mounts(
+            &details.mounts,
+            spec,
+            container.bundle(),
+            &rootfs,
+            cgroup.paths(),
+        );
+        options.cgroup_roots = cgroup_roots(pid)?;
+        Ok(())
+    };
+    let held = criu.restore(options, stages, prepare);
+    // It was only ever mounted on for CRIU.
+    let removed = fs::remove_dir(&criu_root).map_err(Error::file("remove", &criu_root));
+    let held = held?;
+    removed?;
+    Ok(held)
+}
+
+/// The pipes that were stdin, stdout and stderr are this process's now, as with runc.
+fn inherited_pipes(images: &Path) -> Result<Vec<InheritedFd>> {
+    let (stdin, stdout, stderr) = (std::io::stdin(), std::io::stdout(), std::io::stderr());
+    let own = [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()];
+    let mut inherited: Vec<InheritedFd> = Vec::new();
+    for (key, own) in snapshot::read_descriptors(images)?.into_iter().zip(own) {
+        let known = inherited.iter().any(|one| one.key == key);
+        if key.starts_with("pipe:") && !known {
+            inherited.push(InheritedFd {
+                key,
+                fd: copy(own)?,
+            });
+        }
+    }
+    Ok(inherited)
+}
+
+fn copy(fd: BorrowedFd) -> Result<OwnedFd> {
+    fd.try_clone_to_owned()
+        .map_err(Error::file("copy a descriptor", "/proc/self/fd"))
+}
+
+/// Opens a file of the host that the container had open; CRIU opens it again as the container had it, at its old position. One that is missing on
+/// this host is made: a log that goes on elsewhere.
+fn open_host_file(file: &HostFile) -> Result<OwnedFd> {
+    let open = || {
+        OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_PATH)
+            .open(&file.path)
+    };
+    let opened = match open() {
+        Err(error) if create::is_missing(&error) && !file.directory => {
+            tracing::warn!(path = %file.path.display(), "a file that the container had open is missing and made anew");
+            OpenOptions::new()
+                .write(true)
+                .create_new(true)
+                .mode(0o600)
+                .open(&file.path)
+                .and_then(|_| open())
+        }
+        opened => opened,
+    };
+    opened.map(OwnedFd::from).map_err(Error::file(
+        "open the file that the container had open,",
+        &file.path,
+    ))
+}
+
+/// Puts CRIU into the container's cgroup, with the container's limits, so that what it restores is born there.
+fn enter_cgroup(container: &Container, spec: &Spec, criu: Pid) -> Result<Cgroup> {
+    let record = container.record();
+    let manager_error = |error: &dyn std::error::Error| Error::Cgroup {
+        action: "set up",
+        id: container.id().to_owned(),
+        source: CgroupError::Manager {
+            reason: engine::chain(error),
+        },
+    };
+    let config = engine::cgroup_config(record, record.cgroup_path.clone());
+    let manager =
+        libcgroups::common::create_cgroup_manager(config).map_err(|error| manager_error(&error))?;
+    manager
+        .add_task(criu)
+        .map_err(|error| manager_error(&error))?;
+    let resources = spec
+        .linux()
+        .as_ref()
+        .and_then(|linux| linux.resources().as_ref());
+    if let Some(resources) = resources {
+        let limits = ControllerOpt {
+            resources,
+            freezer_state: None,
+            oom_score_adj: None,
+            disable_oom_killer: false,
+        };
+        manager
+            .apply(&limits)
+            .map_err(|error| manager_error(&error))?;
+    }
+    Cgroup::of_process(criu).map_err(cgroup_error("find", container.id()))
+}
+
+/// CRIU restores the dumped groups below the ones that it is in itself, hierarchy by hierarchy (cgroups(7), `/proc/PID/cgroup`).
+fn cgroup_roots(criu: i32) -> Result<Vec<CgroupRoot>> {
+    let path = PathBuf::from(format!("/proc/{criu}/cgroup"));
+    let text = fs::read_to_string(&path).map_err(Error::file("read", &path))?;
+    Ok(parse_cgroup_roots(&text))
+}
+
+fn parse_cgroup_roots(text: &str) -> Vec<CgroupRoot> {
+    text.lines()
+        .filter_map(|line| {
+            let (_, rest) = line.split_once(':')?;
+            let (controllers, path) = rest.split_once(':')?;
+            Some(CgroupRoot {
+                controller: Some(controllers.to_owned()),
+                path: path.to_owned(),
+            })
+        })
+        .collect()
+}
+
+/// What rcm does at the stages of a restore.
+#[derive(Debug)]
+struct Stages {
+    container: Container,
+    console_socket: Option<UnixStream>,
+    wants_terminal: bool,
+    terminal: Option<Master>,
+    paused: bool,
+    /// Whether the network namespace is the container's own and was made for it now.
+    own_network: bool,
+}
+
+impl Stages {
+    /// The first process exists, its namespaces too; nothing is in them yet. The hooks that runc runs on a restore run here.
+    fn set_up(&mut self, pid: i32) -> Result<(), CallbackError> {
+        if self.own_network {
+            sys::network::bring_loopback_up(Pid::from_raw(pid))?;
+        }
+        let mut container = self.container.clone();
+        container.record_mut().init = Some(ProcessId::of(Pid::from_raw(pid))?);
+        for kind in ["prestart", "createRuntime"] {
+            start::run_hooks(&container, kind, Status::Creating)?;
+        }
+        Ok(())
+    }
+
+    fn take_terminal(&mut self, master: OwnedFd) -> Result<(), CallbackError> {
+        let master = Master::new(master);
+        match self.console_socket.take() {
+            Some(socket) if self.wants_terminal => master.send(&socket)?,
+            _ if self.terminal.is_none() => self.terminal = Some(master),
+            _ => {}
+        }
+        Ok(())
+    }
+}
+
+impl Notify for Stages {
+    fn on(&mut self, event: Event) -> Result<Reply, CallbackError> {
+        match event {
+            Event::SetupNamespaces { pid } => self.set_up(pid)?,
+            Event::OrphanPtsMaster(master) => self.take_terminal(master)?,
+            _ => {}
+        }
+        Ok(Reply::default())
+    }
+}
+
+/// A restored container of which nothing has executed. Dropping this takes it away.
+#[derive(Debug)]
+#[must_use = "dropping a held restore kills what was restored"]
+pub struct HeldRestore {
+    container: Container,
+    /// Taken by the decision.
+    held: Option<criu::HeldRestore<Stages>>,
+    pid_file: Option<PathBuf>,
+}
+
+impl HeldRestore {
+    /// The container.
+    #[must_use]
+    pub fn container(&self) -> &Container {
+        &self.container
+    }
+
+    /// The restored first process, a child of this one.
+    #[must_use]
+    pub fn pid(&self) -> Pid {
+        self.held
+            .as_ref()
+            .map_or(Pid::from_raw(-1), criu::HeldRestore::pid)
+    }
+
+    /// Lets the container execute and registers it as one that was created and started.
+    ///
+    /// # Errors
+    /// Where the record cannot be written or CRIU fails; nothing is left of the container then.
+    pub fn resume(mut self) -> Result<Restored> {
+        let result = self.try_resume();
+        if result.is_err() {
+            discard(&self.container);
+        }
+        result
+    }
+
+    fn try_resume(&mut self) -> Result<Restored> {
+        let Some(held) = self.held.take() else {
+            return Err(Error::NotRunning);
+        };
+        let pid = held.pid();
+        // Before anything executes: were rcm killed now, the container would be known for what it is.
+        self.register(pid)?;
+        let stages = held.resume()?;
+        let cgroup = self.container.cgroup();
+        if cgroup.freezer_dir().is_ok() {
+            // CRIU restores the freezer of cgroup v1 as it found it: frozen, by rcm, for the dump.
+            let changed = match stages.paused {
+                true => cgroup.freeze(),
+                false => cgroup.thaw(),
+            };
+            changed.map_err(cgroup_error("thaw", self.container.id()))?;
+        }
+        create::write_pid_file(self.pid_file.as_deref(), pid)?;
+        Ok(Restored {
+            container: self.container.clone(),
+            pid,
+            terminal: stages.terminal.filter(|_| stages.wants_terminal),
+        })
+    }
+
+    fn register(&mut self, pid: Pid) -> Result<()> {
+        let init = ProcessId::of(pid).map_err(|error| Error::File {
+            action: "read",
+            path: format!("/proc/{pid}/stat").into(),
+            source: std::io::Error::other(error),
+        })?;
+        let cgroup = Cgroup::of_process(pid).map_err(cgroup_error("find", self.container.id()))?;
+        let record = self.container.record_mut();
+        record.init = Some(init);
+        record.created = Utc::now();
+        record.cgroup_paths = cgroup.paths().clone();
+        record.descriptors = create::descriptors(pid);
+        self.container.save()
+    }
+
+    /// Takes away what was restored. Returns when it is gone.
+    pub fn refuse(mut self) {
+        self.roll_back();
+    }
+
+    fn roll_back(&mut self) {
+        if let Some(held) = self.held.take() {
+            held.refuse();
+            discard(&self.container);
+        }
+    }
+}
+
+impl Drop for HeldRestore {
+    fn drop(&mut self) {
+        self.roll_back();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::AsRawFd;
+
+    #[test]
+    fn roots_of_every_hierarchy() {
+        let roots = parse_cgroup_roots("5:cpu,cpuacct:/x\n1:name=systemd:/\n0::/y:z\n");
+        let pairs: Vec<_> = roots
+            .iter()
+            .map(|root| (root.controller.as_deref().unwrap(), root.path.as_str()))
+            .collect();
+        assert_eq!(
+            pairs,
+            [("cpu,cpuacct", "/x"), ("name=systemd", "/"), ("", "/y:z")]
+        );
+    }
+
+    #[test]
+    fn a_missing_file_of_the_host_is_made() {
+        let dir = tempfile::tempdir().unwrap();
+        let mut file = HostFile {
+            key: "file[1:2]".into(),
+            path: dir.path().join("out.log"),
+            directory: false,
+        };
+        let fd = open_host_file(&file).unwrap();
+        assert!(fd.as_raw_fd() >= 0 && file.path.is_file());
+        open_host_file(&file).unwrap();
+        file.path = dir.path().join("none/out.log");
+        assert!(open_host_file(&file).is_err());
+        file.path = dir.path().join("gone");
+        file.directory = true;
+        assert!(open_host_file(&file).is_err());
+    }
+}

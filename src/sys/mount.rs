@@ -1,0 +1,63 @@
+//! Mounts that only one program sees.
+
+use std::io;
+use std::path::Path;
+use std::thread;
+
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
+
+/// Calls `work` where the directory `source` is seen also at `target`, a directory, and nobody else sees it there. Programs that `work` starts and paths
+/// that it opens stay in that view. The mount is gone when the last of those programs has ended, however they end.
+///
+/// `work` runs on a thread of its own in a mount namespace of its own, in which every mount is a slave of the one that it was copied from: what is
+/// mounted on the host later is seen, what is mounted here is not seen on the host (mount_namespaces(7)).
+///
+/// # Errors
+/// As unshare(2) and mount(2).
+pub fn with_private_bind<T: Send>(
+    source: &Path,
+    target: &Path,
+    work: impl FnOnce() -> T + Send,
+) -> io::Result<T> {
+    thread::scope(|scope| {
+        let thread = thread::Builder::new().spawn_scoped(scope, || {
+            let none = None::<&str>;
+            // Takes the thread's working and root directory apart from the process's, too.
+            unshare(CloneFlags::CLONE_NEWNS)?;
+            mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_SLAVE, none)?;
+            let bind = MsFlags::MS_BIND | MsFlags::MS_REC;
+            mount(Some(source), target, none, bind, none)?;
+            Ok(work())
+        })?;
+        thread
+            .join()
+            .unwrap_or_else(|_| Err(io::Error::other("the thread panicked")))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+    use std::process::Command;
+
+    #[test]
+    fn only_the_work_sees_it() {
+        let (source, target) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        fs::write(source.path().join("file"), "here").unwrap();
+        let result = with_private_bind(source.path(), target.path(), || {
+            let output = Command::new("cat")
+                .arg(target.path().join("file"))
+                .output()
+                .unwrap();
+            String::from_utf8(output.stdout).unwrap()
+        });
+        match result {
+            Ok(text) => assert_eq!(text, "here"),
+            // Without root nothing can be mounted.
+            Err(error) => assert_eq!(error.kind(), io::ErrorKind::PermissionDenied),
+        }
+        assert!(!target.path().join("file").exists());
+    }
+}

@@ -1,0 +1,146 @@
+//! Paths inside a root directory whose contents are not trusted: symbolic links never lead out of it (openat2(2), `RESOLVE_IN_ROOT`).
+#![allow(unsafe_code)]
+
+use std::io;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::path::{Component, Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat, openat2};
+use nix::sys::stat::{Mode, mkdirat};
+
+/// What to make where a path ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Kind {
+    /// A directory, mode 0755.
+    Directory,
+    /// An empty file, mode 0644.
+    File,
+}
+
+/// A root directory that is held open.
+#[derive(Debug)]
+pub struct Root {
+    fd: OwnedFd,
+    path: PathBuf,
+}
+
+impl Root {
+    /// Opens the directory `path`.
+    ///
+    /// # Errors
+    /// As open(2).
+    pub fn open(path: &Path) -> io::Result<Self> {
+        let fd = open(
+            path,
+            OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC,
+            Mode::empty(),
+        )?;
+        // SAFETY: the kernel has just given this descriptor to us; nobody else owns it.
+        let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+        let path = link(&fd)?;
+        Ok(Self { fd, path })
+    }
+
+    /// Where `path` leads inside the root, as an absolute path below it and without symbolic links.
+    ///
+    /// # Errors
+    /// `ENOENT` where it does not exist.
+    pub fn resolve(&self, path: &Path) -> io::Result<PathBuf> {
+        let found = link(&self.look_up(path)?)?;
+        let below = found.strip_prefix(&self.path).map_err(|_| Errno::EXDEV)?;
+        Ok(Path::new("/").join(below))
+    }
+
+    /// Makes `path` and the directories on the way to it, where they are missing.
+    ///
+    /// # Errors
+    /// As mkdir(2) and open(2).
+    pub fn make(&self, path: &Path, kind: Kind) -> io::Result<()> {
+        let mut made = PathBuf::new();
+        let names: Vec<_> = path
+            .components()
+            .filter_map(|component| match component {
+                Component::Normal(name) => Some(name),
+                _ => None,
+            })
+            .collect();
+        for (index, name) in names.iter().enumerate() {
+            let parent = self.look_up(&made)?;
+            made.push(name);
+            match self.look_up(&made) {
+                Ok(_) => continue,
+                Err(Errno::ENOENT) => {}
+                Err(errno) => return Err(errno.into()),
+            }
+            let parent = parent.as_raw_fd();
+            if index + 1 < names.len() || kind == Kind::Directory {
+                mkdirat(Some(parent), *name, Mode::from_bits_truncate(0o755))?;
+            } else {
+                let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC;
+                let fd = openat(Some(parent), *name, flags, Mode::from_bits_truncate(0o644))?;
+                // SAFETY: the kernel has just given this descriptor to us; it is closed at once.
+                drop(unsafe { OwnedFd::from_raw_fd(fd) });
+            }
+        }
+        Ok(())
+    }
+
+    fn look_up(&self, path: &Path) -> nix::Result<OwnedFd> {
+        let path = match path.as_os_str().is_empty() {
+            true => Path::new("/"),
+            false => path,
+        };
+        let how = OpenHow::new()
+            .flags(OFlag::O_PATH | OFlag::O_CLOEXEC)
+            .resolve(ResolveFlag::RESOLVE_IN_ROOT);
+        let fd = openat2(self.fd.as_raw_fd(), path, how)?;
+        // SAFETY: the kernel has just given this descriptor to us; nobody else owns it.
+        Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+    }
+}
+
+fn link(fd: &OwnedFd) -> io::Result<PathBuf> {
+    std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+    use std::os::unix::fs::symlink;
+
+    #[test]
+    fn links_do_not_lead_out() {
+        let outside = tempfile::tempdir().unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        symlink(outside.path(), dir.path().join("absolute")).unwrap();
+        symlink("../../../..", dir.path().join("up")).unwrap();
+        let root = Root::open(dir.path()).unwrap();
+        // An absolute link is one from the root: its target does not exist there.
+        assert!(
+            root.make(Path::new("/absolute/x"), Kind::Directory)
+                .is_err()
+        );
+        root.make(Path::new("/up/x/y"), Kind::File).unwrap();
+        assert!(dir.path().join("x/y").is_file());
+        assert_eq!(fs::read_dir(outside.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn what_is_there_is_kept() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir_all(dir.path().join("run/a")).unwrap();
+        symlink("/run", dir.path().join("var-run")).unwrap();
+        let root = Root::open(dir.path()).unwrap();
+        root.make(Path::new("/var-run/a/b"), Kind::Directory)
+            .unwrap();
+        root.make(Path::new("/var-run/a/b"), Kind::Directory)
+            .unwrap();
+        assert_eq!(
+            root.resolve(Path::new("/var-run/a/b")).unwrap(),
+            Path::new("/run/a/b")
+        );
+        assert!(root.resolve(Path::new("/none")).is_err());
+    }
+}
