@@ -226,7 +226,15 @@ fn restore(
         options.cgroup_roots = cgroup_roots(pid)?;
         Ok(())
     };
+    // CRIU moves the old root onto `tmp`, or onto a directory that it makes, which a read-only root does not let it (criu/mount.c,
+    // cr_pivot_root).
+    let put_old = container.rootfs().join("tmp");
+    let made_put_old = fs::create_dir(&put_old).is_ok();
     let held = criu.restore(options, stages, prepare);
+    if made_put_old {
+        // The image shall be as it was; an empty directory that stays harms nobody.
+        let _ = fs::remove_dir(&put_old);
+    }
     // It was only ever mounted on for CRIU.
     let removed = fs::remove_dir(&criu_root).map_err(Error::file("remove", &criu_root));
     let held = held?;
