@@ -1,0 +1,428 @@
+//! The list of a dump's files, with digests.
+//!
+//! The source writes it when CRIU has written the images, the destination checks it before CRIU reads them: a file system that several hosts
+//! share may show the other host an old length or a hole, and CRIU restores what it gets.
+//!
+//! The digest finds damage, not malice: who can write to the image store owns the container anyway. It is computed while the container
+//! stands still, at both ends, so it is XXH3-64 (twenty times the speed of SHA-256), over pieces of [`PIECE_BYTES`] that
+//! the processors share; a file's digest is that of its pieces' digests in order. Reading the images brings them into the page
+//! cache of the destination, where CRIU needs them next: over a network file system the check costs no second transfer.
+
+use std::fs::{self, File};
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use serde::{Deserialize, Serialize};
+use xxhash_rust::xxh3::{Xxh3, xxh3_64};
+
+/// The unit of work: large enough that a thread's start does not count, small enough that one file keeps all threads busy.
+pub const PIECE_BYTES: u64 = 4 << 20;
+/// What a thread holds in memory at a time.
+const BUFFER_BYTES: usize = 256 << 10;
+/// More threads than this do not read any faster.
+const MAX_THREADS: usize = 8;
+
+/// Images cannot be listed, or are not what the manifest says.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ManifestError {
+    /// A file operation failed.
+    #[error("cannot {action} {path}")]
+    File {
+        /// "read", "sync", ...
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A name in the manifest could lead out of the directory.
+    #[error("the manifest names {name:?}, which is not the name of a file in the image directory")]
+    Name {
+        /// The name.
+        name: String,
+    },
+    /// A file has another length than the manifest says.
+    #[error(
+        "image {path} has {found_bytes} bytes instead of {expected_bytes}: the image store does not show what the source wrote"
+    )]
+    Length {
+        /// The file.
+        path: PathBuf,
+        /// According to the manifest.
+        expected_bytes: u64,
+        /// Found.
+        found_bytes: u64,
+    },
+    /// A file has other contents than the manifest says.
+    #[error("image {path} is damaged: its digest is not that of the source")]
+    Digest {
+        /// The file.
+        path: PathBuf,
+    },
+}
+
+type Result<T, E = ManifestError> = std::result::Result<T, E>;
+
+/// The files of one dump.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Manifest {
+    /// In the order of their names.
+    pub files: Vec<Entry>,
+}
+
+/// One file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Entry {
+    /// Its name in the image directory; never a path.
+    pub name: String,
+    /// Its length.
+    pub size_bytes: u64,
+    /// XXH3-64 over the little-endian XXH3-64 digests of its pieces, as 16 hexadecimal digits.
+    pub digest: String,
+}
+
+impl Manifest {
+    /// Lists the regular files in `dir` and waits until they are on the store's disks, so that another host, or this one after a
+    /// crash, sees them whole.
+    ///
+    /// # Errors
+    /// [`ManifestError::File`].
+    pub fn of_directory(dir: &Path) -> Result<Self> {
+        let mut names = Vec::new();
+        let entries = fs::read_dir(dir).map_err(file("list", dir))?;
+        for entry in entries {
+            let entry = entry.map_err(file("list", dir))?;
+            let kind = entry.file_type().map_err(file("read", &entry.path()))?;
+            // CRIU's file names are ASCII; logs are not part of the dump and still grow.
+            if let Ok(name) = entry.file_name().into_string()
+                && kind.is_file()
+                && is_image(&name)
+            {
+                names.push(name);
+            }
+        }
+        names.sort();
+        let opened = open_all(dir, &names)?;
+        let digests = digests(&opened, Sync::Yes)?;
+        File::open(dir)
+            .and_then(|dir| dir.sync_all())
+            .map_err(file("sync", dir))?;
+        let files = names
+            .into_iter()
+            .zip(&opened)
+            .zip(digests)
+            .map(|((name, image), digest)| Entry {
+                name,
+                size_bytes: image.size_bytes,
+                digest: format!("{digest:016x}"),
+            })
+            .collect();
+        Ok(Self { files })
+    }
+
+    /// Compares the files in `dir` with the manifest.
+    ///
+    /// # Errors
+    /// The first difference that is found.
+    pub fn verify(&self, dir: &Path) -> Result<()> {
+        for entry in &self.files {
+            if entry.name.contains('/') || !is_image(&entry.name) {
+                return Err(ManifestError::Name {
+                    name: entry.name.clone(),
+                });
+            }
+        }
+        let names: Vec<String> = self.files.iter().map(|entry| entry.name.clone()).collect();
+        let opened = open_all(dir, &names)?;
+        for (entry, image) in self.files.iter().zip(&opened) {
+            if entry.size_bytes != image.size_bytes {
+                return Err(ManifestError::Length {
+                    path: image.path.clone(),
+                    expected_bytes: entry.size_bytes,
+                    found_bytes: image.size_bytes,
+                });
+            }
+        }
+        let found = digests(&opened, Sync::No)?;
+        for ((entry, image), digest) in self.files.iter().zip(&opened).zip(found) {
+            if entry.digest != format!("{digest:016x}") {
+                return Err(ManifestError::Digest {
+                    path: image.path.clone(),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// The length of all files together.
+    #[must_use]
+    pub fn total_bytes(&self) -> u64 {
+        self.files.iter().map(|entry| entry.size_bytes).sum()
+    }
+}
+
+fn is_image(name: &str) -> bool {
+    !name.is_empty() && !name.starts_with('.') && !name.ends_with(".log")
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Sync {
+    Yes,
+    No,
+}
+
+struct Image {
+    path: PathBuf,
+    file: File,
+    size_bytes: u64,
+}
+
+fn open_all(dir: &Path, names: &[String]) -> Result<Vec<Image>> {
+    names
+        .iter()
+        .map(|name| {
+            use std::os::unix::fs::OpenOptionsExt;
+            let path = dir.join(name);
+            // A link in the place of an image would lead out of the directory.
+            let opened = fs::OpenOptions::new()
+                .read(true)
+                .custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC)
+                .open(&path)
+                .map_err(file("open", &path))?;
+            let size_bytes = opened.metadata().map_err(file("read", &path))?.len();
+            Ok(Image {
+                path,
+                file: opened,
+                size_bytes,
+            })
+        })
+        .collect()
+}
+
+/// One piece of one image.
+struct Piece {
+    image: usize,
+    offset: u64,
+    size_bytes: u64,
+}
+
+fn digests(images: &[Image], sync: Sync) -> Result<Vec<u64>> {
+    let pieces: Vec<Piece> = images
+        .iter()
+        .enumerate()
+        .flat_map(|(image, opened)| {
+            (0..opened.size_bytes)
+                .step_by(PIECE_BYTES as usize)
+                .map(move |offset| Piece {
+                    image,
+                    offset,
+                    size_bytes: PIECE_BYTES.min(opened.size_bytes - offset),
+                })
+        })
+        .collect();
+    let piece_digests = Mutex::new(vec![0_u64; pieces.len()]);
+    let first_error = Mutex::new(None);
+    let failed = AtomicBool::new(false);
+    let next = AtomicUsize::new(0);
+    // Indices below the number of images are syncs, the rest are pieces: the disk works while the processors do.
+    let syncs = if sync == Sync::Yes { images.len() } else { 0 };
+    let jobs = syncs + pieces.len();
+    let work = || {
+        let mut buffer = vec![0; BUFFER_BYTES];
+        while !failed.load(Ordering::Relaxed) {
+            let job = next.fetch_add(1, Ordering::Relaxed);
+            let done = if job >= jobs {
+                return;
+            } else if let Some(piece) = job.checked_sub(syncs) {
+                piece_digest(images, &pieces[piece], &mut buffer).map(|digest| {
+                    piece_digests
+                        .lock()
+                        .unwrap_or_else(|poisoned| poisoned.into_inner())[piece] = digest;
+                })
+            } else {
+                let image = &images[job];
+                image.file.sync_data().map_err(file("sync", &image.path))
+            };
+            if let Err(error) = done {
+                failed.store(true, Ordering::Relaxed);
+                first_error
+                    .lock()
+                    .unwrap_or_else(|poisoned| poisoned.into_inner())
+                    .get_or_insert(error);
+            }
+        }
+    };
+    let total_bytes: u64 = images.iter().map(|image| image.size_bytes).sum();
+    let threads = std::thread::available_parallelism()
+        .map_or(1, usize::from)
+        .min(MAX_THREADS)
+        .min((total_bytes / PIECE_BYTES) as usize + 1);
+    std::thread::scope(|scope| {
+        for _ in 1..threads {
+            scope.spawn(work);
+        }
+        work();
+    });
+    if let Some(error) = first_error
+        .into_inner()
+        .unwrap_or_else(|poisoned| poisoned.into_inner())
+    {
+        return Err(error);
+    }
+    let piece_digests = piece_digests
+        .into_inner()
+        .unwrap_or_else(|poisoned| poisoned.into_inner());
+    let mut text: Vec<Vec<u8>> = vec![Vec::new(); images.len()];
+    for (piece, digest) in pieces.iter().zip(piece_digests) {
+        text[piece.image].extend(digest.to_le_bytes());
+    }
+    Ok(text.iter().map(|digests| xxh3_64(digests)).collect())
+}
+
+fn piece_digest(images: &[Image], piece: &Piece, buffer: &mut [u8]) -> Result<u64> {
+    let image = &images[piece.image];
+    let mut hasher = Xxh3::new();
+    let mut offset = piece.offset;
+    let end = piece.offset + piece.size_bytes;
+    while offset < end {
+        let want_bytes = buffer.len().min((end - offset) as usize);
+        image
+            .file
+            .read_exact_at(&mut buffer[..want_bytes], offset)
+            .map_err(file("read", &image.path))?;
+        hasher.update(&buffer[..want_bytes]);
+        offset += want_bytes as u64;
+    }
+    Ok(hasher.digest())
+}
+
+fn file(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> ManifestError {
+    let path = path.to_path_buf();
+    move |source| ManifestError::File {
+        action,
+        path,
+        source,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn store() -> tempfile::TempDir {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("core-1.img"), b"core").unwrap();
+        fs::write(dir.path().join("empty.img"), b"").unwrap();
+        let pages: Vec<u8> = (0..PIECE_BYTES * 2 + 12_345)
+            .map(|i| (i * 7 / 3) as u8)
+            .collect();
+        fs::write(dir.path().join("pages-1.img"), pages).unwrap();
+        fs::write(dir.path().join("dump.log"), b"grows").unwrap();
+        dir
+    }
+
+    #[test]
+    fn an_untouched_directory_verifies() {
+        let dir = store();
+        let manifest = Manifest::of_directory(dir.path()).unwrap();
+        let names: Vec<&str> = manifest.files.iter().map(|entry| &*entry.name).collect();
+        assert_eq!(names, ["core-1.img", "empty.img", "pages-1.img"]);
+        assert_eq!(manifest.total_bytes(), 4 + PIECE_BYTES * 2 + 12_345);
+        fs::write(dir.path().join("dump.log"), b"has grown").unwrap();
+        manifest.verify(dir.path()).unwrap();
+    }
+
+    #[test]
+    fn one_changed_byte_is_found_wherever_it_is() {
+        let dir = store();
+        let manifest = Manifest::of_directory(dir.path()).unwrap();
+        let path = dir.path().join("pages-1.img");
+        for offset in [0, PIECE_BYTES - 1, PIECE_BYTES, PIECE_BYTES * 2 + 12_344] {
+            let file = fs::OpenOptions::new()
+                .read(true)
+                .write(true)
+                .open(&path)
+                .unwrap();
+            let mut byte = [0];
+            file.read_exact_at(&mut byte, offset).unwrap();
+            file.write_all_at(&[byte[0] ^ 1], offset).unwrap();
+            assert!(
+                matches!(
+                    manifest.verify(dir.path()),
+                    Err(ManifestError::Digest { .. })
+                ),
+                "{offset}"
+            );
+            file.write_all_at(&byte, offset).unwrap();
+        }
+        manifest.verify(dir.path()).unwrap();
+    }
+
+    #[test]
+    fn swapped_pieces_are_found() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("pages-1.img");
+        let (one, two) = (vec![1; PIECE_BYTES as usize], vec![2; PIECE_BYTES as usize]);
+        fs::write(&path, [&one[..], &two].concat()).unwrap();
+        let manifest = Manifest::of_directory(dir.path()).unwrap();
+        fs::write(&path, [&two[..], &one].concat()).unwrap();
+        assert!(matches!(
+            manifest.verify(dir.path()),
+            Err(ManifestError::Digest { .. })
+        ));
+    }
+
+    #[test]
+    fn length_and_absence_are_found() {
+        let dir = store();
+        let manifest = Manifest::of_directory(dir.path()).unwrap();
+        fs::write(dir.path().join("core-1.img"), b"cor").unwrap();
+        assert!(matches!(
+            manifest.verify(dir.path()),
+            Err(ManifestError::Length { .. })
+        ));
+        fs::remove_file(dir.path().join("core-1.img")).unwrap();
+        assert!(matches!(
+            manifest.verify(dir.path()),
+            Err(ManifestError::File { .. })
+        ));
+    }
+
+    #[test]
+    fn a_name_that_leads_out_is_refused() {
+        let dir = store();
+        for name in ["../core-1.img", "/etc/passwd", "", ".", "..", "a/b"] {
+            let manifest = Manifest {
+                files: vec![Entry {
+                    name: name.into(),
+                    size_bytes: 0,
+                    digest: String::new(),
+                }],
+            };
+            assert!(
+                matches!(manifest.verify(dir.path()), Err(ManifestError::Name { .. })),
+                "{name}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_link_in_the_place_of_an_image_is_refused() {
+        let dir = store();
+        let manifest = Manifest::of_directory(dir.path()).unwrap();
+        let path = dir.path().join("core-1.img");
+        fs::rename(&path, dir.path().join("elsewhere")).unwrap();
+        std::os::unix::fs::symlink("elsewhere", &path).unwrap();
+        assert!(matches!(
+            manifest.verify(dir.path()),
+            Err(ManifestError::File { .. })
+        ));
+    }
+}

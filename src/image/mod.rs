@@ -1,0 +1,3 @@
+//! What lies in an image store.
+
+pub mod manifest;
