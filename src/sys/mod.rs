@@ -2,6 +2,7 @@
 
 pub mod exec;
 pub mod file;
+pub mod interrupt;
 pub mod keyring;
 pub mod mount;
 pub mod network;

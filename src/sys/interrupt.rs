@@ -1,0 +1,98 @@
+//! Being asked to stop: SIGINT, SIGTERM and SIGHUP as something that can be waited for.
+#![allow(unsafe_code)]
+
+use std::os::fd::{AsFd, BorrowedFd, IntoRawFd, OwnedFd};
+use std::sync::atomic::{AtomicI32, Ordering};
+
+use nix::fcntl::OFlag;
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
+
+static NOTIFY: AtomicI32 = AtomicI32::new(-1);
+static RECEIVED: AtomicI32 = AtomicI32::new(0);
+
+/// The signals that ask a command to stop.
+const SIGNALS: [Signal; 3] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP];
+
+/// Turns the signals into a descriptor that becomes readable, until [`Self::restore_defaults`].
+///
+/// Handlers, not blocked signals: a handler ends with execve(2), so the programs that rcm starts are not affected, while a blocked
+/// signal would stay blocked in them.
+#[derive(Debug)]
+pub struct Interrupt {
+    readable: OwnedFd,
+}
+
+extern "C" fn note(signal: libc::c_int) {
+    RECEIVED.store(signal, Ordering::Relaxed);
+    let fd = NOTIFY.load(Ordering::Relaxed);
+    let errno = nix::errno::Errno::last();
+    // SAFETY: write is async-signal-safe (signal-safety(7)); the byte outlives the call; the descriptor is never closed.
+    unsafe { libc::write(fd, [0_u8].as_ptr().cast(), 1) };
+    errno.set();
+}
+
+impl Interrupt {
+    /// Installs the handlers.
+    ///
+    /// # Errors
+    /// As pipe2(2) and sigaction(2).
+    pub fn install() -> nix::Result<Self> {
+        let (readable, writable) = nix::unistd::pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)?;
+        // The write end lives as long as a handler may run: for ever.
+        NOTIFY.store(writable.into_raw_fd(), Ordering::Relaxed);
+        let action = SigAction::new(
+            SigHandler::Handler(note),
+            SaFlags::SA_RESTART,
+            SigSet::empty(),
+        );
+        for signal in SIGNALS {
+            // SAFETY: the handler only stores to an atomic and calls write, which are async-signal-safe.
+            unsafe { sigaction(signal, &action)? };
+        }
+        Ok(Self { readable })
+    }
+
+    /// The signal that came, if one did.
+    #[must_use]
+    pub fn received(&self) -> Option<Signal> {
+        Signal::try_from(RECEIVED.load(Ordering::Relaxed)).ok()
+    }
+
+    /// From here on the signals have their default action again: there is nothing left to roll back.
+    ///
+    /// # Errors
+    /// As sigaction(2).
+    pub fn restore_defaults(self) -> nix::Result<()> {
+        let action = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
+        for signal in SIGNALS {
+            // SAFETY: the default action runs no code of ours.
+            unsafe { sigaction(signal, &action)? };
+        }
+        Ok(())
+    }
+}
+
+impl AsFd for Interrupt {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        self.readable.as_fd()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+    #[test]
+    fn a_signal_becomes_readable() {
+        let interrupt = Interrupt::install().unwrap();
+        let mut fds = [PollFd::new(interrupt.as_fd(), PollFlags::POLLIN)];
+        assert_eq!(poll(&mut fds, PollTimeout::ZERO), Ok(0));
+        assert_eq!(interrupt.received(), None);
+        nix::sys::signal::raise(Signal::SIGHUP).unwrap();
+        let mut fds = [PollFd::new(interrupt.as_fd(), PollFlags::POLLIN)];
+        assert_eq!(poll(&mut fds, PollTimeout::from(1000_u16)), Ok(1));
+        assert_eq!(interrupt.received(), Some(Signal::SIGHUP));
+        interrupt.restore_defaults().unwrap();
+    }
+}
