@@ -18,6 +18,7 @@ use std::io::Write;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
+use std::time::Instant;
 
 use nix::unistd::Pid;
 use oci_spec::runtime::{LinuxNamespaceType, Spec};
@@ -147,7 +148,7 @@ pub fn begin(
     let (dump, stages) = (prepared.dump, prepared.stages);
     let paused = stages.details.paused;
     let cgroup = stages.cgroup.clone();
-    let held = match criu.dump(&dump, stages) {
+    let mut held = match criu.dump(&dump, stages) {
         Ok(held) => held,
         Err(error) => {
             // CRIU may have left it frozen, or rcm before CRIU came to thaw it.
@@ -157,6 +158,7 @@ pub fn begin(
     };
     let held = HeldCheckpoint {
         container: container.clone(),
+        stopped_at: held.notify_mut().stopped_at,
         held: Some(held),
         leave_running: dump.leave_running,
     };
@@ -268,6 +270,7 @@ fn prepare(
             details,
             freezer,
             guard: None,
+            stopped_at: Instant::now(),
             status_fd: options.status_fd,
         },
     })
@@ -346,6 +349,8 @@ struct Stages {
     /// As long as this is open CRIU finds the freezer.
     freezer: Option<File>,
     guard: Option<ThawGuard>,
+    /// Just before the first task stops, as far as rcm stops them.
+    stopped_at: Instant,
     status_fd: Option<OwnedFd>,
 }
 
@@ -359,6 +364,7 @@ impl Stages {
             true => ThawGuard::start(&dir.join("cgroup.freeze"), b"0")?,
             false => ThawGuard::start(&dir.join("freezer.state"), b"THAWED")?,
         });
+        self.stopped_at = Instant::now();
         self.cgroup.freeze()?;
         Ok(())
     }
@@ -400,6 +406,7 @@ pub struct HeldCheckpoint {
     container: Container,
     /// Taken by the decision.
     held: Option<criu::HeldDump<Stages>>,
+    stopped_at: Instant,
     leave_running: bool,
 }
 
@@ -408,6 +415,12 @@ impl HeldCheckpoint {
     #[must_use]
     pub fn container(&self) -> &Container {
         &self.container
+    }
+
+    /// When the container stopped; slightly too early where it has no freezer and CRIU stops its tasks one by one.
+    #[must_use]
+    pub fn stopped_at(&self) -> Instant {
+        self.stopped_at
     }
 
     /// Completes the dump: CRIU kills the processes, or lets them run on with [`CheckpointOptions::leave_running`]. The container is not
