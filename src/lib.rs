@@ -16,6 +16,8 @@
 
 pub mod cli;
 pub mod criu;
+pub mod image;
 pub mod logging;
+pub mod migrate;
 pub mod runtime;
 pub mod sys;

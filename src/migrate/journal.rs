@@ -1,0 +1,466 @@
+//! What a crashed rcm remembers of a migration.
+//!
+//! Each end holds one record for each container, replaced atomically and synced before the step that it announces is taken: above all,
+//! "committing" is on the disk before the first byte of the commit leaves, so whoever reads it later knows that
+//! the container may run elsewhere. The source's record lies beside the container's state, `ROOT/ID/migration.json`: it goes
+//! with the container. The destination's lies in `ROOT/@migrations/ID.json`, because the container does not exist there at
+//! first; the final word of a source is kept there too, when the container is gone.
+//!
+//! A record also names the process that writes it, so that a dead one is told from a living one, and the `flock` on `ROOT/@migrations/ID.lock`
+//! keeps two migrations of one container apart.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use chrono::{DateTime, Utc};
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
+use nix::unistd::Pid;
+use serde::{Deserialize, Serialize};
+
+use super::protocol::{Bytes32, MigrationId, Phase, Side};
+use crate::sys::file::write_atomic;
+use crate::sys::process::{Liveness, ProcessId};
+
+/// The source's record in the container's directory.
+const SOURCE_FILE: &str = "migration.json";
+/// Below the root; `@` is no character of a container id, so no container has this name.
+const DIR: &str = "@migrations";
+
+/// A journal cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum JournalError {
+    /// A file operation failed.
+    #[error("cannot {action} the migration record {path}")]
+    File {
+        /// "read", "write", ...
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The record cannot be understood.
+    #[error(
+        "the migration record {path} is damaged; if the container runs on neither host, restore it from its images and remove the record"
+    )]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What the parser found.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// Another rcm migrates this container.
+    #[error("another rcm is migrating container \"{container}\" on this host (it holds {path})")]
+    Busy {
+        /// The container.
+        container: String,
+        /// The lock.
+        path: PathBuf,
+    },
+    /// The writer's own process cannot be identified.
+    #[error("cannot read this process's start time")]
+    Myself {
+        /// Why.
+        #[source]
+        source: procfs::ProcError,
+    },
+}
+
+type Result<T, E = JournalError> = std::result::Result<T, E>;
+
+/// What the file holds.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct JournalRecord {
+    /// Which migration.
+    pub migration: MigrationId,
+    /// Of which container.
+    pub container: String,
+    /// Which end this is.
+    pub side: Side,
+    /// How far it is.
+    pub phase: Phase,
+    /// The other end: `ADDRESS:PORT`.
+    pub peer: String,
+    /// This migration's directory in the image store.
+    pub images: PathBuf,
+    /// With what the ends recognize each other when they ask again. Root alone reads the record.
+    pub secret: Option<Bytes32>,
+    /// Which receiver the secret belongs to.
+    pub receiver: Option<MigrationId>,
+    /// The rcm that writes this record.
+    pub writer: ProcessId,
+    /// When the migration began.
+    pub started: DateTime<Utc>,
+    /// When the phase was reached.
+    pub updated: DateTime<Utc>,
+    /// Why it was rolled back, one line.
+    pub reason: Option<String>,
+}
+
+/// The record of a migration that this process drives.
+#[derive(Debug)]
+pub struct Journal {
+    path: PathBuf,
+    record: JournalRecord,
+}
+
+/// What a new record needs.
+#[derive(Debug, Clone)]
+pub struct Start {
+    /// Which migration.
+    pub migration: MigrationId,
+    /// Of which container.
+    pub container: String,
+    /// Which end this is.
+    pub side: Side,
+    /// The other end.
+    pub peer: String,
+    /// This migration's directory in the image store.
+    pub images: PathBuf,
+    /// See [`JournalRecord::secret`].
+    pub secret: Option<Bytes32>,
+    /// See [`JournalRecord::receiver`].
+    pub receiver: Option<MigrationId>,
+}
+
+impl Journal {
+    /// Begins a record in the phase [`Phase::Negotiated`] and stores it.
+    ///
+    /// # Errors
+    /// [`JournalError::File`], [`JournalError::Myself`].
+    pub fn begin(root: &Path, start: Start) -> Result<Self> {
+        let writer =
+            ProcessId::of(Pid::this()).map_err(|source| JournalError::Myself { source })?;
+        let now = Utc::now();
+        let path = match start.side {
+            Side::Source => source_path(root, &start.container),
+            Side::Destination => kept_path(root, &start.container),
+        };
+        let journal = Self {
+            path,
+            record: JournalRecord {
+                migration: start.migration,
+                container: start.container,
+                side: start.side,
+                phase: Phase::Negotiated,
+                peer: start.peer,
+                images: start.images,
+                secret: start.secret,
+                receiver: start.receiver,
+                writer,
+                started: now,
+                updated: now,
+                reason: None,
+            },
+        };
+        make_dir(root)?;
+        journal.store()?;
+        Ok(journal)
+    }
+
+    /// Goes on with the record of a process that has died.
+    ///
+    /// # Errors
+    /// [`JournalError::Myself`].
+    pub fn adopt(root: &Path, mut record: JournalRecord) -> Result<Self> {
+        record.writer =
+            ProcessId::of(Pid::this()).map_err(|source| JournalError::Myself { source })?;
+        let path = match record.side {
+            Side::Source => source_path(root, &record.container),
+            Side::Destination => kept_path(root, &record.container),
+        };
+        Ok(Self { path, record })
+    }
+
+    /// Stores that `phase` is reached, before what it announces is done.
+    ///
+    /// # Errors
+    /// [`JournalError::File`]: then it must not be done.
+    pub fn enter(&mut self, phase: Phase) -> Result<()> {
+        let former = (self.record.phase, self.record.updated);
+        self.record.phase = phase;
+        self.record.updated = Utc::now();
+        self.store().inspect_err(|_| {
+            (self.record.phase, self.record.updated) = former;
+        })
+    }
+
+    /// Stores that the migration ended without a commit.
+    ///
+    /// # Errors
+    /// [`JournalError::File`].
+    pub fn roll_back(&mut self, reason: &str) -> Result<()> {
+        self.record.reason = Some(reason.to_owned());
+        self.enter(Phase::RolledBack)
+    }
+
+    /// What is stored.
+    #[must_use]
+    pub fn record(&self) -> &JournalRecord {
+        &self.record
+    }
+
+    /// Moves the record of a source to where it survives the container, in the phase [`Phase::Done`].
+    ///
+    /// # Errors
+    /// [`JournalError::File`].
+    pub fn keep(mut self, root: &Path) -> Result<()> {
+        self.record.secret = None;
+        self.path = kept_path(root, &self.record.container);
+        self.enter(Phase::Done)
+    }
+
+    fn store(&self) -> Result<()> {
+        let text =
+            serde_json::to_vec_pretty(&self.record).map_err(|source| JournalError::Damaged {
+                path: self.path.clone(),
+                source,
+            })?;
+        write_atomic(&self.path, &text, 0o600).map_err(file("write", &self.path))
+    }
+}
+
+/// The record that tells most about a container: the source's as long as the container is there, else the one that was kept.
+///
+/// # Errors
+/// [`JournalError::File`], [`JournalError::Damaged`].
+pub fn read(root: &Path, container: &str) -> Result<Option<JournalRecord>> {
+    match read_file(&source_path(root, container))? {
+        // A migration that went nowhere says less than the one that brought the container here.
+        Some(record) if record.phase != Phase::RolledBack => Ok(Some(record)),
+        rolled_back => Ok(newer(rolled_back, read_file(&kept_path(root, container))?)),
+    }
+}
+
+fn newer(one: Option<JournalRecord>, other: Option<JournalRecord>) -> Option<JournalRecord> {
+    [one, other]
+        .into_iter()
+        .flatten()
+        .max_by_key(|record| record.updated)
+}
+
+/// The record of one end only.
+///
+/// # Errors
+/// [`JournalError::File`], [`JournalError::Damaged`].
+pub fn read_side(root: &Path, container: &str, side: Side) -> Result<Option<JournalRecord>> {
+    let record = match side {
+        Side::Source => read_file(&source_path(root, container))?,
+        Side::Destination => read_file(&kept_path(root, container))?,
+    };
+    Ok(record.filter(|record| record.side == side))
+}
+
+fn read_file(path: &Path) -> Result<Option<JournalRecord>> {
+    match fs::read(path) {
+        Ok(text) => {
+            serde_json::from_slice(&text)
+                .map(Some)
+                .map_err(|source| JournalError::Damaged {
+                    path: path.to_path_buf(),
+                    source,
+                })
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(file("read", path)(error)),
+    }
+}
+
+impl JournalRecord {
+    /// Whether the rcm that wrote it is still at work.
+    #[must_use]
+    pub fn is_driven(&self) -> bool {
+        !self.phase.is_final() && self.writer.liveness() == Liveness::Alive
+    }
+}
+
+/// The right to migrate one container on this host; ends with the process.
+#[derive(Debug)]
+pub struct Lock {
+    _file: Flock<File>,
+}
+
+impl Lock {
+    /// Takes it without waiting.
+    ///
+    /// # Errors
+    /// [`JournalError::Busy`] where another process has it.
+    pub fn take(root: &Path, container: &str) -> Result<Self> {
+        make_dir(root)?;
+        let path = root.join(DIR).join(format!("{container}.lock"));
+        let opened = fs::OpenOptions::new()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .open(&path)
+            .map_err(file("open", &path))?;
+        match Flock::lock(opened, FlockArg::LockExclusiveNonblock) {
+            Ok(locked) => Ok(Self { _file: locked }),
+            Err((_, Errno::EWOULDBLOCK)) => Err(JournalError::Busy {
+                container: container.to_owned(),
+                path,
+            }),
+            Err((_, error)) => Err(file("lock", &path)(error.into())),
+        }
+    }
+}
+
+/// The directory of all migrations' records.
+///
+/// # Errors
+/// [`JournalError::File`].
+fn make_dir(root: &Path) -> Result<PathBuf> {
+    use std::os::unix::fs::DirBuilderExt;
+    let dir = root.join(DIR);
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(&dir)
+        .map_err(file("create", &dir))?;
+    Ok(dir)
+}
+
+/// Where CRIU logs while `container` is migrated; what an earlier migration left there goes.
+///
+/// # Errors
+/// [`JournalError::File`].
+pub fn make_work_dir(root: &Path, container: &str) -> Result<PathBuf> {
+    let dir = make_dir(root)?.join(format!("{container}.criu"));
+    match fs::remove_dir_all(&dir) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(file("replace", &dir)(error));
+        }
+        _ => {}
+    }
+    fs::create_dir(&dir).map_err(file("create", &dir))?;
+    Ok(dir)
+}
+
+fn source_path(root: &Path, container: &str) -> PathBuf {
+    root.join(container).join(SOURCE_FILE)
+}
+
+fn kept_path(root: &Path, container: &str) -> PathBuf {
+    root.join(DIR).join(format!("{container}.json"))
+}
+
+fn file(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> JournalError {
+    let path = path.to_path_buf();
+    move |source| JournalError::File {
+        action,
+        path,
+        source,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn start(side: Side) -> Start {
+        Start {
+            migration: MigrationId::new([5; 16]),
+            container: "web".into(),
+            side,
+            peer: "192.0.2.1:7260".into(),
+            images: "/pool/05".into(),
+            secret: Some(Bytes32([9; 32])),
+            receiver: Some(MigrationId::new([6; 16])),
+        }
+    }
+
+    #[test]
+    fn every_phase_is_on_the_disk() {
+        let root = tempfile::tempdir().unwrap();
+        fs::create_dir(root.path().join("web")).unwrap();
+        let mut journal = Journal::begin(root.path(), start(Side::Source)).unwrap();
+        for phase in [
+            Phase::Frozen,
+            Phase::Shipped,
+            Phase::PeerReady,
+            Phase::Fenced,
+            Phase::Committing,
+        ] {
+            journal.enter(phase).unwrap();
+            let stored = read(root.path(), "web").unwrap().unwrap();
+            assert_eq!(&stored, journal.record());
+            assert!(stored.is_driven());
+        }
+        fs::remove_dir_all(root.path().join("web")).unwrap();
+        journal.keep(root.path()).unwrap();
+        let kept = read(root.path(), "web").unwrap().unwrap();
+        assert_eq!(
+            (kept.phase, kept.side, kept.secret),
+            (Phase::Done, Side::Source, None)
+        );
+    }
+
+    #[test]
+    fn a_phase_that_cannot_be_stored_is_not_entered() {
+        let root = tempfile::tempdir().unwrap();
+        fs::create_dir(root.path().join("web")).unwrap();
+        let mut journal = Journal::begin(root.path(), start(Side::Source)).unwrap();
+        fs::remove_dir_all(root.path().join("web")).unwrap();
+        assert!(journal.enter(Phase::Committing).is_err());
+        assert_eq!(journal.record().phase, Phase::Negotiated);
+    }
+
+    #[test]
+    fn secrets_are_for_root_alone() {
+        use std::os::unix::fs::PermissionsExt;
+        let root = tempfile::tempdir().unwrap();
+        Journal::begin(root.path(), start(Side::Destination)).unwrap();
+        let mode = fs::metadata(kept_path(root.path(), "web"))
+            .unwrap()
+            .permissions()
+            .mode();
+        assert_eq!(mode & 0o777, 0o600);
+    }
+
+    #[test]
+    fn a_dead_writer_is_told_from_a_living_one() {
+        let root = tempfile::tempdir().unwrap();
+        let journal = Journal::begin(root.path(), start(Side::Destination)).unwrap();
+        let mut record = journal.record().clone();
+        assert!(record.is_driven());
+        record.writer.start_time += 1;
+        assert!(!record.is_driven());
+        assert!(
+            Journal::adopt(root.path(), record)
+                .unwrap()
+                .record()
+                .is_driven()
+        );
+    }
+
+    #[test]
+    fn one_migration_of_a_container_at_a_time() {
+        let root = tempfile::tempdir().unwrap();
+        let lock = Lock::take(root.path(), "web").unwrap();
+        assert!(matches!(
+            Lock::take(root.path(), "web"),
+            Err(JournalError::Busy { .. })
+        ));
+        Lock::take(root.path(), "db").unwrap();
+        drop(lock);
+        Lock::take(root.path(), "web").unwrap();
+    }
+
+    #[test]
+    fn damage_is_reported_with_the_file() {
+        let root = tempfile::tempdir().unwrap();
+        assert_eq!(read(root.path(), "web").unwrap(), None);
+        make_dir(root.path()).unwrap();
+        fs::write(kept_path(root.path(), "web"), "{").unwrap();
+        assert!(matches!(
+            read(root.path(), "web"),
+            Err(JournalError::Damaged { .. })
+        ));
+    }
+}

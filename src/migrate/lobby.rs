@@ -1,0 +1,300 @@
+//! Where a receiver keeps those who have not proved yet who they are.
+//!
+//! Anybody can connect to the port. Until the proof of [`super::rendezvous`] a guest gets nothing: no process, no thread, no memory beyond a
+//! kilobyte, [`HANDSHAKE_LIMIT_DUR`] of time, and no place that another one needs: when all [`MAX_GUESTS`] places are taken, the guest
+//! who has waited longest goes. One thread polls them all, so a silent guest delays nobody.
+
+use std::collections::VecDeque;
+use std::io::{ErrorKind, Read};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
+
+use nix::poll::{PollFd, PollFlags};
+
+use super::codec::{self, CodecError, Decoder};
+use super::protocol::{Bytes32, Challenge, DEFAULT_PORT, Kind, Message, Side, VERSIONS, Welcome};
+use super::rendezvous::{RendezvousError, Transcript, random};
+use super::transport::{Acquaintance, Channel, Patience, Stream, TransportError, prepare};
+
+/// How long a guest may take to prove itself.
+pub const HANDSHAKE_LIMIT_DUR: Duration = Duration::from_secs(10);
+/// How many guests there are at a time.
+pub const MAX_GUESTS: usize = 64;
+/// The pause after a connection that could not be accepted.
+const ACCEPT_PAUSE_DUR: Duration = Duration::from_millis(10);
+
+/// A receiver's port.
+#[derive(Debug)]
+pub struct Lobby {
+    listener: TcpListener,
+    acquaintance: Acquaintance,
+    guests: VecDeque<Guest>,
+}
+
+/// Why a guest was shown the door; only for the debug log, because strangers must not fill a log either.
+#[derive(Debug, thiserror::Error)]
+enum Refusal {
+    #[error("closed the connection")]
+    Closed,
+    #[error("took too long")]
+    Late,
+    #[error("connection failed")]
+    Io(#[from] std::io::Error),
+    #[error("invalid message")]
+    Codec(#[from] CodecError),
+    #[error("not recognized")]
+    Rendezvous(#[from] RendezvousError),
+}
+
+impl Lobby {
+    /// Listens on `address`, or on the default port of all addresses.
+    ///
+    /// # Errors
+    /// [`TransportError::Listen`].
+    pub fn open(
+        address: Option<SocketAddr>,
+        acquaintance: Acquaintance,
+    ) -> Result<Self, TransportError> {
+        let bind = |address: SocketAddr| {
+            TcpListener::bind(address)
+                .and_then(|listener| listener.set_nonblocking(true).map(|()| listener))
+                .map_err(|source| TransportError::Listen { address, source })
+        };
+        let listener = match address {
+            Some(address) => bind(address)?,
+            // `[::]` takes IPv4 too, unless the host has no IPv6 at all.
+            None => {
+                bind((Ipv6Addr::UNSPECIFIED, DEFAULT_PORT).into()).or_else(|error| match error {
+                    TransportError::Listen { source, .. }
+                        if source.raw_os_error() == Some(libc::EAFNOSUPPORT)
+                            || source.kind() == ErrorKind::AddrNotAvailable =>
+                    {
+                        bind((Ipv4Addr::UNSPECIFIED, DEFAULT_PORT).into())
+                    }
+                    error => Err(error),
+                })?
+            }
+        };
+        Ok(Self {
+            listener,
+            acquaintance,
+            guests: VecDeque::new(),
+        })
+    }
+
+    /// The address that is listened on, with the port that the kernel chose for port 0.
+    ///
+    /// # Errors
+    /// As getsockname(2).
+    pub fn address(&self) -> std::io::Result<SocketAddr> {
+        self.listener.local_addr()
+    }
+
+    /// Waits for the next peer that proves itself.
+    ///
+    /// # Errors
+    /// [`TransportError::Late`] at the deadline, [`TransportError::Interrupted`]. No guest can cause an error.
+    pub fn admit(&mut self, patience: Patience) -> Result<Channel, TransportError> {
+        loop {
+            if let Some(channel) = self.attend() {
+                return Ok(channel);
+            }
+            if patience.is_over() {
+                return Err(TransportError::Late {
+                    peer: "any source".into(),
+                });
+            }
+            self.wait(patience)?;
+        }
+    }
+
+    fn wait(&self, patience: Patience) -> Result<(), TransportError> {
+        let mut fds = vec![PollFd::new(self.listener.as_fd(), PollFlags::POLLIN)];
+        fds.extend(
+            self.guests
+                .iter()
+                .map(|guest| PollFd::new(guest.stream.fd(), PollFlags::POLLIN)),
+        );
+        // The oldest guest is in front: its time ends first.
+        let patience = match self.guests.front() {
+            Some(oldest) => {
+                patience.at_most(oldest.until.saturating_duration_since(Instant::now()))
+            }
+            None => patience,
+        };
+        patience.poll(&mut fds)
+    }
+
+    /// Does what can be done without waiting. Returns the first guest that has proved itself.
+    fn attend(&mut self) -> Option<Channel> {
+        self.accept();
+        let mut place = 0;
+        while place < self.guests.len() {
+            match self.guests[place].advance(&self.acquaintance) {
+                Ok(false) if Instant::now() < self.guests[place].until => place += 1,
+                Ok(true) => {
+                    let guest = self.guests.remove(place)?;
+                    return Some(Channel::new(guest.stream, guest.peer));
+                }
+                refused => {
+                    let reason = refused.err().unwrap_or(Refusal::Late);
+                    if let Some(guest) = self.guests.remove(place) {
+                        tracing::debug!("{} is no source: {}", guest.peer, describe(&reason));
+                    }
+                }
+            }
+        }
+        None
+    }
+
+    fn accept(&mut self) {
+        // Bounded, so that a flood of connections cannot keep the guests from being heard.
+        for _ in 0..MAX_GUESTS {
+            match self.listener.accept() {
+                Ok((stream, peer)) => {
+                    if prepare(&stream).is_err() {
+                        continue;
+                    }
+                    if self.guests.len() == MAX_GUESTS {
+                        self.guests.pop_front();
+                    }
+                    self.guests
+                        .push_back(Guest::new(Box::new(stream), peer.to_string()));
+                }
+                Err(error) if error.kind() == ErrorKind::WouldBlock => return,
+                // ECONNABORTED and the like concern one connection. Out of descriptors (EMFILE), the connection stays in the queue:
+                // without a pause the next poll would come back at once, again and again.
+                Err(_) => {
+                    std::thread::sleep(ACCEPT_PAUSE_DUR);
+                    return;
+                }
+            }
+        }
+    }
+}
+
+fn describe(refusal: &Refusal) -> String {
+    match std::error::Error::source(refusal) {
+        Some(source) => format!("{refusal}: {source}"),
+        None => refusal.to_string(),
+    }
+}
+
+/// One connection before its proof.
+#[derive(Debug)]
+struct Guest {
+    stream: Box<dyn Stream>,
+    peer: String,
+    until: Instant,
+    stage: Stage,
+}
+
+#[derive(Debug)]
+enum Stage {
+    /// Its opening is incomplete.
+    Opening(Vec<u8>),
+    /// It was challenged.
+    Challenged {
+        source_opening: Vec<u8>,
+        nonce: Bytes32,
+        decoder: Decoder,
+    },
+}
+
+impl Guest {
+    fn new(stream: Box<dyn Stream>, peer: String) -> Self {
+        Self {
+            stream,
+            peer,
+            until: Instant::now() + HANDSHAKE_LIMIT_DUR,
+            stage: Stage::Opening(Vec::new()),
+        }
+    }
+
+    /// Reads what is there. Returns whether the guest has proved itself.
+    fn advance(&mut self, acquaintance: &Acquaintance) -> Result<bool, Refusal> {
+        loop {
+            match &mut self.stage {
+                Stage::Opening(opening) => {
+                    let mut byte = [0];
+                    if !read(&mut *self.stream, &mut byte)? {
+                        return Ok(false);
+                    }
+                    opening.push(byte[0]);
+                    if let Some((versions, _)) = codec::decode_opening(opening)? {
+                        let source_opening = std::mem::take(opening);
+                        let nonce = Bytes32(random()?);
+                        // Ours goes out before the versions are compared, so that the other end can say what does not fit.
+                        let mut answer = codec::encode_opening(VERSIONS);
+                        answer.extend(codec::encode(&Message::Challenge(Challenge {
+                            receiver: acquaintance.receiver,
+                            nonce,
+                        }))?);
+                        write(&mut *self.stream, &answer)?;
+                        codec::choose_version(VERSIONS, &versions)?;
+                        self.stage = Stage::Challenged {
+                            source_opening,
+                            nonce,
+                            decoder: Decoder::default(),
+                        };
+                    }
+                }
+                Stage::Challenged {
+                    source_opening,
+                    nonce,
+                    decoder,
+                } => {
+                    let mut chunk = [0; 256];
+                    let wanted_bytes = decoder.wanted_bytes(&[Kind::Proof])?.min(chunk.len());
+                    let read_bytes = match self.stream.read(&mut chunk[..wanted_bytes]) {
+                        Ok(0) => return Err(Refusal::Closed),
+                        Ok(read_bytes) => read_bytes,
+                        Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(false),
+                        Err(error) if error.kind() == ErrorKind::Interrupted => continue,
+                        Err(error) => return Err(error.into()),
+                    };
+                    decoder.push(&chunk[..read_bytes]);
+                    let Some(Message::Proof(proof)) = decoder.take(&[Kind::Proof])? else {
+                        continue;
+                    };
+                    let transcript = Transcript {
+                        source_opening: std::mem::take(source_opening),
+                        destination_opening: codec::encode_opening(VERSIONS),
+                        receiver: acquaintance.receiver,
+                        destination_nonce: *nonce,
+                        source_nonce: proof.nonce,
+                    };
+                    transcript.check(&acquaintance.secret, Side::Source, &proof.mac)?;
+                    let welcome = Message::Welcome(Welcome {
+                        mac: transcript.proof(&acquaintance.secret, Side::Destination),
+                    });
+                    write(&mut *self.stream, &codec::encode(&welcome)?)?;
+                    return Ok(true);
+                }
+            }
+        }
+    }
+}
+
+/// Reads one byte; `false` where none is there yet.
+fn read(stream: &mut dyn Stream, byte: &mut [u8; 1]) -> Result<bool, Refusal> {
+    loop {
+        match stream.read(byte) {
+            Ok(0) => return Err(Refusal::Closed),
+            Ok(_) => return Ok(true),
+            Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(false),
+            Err(error) if error.kind() == ErrorKind::Interrupted => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+}
+
+/// Sends what always fits into an empty socket buffer; a guest whose buffer is full does not read.
+fn write(stream: &mut dyn Stream, bytes: &[u8]) -> Result<(), Refusal> {
+    stream.write_all(bytes)?;
+    Ok(stream.flush()?)
+}
+
+#[cfg(test)]
+mod tests;

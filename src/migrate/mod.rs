@@ -1,0 +1,103 @@
+//! Live migration: a running container moves to another host and goes on from the instruction at which it was stopped.
+//!
+//! **At most one copy executes at any moment.** Before the commit, any failure leaves the container running at the source as if nothing had
+//! happened. After it, the container is the destination's, and both sides keep the images until the destination has confirmed.
+//!
+//! # Sequence
+//!
+//! Stop-and-copy through an image store that both hosts see:
+//!
+//! ```text
+//!  source                                                     destination
+//!    |                                                             |  leaves its secret in the image store, listens
+//!    | <------------- opening, opening, challenge ---------------> |
+//!    | -------------- proof -------------------------------------> |  knows the secret: [rendezvous]
+//!    | <------------- welcome ------------------------------------ |  knows it too
+//!    | -------------- preamble ----------------------------------> |
+//!    | <------------- findings ----------------------------------- |  an error among them: refused, both wait as before
+//!    |                                                             |
+//!  freeze, dump; CRIU holds the tasks at post-dump                 |
+//!  sync and digest the images                                      |
+//!    | -------------- shipped (manifest) ------------------------> |
+//!    |                                     check the digests, restore; CRIU holds the tasks at post-restore
+//!    | <------------- ready -------------------------------------- |
+//!  fence: the cgroup's freezer                                     |
+//!  journal: committing                                             |
+//!    | ============== commit ====================================> |
+//!    |                                                       journal: committed
+//!    |                                                       let the tasks run
+//!    | <------------- running ------------------------------------ |
+//!  kill the fenced tasks, remove the container and its images      |
+//!    | -------------- settled -----------------------------------> |
+//! ```
+//!
+//! Up to the commit each side may send `abort` with a reason instead, and a lost connection means the same.
+//!
+//! # States
+//!
+//! Each is a type; a transition consumes it. What can be rolled back is a type that has `roll_back`.
+//!
+//! ```text
+//!  source        Negotiated -> Frozen -> Shipped -> PeerReady -> Fenced -> Committing -> HandedOff
+//!                    |           |          |           |          |           |
+//!                    v           v          v           v          v           | the destination's word that it
+//!                  ------------------ roll back: it runs on -------------  <---' never will run the container
+//!
+//!  destination   Prepared -> Receiving -> Verified -> Restored -> Committed -> Arrived
+//!                    ^           |            |           |           |
+//!                    | refused   v            v           v           v
+//!                    '---     ---- give up: destroyed, journal ----   restored again from the images
+//! ```
+//!
+//! # What holds the container where
+//!
+//! | at the source | the container stands still because | it goes on when |
+//! | --- | --- | --- |
+//! | Frozen to PeerReady | CRIU traces its tasks at `post-dump` | CRIU gets a "no", or nobody is there to answer it |
+//! | Fenced, Committing | its cgroup is frozen too | somebody thaws it |
+//!
+//! | at the destination | the container stands still because | it is destroyed when |
+//! | --- | --- | --- |
+//! | Restored | CRIU holds its tasks at `post-restore` | CRIU gets a "no", or nobody is there to answer it |
+//!
+//! So the death of either process rolls back before the commit, and lets nothing run after it ([`fence`]).
+//!
+//! # The commit in doubt
+//!
+//! A commit that was sent may have arrived or not. The source then asks, on a new connection, with the id of the migration and the same secret, until the
+//! destination answers: "running", and it removes its copy; "rolled back", which the destination has written to its journal before it said so, and the
+//! container runs on at the source. Without an answer it stands still, and `--resolve` asks again later. It never runs on a guess.
+//!
+//! # Modules
+//!
+//! * [`protocol`], [`codec`], [`preamble`]: what is said, as bytes, and how it is judged. No input or output.
+//! * [`rendezvous`], [`lobby`], [`transport`]: who may say it, and the connection.
+//! * [`source`], [`destination`]: the states, over traits for the container and the host; neither knows the other.
+//! * [`workload`], [`node`]: those traits for real containers.
+//! * [`journal`], [`verdict`], [`resolve`]: what is left of a migration after a crash, and settling it.
+//! * [`fence`], [`progress`], [`facts`]: what their names say.
+
+pub mod codec;
+pub mod destination;
+pub mod facts;
+pub mod fence;
+pub mod journal;
+pub mod lobby;
+pub mod node;
+pub mod preamble;
+pub mod progress;
+pub mod protocol;
+pub mod rendezvous;
+pub mod resolve;
+pub mod source;
+pub mod transport;
+pub mod verdict;
+pub mod workload;
+
+#[cfg(test)]
+mod tests;
+
+use crate::runtime::engine::chain;
+
+/// Why something outside this module failed.
+pub type Cause = Box<dyn std::error::Error + Send + Sync>;

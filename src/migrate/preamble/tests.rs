@@ -1,0 +1,144 @@
+use super::*;
+
+fn facts() -> Facts {
+    Facts {
+        rcm_version: "0.1.0".into(),
+        architecture: "x86_64".into(),
+        cpu_features: ["sse4_2", "avx2", "pti"].map(String::from).into(),
+        kernel_release: "6.12.8-amd64".into(),
+        criu_version: 40_201,
+        criu_features: BTreeSet::new(),
+        cgroup_mode: CgroupMode::Legacy,
+    }
+}
+
+fn preamble() -> Preamble {
+    Preamble {
+        migration: MigrationId::new([1; 16]),
+        container: "web".into(),
+        facts: facts(),
+        spec: serde_json::json!({"ociVersion": "1.2.0"}),
+        bundle: "/b".into(),
+        rootfs: "/b/rootfs".into(),
+        bind_mounts: Vec::new(),
+        image_path: "/pool".into(),
+        criu: CriuChoices::default(),
+    }
+}
+
+fn local() -> Local {
+    Local {
+        container: "web".into(),
+        id_in_use: false,
+        bundle: "/b".into(),
+        bundle_exists: true,
+        rootfs: "/b/rootfs".into(),
+        rootfs_exists: true,
+        same_spec: true,
+        missing_mount_sources: Vec::new(),
+        images_visible: true,
+        image_path: "/pool".into(),
+    }
+}
+
+#[test]
+fn equal_hosts_have_no_findings() {
+    assert_eq!(judge(&preamble(), &facts(), &local()), []);
+}
+
+#[test]
+fn everything_wrong_is_found_at_once_with_what_to_do() {
+    let here = Facts {
+        architecture: "aarch64".into(),
+        kernel_release: "6.1.0-13".into(),
+        criu_version: 31_700,
+        cgroup_mode: CgroupMode::Unified,
+        rcm_version: "0.2.0".into(),
+        ..facts()
+    };
+    let local = Local {
+        container: "db".into(),
+        id_in_use: true,
+        bundle_exists: false,
+        missing_mount_sources: vec!["/srv/data".into()],
+        images_visible: false,
+        ..local()
+    };
+    let findings = judge(&preamble(), &here, &local);
+    let count = |severity| {
+        findings
+            .iter()
+            .filter(|finding| finding.severity == severity)
+            .count()
+    };
+    assert_eq!(
+        (count(Severity::Error), count(Severity::Warning)),
+        (8, 2),
+        "{findings:#?}"
+    );
+    assert!(findings.iter().all(|finding| !finding.remedy.is_empty()));
+}
+
+#[test]
+fn only_missing_instructions_count() {
+    let mut here = facts();
+    here.cpu_features = ["sse4_2"].map(String::from).into();
+    let findings = judge(&preamble(), &here, &local());
+    assert_eq!(findings.len(), 1);
+    assert!(findings[0].what.contains("avx2"), "{}", findings[0]);
+    assert!(!findings[0].what.contains("pti"), "{}", findings[0]);
+
+    // More than the source has is no harm.
+    let mut here = facts();
+    here.cpu_features.insert("avx512f".into());
+    assert_eq!(judge(&preamble(), &here, &local()), []);
+}
+
+#[test]
+fn an_older_kernel_is_a_warning() {
+    let here = Facts {
+        kernel_release: "6.6.99-generic".into(),
+        ..facts()
+    };
+    let findings = judge(&preamble(), &here, &local());
+    assert_eq!(findings.len(), 1);
+    assert_eq!(findings[0].severity, Severity::Warning);
+}
+
+#[test]
+fn choices_of_both_ends_count() {
+    let source = CriuChoices {
+        tcp_established: true,
+        empty_ns: vec!["network".into()],
+        ..CriuChoices::default()
+    };
+    let destination = CriuChoices {
+        file_locks: true,
+        manage_cgroups_mode: "soft".into(),
+        empty_ns: vec!["network".into()],
+        ..CriuChoices::default()
+    };
+    let both = source.or(&destination);
+    assert!(both.tcp_established && both.file_locks && !both.shell_job);
+    assert_eq!(both.manage_cgroups_mode, "soft");
+    assert_eq!(both.empty_ns, ["network"]);
+}
+
+#[test]
+fn versions_read_as_written() {
+    assert_eq!(criu_version(40_201), "4.2.1");
+    assert_eq!(criu_version(31_700), "3.17");
+    assert_eq!(release_series("6.18.0"), (6, 18));
+    assert_eq!(release_series("rolling"), (0, 0));
+}
+
+#[test]
+fn another_spec_is_a_warning() {
+    let local = Local {
+        same_spec: false,
+        ..local()
+    };
+    let findings = judge(&preamble(), &facts(), &local);
+    assert_eq!(findings.len(), 1);
+    assert_eq!(findings[0].severity, Severity::Warning);
+}

@@ -1,0 +1,490 @@
+//! What the two ends say to each other, and when.
+//!
+//! No input or output here: [`super::codec`] turns messages into bytes, [`super::transport`] moves the bytes. A message is
+//! only ever accepted in the phase that names it, with the size that its [`Kind`] allows; everything else ends the
+//! connection before its payload is read.
+
+use std::fmt;
+use std::str::FromStr;
+
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use super::preamble::{Finding, Preamble};
+use crate::image::manifest::Manifest;
+
+/// The protocol versions that this program speaks, newest first.
+pub const VERSIONS: &[u16] = &[1];
+
+/// The TCP port of a receiver unless `--listen` or `--destination` says otherwise.
+pub const DEFAULT_PORT: u16 = 7260;
+
+/// The name of one migration: 128 random bits, so that two migrations of the same container never meet.
+///
+/// It is a directory name in the image store, so its text form is exactly 32 hexadecimal digits.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct MigrationId([u8; 16]);
+
+impl MigrationId {
+    /// An id from random bits.
+    #[must_use]
+    pub const fn new(bits: [u8; 16]) -> Self {
+        Self(bits)
+    }
+
+    /// The bits.
+    #[must_use]
+    pub const fn bits(&self) -> &[u8; 16] {
+        &self.0
+    }
+}
+
+impl fmt::Display for MigrationId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&hex(&self.0))
+    }
+}
+
+impl fmt::Debug for MigrationId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "MigrationId({self})")
+    }
+}
+
+impl FromStr for MigrationId {
+    type Err = InvalidHex;
+
+    fn from_str(text: &str) -> Result<Self, InvalidHex> {
+        unhex(text).map(Self)
+    }
+}
+
+/// A text is not the hexadecimal form of that many bytes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[error("not a string of exactly {digits} lower-case hexadecimal digits")]
+pub struct InvalidHex {
+    /// How many digits were expected.
+    pub digits: usize,
+}
+
+/// Bytes that cross the wire and lie in files as hexadecimal digits.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Bytes32(pub [u8; 32]);
+
+impl fmt::Debug for Bytes32 {
+    /// Some of these are secrets: none is ever shown.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Bytes32(..)")
+    }
+}
+
+macro_rules! serde_as_hex {
+    ($($type:ident),*) => {$(
+        impl Serialize for $type {
+            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+                serializer.serialize_str(&hex(&self.0))
+            }
+        }
+
+        impl<'de> Deserialize<'de> for $type {
+            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                let text = <std::borrow::Cow<'de, str>>::deserialize(deserializer)?;
+                unhex(&text).map(Self).map_err(D::Error::custom)
+            }
+        }
+    )*};
+}
+
+serde_as_hex!(MigrationId, Bytes32);
+
+/// Lower-case hexadecimal digits of `bytes`.
+#[must_use]
+pub fn hex(bytes: &[u8]) -> String {
+    const DIGITS: &[u8; 16] = b"0123456789abcdef";
+    bytes
+        .iter()
+        .flat_map(|byte| [byte >> 4, byte & 15])
+        .map(|digit| char::from(DIGITS[usize::from(digit)]))
+        .collect()
+}
+
+/// The bytes of exactly `2 * N` lower-case hexadecimal digits. One spelling per value: the text is used as a file name.
+///
+/// # Errors
+/// [`InvalidHex`] for any other text.
+pub fn unhex<const N: usize>(text: &str) -> Result<[u8; N], InvalidHex> {
+    let invalid = InvalidHex { digits: 2 * N };
+    let digits = text.as_bytes();
+    if digits.len() != 2 * N {
+        return Err(invalid);
+    }
+    let value = |digit: u8| match digit {
+        b'0'..=b'9' => Ok(digit - b'0'),
+        b'a'..=b'f' => Ok(digit - b'a' + 10),
+        _ => Err(invalid),
+    };
+    let mut bytes = [0; N];
+    for (byte, pair) in bytes.iter_mut().zip(digits.chunks_exact(2)) {
+        *byte = value(pair[0])? << 4 | value(pair[1])?;
+    }
+    Ok(bytes)
+}
+
+/// One of the two ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Side {
+    /// Where the container runs when the migration begins.
+    Source,
+    /// Where it runs when the migration has succeeded.
+    Destination,
+}
+
+impl fmt::Display for Side {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Source => "source",
+            Self::Destination => "destination",
+        })
+    }
+}
+
+/// How far a migration is at one end; what a journal holds.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Phase {
+    /// Source: both ends agreed; destination: it waits for a source. Nothing is stopped.
+    Negotiated,
+    /// The container stands still at the source, its images are written or on their way.
+    Frozen,
+    /// The images are complete in the store and the destination knows their digests.
+    Shipped,
+    /// The destination holds the restored container, stopped.
+    PeerReady,
+    /// The source's freezer holds the container whatever happens to rcm and CRIU.
+    Fenced,
+    /// The source gave the container away and waits for the destination's word. It never runs here by itself again.
+    Committing,
+    /// The destination owns the container and lets it run.
+    Committed,
+    /// Done: the container runs at the destination, the source has forgotten it.
+    Done,
+    /// Ended before the commit: the container runs at the source, never at the destination.
+    RolledBack,
+}
+
+impl Phase {
+    /// Whether the source may still let the container run on by itself.
+    #[must_use]
+    pub const fn may_roll_back(self) -> bool {
+        !matches!(self, Self::Committing | Self::Committed | Self::Done)
+    }
+
+    /// Whether nothing is left to do.
+    #[must_use]
+    pub const fn is_final(self) -> bool {
+        matches!(self, Self::Done | Self::RolledBack)
+    }
+}
+
+impl fmt::Display for Phase {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Negotiated => "negotiated",
+            Self::Frozen => "frozen",
+            Self::Shipped => "shipped",
+            Self::PeerReady => "peer-ready",
+            Self::Fenced => "fenced",
+            Self::Committing => "committing",
+            Self::Committed => "committed",
+            Self::Done => "done",
+            Self::RolledBack => "rolled-back",
+        })
+    }
+}
+
+/// What the destination answers to "what became of this migration".
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Verdict {
+    /// It owns the container and lets it run, or let it run and it has ended since.
+    Running,
+    /// It owns the container but could not let it run yet; its images are kept.
+    Committed,
+    /// It ended the migration without a commit and will never accept one: the source may let the container run.
+    RolledBack,
+    /// It knows nothing of this migration. No permission to run: the journal of the right receiver may say otherwise.
+    Unknown,
+}
+
+/// The number of a kind of frame on the wire.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u16)]
+pub enum Kind {
+    /// [`Challenge`]
+    Challenge = 1,
+    /// [`Proof`]
+    Proof = 2,
+    /// [`Welcome`]
+    Welcome = 3,
+    /// [`Preamble`]
+    Preamble = 4,
+    /// [`Findings`]
+    Findings = 5,
+    /// [`Shipped`]
+    Shipped = 6,
+    /// [`Ready`]
+    Ready = 7,
+    /// [`Commit`]
+    Commit = 8,
+    /// [`Running`]
+    Running = 9,
+    /// [`Settled`]
+    Settled = 10,
+    /// [`Abort`]
+    Abort = 11,
+    /// [`Inquiry`]
+    Inquiry = 12,
+    /// [`Answer`]
+    Answer = 13,
+}
+
+impl Kind {
+    /// All kinds of this version.
+    pub const ALL: [Self; 13] = [
+        Self::Challenge,
+        Self::Proof,
+        Self::Welcome,
+        Self::Preamble,
+        Self::Findings,
+        Self::Shipped,
+        Self::Ready,
+        Self::Commit,
+        Self::Running,
+        Self::Settled,
+        Self::Abort,
+        Self::Inquiry,
+        Self::Answer,
+    ];
+
+    /// The kind with this number.
+    #[must_use]
+    pub fn from_number(number: u16) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.number() == number)
+    }
+
+    /// The number on the wire.
+    #[must_use]
+    pub const fn number(self) -> u16 {
+        self as u16
+    }
+
+    /// The greatest payload in bytes. What a stranger may send before it has proved anything fits into one packet.
+    #[must_use]
+    pub const fn cap_bytes(self) -> u32 {
+        match self {
+            Self::Challenge | Self::Proof | Self::Welcome => 1 << 10,
+            Self::Settled | Self::Inquiry | Self::Answer | Self::Commit => 1 << 10,
+            Self::Ready | Self::Running => 16 << 10,
+            Self::Abort => 64 << 10,
+            Self::Findings => 1 << 20,
+            // An OCI spec with a long seccomp profile has some 100 KiB; a manifest 150 bytes for each file.
+            Self::Preamble | Self::Shipped => 4 << 20,
+        }
+    }
+}
+
+/// Anything that crosses the wire after the opening.
+#[derive(Debug, Clone, PartialEq)]
+#[allow(
+    missing_docs,
+    reason = "each variant is its payload's type, documented there"
+)]
+pub enum Message {
+    Challenge(Challenge),
+    Proof(Proof),
+    Welcome(Welcome),
+    Preamble(Box<Preamble>),
+    Findings(Findings),
+    Shipped(Shipped),
+    Ready(Ready),
+    Commit(Commit),
+    Running(Running),
+    Settled(Settled),
+    Abort(Abort),
+    Inquiry(Inquiry),
+    Answer(Answer),
+}
+
+impl Message {
+    /// Its kind.
+    #[must_use]
+    pub const fn kind(&self) -> Kind {
+        match self {
+            Self::Challenge(_) => Kind::Challenge,
+            Self::Proof(_) => Kind::Proof,
+            Self::Welcome(_) => Kind::Welcome,
+            Self::Preamble(_) => Kind::Preamble,
+            Self::Findings(_) => Kind::Findings,
+            Self::Shipped(_) => Kind::Shipped,
+            Self::Ready(_) => Kind::Ready,
+            Self::Commit(_) => Kind::Commit,
+            Self::Running(_) => Kind::Running,
+            Self::Settled(_) => Kind::Settled,
+            Self::Abort(_) => Kind::Abort,
+            Self::Inquiry(_) => Kind::Inquiry,
+            Self::Answer(_) => Kind::Answer,
+        }
+    }
+}
+
+/// Destination to source: prove that you can read my rendezvous file.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Challenge {
+    /// Which receiver this is: the name of its rendezvous file has it.
+    pub receiver: MigrationId,
+    /// Fresh for each connection.
+    pub nonce: Bytes32,
+}
+
+/// Source to destination: the answer to a [`Challenge`], and a challenge back.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Proof {
+    /// Fresh for each connection.
+    pub nonce: Bytes32,
+    /// HMAC-SHA256 over both nonces with the rendezvous secret, see [`super::rendezvous`].
+    pub mac: Bytes32,
+}
+
+/// Destination to source: the answer to the challenge in [`Proof`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Welcome {
+    /// HMAC-SHA256 over both nonces with the rendezvous secret, see [`super::rendezvous`].
+    pub mac: Bytes32,
+}
+
+/// Destination to source: everything that speaks against the migration, at once. Without an error it begins.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Findings {
+    /// Errors and warnings.
+    pub findings: Vec<Finding>,
+}
+
+/// Source to destination: the images are complete.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Shipped {
+    /// What lies in the image store, with digests.
+    pub manifest: Manifest,
+}
+
+/// Destination to source: the container is restored here and held; it has not executed an instruction.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Ready {
+    /// How long the digests took, in microseconds.
+    pub verify_us: u64,
+    /// How long the restore took, in microseconds.
+    pub restore_us: u64,
+}
+
+/// Source to destination: the container is yours.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Commit {
+    /// Which migration: a commit for another one is a protocol error.
+    pub migration: MigrationId,
+}
+
+/// Destination to source: the container runs here.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Running {
+    /// From the arrival of the commit to the container's first instruction, in microseconds.
+    pub resume_us: u64,
+}
+
+/// Source to destination: the container is gone here; nobody will ask again.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Settled {
+    /// Which migration.
+    pub migration: MigrationId,
+}
+
+/// Either side, before the commit: this migration ends here and the container goes on at the source.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Abort {
+    /// One line for the operator at the other end.
+    pub reason: String,
+}
+
+/// Source to destination, on a new connection: what became of this migration?
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Inquiry {
+    /// Which migration.
+    pub migration: MigrationId,
+}
+
+/// Destination to source: the answer to an [`Inquiry`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Answer {
+    /// Which migration.
+    pub migration: MigrationId,
+    /// What became of it.
+    pub verdict: Verdict,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kinds_have_distinct_numbers_that_come_back() {
+        for kind in Kind::ALL {
+            assert_eq!(Kind::from_number(kind.number()), Some(kind));
+        }
+        assert_eq!(Kind::from_number(0), None);
+        assert_eq!(Kind::from_number(14), None);
+    }
+
+    #[test]
+    fn an_id_has_one_spelling_and_no_path_tricks() {
+        let id = MigrationId::new([0xab; 16]);
+        assert_eq!(id.to_string().parse::<MigrationId>().unwrap(), id);
+        for bad in [
+            "",
+            "..",
+            "../../../../../../../../etc/passwd",
+            &"AB".repeat(16),
+            &"ab".repeat(15),
+            &"ab".repeat(17),
+            &"é".repeat(16),
+        ] {
+            assert!(bad.parse::<MigrationId>().is_err(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn only_what_precedes_the_commit_rolls_back() {
+        use Phase::*;
+        for phase in [Negotiated, Frozen, Shipped, PeerReady, Fenced, RolledBack] {
+            assert!(phase.may_roll_back(), "{phase}");
+        }
+        for phase in [Committing, Committed, Done] {
+            assert!(!phase.may_roll_back(), "{phase}");
+        }
+    }
+
+    #[test]
+    fn secrets_do_not_show() {
+        assert!(!format!("{:?}", Bytes32([7; 32])).contains('7'));
+    }
+}

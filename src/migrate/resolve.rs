@@ -1,0 +1,326 @@
+//! Settling what a crash, or a silent peer, has left open.
+
+use std::fs;
+use std::io;
+use std::path::Path;
+
+use super::fence::Fence;
+use super::journal::{self, Journal, JournalError, JournalRecord, Lock};
+use super::protocol::{Message, Phase, Settled, Side, Verdict};
+use super::source::ask;
+use super::transport::{Acquaintance, Destination, InvalidDestination, Patience, TransportError};
+use super::verdict::{self, VerdictError};
+use crate::runtime::cgroup::CgroupError;
+use crate::runtime::container::{Container, Status};
+use crate::runtime::delete;
+
+use std::time::Duration;
+
+/// How a migration ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Resolution {
+    /// The container runs at the other end, or has ended there.
+    Moved {
+        /// The other end.
+        peer: String,
+    },
+    /// It came here.
+    Arrived {
+        /// From where.
+        peer: String,
+    },
+    /// It stayed at the source.
+    RolledBack {
+        /// Which end this is.
+        side: Side,
+    },
+}
+
+/// A migration cannot be settled.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ResolveError {
+    /// Nothing is known.
+    #[error("no migration of container \"{container}\" is known on this host")]
+    Unknown {
+        /// Which.
+        container: String,
+    },
+    /// The records cannot be used, or a migration is under way.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    /// The record's peer makes no sense.
+    #[error("the migration record names no peer to ask")]
+    Peer {
+        /// What it names.
+        #[source]
+        source: InvalidDestination,
+    },
+    /// The record has lost the secret.
+    #[error(
+        "the migration record of container \"{container}\" lacks the secret that the destination knows"
+    )]
+    NoSecret {
+        /// Which.
+        container: String,
+    },
+    /// Nobody knows.
+    #[error(
+        "{peer} does not answer and left no verdict in {images}: run `rcm live-migrate {container} --resolve` there first; the container stands still here meanwhile"
+    )]
+    NoAnswer {
+        /// Which.
+        container: String,
+        /// The destination.
+        peer: String,
+        /// Where it would leave its verdict.
+        images: String,
+        /// Why it cannot be asked.
+        #[source]
+        source: Box<TransportError>,
+    },
+    /// The destination answers, but it is not settled there.
+    #[error(
+        "{peer} answers that the migration is {verdict:?} there: settle it with `rcm live-migrate {container} --resolve` there first"
+    )]
+    NotYet {
+        /// Which.
+        container: String,
+        /// The destination.
+        peer: String,
+        /// Its word.
+        verdict: Verdict,
+    },
+    /// It is this host's and does not run.
+    #[error(
+        "container \"{container}\" belongs to this host and does not run; restore it from its images: `rcm restore --image-path {images} --bundle BUNDLE {container}`"
+    )]
+    NotRunning {
+        /// Which.
+        container: String,
+        /// Where they are.
+        images: String,
+    },
+    /// The freezer does not obey.
+    #[error("cannot thaw or kill container \"{container}\"")]
+    Cgroup {
+        /// Which.
+        container: String,
+        /// Why.
+        #[source]
+        source: CgroupError,
+    },
+    /// The container cannot be loaded or removed.
+    #[error(transparent)]
+    Runtime(#[from] crate::runtime::Error),
+    /// The verdict cannot be left.
+    #[error(transparent)]
+    Verdict(#[from] VerdictError),
+    /// Images are left.
+    #[error("cannot remove the images {path}")]
+    Images {
+        /// Their directory.
+        path: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+type Result<T, E = ResolveError> = std::result::Result<T, E>;
+
+/// Finishes the last migration of `container` or rolls it back, on either end.
+///
+/// # Errors
+/// [`JournalError::Busy`] while one is under way; [`ResolveError::NoAnswer`] and [`ResolveError::NotYet`] where it stays open.
+pub fn resolve(root: &Path, container: &str) -> Result<Resolution> {
+    let _lock = Lock::take(root, container)?;
+    let record = journal::read(root, container)?.ok_or_else(|| ResolveError::Unknown {
+        container: container.to_owned(),
+    })?;
+    match record.side {
+        Side::Source => at_source(root, record),
+        Side::Destination => at_destination(root, record),
+    }
+}
+
+fn at_source(root: &Path, record: JournalRecord) -> Result<Resolution> {
+    let moved = Resolution::Moved {
+        peer: record.peer.clone(),
+    };
+    match record.phase {
+        Phase::Done => Ok(moved),
+        Phase::RolledBack => Ok(Resolution::RolledBack { side: Side::Source }),
+        Phase::Committing => {
+            let (verdict, settle) = inquire(&record)?;
+            match verdict {
+                Verdict::Running => {
+                    finish_source(root, record)?;
+                    settle();
+                    Ok(moved)
+                }
+                Verdict::RolledBack => {
+                    roll_back_source(root, record, "the destination gave it back")
+                }
+                verdict => Err(ResolveError::NotYet {
+                    container: record.container,
+                    peer: record.peer,
+                    verdict,
+                }),
+            }
+        }
+        Phase::Committed => {
+            finish_source(root, record)?;
+            Ok(moved)
+        }
+        _ => roll_back_source(root, record, "rcm ended before the commit"),
+    }
+}
+
+/// Asks the destination, then the image store. Also returns how to say that the answer was acted on.
+fn inquire(record: &JournalRecord) -> Result<(Verdict, impl FnOnce() + use<>)> {
+    let destination: Destination = record
+        .peer
+        .parse()
+        .map_err(|source| ResolveError::Peer { source })?;
+    let (Some(receiver), Some(secret)) = (record.receiver, record.secret) else {
+        return Err(ResolveError::NoSecret {
+            container: record.container.clone(),
+        });
+    };
+    let migration = record.migration;
+    let asked = ask(&destination, Acquaintance { receiver, secret }, migration);
+    let (verdict, channel) = match asked {
+        Ok((channel, verdict)) if verdict != Verdict::Unknown => (verdict, Some(channel)),
+        asked => match (verdict::find(&record.images, migration), asked) {
+            (Some(verdict), _) => (verdict, None),
+            (None, Ok((_, verdict))) => (verdict, None),
+            (None, Err(source)) => {
+                return Err(ResolveError::NoAnswer {
+                    container: record.container.clone(),
+                    peer: record.peer.clone(),
+                    images: record.images.display().to_string(),
+                    source: Box::new(source),
+                });
+            }
+        },
+    };
+    let settle = move || {
+        if let Some(mut channel) = channel {
+            // It stops waiting by itself.
+            let _ = channel.send(
+                &Message::Settled(Settled { migration }),
+                Patience::within(Duration::from_secs(5)),
+            );
+        }
+    };
+    Ok((verdict, settle))
+}
+
+fn finish_source(root: &Path, record: JournalRecord) -> Result<()> {
+    let container = record.container.clone();
+    let images = record.images.clone();
+    match Container::load(root, &container) {
+        Ok(loaded) => {
+            Fence::adopt(loaded.cgroup())
+                .kill()
+                .map_err(|source| ResolveError::Cgroup {
+                    container: container.clone(),
+                    source,
+                })?;
+            delete::destroy_forcibly(&loaded)?;
+        }
+        Err(crate::runtime::Error::NotExist) => {}
+        Err(error) => return Err(error.into()),
+    }
+    Journal::adopt(root, record)?.keep(root)?;
+    remove_images(&images)
+}
+
+fn roll_back_source(root: &Path, record: JournalRecord, reason: &str) -> Result<Resolution> {
+    let container = Container::load(root, &record.container)?;
+    // The cgroup is this migration's doing: a paused container is not migrated.
+    if container.cgroup().is_frozen() {
+        Fence::adopt(container.cgroup())
+            .lift()
+            .map_err(|source| ResolveError::Cgroup {
+                container: record.container.clone(),
+                source,
+            })?;
+    }
+    let images = record.images.clone();
+    Journal::adopt(root, record)?.roll_back(reason)?;
+    remove_images(&images)?;
+    Ok(Resolution::RolledBack { side: Side::Source })
+}
+
+fn at_destination(root: &Path, record: JournalRecord) -> Result<Resolution> {
+    let arrived = Resolution::Arrived {
+        peer: record.peer.clone(),
+    };
+    let (images, migration) = (record.images.clone(), record.migration);
+    let loaded = match Container::load(root, &record.container) {
+        Ok(container) => Some(container),
+        Err(crate::runtime::Error::NotExist) => None,
+        Err(error) => return Err(error.into()),
+    };
+    let status = loaded.as_ref().map(Container::status);
+    match record.phase {
+        Phase::Done => {
+            leave_if_asked(&images, migration, Verdict::Running)?;
+            Ok(arrived)
+        }
+        Phase::Committed if matches!(status, Some(Status::Running | Status::Paused)) => {
+            Journal::adopt(root, record)?.enter(Phase::Done)?;
+            leave_if_asked(&images, migration, Verdict::Running)?;
+            Ok(arrived)
+        }
+        Phase::Committed => {
+            leave_if_asked(&images, migration, Verdict::Committed)?;
+            Err(ResolveError::NotRunning {
+                container: record.container,
+                images: images.display().to_string(),
+            })
+        }
+        Phase::RolledBack => {
+            leave_if_asked(&images, migration, Verdict::RolledBack)?;
+            Ok(Resolution::RolledBack {
+                side: Side::Destination,
+            })
+        }
+        // The receiver died before the commit; CRIU killed what it had restored when nobody answered any more.
+        _ => {
+            if let Some(container) = &loaded {
+                delete::destroy_forcibly(container)?;
+            }
+            Journal::adopt(root, record)?.roll_back("rcm ended before the commit")?;
+            leave_if_asked(&images, migration, Verdict::RolledBack)?;
+            Ok(Resolution::RolledBack {
+                side: Side::Destination,
+            })
+        }
+    }
+}
+
+/// A source that knows how the migration ended has removed the directory.
+fn leave_if_asked(
+    images: &Path,
+    migration: super::protocol::MigrationId,
+    word: Verdict,
+) -> Result<()> {
+    if images.is_dir() {
+        verdict::leave(images, migration, word)?;
+    }
+    Ok(())
+}
+
+fn remove_images(images: &Path) -> Result<()> {
+    match fs::remove_dir_all(images) {
+        Err(source) if source.kind() != io::ErrorKind::NotFound => Err(ResolveError::Images {
+            path: images.display().to_string(),
+            source,
+        }),
+        _ => Ok(()),
+    }
+}

@@ -1,0 +1,624 @@
+//! Both ends against each other on the loopback device, with containers that are only played: every state, and what can go wrong in it.
+//! Whatever happens, there are never two runners, and before the commit the source's runs on.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, Shutdown, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use super::destination::{self, DestinationError, Host, Prepared, Setup};
+use super::lobby::Lobby;
+use super::preamble::{CriuChoices, Facts, Local, Preamble};
+use super::progress::Progress;
+use super::protocol::{Kind, MigrationId, Phase, Side};
+use super::rendezvous::{Rendezvous, random};
+use super::source::{self, Failure, Plan, Workload};
+use super::{Cause, facts, journal};
+
+/// What a container is on one host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum State {
+    Absent,
+    Running,
+    Held,
+    Fenced,
+}
+
+/// Both hosts' containers. It is where two runners would be seen.
+#[derive(Debug)]
+struct World {
+    source: State,
+    destination: State,
+}
+
+type Shared = Arc<Mutex<World>>;
+
+fn set(world: &Shared, side: Side, state: State) {
+    // A thread that plays a dying process may have held the lock.
+    let mut world = world
+        .lock()
+        .unwrap_or_else(|poisoned| poisoned.into_inner());
+    match side {
+        Side::Source => world.source = state,
+        Side::Destination => world.destination = state,
+    }
+    assert!(
+        world.source != State::Running || world.destination != State::Running,
+        "two copies run"
+    );
+}
+
+/// Where a played container goes wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Fault {
+    None,
+    /// The dump fails.
+    Dump,
+    /// The source dies while it dumps.
+    DieInDump,
+    /// The source writes an image, and the store shows another.
+    DamagedImage,
+    /// The restore fails.
+    Restore,
+    /// The destination dies in it.
+    DieInRestore,
+    /// The container cannot be fenced.
+    Fence,
+    /// The fence cannot be made to last.
+    Seal,
+    /// The source dies while fencing.
+    DieInFence,
+    /// Letting it run fails so many times.
+    Resume(u32),
+    /// Removing the container at the source fails.
+    Finish,
+}
+
+struct Container {
+    world: Shared,
+    fault: Fault,
+    dir: PathBuf,
+}
+
+struct HeldDump {
+    world: Shared,
+    fault: Fault,
+    dir: PathBuf,
+    stopped_at: Instant,
+    decided: bool,
+}
+
+struct FencedDump {
+    world: Shared,
+    fault: Fault,
+    dir: PathBuf,
+}
+
+impl Workload for Container {
+    type Held = HeldDump;
+
+    fn dump(self, images: &Path) -> Result<HeldDump, Cause> {
+        let held = HeldDump {
+            world: Arc::clone(&self.world),
+            fault: self.fault,
+            dir: self.dir,
+            stopped_at: Instant::now(),
+            decided: false,
+        };
+        set(&self.world, Side::Source, State::Held);
+        fs::write(images.join("core-1.img"), b"core")?;
+        match self.fault {
+            Fault::Dump => Err("Error (criu): cannot dump".into()),
+            Fault::DieInDump => panic!("killed"),
+            _ => Ok(held),
+        }
+    }
+}
+
+/// As CRIU: it lets the tasks run on when nobody is there to answer.
+impl Drop for HeldDump {
+    fn drop(&mut self) {
+        if !self.decided {
+            set(&self.world, Side::Source, State::Running);
+        }
+    }
+}
+
+impl source::Held for HeldDump {
+    type Fenced = FencedDump;
+
+    fn stopped_at(&self) -> Instant {
+        self.stopped_at
+    }
+
+    fn fence(mut self) -> Result<FencedDump, (Self, Cause)> {
+        match self.fault {
+            Fault::Fence => Err((self, "the freezer is busy".into())),
+            Fault::DieInFence => panic!("killed"),
+            fault => {
+                self.decided = true;
+                set(&self.world, Side::Source, State::Fenced);
+                Ok(FencedDump {
+                    world: Arc::clone(&self.world),
+                    fault,
+                    dir: self.dir.clone(),
+                })
+            }
+        }
+    }
+
+    fn release(self) -> Result<(), Cause> {
+        Ok(())
+    }
+}
+
+impl source::Fence for FencedDump {
+    fn seal(&mut self) -> Result<(), Cause> {
+        match self.fault {
+            Fault::Seal => Err("the guard does not go".into()),
+            _ => Ok(()),
+        }
+    }
+
+    fn release(self) -> Result<(), Cause> {
+        set(&self.world, Side::Source, State::Running);
+        Ok(())
+    }
+
+    fn finish(self) -> Result<(), Cause> {
+        set(&self.world, Side::Source, State::Absent);
+        match self.fault {
+            Fault::Finish => Err("cannot remove a cgroup".into()),
+            _ => Ok(fs::remove_dir_all(&self.dir)?),
+        }
+    }
+
+    fn leave(self) {}
+}
+
+struct Node {
+    world: Shared,
+    fault: Fault,
+    id_in_use: bool,
+    failed_resumes: Arc<AtomicU32>,
+}
+
+struct HeldRestore {
+    world: Shared,
+    fault: Fault,
+    failed_resumes: Arc<AtomicU32>,
+    decided: bool,
+}
+
+impl Host for Node {
+    type Held = HeldRestore;
+
+    fn facts(&self) -> Facts {
+        facts::gather(40_201, BTreeSet::new()).unwrap()
+    }
+
+    fn inspect(&self, preamble: &Preamble) -> Local {
+        Local {
+            container: "web".into(),
+            id_in_use: self.id_in_use,
+            bundle: preamble.bundle.clone(),
+            bundle_exists: true,
+            rootfs: preamble.rootfs.clone(),
+            rootfs_exists: true,
+            same_spec: true,
+            missing_mount_sources: Vec::new(),
+            images_visible: true,
+            image_path: preamble.image_path.clone(),
+        }
+    }
+
+    fn restore(&mut self, _: &Preamble, images: &Path) -> Result<HeldRestore, Cause> {
+        assert_eq!(fs::read(images.join("core-1.img"))?, b"core");
+        set(&self.world, Side::Destination, State::Held);
+        let held = HeldRestore {
+            world: Arc::clone(&self.world),
+            fault: self.fault,
+            failed_resumes: Arc::clone(&self.failed_resumes),
+            decided: false,
+        };
+        match self.fault {
+            Fault::Restore => Err("Error (criu): cannot restore".into()),
+            Fault::DieInRestore => panic!("killed"),
+            _ => Ok(held),
+        }
+    }
+}
+
+/// As CRIU: it kills what it has restored when nobody is there to answer.
+impl Drop for HeldRestore {
+    fn drop(&mut self) {
+        if !self.decided {
+            set(&self.world, Side::Destination, State::Absent);
+        }
+    }
+}
+
+impl destination::Held for HeldRestore {
+    type Running = ();
+
+    fn resume(mut self) -> Result<(), Cause> {
+        if let Fault::Resume(times) = self.fault
+            && self.failed_resumes.fetch_add(1, Ordering::Relaxed) < times
+        {
+            return Err("CRIU died".into());
+        }
+        self.decided = true;
+        set(&self.world, Side::Destination, State::Running);
+        Ok(())
+    }
+
+    fn discard(self) -> Result<(), Cause> {
+        Ok(())
+    }
+}
+
+/// What the network does to a migration.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Cut {
+    None,
+    /// The connection ends instead of this message arriving.
+    Before(Kind),
+    /// The connection ends after it has arrived.
+    After(Kind),
+}
+
+/// Forwards connections to `target` and cuts the first one as asked; those after it live.
+fn network(target: std::net::SocketAddr, cut: Cut) -> std::net::SocketAddr {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        let mut cut = cut;
+        for near in listener.incoming() {
+            let (Ok(near), Ok(far)) = (near, TcpStream::connect(target)) else {
+                return;
+            };
+            for (from, to) in [(&near, &far), (&far, &near)] {
+                let (from, to) = (from.try_clone().unwrap(), to.try_clone().unwrap());
+                std::thread::spawn(move || forward(from, to, cut));
+            }
+            cut = Cut::None;
+        }
+    });
+    address
+}
+
+fn forward(mut from: TcpStream, mut to: TcpStream, cut: Cut) {
+    let mut copy = || -> std::io::Result<()> {
+        let mut opening = [0; 11];
+        from.read_exact(&mut opening)?;
+        to.write_all(&opening)?;
+        loop {
+            let mut header = [0; super::codec::HEADER_BYTES];
+            from.read_exact(&mut header)?;
+            let kind = Kind::from_number(u16::from_be_bytes([header[0], header[1]]));
+            let length_bytes = u32::from_be_bytes([header[4], header[5], header[6], header[7]]);
+            let mut payload = vec![0; length_bytes as usize];
+            from.read_exact(&mut payload)?;
+            if kind.is_some_and(|kind| cut == Cut::Before(kind)) {
+                return Ok(());
+            }
+            to.write_all(&header)?;
+            to.write_all(&payload)?;
+            if kind.is_some_and(|kind| cut == Cut::After(kind)) {
+                return Ok(());
+            }
+        }
+    };
+    let _ = copy();
+    // Both directions: a cut link carries nothing either way.
+    let _ = to.shutdown(Shutdown::Both);
+    let _ = from.shutdown(Shutdown::Both);
+}
+
+struct Outcome {
+    world: Shared,
+    /// `None` when it died.
+    source: Option<Result<source::Report, Failure>>,
+    /// `None` when it died.
+    destination: Option<Result<bool, DestinationError>>,
+    source_phase: Option<Phase>,
+    destination_phase: Option<Phase>,
+    /// What is left in the image store.
+    left: Vec<String>,
+}
+
+impl Outcome {
+    fn states(&self) -> (State, State) {
+        let world = self
+            .world
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner());
+        (world.source, world.destination)
+    }
+
+    /// Asserts what holds after every failure before the commit.
+    fn assert_rolled_back(&self) {
+        assert_eq!(self.states(), (State::Running, State::Absent));
+        if let Some(source) = &self.source {
+            assert!(matches!(source, Err(Failure::RunsOn { .. })), "{source:?}");
+        }
+        if let Some(destination) = &self.destination {
+            assert!(destination.is_err());
+        }
+        assert_eq!(self.left, [""; 0], "left in the store");
+    }
+
+    fn assert_moved(&self) {
+        assert_eq!(self.states(), (State::Absent, State::Running));
+        assert!(matches!(self.source, Some(Ok(_))), "{:?}", self.source);
+        assert!(matches!(self.destination, Some(Ok(true))));
+        assert_eq!(self.source_phase, Some(Phase::Done));
+        assert_eq!(self.destination_phase, Some(Phase::Done));
+        assert_eq!(self.left, [""; 0], "left in the store");
+    }
+}
+
+fn migrate(at_source: Fault, at_destination: Fault, cut: Cut) -> Outcome {
+    migrate_within(at_source, at_destination, cut, Duration::from_secs(20))
+}
+
+fn migrate_within(
+    at_source: Fault,
+    at_destination: Fault,
+    cut: Cut,
+    settle_limit_dur: Duration,
+) -> Outcome {
+    let dir = tempfile::tempdir().unwrap();
+    let (store, source_root, destination_root) = (
+        dir.path().join("store"),
+        dir.path().join("source"),
+        dir.path().join("destination"),
+    );
+    for dir in [&store, &source_root.join("web"), &destination_root] {
+        fs::create_dir_all(dir).unwrap();
+    }
+    let world = Arc::new(Mutex::new(World {
+        source: State::Running,
+        destination: State::Absent,
+    }));
+
+    let rendezvous = Rendezvous::leave(&store, "web").unwrap();
+    let lobby = Lobby::open(
+        Some((Ipv4Addr::LOCALHOST, 0).into()),
+        destination::acquaintance(&rendezvous),
+    )
+    .unwrap();
+    let address = network(lobby.address().unwrap(), cut);
+    let node = Node {
+        world: Arc::clone(&world),
+        fault: at_destination,
+        id_in_use: false,
+        failed_resumes: Arc::default(),
+    };
+    let setup = Setup {
+        root: destination_root.clone(),
+        container: "web".into(),
+        image_path: store.clone(),
+        limit_dur: Duration::from_secs(20),
+        linger_dur: Duration::from_secs(3),
+    };
+    let store_of_destination = store.clone();
+    let receiver = std::thread::spawn(move || {
+        if at_destination == Fault::DamagedImage {
+            damage_images(store_of_destination);
+        }
+        let mut progress = Progress::new(Vec::new(), "web");
+        let mut arrived = destination::receive(
+            Prepared::new(setup, node, rendezvous, lobby),
+            &mut progress,
+            None,
+        )?;
+        Ok(arrived.settlement.answer(Duration::from_secs(5), None))
+    });
+
+    let migration = MigrationId::new(random().unwrap());
+    let plan = Plan {
+        root: source_root.clone(),
+        destination: address.to_string().parse().unwrap(),
+        image_path: store.clone(),
+        preamble: Preamble {
+            migration,
+            container: "web".into(),
+            facts: facts::gather(40_201, BTreeSet::new()).unwrap(),
+            spec: serde_json::Value::Null,
+            bundle: "/b".into(),
+            rootfs: "/b/rootfs".into(),
+            bind_mounts: Vec::new(),
+            image_path: store.clone(),
+            criu: CriuChoices::default(),
+        },
+        freeze_limit_dur: Duration::from_secs(20),
+        settle_limit_dur,
+    };
+    let container = Container {
+        world: Arc::clone(&world),
+        fault: at_source,
+        dir: source_root.join("web"),
+    };
+    let sender = std::thread::spawn(move || {
+        let mut progress = Progress::new(Vec::new(), "web");
+        source::migrate(&plan, container, &mut progress, None)
+    });
+    let source = sender.join().ok();
+    let destination = receiver.join().ok();
+    let phase = |root: &Path| {
+        journal::read(root, "web")
+            .unwrap()
+            .map(|record| record.phase)
+    };
+    let mut left: Vec<String> = fs::read_dir(&store)
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+        .collect();
+    left.sort();
+    Outcome {
+        world,
+        source,
+        destination,
+        source_phase: phase(&source_root),
+        destination_phase: phase(&destination_root),
+        left,
+    }
+}
+
+/// Changes the image between the source's digest and the destination's.
+fn damage_images(store: PathBuf) {
+    std::thread::spawn(move || {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while Instant::now() < deadline {
+            for entry in fs::read_dir(&store).into_iter().flatten().flatten() {
+                let image = entry.path().join("core-1.img");
+                if image.exists() {
+                    let _ = fs::write(image, b"rust");
+                }
+            }
+        }
+    });
+}
+
+#[test]
+fn it_moves() {
+    migrate(Fault::None, Fault::None, Cut::None).assert_moved();
+}
+
+#[test]
+fn a_failed_dump_leaves_it_running() {
+    let outcome = migrate(Fault::Dump, Fault::None, Cut::None);
+    outcome.assert_rolled_back();
+    assert_eq!(outcome.source_phase, Some(Phase::RolledBack));
+    assert_eq!(outcome.destination_phase, Some(Phase::RolledBack));
+}
+
+#[test]
+fn a_source_that_dies_in_the_dump_leaves_it_running() {
+    migrate(Fault::DieInDump, Fault::None, Cut::None).assert_rolled_back();
+}
+
+#[test]
+fn a_damaged_image_leaves_it_running() {
+    let outcome = migrate(Fault::None, Fault::DamagedImage, Cut::None);
+    // The damage may already be in the source's digest; then the restore stumbles over it and the destination dies.
+    outcome.assert_rolled_back();
+}
+
+#[test]
+fn a_failed_restore_leaves_it_running_and_the_source_says_why() {
+    let outcome = migrate(Fault::None, Fault::Restore, Cut::None);
+    outcome.assert_rolled_back();
+    let Some(Err(failure)) = &outcome.source else {
+        panic!("{:?}", outcome.source)
+    };
+    assert!(
+        super::chain(failure).contains("Error (criu): cannot restore"),
+        "{failure:?}"
+    );
+}
+
+#[test]
+fn a_destination_that_dies_in_the_restore_leaves_it_running() {
+    let outcome = migrate(Fault::None, Fault::DieInRestore, Cut::None);
+    outcome.assert_rolled_back();
+    assert!(outcome.destination.is_none());
+}
+
+#[test]
+fn without_a_fence_there_is_no_commit() {
+    for fault in [Fault::Fence, Fault::Seal] {
+        let outcome = migrate(fault, Fault::None, Cut::None);
+        outcome.assert_rolled_back();
+        assert_eq!(outcome.source_phase, Some(Phase::RolledBack));
+        assert_eq!(outcome.destination_phase, Some(Phase::RolledBack));
+    }
+}
+
+#[test]
+fn a_source_that_dies_before_the_commit_leaves_it_running() {
+    migrate(Fault::DieInFence, Fault::None, Cut::None).assert_rolled_back();
+}
+
+#[test]
+fn a_link_that_is_cut_before_the_commit_leaves_it_running() {
+    for kind in [
+        Kind::Proof,
+        Kind::Preamble,
+        Kind::Findings,
+        Kind::Shipped,
+        Kind::Ready,
+    ] {
+        for cut in [Cut::Before(kind), Cut::After(kind)] {
+            // A receiver that no migration has begun at waits on, and would do so here for ever.
+            let begun =
+                !matches!(kind, Kind::Proof | Kind::Preamble) && cut != Cut::Before(Kind::Findings);
+            if begun {
+                migrate(Fault::None, Fault::None, cut).assert_rolled_back();
+            }
+        }
+    }
+}
+
+/// The source cannot know whether its commit arrived. It learns that it did not, and only then lets the container run.
+#[test]
+fn a_commit_that_never_arrived_is_given_back() {
+    let outcome = migrate(Fault::None, Fault::None, Cut::Before(Kind::Commit));
+    outcome.assert_rolled_back();
+    assert_eq!(outcome.source_phase, Some(Phase::RolledBack));
+    assert_eq!(outcome.destination_phase, Some(Phase::RolledBack));
+}
+
+/// The source cannot know whether its commit arrived. It learns that it did.
+#[test]
+fn a_commit_whose_answer_is_lost_is_asked_about() {
+    migrate(Fault::None, Fault::None, Cut::Before(Kind::Running)).assert_moved();
+    migrate(Fault::None, Fault::None, Cut::After(Kind::Commit)).assert_moved();
+}
+
+/// Nobody answers any more: the container stands still at the source, with its images, and the record says so.
+#[test]
+fn an_unsettled_commit_never_runs_by_itself() {
+    // The destination dies with the commit: it panics on the way to letting the container run for the last time.
+    let outcome = migrate_within(
+        Fault::None,
+        Fault::Resume(u32::MAX),
+        Cut::None,
+        Duration::from_secs(1),
+    );
+    assert_eq!(outcome.states(), (State::Fenced, State::Absent));
+    assert!(
+        matches!(outcome.source, Some(Err(Failure::NotSettled { .. }))),
+        "{:?}",
+        outcome.source
+    );
+    assert!(matches!(
+        outcome.destination,
+        Some(Err(DestinationError::NotStarted { .. }))
+    ));
+    assert_eq!(outcome.source_phase, Some(Phase::Committing));
+    assert_eq!(outcome.destination_phase, Some(Phase::Committed));
+    assert_eq!(
+        outcome.left.len(),
+        1,
+        "the images are kept: {:?}",
+        outcome.left
+    );
+}
+
+#[test]
+fn after_the_commit_a_failed_resume_is_tried_again_from_the_images() {
+    migrate(Fault::None, Fault::Resume(2), Cut::None).assert_moved();
+}
+
+#[test]
+fn what_cannot_be_removed_is_reported_and_does_not_run() {
+    let outcome = migrate(Fault::Finish, Fault::None, Cut::None);
+    assert_eq!(outcome.states(), (State::Absent, State::Running));
+    assert!(matches!(outcome.source, Some(Err(Failure::Remains { .. }))));
+}

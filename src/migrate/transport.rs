@@ -1,0 +1,671 @@
+//! The connection between the two ends: TCP, with a deadline on every operation.
+//!
+//! A [`Channel`] carries messages over any [`Stream`], a nonblocking byte stream with a descriptor to poll: a TCP socket now, a TLS session on one
+//! without a change above. What happens before a peer has proved itself is in [`super::lobby`].
+
+use std::io::{self, ErrorKind, Read, Write};
+use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::Signal;
+use nix::sys::socket::{setsockopt, sockopt};
+
+use super::codec::{self, CodecError, Decoder};
+use super::protocol::{
+    Abort, Bytes32, DEFAULT_PORT, Kind, Message, MigrationId, Proof, Side, VERSIONS,
+};
+use super::rendezvous::{RendezvousError, Transcript, random};
+use crate::sys::interrupt::Interrupt;
+
+/// How long a connection attempt to one address may take.
+const CONNECT_LIMIT_DUR: Duration = Duration::from_secs(5);
+/// After this a peer that answers nothing at all is gone: the container stands still meanwhile.
+const DEAD_PEER_LIMIT_DUR: Duration = Duration::from_secs(6);
+
+/// The other end cannot be talked to.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TransportError {
+    /// A name has no address.
+    #[error("cannot find the address of {host}")]
+    Resolve {
+        /// The name.
+        host: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// No address of the peer answers.
+    #[error(
+        "cannot connect to {peer}: is a receiver (`rcm live-migrate ID --image-path=DIR`) waiting there?"
+    )]
+    Connect {
+        /// The address.
+        peer: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The listening address cannot be used.
+    #[error("cannot listen on {address}: choose another one with --listen")]
+    Listen {
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// Sending or receiving failed.
+    #[error("the connection to {peer} failed")]
+    Broken {
+        /// The address.
+        peer: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The peer has closed the connection.
+    #[error("{peer} closed the connection")]
+    Closed {
+        /// The address.
+        peer: String,
+    },
+    /// The deadline has passed.
+    #[error("{peer} did not answer in time")]
+    Late {
+        /// The address.
+        peer: String,
+    },
+    /// A signal asks this process to stop.
+    #[error("stopped by {signal}")]
+    Interrupted {
+        /// Which.
+        signal: Signal,
+    },
+    /// The peer ended the migration.
+    #[error("{peer} ended the migration: {reason}")]
+    Aborted {
+        /// The address.
+        peer: String,
+        /// Its reason.
+        reason: String,
+    },
+    /// The peer sent what cannot be understood.
+    #[error("{peer} sent an invalid message")]
+    Invalid {
+        /// The address.
+        peer: String,
+        /// What is wrong.
+        #[source]
+        source: CodecError,
+    },
+    /// The ends do not recognize each other.
+    #[error("{peer} and this host do not recognize each other")]
+    Stranger {
+        /// The address.
+        peer: String,
+        /// Why.
+        #[source]
+        source: RendezvousError,
+    },
+    /// Waiting itself failed.
+    #[error("cannot wait for the network")]
+    Poll {
+        /// Why.
+        #[source]
+        source: Errno,
+    },
+}
+
+type Result<T, E = TransportError> = std::result::Result<T, E>;
+
+/// How long to wait, and for whom to stop waiting.
+#[derive(Debug, Clone, Copy, Default)]
+pub struct Patience<'a> {
+    /// Until when; for ever without.
+    pub deadline: Option<Instant>,
+    /// Ends the wait when it is signalled; nothing does without.
+    pub interrupt: Option<&'a Interrupt>,
+}
+
+impl<'a> Patience<'a> {
+    /// For at most `limit_dur`.
+    #[must_use]
+    pub fn within(limit_dur: Duration) -> Self {
+        Self {
+            deadline: Some(Instant::now() + limit_dur),
+            interrupt: None,
+        }
+    }
+
+    /// The same, but also ended by a signal.
+    #[must_use]
+    pub fn or_interrupt(self, interrupt: Option<&'a Interrupt>) -> Self {
+        Self { interrupt, ..self }
+    }
+
+    /// The same, but for at most `limit_dur` from now.
+    #[must_use]
+    pub fn at_most(self, limit_dur: Duration) -> Self {
+        let limit = Instant::now() + limit_dur;
+        Self {
+            deadline: Some(self.deadline.map_or(limit, |deadline| deadline.min(limit))),
+            ..self
+        }
+    }
+
+    /// Whether the deadline has passed.
+    #[must_use]
+    pub fn is_over(self) -> bool {
+        self.deadline
+            .is_some_and(|deadline| Instant::now() >= deadline)
+    }
+
+    /// The signal that has ended it.
+    ///
+    /// # Errors
+    /// [`TransportError::Interrupted`].
+    pub fn check(self) -> Result<()> {
+        match self.interrupt.and_then(Interrupt::received) {
+            Some(signal) => Err(TransportError::Interrupted { signal }),
+            None => Ok(()),
+        }
+    }
+
+    /// Waits until one of `fds` is ready, the deadline passes or a signal comes. The readiness is in `fds`.
+    ///
+    /// # Errors
+    /// [`TransportError::Interrupted`], [`TransportError::Poll`].
+    pub fn poll<'fd>(self, fds: &mut Vec<PollFd<'fd>>) -> Result<()>
+    where
+        'a: 'fd,
+    {
+        self.check()?;
+        if let Some(interrupt) = self.interrupt {
+            fds.push(PollFd::new(interrupt.as_fd(), PollFlags::POLLIN));
+        }
+        // Rounded up: a wait of 0 ms just before the deadline would spin.
+        let timeout = self.deadline.map_or(PollTimeout::NONE, |deadline| {
+            let left_dur = deadline.saturating_duration_since(Instant::now());
+            PollTimeout::try_from(left_dur.as_micros().div_ceil(1000)).unwrap_or(PollTimeout::MAX)
+        });
+        let polled = poll(fds, timeout);
+        if self.interrupt.is_some() {
+            fds.pop();
+        }
+        match polled {
+            Ok(_) | Err(Errno::EINTR) => self.check(),
+            Err(source) => Err(TransportError::Poll { source }),
+        }
+    }
+}
+
+/// A nonblocking stream of bytes.
+pub trait Stream: Read + Write + Send + std::fmt::Debug {
+    /// What to poll when an operation would block.
+    fn fd(&self) -> BorrowedFd<'_>;
+}
+
+impl Stream for TcpStream {
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.as_fd()
+    }
+}
+
+impl Stream for std::os::unix::net::UnixStream {
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.as_fd()
+    }
+}
+
+/// Messages over a stream whose peer is known.
+#[derive(Debug)]
+pub struct Channel {
+    stream: Box<dyn Stream>,
+    peer: String,
+    decoder: Decoder,
+}
+
+impl Channel {
+    /// Messages over `stream`, which must be nonblocking and past its openings.
+    #[must_use]
+    pub fn new(stream: Box<dyn Stream>, peer: String) -> Self {
+        Self {
+            stream,
+            peer,
+            decoder: Decoder::default(),
+        }
+    }
+
+    /// The other end's address, for messages.
+    #[must_use]
+    pub fn peer(&self) -> &str {
+        &self.peer
+    }
+
+    /// Sends a message whole.
+    ///
+    /// # Errors
+    /// Those of the connection and [`TransportError::Invalid`] where the message is too long. A part may have been sent.
+    pub fn send(&mut self, message: &Message, patience: Patience) -> Result<()> {
+        let bytes = codec::encode(message).map_err(|source| self.invalid(source))?;
+        self.write_all(&bytes, patience)
+    }
+
+    /// Receives the next message, which must be of a kind in `expected` or an [`Abort`].
+    ///
+    /// # Errors
+    /// [`TransportError::Aborted`] for an abort; all others.
+    pub fn receive(&mut self, expected: &[Kind], patience: Patience) -> Result<Message> {
+        let mut allowed = expected.to_vec();
+        allowed.push(Kind::Abort);
+        match self.receive_strictly(&allowed, patience)? {
+            Message::Abort(Abort { reason }) if !expected.contains(&Kind::Abort) => {
+                Err(TransportError::Aborted {
+                    peer: self.peer.clone(),
+                    // It goes to a terminal: one line without control characters.
+                    reason: reason
+                        .chars()
+                        .map(|c| if c.is_control() { ' ' } else { c })
+                        .collect(),
+                })
+            }
+            message => Ok(message),
+        }
+    }
+
+    fn receive_strictly(&mut self, expected: &[Kind], patience: Patience) -> Result<Message> {
+        let mut chunk = [0; 16 << 10];
+        loop {
+            let wanted_bytes = self
+                .decoder
+                .wanted_bytes(expected)
+                .map_err(|source| self.invalid(source))?
+                .min(chunk.len());
+            let read_bytes = self.read(&mut chunk[..wanted_bytes], patience)?;
+            self.decoder.push(&chunk[..read_bytes]);
+            let taken = self.decoder.take(expected);
+            if let Some(message) = taken.map_err(|source| self.invalid(source))? {
+                return Ok(message);
+            }
+        }
+    }
+
+    fn read(&mut self, buffer: &mut [u8], patience: Patience) -> Result<usize> {
+        loop {
+            match self.stream.read(buffer) {
+                Ok(0) if self.decoder.is_between_frames() => {
+                    return Err(TransportError::Closed {
+                        peer: self.peer.clone(),
+                    });
+                }
+                Ok(0) => return Err(self.invalid(CodecError::Truncated)),
+                Ok(read_bytes) => return Ok(read_bytes),
+                Err(error) => self.wait_after(error, PollFlags::POLLIN, patience)?,
+            }
+        }
+    }
+
+    fn write_all(&mut self, mut bytes: &[u8], patience: Patience) -> Result<()> {
+        while !bytes.is_empty() {
+            match self.stream.write(bytes) {
+                Ok(written_bytes) => bytes = &bytes[written_bytes..],
+                Err(error) => self.wait_after(error, PollFlags::POLLOUT, patience)?,
+            }
+        }
+        loop {
+            match self.stream.flush() {
+                Ok(()) => return Ok(()),
+                Err(error) => self.wait_after(error, PollFlags::POLLOUT, patience)?,
+            }
+        }
+    }
+
+    /// Waits when an operation would block; any other error ends the connection.
+    fn wait_after(&self, error: io::Error, what: PollFlags, patience: Patience) -> Result<()> {
+        match error.kind() {
+            ErrorKind::Interrupted => patience.check(),
+            ErrorKind::WouldBlock => {
+                if patience.is_over() {
+                    return Err(TransportError::Late {
+                        peer: self.peer.clone(),
+                    });
+                }
+                patience.poll(&mut vec![PollFd::new(self.stream.fd(), what)])
+            }
+            _ => Err(TransportError::Broken {
+                peer: self.peer.clone(),
+                source: error,
+            }),
+        }
+    }
+
+    fn invalid(&self, source: CodecError) -> TransportError {
+        TransportError::Invalid {
+            peer: self.peer.clone(),
+            source,
+        }
+    }
+
+    /// Tells the peer that the migration ends, as far as it still listens.
+    pub fn abort(&mut self, reason: &str) {
+        let message = Message::Abort(Abort {
+            reason: reason.to_owned(),
+        });
+        // The connection may be what failed.
+        let _ = self.send(&message, Patience::within(Duration::from_secs(1)));
+    }
+}
+
+/// `HOST[:PORT]`, with an IPv6 address in brackets where a port follows.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Destination {
+    /// Name or address.
+    pub host: String,
+    /// TCP port.
+    pub port: u16,
+}
+
+/// A text is no `HOST[:PORT]`.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{text:?} is not HOST[:PORT]; an IPv6 address with a port is written [ADDRESS]:PORT")]
+pub struct InvalidDestination {
+    /// The text.
+    pub text: String,
+}
+
+impl std::str::FromStr for Destination {
+    type Err = InvalidDestination;
+
+    fn from_str(text: &str) -> Result<Self, InvalidDestination> {
+        let invalid = || InvalidDestination {
+            text: text.to_owned(),
+        };
+        let (host, port) = if let Some(rest) = text.strip_prefix('[') {
+            let (host, rest) = rest.split_once(']').ok_or_else(invalid)?;
+            match rest {
+                "" => (host, None),
+                _ => (host, Some(rest.strip_prefix(':').ok_or_else(invalid)?)),
+            }
+        } else {
+            match text.split_once(':') {
+                // More than one colon: an IPv6 address without a port.
+                Some((_, rest)) if rest.contains(':') => (text, None),
+                Some((host, port)) => (host, Some(port)),
+                None => (text, None),
+            }
+        };
+        let port = match port {
+            None => DEFAULT_PORT,
+            Some(port) => port
+                .parse()
+                .ok()
+                .filter(|&port| port != 0)
+                .ok_or_else(invalid)?,
+        };
+        if host.is_empty()
+            || host
+                .chars()
+                .any(|c| c.is_whitespace() || c == '/' || c == '@')
+        {
+            return Err(invalid());
+        }
+        Ok(Self {
+            host: host.to_owned(),
+            port,
+        })
+    }
+}
+
+impl std::fmt::Display for Destination {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        if self.host.contains(':') {
+            write!(f, "[{}]:{}", self.host, self.port)
+        } else {
+            write!(f, "{}:{}", self.host, self.port)
+        }
+    }
+}
+
+/// What both ends remember of each other once they have proved themselves.
+#[derive(Debug, Clone, Copy)]
+pub struct Acquaintance {
+    /// Which receiver it is.
+    pub receiver: MigrationId,
+    /// The secret of its rendezvous file.
+    pub secret: Bytes32,
+}
+
+/// Connects to a receiver and proves itself with the secret that `find` gives for it.
+///
+/// # Errors
+/// All of [`TransportError`].
+pub fn connect(
+    destination: &Destination,
+    find: impl FnOnce(&MigrationId) -> std::result::Result<Bytes32, RendezvousError>,
+    patience: Patience,
+) -> Result<(Channel, Acquaintance)> {
+    let stream = dial(destination, patience)?;
+    prepare(&stream).map_err(|source| TransportError::Broken {
+        peer: destination.to_string(),
+        source,
+    })?;
+    introduce(Box::new(stream), destination.to_string(), find, patience)
+}
+
+fn dial(destination: &Destination, patience: Patience) -> Result<TcpStream> {
+    let addresses = (destination.host.as_str(), destination.port)
+        .to_socket_addrs()
+        .map_err(|source| TransportError::Resolve {
+            host: destination.host.clone(),
+            source,
+        })?;
+    let mut last_error = io::Error::from(ErrorKind::AddrNotAvailable);
+    for address in addresses {
+        patience.check()?;
+        match TcpStream::connect_timeout(&address, CONNECT_LIMIT_DUR) {
+            Ok(stream) => return Ok(stream),
+            Err(error) => last_error = error,
+        }
+    }
+    Err(TransportError::Connect {
+        peer: destination.to_string(),
+        source: last_error,
+    })
+}
+
+/// Options of every connection: no delay for small frames, and a dead peer is noticed while nothing is sent (tcp(7)).
+pub(super) fn prepare(stream: &TcpStream) -> io::Result<()> {
+    stream.set_nodelay(true)?;
+    stream.set_nonblocking(true)?;
+    setsockopt(stream, sockopt::KeepAlive, &true)?;
+    setsockopt(stream, sockopt::TcpKeepIdle, &2)?;
+    setsockopt(stream, sockopt::TcpKeepInterval, &1)?;
+    setsockopt(stream, sockopt::TcpKeepCount, &4)?;
+    setsockopt(
+        stream,
+        sockopt::TcpUserTimeout,
+        &(DEAD_PEER_LIMIT_DUR.as_millis() as u32),
+    )?;
+    Ok(())
+}
+
+/// The source's half of the handshake; the destination's is in [`super::lobby`].
+fn introduce(
+    stream: Box<dyn Stream>,
+    peer: String,
+    find: impl FnOnce(&MigrationId) -> std::result::Result<Bytes32, RendezvousError>,
+    patience: Patience,
+) -> Result<(Channel, Acquaintance)> {
+    let mut channel = Channel::new(stream, peer);
+    let stranger = |channel: &Channel, source| TransportError::Stranger {
+        peer: channel.peer.clone(),
+        source,
+    };
+    let source_opening = codec::encode_opening(VERSIONS);
+    channel.write_all(&source_opening, patience)?;
+    let destination_opening = channel.read_opening(patience)?;
+    let Message::Challenge(challenge) = channel.receive_strictly(&[Kind::Challenge], patience)?
+    else {
+        unreachable!("only a challenge was allowed")
+    };
+    let secret = find(&challenge.receiver).map_err(|source| stranger(&channel, source))?;
+    let transcript = Transcript {
+        source_opening,
+        destination_opening,
+        receiver: challenge.receiver,
+        destination_nonce: challenge.nonce,
+        source_nonce: Bytes32(random().map_err(|source| stranger(&channel, source))?),
+    };
+    let proof = Message::Proof(Proof {
+        nonce: transcript.source_nonce,
+        mac: transcript.proof(&secret, Side::Source),
+    });
+    channel.send(&proof, patience)?;
+    let Message::Welcome(welcome) = channel.receive_strictly(&[Kind::Welcome], patience)? else {
+        unreachable!("only a welcome was allowed")
+    };
+    transcript
+        .check(&secret, Side::Destination, &welcome.mac)
+        .map_err(|source| stranger(&channel, source))?;
+    let acquaintance = Acquaintance {
+        receiver: challenge.receiver,
+        secret,
+    };
+    Ok((channel, acquaintance))
+}
+
+impl Channel {
+    /// Reads the peer's opening byte by byte, so that nothing of what follows is taken, and settles on a version.
+    fn read_opening(&mut self, patience: Patience) -> Result<Vec<u8>> {
+        let mut opening = Vec::new();
+        loop {
+            let mut byte = [0];
+            self.read(&mut byte, patience)?;
+            opening.push(byte[0]);
+            let decoded = codec::decode_opening(&opening).map_err(|source| self.invalid(source))?;
+            if let Some((versions, _)) = decoded {
+                codec::choose_version(VERSIONS, &versions)
+                    .map_err(|source| self.invalid(source))?;
+                return Ok(opening);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn destinations() {
+        let parse = |text: &str| text.parse::<Destination>().map(|d| (d.host, d.port));
+        assert_eq!(parse("10.0.0.2"), Ok(("10.0.0.2".into(), 7260)));
+        assert_eq!(parse("node2:99"), Ok(("node2".into(), 99)));
+        assert_eq!(parse("fe80::1"), Ok(("fe80::1".into(), 7260)));
+        assert_eq!(parse("[fe80::1]"), Ok(("fe80::1".into(), 7260)));
+        assert_eq!(parse("[fe80::1]:99"), Ok(("fe80::1".into(), 99)));
+        for bad in [
+            "",
+            ":99",
+            "node:",
+            "node:0",
+            "node:65536",
+            "node:x",
+            "[::1",
+            "[::1]99",
+            "a b",
+            "u@h",
+            "ssh://h",
+        ] {
+            assert!(parse(bad).is_err(), "{bad}");
+        }
+        let shown = "[fe80::1]:99".parse::<Destination>().unwrap().to_string();
+        assert_eq!(shown, "[fe80::1]:99");
+    }
+
+    fn pair() -> (Channel, Channel) {
+        let (one, two) = std::os::unix::net::UnixStream::pair().unwrap();
+        one.set_nonblocking(true).unwrap();
+        two.set_nonblocking(true).unwrap();
+        (
+            Channel::new(Box::new(one), "one".into()),
+            Channel::new(Box::new(two), "two".into()),
+        )
+    }
+
+    #[test]
+    fn an_abort_arrives_as_an_error_on_one_line() {
+        let (mut one, mut two) = pair();
+        one.abort("disk full\x1b[2J\nreally");
+        let error = two
+            .receive(&[Kind::Ready], Patience::within(Duration::from_secs(5)))
+            .unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "two ended the migration: disk full [2J really"
+        );
+    }
+
+    #[test]
+    fn a_silent_peer_is_late() {
+        let (_one, mut two) = pair();
+        let began = Instant::now();
+        let error = two
+            .receive(&[Kind::Ready], Patience::within(Duration::from_millis(30)))
+            .unwrap_err();
+        assert!(matches!(error, TransportError::Late { .. }), "{error:?}");
+        assert!(began.elapsed() >= Duration::from_millis(30));
+    }
+
+    #[test]
+    fn a_closed_connection_is_told_from_a_broken_message() {
+        let (one, mut two) = pair();
+        drop(one);
+        let error = two
+            .receive(&[Kind::Ready], Patience::default())
+            .unwrap_err();
+        assert!(matches!(error, TransportError::Closed { .. }), "{error:?}");
+
+        let (mut one, mut two) = pair();
+        one.write_all(&[0, 7, 0], Patience::default()).unwrap();
+        drop(one);
+        let error = two
+            .receive(&[Kind::Ready], Patience::default())
+            .unwrap_err();
+        assert!(
+            matches!(
+                error,
+                TransportError::Invalid {
+                    source: CodecError::Truncated,
+                    ..
+                }
+            ),
+            "{error:?}"
+        );
+    }
+
+    #[test]
+    fn a_message_larger_than_the_socket_buffer_waits_for_the_reader() {
+        let (mut one, mut two) = pair();
+        let reason = "x".repeat(Kind::Abort.cap_bytes() as usize - 100);
+        let message = Message::Abort(Abort { reason });
+        let copies = 20;
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for _ in 0..copies {
+                    one.send(&message, Patience::within(Duration::from_secs(10)))
+                        .unwrap();
+                }
+            });
+            for _ in 0..copies {
+                let received =
+                    two.receive(&[Kind::Abort], Patience::within(Duration::from_secs(10)));
+                assert_eq!(received.unwrap(), message);
+            }
+        });
+    }
+}

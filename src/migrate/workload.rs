@@ -1,0 +1,188 @@
+//! A real container at the source: dumped by CRIU, fenced by its cgroup.
+
+use std::mem::ManuallyDrop;
+use std::path::{Path, PathBuf};
+use std::time::Instant;
+
+use oci_spec::runtime::Spec;
+
+use super::fence::Fence;
+use super::preamble::{BindMount, CriuChoices, Facts, Preamble};
+use super::protocol::MigrationId;
+use super::source::{self, Held, Workload};
+use super::{Cause, chain};
+use crate::criu::{CgroupMode, Criu};
+use crate::runtime::checkpoint::{self, CheckpointOptions, CriuFlags, HeldCheckpoint};
+use crate::runtime::container::Container;
+use crate::runtime::delete;
+
+/// A running container.
+#[derive(Debug)]
+pub struct RunningContainer {
+    /// What dumps it.
+    pub criu: Criu,
+    /// Which.
+    pub container: Container,
+    /// How it is dumped.
+    pub choices: CriuChoices,
+    /// Where CRIU logs.
+    pub work_path: PathBuf,
+}
+
+/// A dumped container that CRIU holds.
+#[derive(Debug)]
+pub struct HeldContainer {
+    held: HeldCheckpoint,
+}
+
+/// A dumped container that CRIU and its cgroup hold.
+#[derive(Debug)]
+pub struct FencedContainer {
+    fence: Fence,
+    /// Dropping a held checkpoint lets the container run on. Not even a panic may do that once the commit is on its way, so it is dropped by
+    /// name only.
+    held: ManuallyDrop<HeldCheckpoint>,
+}
+
+/// What CRIU is told at either end.
+#[must_use]
+pub fn flags(choices: &CriuChoices, images: &Path, work_path: &Path) -> CriuFlags {
+    CriuFlags {
+        image_path: images.to_path_buf(),
+        work_path: Some(work_path.to_path_buf()),
+        tcp_established: choices.tcp_established,
+        ext_unix_sk: choices.ext_unix_sk,
+        shell_job: choices.shell_job,
+        file_locks: choices.file_locks,
+        manage_cgroups: cgroup_mode(&choices.manage_cgroups_mode),
+        ..CriuFlags::default()
+    }
+}
+
+/// The command line admits these names only; a peer's other one counts as the default.
+fn cgroup_mode(name: &str) -> CgroupMode {
+    match name {
+        "soft" => CgroupMode::Soft,
+        "full" => CgroupMode::Full,
+        "strict" => CgroupMode::Strict,
+        "ignore" => CgroupMode::Ignore,
+        _ => CgroupMode::Default,
+    }
+}
+
+/// What the destination is told of a container.
+///
+/// # Errors
+/// Where its spec cannot be read.
+pub fn preamble(
+    container: &Container,
+    migration: MigrationId,
+    facts: Facts,
+    image_path: &Path,
+    choices: &CriuChoices,
+) -> Result<Preamble, crate::runtime::Error> {
+    let spec = container.spec()?;
+    Ok(Preamble {
+        migration,
+        container: container.id().to_owned(),
+        facts,
+        bind_mounts: bind_mounts(&spec, container.bundle()),
+        // A spec that was parsed can be written.
+        spec: serde_json::to_value(&spec).unwrap_or_default(),
+        bundle: container.bundle().to_path_buf(),
+        rootfs: container.rootfs().to_path_buf(),
+        image_path: image_path.to_path_buf(),
+        criu: choices.clone(),
+    })
+}
+
+/// Files and directories of the host that the container mounts; what lies in the bundle comes with it.
+fn bind_mounts(spec: &Spec, bundle: &Path) -> Vec<BindMount> {
+    spec.mounts()
+        .iter()
+        .flatten()
+        .filter(|mount| {
+            let options = mount.options().iter().flatten();
+            mount.typ().as_deref() == Some("bind")
+                || options
+                    .into_iter()
+                    .any(|option| option == "bind" || option == "rbind")
+        })
+        .filter_map(|mount| {
+            let source = bundle.join(mount.source().as_ref()?);
+            (!source.starts_with(bundle)).then(|| BindMount {
+                source,
+                destination: mount.destination().clone(),
+            })
+        })
+        .collect()
+}
+
+impl Workload for RunningContainer {
+    type Held = HeldContainer;
+
+    fn dump(self, images: &Path) -> Result<HeldContainer, Cause> {
+        let options = CheckpointOptions {
+            flags: flags(&self.choices, images, &self.work_path),
+            link_remap: self.choices.link_remap,
+            ..CheckpointOptions::default()
+        };
+        let held = checkpoint::begin(&self.criu, &self.container, options)?;
+        Ok(HeldContainer { held })
+    }
+}
+
+impl Held for HeldContainer {
+    type Fenced = FencedContainer;
+
+    fn stopped_at(&self) -> Instant {
+        self.held.stopped_at()
+    }
+
+    fn fence(self) -> Result<FencedContainer, (Self, Cause)> {
+        match Fence::set(self.held.container().cgroup()) {
+            Ok(fence) => Ok(FencedContainer {
+                fence,
+                held: ManuallyDrop::new(self.held),
+            }),
+            Err(error) => Err((self, error.into())),
+        }
+    }
+
+    fn release(self) -> Result<(), Cause> {
+        self.held.refuse();
+        Ok(())
+    }
+}
+
+impl source::Fence for FencedContainer {
+    fn seal(&mut self) -> Result<(), Cause> {
+        self.fence.seal();
+        Ok(())
+    }
+
+    fn release(self) -> Result<(), Cause> {
+        // CRIU lets go of the tasks first: then the thaw is the moment at which all go on together.
+        ManuallyDrop::into_inner(self.held).refuse();
+        Ok(self.fence.lift()?)
+    }
+
+    fn finish(self) -> Result<(), Cause> {
+        let held = ManuallyDrop::into_inner(self.held);
+        let container = held.container().clone();
+        if let Err(error) = self.fence.kill() {
+            // A "yes" would let CRIU wait for tasks that cannot die, a "no" would let them run.
+            std::mem::forget(held);
+            return Err(error.into());
+        }
+        if let Err(error) = held.commit() {
+            // The tasks were killed; CRIU only had to find that out.
+            tracing::debug!("{}", chain(&error));
+        }
+        Ok(delete::destroy_forcibly(&container)?)
+    }
+
+    fn leave(self) {
+        // The end of this process is a "no" to CRIU; the tasks stay in their frozen cgroup. Dropped, `held` would thaw it.
+    }
+}
