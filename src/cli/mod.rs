@@ -21,6 +21,7 @@ mod exec;
 mod generate;
 mod kill;
 mod list;
+mod live_migrate;
 mod pause;
 mod restore;
 mod resume;
@@ -90,6 +91,7 @@ enum Command {
     Exec(exec::Args),
     Kill(kill::Args),
     List(list::Args),
+    LiveMigrate(Box<live_migrate::Args>),
     Pause(pause::Args),
     Restore(restore::Args),
     Resume(resume::Args),
@@ -212,7 +214,10 @@ pub fn main() -> ExitCode {
     match dispatch(&globals, command) {
         // Statuses beyond a byte do not exist.
         Ok(status) => ExitCode::from(u8::try_from(status & 0xff).unwrap_or(FAILED)),
-        Err(error) => fail(&globals, failed, &error),
+        Err(error) => {
+            let failed = live_migrate::failure_status(&error).unwrap_or(failed);
+            fail(&globals, failed, &error)
+        }
     }
 }
 
@@ -235,6 +240,7 @@ fn dispatch(globals: &Globals, command: Command) -> anyhow::Result<i32> {
         Command::Generate(args) => generate::run(args),
         Command::Kill(args) => kill::run(globals, args),
         Command::List(args) => list::run(globals, args),
+        Command::LiveMigrate(args) => live_migrate::run(globals, *args),
         Command::Pause(args) => pause::run(globals, args),
         Command::Restore(args) => restore::run(globals, args).context("rcm restore failed"),
         Command::Resume(args) => resume::run(globals, args),
@@ -291,7 +297,15 @@ fn usage(error: &clap::Error) -> ExitCode {
         // Nothing better is left than the parser's own words.
         let _ = error.print();
     }
-    ExitCode::from(FAILED)
+    ExitCode::from(usage_status())
+}
+
+/// `live-migrate` has a status of its own for wrong usage: 1 says that a container was not moved.
+fn usage_status() -> u8 {
+    match std::env::args().any(|argument| argument == live_migrate::VERB) {
+        true => live_migrate::USAGE,
+        false => FAILED,
+    }
 }
 
 /// `--log` and `--log-format` of a command line that does not parse: the record must reach the engine all the same.
