@@ -17,12 +17,15 @@ use crate::runtime::Container;
 mod checkpoint;
 mod create;
 mod delete;
+mod duration;
+mod events;
 mod exec;
 mod generate;
 mod kill;
 mod list;
 mod live_migrate;
 mod pause;
+mod ps;
 mod restore;
 mod resume;
 mod run;
@@ -88,11 +91,13 @@ enum Command {
     Checkpoint(checkpoint::Args),
     Create(create::Args),
     Delete(delete::Args),
+    Events(events::Args),
     Exec(exec::Args),
     Kill(kill::Args),
     List(list::Args),
     LiveMigrate(Box<live_migrate::Args>),
     Pause(pause::Args),
+    Ps(ps::Args),
     Restore(restore::Args),
     Resume(resume::Args),
     Run(run::Args),
@@ -236,12 +241,14 @@ fn dispatch(globals: &Globals, command: Command) -> anyhow::Result<i32> {
         Command::Checkpoint(args) => checkpoint::run(globals, args),
         Command::Create(args) => create::run(globals, args).context("rcm create failed"),
         Command::Delete(args) => delete::run(globals, args),
+        Command::Events(args) => events::run(globals, args),
         Command::Exec(args) => exec::run(globals, args).context("exec failed"),
         Command::Generate(args) => generate::run(args),
         Command::Kill(args) => kill::run(globals, args),
         Command::List(args) => list::run(globals, args),
         Command::LiveMigrate(args) => live_migrate::run(globals, *args),
         Command::Pause(args) => pause::run(globals, args),
+        Command::Ps(args) => ps::run(globals, args),
         Command::Restore(args) => restore::run(globals, args).context("rcm restore failed"),
         Command::Resume(args) => resume::run(globals, args),
         Command::Run(args) => run::run(globals, args).context("rcm run failed"),
