@@ -31,6 +31,7 @@ mod resume;
 mod run;
 mod start;
 mod state;
+mod update;
 mod version;
 
 /// The exit status of a command that failed, as runc's.
@@ -103,6 +104,7 @@ enum Command {
     Run(run::Args),
     Start(start::Args),
     State(state::Args),
+    Update(update::Args),
     #[command(hide = true)]
     Generate(generate::Args),
 }
@@ -254,6 +256,7 @@ fn dispatch(globals: &Globals, command: Command) -> anyhow::Result<i32> {
         Command::Run(args) => run::run(globals, args).context("rcm run failed"),
         Command::Start(args) => start::run(globals, args),
         Command::State(args) => state::run(globals, args),
+        Command::Update(args) => update::run(globals, args),
     }
 }
 

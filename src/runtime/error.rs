@@ -233,6 +233,9 @@ pub enum Error {
         /// Which kind.
         kind: oci_spec::runtime::LinuxNamespaceType,
     },
+    /// The container's limits could not be changed.
+    #[error(transparent)]
+    Update(#[from] super::update::UpdateError),
     /// The state directory cannot be used.
     #[error("cannot use the state directory {path} (--root)")]
     Root {

@@ -28,6 +28,7 @@ pub mod spec;
 pub mod start;
 pub mod stats;
 pub mod terminal;
+pub mod update;
 
 pub use cgroup::Cgroup;
 pub use container::{Container, Record, Status};

@@ -1,0 +1,292 @@
+//! Changing the limits of a container that executes.
+//!
+//! The control files are written here and not by the engine's manager: that would apply the whole of `linux.resources` again, device rules included,
+//! writes period and quota in an order that the kernel may refuse, and could not take back what it did before it failed.
+
+use std::io;
+use std::path::PathBuf;
+
+use libcgroups::common::{CgroupManager, ControllerOpt, create_cgroup_manager};
+use oci_spec::runtime::{LinuxPids, Spec};
+use serde_json::{Value, json};
+
+use super::container::{Container, Status};
+use super::error::{Error, Result};
+use super::resctrl::{self, Group};
+use super::{engine, spec};
+use control::ControlFiles;
+
+mod control;
+mod resources;
+mod v1;
+mod v2;
+
+pub use resources::{BlockIo, Cpu, Memory, Pids, Resources, ThrottleDevice, WeightDevice};
+
+/// Limits could not be changed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum UpdateError {
+    /// The kernel refused a value.
+    #[error("cannot write {value:?} to {path}")]
+    Write {
+        /// What was written.
+        value: String,
+        /// The control file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A control file cannot be read.
+    #[error("cannot read {path}")]
+    Read {
+        /// The control file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The controller is not there.
+    #[error("cannot set {setting}: the container's cgroup has no {controller} controller")]
+    NoController {
+        /// The setting, as `config.json` calls it.
+        setting: &'static str,
+        /// Its controller.
+        controller: &'static str,
+    },
+    /// The kernel could not reclaim enough.
+    #[error(
+        "unable to set memory limit to {limit_bytes} (current usage: {usage_bytes}, peak usage: {peak_bytes})"
+    )]
+    MemoryInUse {
+        /// The limit.
+        limit_bytes: i64,
+        /// What is used now.
+        usage_bytes: String,
+        /// The most that was used.
+        peak_bytes: String,
+    },
+    /// `checkBeforeUpdate` says not to try.
+    #[error(
+        "memory limit {limit_bytes} is below the current usage of {usage_bytes} and checkBeforeUpdate is set"
+    )]
+    BelowUsage {
+        /// The limit.
+        limit_bytes: i64,
+        /// What is used now.
+        usage_bytes: u64,
+    },
+    /// A limit for swap on cgroup v2 follows from that of memory.
+    #[error("unable to set swap limit without memory limit")]
+    SwapWithoutLimit,
+    /// The sum cannot be below a part.
+    #[error("memory+swap limit should be >= memory limit")]
+    SwapBelowLimit,
+    /// The kernel took another value than was written.
+    #[error("the {bound} allowed cpu-shares is {accepted}")]
+    Shares {
+        /// "maximum" or "minimum".
+        bound: &'static str,
+        /// What it took.
+        accepted: u64,
+    },
+    /// `unified` names files of cgroup v2.
+    #[error("invalid configuration: cannot use unified on cgroup v1")]
+    UnifiedOnV1,
+    /// `unified` names no file.
+    #[error("unified resource {name:?} must be a file name without slashes")]
+    UnifiedName {
+        /// The name.
+        name: String,
+    },
+    /// cgroup v2 has no realtime limits.
+    #[error("realtimeRuntime and realtimePeriod cannot be set: cgroup v2 has no realtime limits")]
+    RealtimeOnV2,
+    /// The processor cannot divide its cache.
+    #[error("Intel RDT/CAT: l3 cache schema is not enabled")]
+    NoCacheAllocation,
+    /// The processor cannot divide its memory bandwidth.
+    #[error("Intel RDT/MBA: memory bandwidth schema is not enabled")]
+    NoBandwidthAllocation,
+    /// The container was created without.
+    #[error("updating a non-existent Intel RDT configuration is not supported")]
+    NoRdt,
+    /// systemd refused.
+    #[error("systemd does not take the new limits: {reason}")]
+    Systemd {
+        /// Its sentence.
+        reason: String,
+    },
+}
+
+/// What is to be changed.
+#[derive(Debug, Default, Clone)]
+pub struct Request {
+    /// Limits of the cgroup.
+    pub resources: Resources,
+    /// Intel RDT's cache schema, such as `L3:0=f`.
+    pub l3_cache_schema: Option<String>,
+    /// Intel RDT's memory bandwidth schema, such as `MB:0=20`.
+    pub mem_bw_schema: Option<String>,
+}
+
+/// Changes the limits and enters them into the container's spec. All or none is changed.
+///
+/// # Errors
+/// [`Error::NotRunning`], [`Error::Update`].
+pub fn update(container: &Container, request: Request) -> Result<()> {
+    if container.status() == Status::Stopped {
+        return Err(Error::NotRunning);
+    }
+    if request.resources.memory.kernel.is_some() || request.resources.memory.kernel_tcp.is_some() {
+        tracing::warn!("Kernel memory settings are ignored and will be removed");
+    }
+    let request = Request {
+        resources: request.resources.normalized(),
+        ..request
+    };
+    let path = container.spec_path();
+    let invalid = |source| Error::InvalidConfig {
+        path: path.clone(),
+        source,
+    };
+    let mut config: Value = serde_json::from_slice(&spec::read(&path)?).map_err(invalid)?;
+    let stored: Resources = match config.pointer("/linux/resources") {
+        Some(resources) => serde_json::from_value(resources.clone()).map_err(invalid)?,
+        None => Resources::default(),
+    };
+    enter(&mut config, &request).map_err(invalid)?;
+
+    let mut files = ControlFiles::default();
+    let changed = apply(container, &request, &stored, &config, &mut files).and_then(|()| {
+        let text = serde_json::to_vec(&config).map_err(invalid)?;
+        crate::sys::file::replace_atomic(&path, &text, 0o600).map_err(Error::file("write", &path))
+    });
+    if changed.is_err() {
+        files.roll_back();
+    }
+    changed
+}
+
+fn apply(
+    container: &Container,
+    request: &Request,
+    stored: &Resources,
+    config: &Value,
+    files: &mut ControlFiles,
+) -> Result<()> {
+    let cgroup = container.cgroup();
+    match cgroup.dir("") {
+        Some(dir) if cgroup.is_v2() => v2::apply(files, dir, &request.resources, stored)?,
+        _ => v1::apply(files, &cgroup, &request.resources)?,
+    }
+    apply_rdt(container, request, files)?;
+    if container.record().systemd_cgroup {
+        tell_systemd(container, config)?;
+    }
+    Ok(())
+}
+
+fn apply_rdt(container: &Container, request: &Request, files: &mut ControlFiles) -> Result<()> {
+    let schemata: Vec<&str> = [&request.l3_cache_schema, &request.mem_bw_schema]
+        .into_iter()
+        .flatten()
+        .map(String::as_str)
+        .collect();
+    if schemata.is_empty() {
+        return Ok(());
+    }
+    let root = resctrl::mount_point();
+    let can = |check: fn(&std::path::Path) -> bool| root.as_deref().is_some_and(check);
+    if request.l3_cache_schema.is_some() && !can(resctrl::has_cache_allocation) {
+        return Err(UpdateError::NoCacheAllocation.into());
+    }
+    if request.mem_bw_schema.is_some() && !can(resctrl::has_bandwidth_allocation) {
+        return Err(UpdateError::NoBandwidthAllocation.into());
+    }
+    let group = Group::of(container)?.ok_or(UpdateError::NoRdt)?;
+    let text: String = schemata.iter().map(|line| format!("{line}\n")).collect();
+    Ok(files.write(&group.schemata_path(), &text)?)
+}
+
+/// Enters the changes into the text of a spec.
+fn enter(config: &mut Value, request: &Request) -> serde_json::Result<()> {
+    if !config["linux"].is_object() {
+        config["linux"] = json!({});
+    }
+    let linux = &mut config["linux"];
+    request.resources.merge_into(&mut linux["resources"])?;
+    if linux["resources"].is_null() {
+        linux["resources"] = json!({});
+    }
+    for (name, schema) in [
+        ("l3CacheSchema", &request.l3_cache_schema),
+        ("memBwSchema", &request.mem_bw_schema),
+    ] {
+        if let Some(schema) = schema {
+            linux["intelRdt"][name] = schema.as_str().into();
+        }
+    }
+    Ok(())
+}
+
+/// systemd writes the properties of a unit into the control files whenever it pleases: it has to know them.
+fn tell_systemd(container: &Container, config: &Value) -> Result<()> {
+    let path = container.spec_path();
+    let text = serde_json::to_vec(config).map_err(|source| Error::InvalidConfig {
+        path: path.clone(),
+        source,
+    })?;
+    let spec: Spec = spec::parse(&path, &text)?;
+    let Some(mut resources) = spec
+        .linux()
+        .as_ref()
+        .and_then(|linux| linux.resources().clone())
+    else {
+        return Ok(());
+    };
+    if resources.pids().is_some_and(|pids| pids.limit() == 0) {
+        // The engine takes 0 for no limit.
+        let mut one = LinuxPids::default();
+        one.set_limit(1);
+        resources.set_pids(Some(one));
+    }
+    let record = container.record();
+    let refused = |error: &dyn std::error::Error| UpdateError::Systemd {
+        reason: engine::chain(error),
+    };
+    create_cgroup_manager(engine::cgroup_config(record, record.cgroup_path.clone()))
+        .map_err(|error| refused(&error))?
+        .apply(&ControllerOpt {
+            resources: &resources,
+            disable_oom_killer: false,
+            oom_score_adj: None,
+            freezer_state: None,
+        })
+        .map_err(|error| refused(&error))?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_spec_without_resources_gets_them() {
+        let mut config = json!({"ociVersion": "1.0.2"});
+        let request = Request {
+            resources: serde_json::from_value(json!({"pids": {"limit": 5}})).unwrap(),
+            l3_cache_schema: Some("L3:0=f".into()),
+            mem_bw_schema: None,
+        };
+        enter(&mut config, &request).unwrap();
+        assert_eq!(
+            config["linux"],
+            json!({"resources": {"pids": {"limit": 5}}, "intelRdt": {"l3CacheSchema": "L3:0=f"}})
+        );
+        let mut config = json!({"linux": {"namespaces": []}});
+        enter(&mut config, &Request::default()).unwrap();
+        assert_eq!(config["linux"], json!({"namespaces": [], "resources": {}}));
+    }
+}
