@@ -115,6 +115,11 @@ impl Command {
     fn enters_container(&self) -> bool {
         matches!(self, Self::Create(_) | Self::Run(_) | Self::Exec(_))
     }
+
+    /// Whether the command holds nothing that it would have to give back: it may end anywhere.
+    fn only_prints(&self) -> bool {
+        matches!(self, Self::List(_) | Self::State(_))
+    }
 }
 
 // Here and not beside the type, because clap stays in this module.
@@ -216,6 +221,10 @@ pub fn main() -> ExitCode {
             FAILED,
             &anyhow::anyhow!("cannot protect the rcm binary from the container: {error}"),
         );
+    }
+    if command.only_prints() {
+        // A reader that has left is no reason to panic; nothing worse happens if this fails.
+        let _ = crate::sys::process::end_on_broken_pipe();
     }
     let failed = command.failure_status();
     match dispatch(&globals, command) {

@@ -246,12 +246,24 @@ impl Cgroup {
         }
         // Freezing closes the race with processes that fork; a group that cannot be frozen is killed all the same.
         let _ = self.set_frozen(true);
-        for pid in self.pids()? {
+        let mut pids = BTreeSet::new();
+        // A creation that was cut off has put its process into some of the hierarchies only.
+        for top in self.distinct_dirs() {
+            for dir in subtree(top) {
+                read_procs(&dir, &mut pids)?;
+            }
+        }
+        for pid in pids {
             // A process that is gone is what is wanted.
-            let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
+            let _ = nix::sys::signal::kill(Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
         }
         let _ = self.set_frozen(false);
         Ok(())
+    }
+
+    /// Controllers that are mounted together share a directory.
+    fn distinct_dirs(&self) -> BTreeSet<&PathBuf> {
+        self.paths.values().collect()
     }
 
     /// Removes the group with all groups below it, waiting up to ten seconds for killed processes to leave.
@@ -260,8 +272,7 @@ impl Cgroup {
     /// Where a directory cannot be removed, `EBUSY` when processes are left.
     pub fn remove(&self) -> Result<()> {
         let deadline = Instant::now() + REMOVE_LIMIT_DUR;
-        let dirs: BTreeSet<&PathBuf> = self.paths.values().collect();
-        for top in dirs {
+        for top in self.distinct_dirs() {
             for dir in subtree(top).into_iter().rev() {
                 remove_dir_until(&dir, deadline)?;
             }

@@ -84,6 +84,11 @@ pub fn create(request: &CreateRequest) -> Result<Created> {
 
     let record = new_record(request, &bundle, &lowered)?;
     let mut container = Container::claim(&request.root, record, &text)?;
+    if let Err(error) = check_cgroup(container.record()) {
+        // Not `discard`: it would kill whose cgroup this is.
+        let _ = fs::remove_dir_all(container.dir());
+        return Err(error);
+    }
     match set_up(request, &mut container, lowered, wants_terminal) {
         Ok((launched, terminal)) => Ok(Created {
             container,
@@ -163,6 +168,10 @@ fn set_up(
         join_session_keyring(&request.id);
     }
 
+    // Should this process be killed meanwhile, the children that it leaves are known by this: `delete --force` looks for it. A
+    // regular file to be read only, so that no path through `/proc/self/fd` leads out of the container.
+    let spec_path = container.spec_path();
+    let _mark = fs::File::open(&spec_path).map_err(Error::file("read", &spec_path))?;
     let notify_path = container.notify_path();
     let launched = engine::launch(Launch {
         container,
@@ -271,6 +280,25 @@ pub(crate) fn check_console(request: &CreateRequest, wants_terminal: bool) -> Re
         (false, Some(_)) => Err(Error::ConsoleSocketUseless),
         _ => Ok(()),
     }
+}
+
+/// Checks that no one else lives in the container's cgroup: a failed creation, and deleting the container, kill what is in there.
+/// In a frozen one the first process would wait for ever.
+fn check_cgroup(record: &Record) -> Result<()> {
+    let cgroup = Cgroup::new(record.cgroup_paths.clone());
+    let processes = cgroup.pids().map_err(cgroup_error("read", &record.id))?;
+    if !processes.is_empty() {
+        return Err(Error::CgroupNotEmpty {
+            path: record.cgroup_path.clone(),
+            processes: processes.len(),
+        });
+    }
+    if cgroup.is_frozen() {
+        return Err(Error::CgroupFrozen {
+            path: record.cgroup_path.clone(),
+        });
+    }
+    Ok(())
 }
 
 /// Checks that systemd can manage the cgroup: the engine does this on cgroup v2 only.

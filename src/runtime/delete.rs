@@ -2,7 +2,8 @@
 
 use std::fs;
 use std::path::Path;
-use std::time::Duration;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use libcgroups::common::CgroupManager;
 use libcontainer::process::intel_rdt::delete_resctrl_subdirectory_by_id;
@@ -12,6 +13,7 @@ use super::container::{Container, Status, validate_id};
 use super::create::{cgroup_error, is_missing};
 use super::error::{Error, Result};
 use super::{engine, kill, start};
+use crate::sys;
 
 /// How long the first process has to die of SIGKILL, as with runc.
 const KILL_LIMIT_DUR: Duration = Duration::from_secs(10);
@@ -66,7 +68,7 @@ pub(crate) fn kill_and_wait(container: &Container) -> Result<()> {
         .kill_all()
         .map_err(cgroup_error("kill", container.id()))?;
     let Some(init) = container.record().init else {
-        return Ok(());
+        return kill_orphans(container);
     };
     // Without a cgroup of its own the first process is all that is known.
     if let Ok(pid) = container.live_init() {
@@ -76,6 +78,32 @@ pub(crate) fn kill_and_wait(container: &Container) -> Result<()> {
         Ok(())
     } else {
         Err(Error::StillRunning { pid: init.pid })
+    }
+}
+
+/// Kills what a creation has left that died before it knew its first process: children that wait for it for ever, perhaps not
+/// yet in the cgroup. They have the container's spec open.
+fn kill_orphans(container: &Container) -> Result<()> {
+    let path = container.spec_path();
+    let deadline = Instant::now() + KILL_LIMIT_DUR;
+    loop {
+        let orphans = match sys::process::holders(&path) {
+            Err(error) if is_missing(&error) => return Ok(()),
+            found => found.map_err(Error::file("look for processes that use", &path))?,
+        };
+        let Some(first) = orphans.first() else {
+            return Ok(());
+        };
+        if Instant::now() > deadline {
+            return Err(Error::StillRunning {
+                pid: first.as_raw(),
+            });
+        }
+        for pid in &orphans {
+            let _ = nix::sys::signal::kill(*pid, nix::sys::signal::Signal::SIGKILL);
+        }
+        // One of them may just have forked another.
+        thread::sleep(Duration::from_millis(1));
     }
 }
 

@@ -184,6 +184,24 @@ pub enum Error {
         #[source]
         source: super::cgroup::CgroupError,
     },
+    /// Somebody else's processes are in the cgroup; the first half is runc's sentence.
+    #[error(
+        "container's cgroup is not empty: {processes} process(es) found in {path}; `linux.cgroupsPath` must be the container's alone"
+    )]
+    CgroupNotEmpty {
+        /// The cgroup.
+        path: PathBuf,
+        /// How many.
+        processes: usize,
+    },
+    /// The cgroup is frozen; runc's sentence.
+    #[error(
+        "container's cgroup unexpectedly frozen: thaw {path} or choose another `linux.cgroupsPath`"
+    )]
+    CgroupFrozen {
+        /// The cgroup.
+        path: PathBuf,
+    },
     /// A hook failed.
     #[error("error running {kind} hook")]
     Hook {

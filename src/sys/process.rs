@@ -4,6 +4,7 @@
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
 use std::process::ExitStatus;
 
 use nix::errno::Errno;
@@ -141,6 +142,35 @@ pub fn reap_others(kept: Pid) {
     }
 }
 
+/// Living processes that have the file at `path` open, this one left out. Those that may not be looked into are, too.
+///
+/// # Errors
+/// Where the file or `/proc` is not there.
+pub fn holders(path: &Path) -> io::Result<Vec<Pid>> {
+    let path = path.canonicalize()?;
+    let mut pids = Vec::new();
+    for entry in std::fs::read_dir("/proc")? {
+        let entry = entry?;
+        let Some(pid) = entry
+            .file_name()
+            .to_str()
+            .and_then(|name| name.parse().ok())
+        else {
+            continue;
+        };
+        let Ok(descriptors) = entry.path().join("fd").read_dir() else {
+            continue;
+        };
+        let holds = descriptors
+            .flatten()
+            .any(|fd| std::fs::read_link(fd.path()).is_ok_and(|target| target == path));
+        if holds && pid != Pid::this().as_raw() {
+            pids.push(Pid::from_raw(pid));
+        }
+    }
+    Ok(pids)
+}
+
 /// Makes orphaned descendants children of this process instead of init's (PR_SET_CHILD_SUBREAPER, prctl(2)).
 ///
 /// # Errors
@@ -161,6 +191,17 @@ pub fn reset_signals() -> io::Result<()> {
         unsafe { nix::sys::signal::signal(signal, nix::sys::signal::SigHandler::SigDfl)? };
     }
     Ok(())
+}
+
+/// Lets this process end, as a program in a pipeline does, when it writes to a pipe that nobody reads. Rust programs start
+/// with SIGPIPE ignored and panic in `println!` instead.
+///
+/// # Errors
+/// As signal(2).
+pub fn end_on_broken_pipe() -> nix::Result<()> {
+    // SAFETY: the default action runs no code of ours.
+    unsafe { nix::sys::signal::signal(Signal::SIGPIPE, nix::sys::signal::SigHandler::SigDfl) }
+        .map(drop)
 }
 
 /// Marks every descriptor from `first` on close-on-exec, so that none leaks into what is executed next
@@ -205,6 +246,21 @@ mod tests {
         let status = wait(Pid::from_raw(child.id() as i32)).unwrap();
         assert_eq!(status.signal(), Some(34));
         assert!(child.wait().is_err(), "nothing is left to wait for");
+    }
+
+    #[test]
+    fn who_holds_a_file() {
+        let file = tempfile::NamedTempFile::new().unwrap();
+        let mut child = std::process::Command::new("sleep")
+            .arg("1000")
+            .stdin(file.reopen().unwrap())
+            .spawn()
+            .unwrap();
+        let pid = Pid::from_raw(child.id() as i32);
+        assert_eq!(holders(file.path()).unwrap(), [pid]);
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!(holders(file.path()).unwrap(), []);
     }
 
     #[test]
