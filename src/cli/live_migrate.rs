@@ -293,7 +293,8 @@ fn refuse_if_open(globals: &Globals, id: &str) -> anyhow::Result<()> {
 }
 
 fn receive(globals: &Globals, args: &Args, image_path: &Path) -> anyhow::Result<i32> {
-    let _lock = Lock::take(&globals.root, &args.id)?;
+    let lock = Lock::take(&globals.root, &args.id)?;
+    tidy_up(globals, &args.id, &lock)?;
     if globals.root.join(&args.id).exists() {
         return Err(anyhow::Error::new(Error::Exist).context(format!(
             "container {:?} cannot come here (its own host sends it with --destination)",
@@ -327,6 +328,7 @@ fn receive(globals: &Globals, args: &Args, image_path: &Path) -> anyhow::Result<
     let interrupt = Interrupt::install().context("cannot catch signals")?;
     let mut progress = Progress::new(stderr(), &args.id);
     let rendezvous = Rendezvous::leave(image_path, &args.id)?;
+    journal::remember_litter(&globals.root, &args.id, rendezvous.path())?;
     let lobby = Lobby::open(receiver.listen, destination::acquaintance(&rendezvous))?;
     let address = lobby
         .address()
@@ -347,6 +349,21 @@ fn receive(globals: &Globals, args: &Args, image_path: &Path) -> anyhow::Result<
     stay(arrived, interrupt)
 }
 
+/// Removes what an earlier receiver has left that was killed before the commit.
+fn tidy_up(globals: &Globals, id: &str, lock: &Lock) -> anyhow::Result<()> {
+    journal::remove_litter(&globals.root, id)?;
+    match journal::read_side(&globals.root, id, Side::Destination)? {
+        Some(record) if record.phase.may_roll_back() && !record.phase.is_final() => {
+            resolve(&globals.root, id, lock)?;
+        }
+        Some(record) if record.phase == Phase::Committed => bail!(
+            "the last migration of container {id:?} to this host is not settled: `rcm live-migrate {id} --resolve` settles it"
+        ),
+        _ => {}
+    }
+    Ok(())
+}
+
 /// With `--detach`: the source should know before this process is gone.
 fn stay_until_settled(
     mut arrived: Arrived<Restored>,
@@ -362,19 +379,23 @@ fn stay_until_settled(
 }
 
 /// The container's parent: forwards signals and terminal, exits with its status.
-fn stay(mut arrived: Arrived<Restored>, interrupt: Interrupt) -> anyhow::Result<i32> {
+fn stay(arrived: Arrived<Restored>, interrupt: Interrupt) -> anyhow::Result<i32> {
     let Restored {
         container,
         pid,
         terminal,
     } = arrived.running;
+    let mut settlement = arrived.settlement;
     let foreground = Foreground::watch(pid)?;
     interrupt
         .restore_defaults()
         .context("cannot reset signals")?;
-    if !arrived.settlement.answer(PROMPT_DUR, None) {
+    if settlement.answer(PROMPT_DUR, None) {
+        // The port and the secret are for a source that does not know.
+        drop(settlement);
+    } else {
         // A thread, and only now: nothing is forked any more, and the signals are blocked in it as they are here.
-        std::thread::spawn(move || arrived.settlement.answer(SETTLE_LIMIT_DUR, None));
+        std::thread::spawn(move || settlement.answer(SETTLE_LIMIT_DUR, None));
     }
     let status = foreground.wait(terminal);
     if let Err(error) = delete::destroy_forcibly(&container) {
@@ -435,7 +456,8 @@ fn describe(record: &JournalRecord) -> String {
 
 /// As for a migration: 0 moved, 1 the container is the source's, 3 still open.
 fn settle(globals: &Globals, id: &str) -> anyhow::Result<i32> {
-    let (text, status) = match resolve(&globals.root, id)? {
+    let lock = Lock::take(&globals.root, id)?;
+    let (text, status) = match resolve(&globals.root, id, &lock)? {
         Resolution::Moved { peer } => (format!("container {id} runs at {peer}"), 0),
         Resolution::Arrived { peer } => (
             format!("container {id} came from {peer} and is this host's"),

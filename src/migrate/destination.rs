@@ -361,7 +361,10 @@ impl<H: Host> Receiving<H> {
                 session: self.session,
                 verify_dur,
             }),
-            Err(error) => Err(self.session.give_up(error, || Ok(()))),
+            Err(error) => {
+                let error = self.session.was_aborted().unwrap_or(error);
+                Err(self.session.give_up(error, || Ok(())))
+            }
         }
     }
 }
@@ -382,6 +385,7 @@ impl<H: Host> Verified<H> {
             Err(source) => {
                 let container = session.setup.container.clone();
                 let error = DestinationError::Restore { container, source };
+                let error = session.was_aborted().unwrap_or(error);
                 return Err(session.give_up(error, || Ok(())));
             }
         };
@@ -549,6 +553,15 @@ impl<H: Host> Session<H> {
         }
         self.journal.enter(Phase::Committed)?;
         Ok(committed_at)
+    }
+
+    /// The source's reason, if it has ended the migration meanwhile: it removes the images then, and that they are missing explains nothing.
+    fn was_aborted(&mut self) -> Option<DestinationError> {
+        let now = Patience::within(Duration::ZERO);
+        match self.channel.receive(&[], now) {
+            Err(error @ TransportError::Aborted { .. }) => Some(error.into()),
+            _ => None,
+        }
     }
 
     /// Ends the migration: destroys what was restored and tells the source.

@@ -326,6 +326,39 @@ fn make_dir(root: &Path) -> Result<PathBuf> {
     Ok(dir)
 }
 
+/// Remembers a file in the image store that must go if this process is killed; the next receiver or `--resolve` of the container removes it.
+///
+/// # Errors
+/// [`JournalError::File`].
+pub fn remember_litter(root: &Path, container: &str, litter: &Path) -> Result<()> {
+    use std::os::unix::ffi::OsStrExt;
+    let path = litter_path(root, container);
+    write_atomic(&path, litter.as_os_str().as_bytes(), 0o600).map_err(file("write", &path))
+}
+
+/// Removes what a killed process has left in the image store. Only under the container's [`Lock`]: then its owner is dead.
+///
+/// # Errors
+/// [`JournalError::File`].
+pub fn remove_litter(root: &Path, container: &str) -> Result<()> {
+    use std::os::unix::ffi::OsStrExt;
+    let path = litter_path(root, container);
+    let litter = match fs::read(&path) {
+        Ok(text) => PathBuf::from(std::ffi::OsStr::from_bytes(&text)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(file("read", &path)(error)),
+    };
+    for path in [&litter, &path] {
+        match fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(file("remove", path)(error));
+            }
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
 /// Where CRIU logs while `container` is migrated; what an earlier migration left there goes.
 ///
 /// # Errors
@@ -344,6 +377,10 @@ pub fn make_work_dir(root: &Path, container: &str) -> Result<PathBuf> {
 
 fn source_path(root: &Path, container: &str) -> PathBuf {
     root.join(container).join(SOURCE_FILE)
+}
+
+fn litter_path(root: &Path, container: &str) -> PathBuf {
+    root.join(DIR).join(format!("{container}.litter"))
 }
 
 fn kept_path(root: &Path, container: &str) -> PathBuf {
@@ -450,6 +487,19 @@ mod tests {
         Lock::take(root.path(), "db").unwrap();
         drop(lock);
         Lock::take(root.path(), "web").unwrap();
+    }
+
+    #[test]
+    fn litter_of_a_killed_process_is_removed() {
+        let root = tempfile::tempdir().unwrap();
+        remove_litter(root.path(), "web").unwrap();
+        make_dir(root.path()).unwrap();
+        let litter = root.path().join("secret");
+        fs::write(&litter, "").unwrap();
+        remember_litter(root.path(), "web", &litter).unwrap();
+        remove_litter(root.path(), "web").unwrap();
+        assert!(!litter.exists());
+        remove_litter(root.path(), "web").unwrap();
     }
 
     #[test]

@@ -3,6 +3,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use oci_spec::runtime::Spec;
+
 use super::Cause;
 use super::destination::{Held, Host};
 use super::preamble::{CriuChoices, Facts, Local, Preamble};
@@ -50,9 +52,10 @@ impl Host for Node {
             .as_ref()
             .and_then(|spec| spec.root().as_ref())
             .map_or_else(|| preamble.rootfs.clone(), |root| bundle.join(root.path()));
-        let same_spec = spec
-            .and_then(|spec| serde_json::to_value(spec).ok())
-            .is_none_or(|spec| spec == preamble.spec);
+        // As specs and not as JSON: sets such as capabilities have no order.
+        let same_spec = spec.is_none_or(|spec| {
+            serde_json::from_value(preamble.spec.clone()).is_ok_and(|theirs: Spec| spec == theirs)
+        });
         Local {
             container: self.request.id.clone(),
             id_in_use: fs::symlink_metadata(self.request.root.join(&self.request.id)).is_ok(),

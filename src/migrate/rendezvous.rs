@@ -118,6 +118,12 @@ impl Rendezvous {
         })
     }
 
+    /// The file.
+    #[must_use]
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
     /// Which receiver this is.
     #[must_use]
     pub fn receiver(&self) -> MigrationId {

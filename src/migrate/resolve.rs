@@ -133,9 +133,9 @@ type Result<T, E = ResolveError> = std::result::Result<T, E>;
 /// Finishes the last migration of `container` or rolls it back, on either end.
 ///
 /// # Errors
-/// [`JournalError::Busy`] while one is under way; [`ResolveError::NoAnswer`] and [`ResolveError::NotYet`] where it stays open.
-pub fn resolve(root: &Path, container: &str) -> Result<Resolution> {
-    let _lock = Lock::take(root, container)?;
+/// [`ResolveError::NoAnswer`] and [`ResolveError::NotYet`] where it stays open. That none is under way is what the lock shows.
+pub fn resolve(root: &Path, container: &str, _lock: &Lock) -> Result<Resolution> {
+    journal::remove_litter(root, container)?;
     let record = journal::read(root, container)?.ok_or_else(|| ResolveError::Unknown {
         container: container.to_owned(),
     })?;

@@ -122,7 +122,7 @@ pub enum SourceError {
         #[source]
         source: io::Error,
     },
-    /// The destination objects; every finding was printed.
+    /// The destination objects.
     #[error("the destination cannot take the container: {}", list(findings))]
     Refused {
         /// Those with the severity of an error.
@@ -371,7 +371,7 @@ pub struct Committing<'a, F, O> {
 
 /// The destination's word that it will never run the container.
 #[derive(Debug)]
-struct Returned(());
+pub struct Returned(());
 
 /// The container runs at the destination.
 #[derive(Debug)]

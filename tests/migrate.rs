@@ -1,0 +1,771 @@
+//! Live migration with the real binary, real containers and CRIU: what moves, and that every failure leaves exactly one copy.
+//!
+//! Two state directories with two parent cgroups are the hosts, the loopback device is their network. A container counts; each number goes to a
+//! file that both "hosts" see, so a second copy, a restart or a lost step would show as a repetition or a gap.
+
+mod common;
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use common::{Bundle, Host, Output, Running, is_alive, wait_until};
+use nix::sys::signal::Signal;
+use nix::unistd::Pid;
+use rcm::migrate::codec::HEADER_BYTES;
+use rcm::migrate::fence::Fence;
+use rcm::migrate::protocol::Kind;
+use rcm::runtime::Cgroup;
+
+/// Counts in its memory. The file stays open; whoever writes `stop` ends it with status 7.
+const COUNTER: &str = "exec </dev/null >/dev/null 2>&1 3>>/numbers
+number=0
+while [ ! -e /stop ]; do number=$((number + 1)); echo $number >&3; usleep 5000; done
+exit 7";
+
+/// Two hosts, what they share, and a container that counts at the first.
+struct Pair {
+    source: Host,
+    destination: Host,
+    bundle: Bundle,
+}
+
+impl Pair {
+    fn new(id: &str) -> Self {
+        Self::with(id, |bundle, _| bundle)
+    }
+
+    /// `change` gets the bundle and a directory that both hosts share.
+    fn with(id: &str, change: impl FnOnce(Bundle, &Path) -> Bundle) -> Self {
+        let (source, destination) = (Host::new(), Host::new());
+        let store = source.dir().join("store");
+        fs::create_dir(&store).unwrap();
+        let bundle = change(source.bundle(id).script(COUNTER), source.dir());
+        let pair = Self {
+            source,
+            destination,
+            bundle,
+        };
+        pair.source.run_detached(&pair.bundle);
+        wait_until("it counts", || pair.last() > 3);
+        pair
+    }
+
+    fn id(&self) -> &str {
+        self.bundle.id()
+    }
+
+    fn store(&self) -> PathBuf {
+        self.source.dir().join("store")
+    }
+
+    fn numbers(&self) -> Vec<u64> {
+        let text = fs::read_to_string(self.bundle.rootfs().join("numbers")).unwrap_or_default();
+        // The last line may be half written.
+        let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+        whole.lines().map(|line| line.parse().unwrap()).collect()
+    }
+
+    fn last(&self) -> u64 {
+        self.numbers().last().copied().unwrap_or(0)
+    }
+
+    /// Every number came once, in order.
+    #[track_caller]
+    fn assert_gapless(&self) {
+        let numbers = self.numbers();
+        let expected: Vec<u64> = (1..=numbers.len() as u64).collect();
+        assert_eq!(numbers, expected);
+    }
+
+    #[track_caller]
+    fn assert_counts(&self) {
+        let now = self.last();
+        wait_until("it counts", || self.last() > now + 3);
+        self.assert_gapless();
+    }
+
+    /// It is as if nothing had happened: one copy, at the source, and nothing left over.
+    #[track_caller]
+    fn assert_at_source(&self) {
+        wait_until("it runs at the source", || {
+            self.source.status(self.id()) == "running"
+        });
+        self.assert_counts();
+        assert_eq!(self.destination.status(self.id()), "gone");
+        wait_until("nothing is left at the destination", || {
+            self.destination.remains().is_empty()
+        });
+        wait_until("the store is empty", || self.left_in_store().is_empty());
+    }
+
+    #[track_caller]
+    fn assert_at_destination(&self) {
+        assert_eq!(self.destination.status(self.id()), "running");
+        self.assert_counts();
+        assert_eq!(self.source.status(self.id()), "gone");
+        assert_eq!(
+            self.source.cgroup_dirs(self.id()),
+            [""; 0].map(PathBuf::from)
+        );
+        wait_until("the store is empty", || self.left_in_store().is_empty());
+    }
+
+    fn left_in_store(&self) -> Vec<String> {
+        fs::read_dir(self.store())
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect()
+    }
+
+    fn receiver(&self, flags: &[&str]) -> Receiver {
+        Receiver::start(&self.destination, self.id(), &self.store(), flags)
+    }
+
+    fn send_to(&self, address: SocketAddr) -> Running {
+        self.send_with(address, &[])
+    }
+
+    fn send_with(&self, address: SocketAddr, flags: &[&str]) -> Running {
+        send(&self.source, self.id(), &self.store(), address, flags)
+    }
+}
+
+fn send(host: &Host, id: &str, store: &Path, address: SocketAddr, flags: &[&str]) -> Running {
+    host.cmd("live-migrate")
+        .arg(id)
+        .arg("--image-path")
+        .arg(store)
+        .arg("--destination")
+        .arg(address.to_string())
+        .args(flags)
+        .limit(Duration::from_secs(90))
+        .spawn()
+}
+
+struct Receiver {
+    running: Running,
+    address: SocketAddr,
+}
+
+impl Receiver {
+    fn start(host: &Host, id: &str, store: &Path, flags: &[&str]) -> Self {
+        let mut running = host
+            .cmd("live-migrate")
+            .arg(id)
+            .arg("--image-path")
+            .arg(store)
+            .args([
+                "--listen",
+                "127.0.0.1:0",
+                "--cgroup-parent",
+                host.cgroup_parent(),
+            ])
+            .args(flags)
+            .limit(Duration::from_secs(90))
+            .spawn();
+        let mut address = None;
+        wait_until("the receiver listens", || {
+            assert!(running.is_running(), "{}", running.stderr());
+            let stderr = running.stderr();
+            address = stderr
+                .lines()
+                .find_map(|line| line.split_once("waiting on "))
+                .map(|(_, address)| address.parse().unwrap());
+            address.is_some()
+        });
+        Self {
+            running,
+            address: address.unwrap(),
+        }
+    }
+}
+
+/// Lets the restore wait at the destination until the test goes on: a hook that runs on every creation and restore, and waits where `hold` exists.
+struct Gate {
+    hold: PathBuf,
+    reached: PathBuf,
+}
+
+impl Gate {
+    fn hook(bundle: Bundle, dir: &Path) -> Bundle {
+        let gate = Self::of(dir);
+        let script = format!(
+            "[ ! -e {hold} ] || {{ touch {reached}; for i in $(seq 400); do [ -e {hold} ] || exit 0; sleep 0.05; done; }}",
+            hold = gate.hold.display(),
+            reached = gate.reached.display()
+        );
+        bundle.hook("createRuntime", &script)
+    }
+
+    fn of(dir: &Path) -> Self {
+        Self {
+            hold: dir.join("hold"),
+            reached: dir.join("reached"),
+        }
+    }
+
+    fn close(dir: &Path) -> Self {
+        let gate = Self::of(dir);
+        fs::write(&gate.hold, "").unwrap();
+        gate
+    }
+
+    fn wait(&self) {
+        wait_until("the restore is under way", || self.reached.exists());
+    }
+
+    fn open(&self) {
+        fs::remove_file(&self.hold).unwrap();
+    }
+}
+
+/// A pair whose restore waits, the receiver, and the source in the middle of the migration.
+fn in_the_middle(id: &str, flags: &[&str]) -> (Pair, Gate, Receiver, Running) {
+    let pair = Pair::with(id, Gate::hook);
+    let gate = Gate::close(pair.source.dir());
+    let receiver = pair.receiver(&["--detach"]);
+    let sender = pair.send_with(receiver.address, flags);
+    gate.wait();
+    (pair, gate, receiver, sender)
+}
+
+#[track_caller]
+fn runs_on(output: Output, why: &str) {
+    let output = output.exits_with(1);
+    let stderr = output.stderr();
+    assert!(
+        stderr.contains("was not moved and runs on here"),
+        "{stderr}"
+    );
+    assert!(stderr.contains(why), "{why:?} not in {stderr}");
+}
+
+#[test]
+fn a_counter_moves_without_a_gap() {
+    let pair = Pair::new("moves");
+    let receiver = pair.receiver(&["--detach"]);
+    pair.send_to(receiver.address).wait().ok();
+    receiver.running.wait().ok();
+    pair.assert_at_destination();
+    let state = pair.destination.state("moves");
+    assert_eq!(state["bundle"].as_str(), pair.bundle.dir().to_str());
+    let status = |host: &Host| {
+        let output = host
+            .cmd("live-migrate")
+            .args(["moves", "--status"])
+            .run()
+            .ok();
+        output.stdout()
+    };
+    assert!(status(&pair.source).contains("moved to 127.0.0.1:"));
+    assert!(status(&pair.destination).contains("came from 127.0.0.1:"));
+}
+
+#[test]
+fn it_moves_there_and_back() {
+    let pair = Pair::new("back");
+    let receiver = pair.receiver(&["--detach"]);
+    pair.send_to(receiver.address).wait().ok();
+    receiver.running.wait().ok();
+    pair.assert_at_destination();
+
+    let receiver = Receiver::start(&pair.source, "back", &pair.store(), &["--detach"]);
+    send(
+        &pair.destination,
+        "back",
+        &pair.store(),
+        receiver.address,
+        &[],
+    )
+    .wait()
+    .ok();
+    receiver.running.wait().ok();
+    assert_eq!(pair.destination.status("back"), "gone");
+    assert_eq!(pair.source.status("back"), "running");
+    pair.assert_counts();
+}
+
+#[test]
+fn a_receiver_in_the_foreground_is_the_parent() {
+    let pair = Pair::new("parent");
+    let pid_file = pair.destination.dir().join("pid");
+    let mut receiver = pair.receiver(&["--pid-file", pid_file.to_str().unwrap()]);
+    pair.send_to(receiver.address).wait().ok();
+    pair.assert_at_destination();
+    assert!(receiver.running.is_running());
+    let pid: i32 = fs::read_to_string(pid_file).unwrap().parse().unwrap();
+    assert_eq!(pid, pair.destination.pid("parent"));
+    fs::write(pair.bundle.rootfs().join("stop"), "").unwrap();
+    receiver.running.wait().exits_with(7);
+    assert_eq!(pair.destination.status("parent"), "gone");
+}
+
+#[test]
+fn a_receiver_killed_in_the_middle_leaves_it_counting() {
+    let (pair, gate, receiver, sender) = in_the_middle("victim", &[]);
+    receiver.running.signal(Signal::SIGKILL);
+    receiver.running.wait();
+    gate.open();
+    runs_on(sender.wait(), "");
+    pair.destination
+        .cmd("live-migrate")
+        .args(["victim", "--resolve"])
+        .run()
+        .exits_with(1);
+    pair.assert_at_source();
+    // And the next attempt succeeds.
+    let receiver = pair.receiver(&["--detach"]);
+    pair.send_to(receiver.address).wait().ok();
+    receiver.running.wait().ok();
+    pair.assert_at_destination();
+}
+
+/// The restored copy is complete and held when its keeper is killed.
+#[test]
+fn a_receiver_killed_with_the_restored_container_leaves_it_counting() {
+    let (pair, gate, receiver, sender) = in_the_middle("held", &[]);
+    // The source does not get to commit.
+    sender.signal(Signal::SIGSTOP);
+    gate.open();
+    wait_until("it is restored", || {
+        receiver.running.stderr().contains("restore ")
+    });
+    receiver.running.signal(Signal::SIGKILL);
+    receiver.running.wait();
+    sender.signal(Signal::SIGCONT);
+    // "Ready" may have arrived before the connection ended. Then the source has fenced and committed to a dead receiver, and cannot know
+    // that it is dead for good until that is settled over there.
+    pair.destination
+        .cmd("live-migrate")
+        .args(["held", "--resolve"])
+        .run()
+        .exits_with(1);
+    runs_on(sender.wait(), "");
+    pair.assert_at_source();
+}
+
+#[test]
+fn a_source_killed_in_the_middle_leaves_it_counting() {
+    let (pair, gate, receiver, sender) = in_the_middle("orphan", &[]);
+    sender.signal(Signal::SIGKILL);
+    let pid = sender.pid();
+    sender.wait();
+    assert!(!is_alive(pid));
+    pair.assert_counts();
+    gate.open();
+    receiver.running.wait().exits_with(1);
+    pair.source
+        .cmd("live-migrate")
+        .args(["orphan", "--resolve"])
+        .run()
+        .exits_with(1);
+    pair.assert_at_source();
+}
+
+#[test]
+fn a_source_that_is_asked_to_stop_rolls_back() {
+    for signal in [Signal::SIGTERM, Signal::SIGINT] {
+        let (pair, gate, receiver, sender) = in_the_middle("term", &[]);
+        sender.signal(signal);
+        runs_on(sender.wait(), &format!("stopped by {signal}"));
+        pair.assert_counts();
+        gate.open();
+        let output = receiver.running.wait().exits_with(1);
+        assert!(output.stderr().contains("stopped by"), "{output:?}");
+        pair.assert_at_source();
+    }
+}
+
+#[test]
+fn a_receiver_that_is_asked_to_stop_gives_it_back() {
+    let (pair, gate, receiver, sender) = in_the_middle("giveback", &[]);
+    receiver.running.signal(Signal::SIGTERM);
+    gate.open();
+    receiver.running.wait().exits_with(1);
+    runs_on(sender.wait(), "ended the migration: stopped by SIGTERM");
+    pair.assert_at_source();
+}
+
+#[test]
+fn a_freeze_that_takes_too_long_is_ended() {
+    let (pair, gate, receiver, sender) = in_the_middle("slow", &["--timeout", "1s"]);
+    runs_on(sender.wait(), "stood still for 1s");
+    pair.assert_counts();
+    gate.open();
+    receiver.running.wait().exits_with(1);
+    pair.assert_at_source();
+}
+
+#[test]
+fn strangers_get_nothing_and_disturb_nobody() {
+    let pair = Pair::new("strange");
+    let mut receiver = pair.receiver(&["--detach"]);
+    let silent: Vec<TcpStream> = (0..100)
+        .map(|_| TcpStream::connect(receiver.address).unwrap())
+        .collect();
+    let mut talkative = TcpStream::connect(receiver.address).unwrap();
+    talkative.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
+    let mut answer = Vec::new();
+    // The end, or a reset where the kernel had more of it.
+    let _ = talkative.read_to_end(&mut answer);
+    assert_eq!(answer, b"", "a stranger gets no answer");
+    let mut liar = TcpStream::connect(receiver.address).unwrap();
+    liar.write_all(b"rcm-mig\n\x01\x00\x01").unwrap();
+    liar.write_all(&[0, 4, 0, 0, 0xff, 0xff, 0xff, 0xff])
+        .unwrap();
+    liar.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    let mut answer = Vec::new();
+    // An opening and a challenge, then the end: a frame out of turn is not waited for.
+    let _ = liar.read_to_end(&mut answer);
+    assert!(answer.len() < 1024);
+    assert!(receiver.running.is_running());
+    pair.send_to(receiver.address).wait().ok();
+    receiver.running.wait().ok();
+    drop(silent);
+    pair.assert_at_destination();
+}
+
+#[test]
+fn a_source_with_another_store_is_turned_away() {
+    let pair = Pair::new("elsewhere");
+    let mut receiver = pair.receiver(&["--detach"]);
+    let other = pair.source.dir().join("other");
+    fs::create_dir(&other).unwrap();
+    let output = send(&pair.source, "elsewhere", &other, receiver.address, &[]).wait();
+    runs_on(output, "is not in this image store");
+    assert!(receiver.running.is_running());
+
+    // A file that others can read is no proof either.
+    let secret = fs::read_dir(pair.store())
+        .unwrap()
+        .next()
+        .unwrap()
+        .unwrap()
+        .path();
+    fs::set_permissions(&secret, fs::Permissions::from_mode(0o644)).unwrap();
+    runs_on(pair.send_to(receiver.address).wait(), "it proves nothing");
+    fs::set_permissions(&secret, fs::Permissions::from_mode(0o600)).unwrap();
+    // Nor is a wrong secret.
+    let right = fs::read(&secret).unwrap();
+    fs::write(&secret, "0".repeat(64)).unwrap();
+    runs_on(
+        pair.send_to(receiver.address).wait(),
+        "closed the connection",
+    );
+    fs::write(&secret, right).unwrap();
+
+    pair.send_to(receiver.address).wait().ok();
+    receiver.running.wait().ok();
+    pair.assert_at_destination();
+}
+
+#[test]
+fn everything_that_speaks_against_it_is_said_at_once() {
+    let data = tempfile::tempdir().unwrap();
+    let path = data.path().to_path_buf();
+    let pair = Pair::with("refused", |bundle, _| {
+        fs::create_dir(bundle.rootfs().join("data")).unwrap();
+        bundle.bind(&path, "/data", "rw")
+    });
+    let mut receiver = pair.receiver(&["--detach"]);
+    // The id is taken after the receiver has begun to wait.
+    let rival = pair.destination.bundle("refused").args(["sleep", "1000"]);
+    pair.destination.create(&rival);
+    let moved = data.path().with_extension("moved");
+    fs::rename(data.path(), &moved).unwrap();
+    let output = pair.send_to(receiver.address).wait();
+    fs::rename(&moved, data.path()).unwrap();
+    let stderr = output.stderr();
+    runs_on(output, "exists; remove it with `rcm delete refused`");
+    assert!(
+        stderr.contains(&format!("{} does not exist", path.display())),
+        "{stderr}"
+    );
+    pair.assert_counts();
+    assert!(receiver.running.is_running());
+
+    pair.destination.delete("refused");
+    pair.send_to(receiver.address).wait().ok();
+    receiver.running.wait().ok();
+    pair.assert_at_destination();
+}
+
+#[test]
+fn without_a_receiver_it_runs_on() {
+    let pair = Pair::new("alone");
+    let nobody = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))
+        .unwrap()
+        .local_addr()
+        .unwrap();
+    runs_on(pair.send_to(nobody).wait(), "is a receiver");
+    pair.assert_at_source();
+}
+
+#[test]
+fn a_dump_that_fails_says_why_and_leaves_it_counting() {
+    // An open file whose name is gone while it has another one is not dumped without --link-remap.
+    let pair = Pair::with("unnamed", |bundle, _| {
+        bundle.script(&format!("exec 9>/one; ln /one /two; rm /one; {COUNTER}"))
+    });
+    let receiver = pair.receiver(&["--detach"]);
+    runs_on(pair.send_to(receiver.address).wait(), "--link-remap");
+    receiver.running.wait().exits_with(1);
+    pair.assert_at_source();
+
+    let receiver = pair.receiver(&["--detach"]);
+    pair.send_with(receiver.address, &["--link-remap"])
+        .wait()
+        .ok();
+    receiver.running.wait().ok();
+    pair.assert_at_destination();
+}
+
+#[test]
+fn one_migration_at_a_time() {
+    let (pair, gate, receiver, sender) = in_the_middle("busy", &[]);
+    let second = pair.send_to(receiver.address).wait().exits_with(1);
+    assert!(
+        second.stderr().contains("another rcm is migrating"),
+        "{second:?}"
+    );
+    let resolve = pair
+        .source
+        .cmd("live-migrate")
+        .args(["busy", "--resolve"])
+        .run();
+    assert!(
+        resolve
+            .exits_with(1)
+            .stderr()
+            .contains("another rcm is migrating")
+    );
+    gate.open();
+    sender.wait().ok();
+    receiver.running.wait().ok();
+    pair.assert_at_destination();
+}
+
+#[test]
+fn wrong_usage_has_its_own_status() {
+    let host = Host::new();
+    for arguments in [
+        &["x"][..],
+        &["x", "--image-path", "/tmp", "--no-such-flag"],
+        &[
+            "x",
+            "--image-path",
+            "/tmp",
+            "--destination",
+            "h",
+            "--listen",
+            "127.0.0.1:1",
+        ],
+        &["x", "--image-path", "/tmp", "--destination", "h:0"],
+        &["x", "--image-path", "/tmp", "--timeout", "soon"],
+        &["x", "--status", "--resolve"],
+    ] {
+        let output = host.cmd("live-migrate").args(arguments).run().exits_with(2);
+        assert!(output.stderr().contains("incorrect usage"), "{output:?}");
+    }
+    host.cmd("live-migrate")
+        .args([
+            "nobody",
+            "--image-path",
+            "/tmp",
+            "--destination",
+            "127.0.0.1",
+        ])
+        .run()
+        .fails_with(1, "container does not exist");
+    host.cmd("live-migrate")
+        .args(["nobody", "--status"])
+        .run()
+        .fails_with(1, "no migration of container");
+}
+
+/// What the network does to the first connection. Later ones pass unless `open` says no.
+#[derive(Clone, Copy, PartialEq)]
+enum Cut {
+    Before(Kind),
+    After(Kind),
+}
+
+fn network(target: SocketAddr, cut: Cut, open: &Arc<AtomicBool>) -> SocketAddr {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let address = listener.local_addr().unwrap();
+    let open = Arc::clone(open);
+    std::thread::spawn(move || {
+        let mut cut = Some(cut);
+        for near in listener.incoming() {
+            let Ok(near) = near else { return };
+            if cut.is_none() && !open.load(Ordering::Relaxed) {
+                continue;
+            }
+            let Ok(far) = TcpStream::connect(target) else {
+                continue;
+            };
+            for (from, to) in [(&near, &far), (&far, &near)] {
+                let (from, to) = (from.try_clone().unwrap(), to.try_clone().unwrap());
+                std::thread::spawn(move || forward(from, to, cut));
+            }
+            cut = None;
+        }
+    });
+    address
+}
+
+fn forward(mut from: TcpStream, mut to: TcpStream, cut: Option<Cut>) {
+    let mut copy = || -> std::io::Result<()> {
+        let mut opening = [0; 11];
+        from.read_exact(&mut opening)?;
+        to.write_all(&opening)?;
+        loop {
+            let mut header = [0; HEADER_BYTES];
+            from.read_exact(&mut header)?;
+            let kind = Kind::from_number(u16::from_be_bytes([header[0], header[1]])).unwrap();
+            let length = u32::from_be_bytes([header[4], header[5], header[6], header[7]]);
+            let mut payload = vec![0; length as usize];
+            from.read_exact(&mut payload)?;
+            if cut == Some(Cut::Before(kind)) {
+                return Ok(());
+            }
+            to.write_all(&header)?;
+            to.write_all(&payload)?;
+            if cut == Some(Cut::After(kind)) {
+                return Ok(());
+            }
+        }
+    };
+    let _ = copy();
+    let _ = to.shutdown(Shutdown::Both);
+    let _ = from.shutdown(Shutdown::Both);
+}
+
+#[test]
+fn a_commit_that_never_arrives_is_given_back() {
+    let pair = Pair::new("lostcommit");
+    let receiver = pair.receiver(&["--detach"]);
+    let address = network(
+        receiver.address,
+        Cut::Before(Kind::Commit),
+        &Arc::new(true.into()),
+    );
+    runs_on(pair.send_to(address).wait(), "gave the container back");
+    receiver.running.wait().exits_with(1);
+    pair.assert_at_source();
+}
+
+#[test]
+fn a_commit_whose_answer_is_lost_is_settled_by_asking() {
+    let pair = Pair::new("lostanswer");
+    let receiver = pair.receiver(&["--detach"]);
+    let address = network(
+        receiver.address,
+        Cut::After(Kind::Commit),
+        &Arc::new(true.into()),
+    );
+    pair.send_to(address).wait().ok();
+    receiver.running.wait().ok();
+    pair.assert_at_destination();
+}
+
+/// The destination runs it, the source cannot hear that and dies: its copy stays still, and `--resolve` finds the answer in the store.
+#[test]
+fn after_the_commit_the_source_never_runs_by_itself() {
+    let pair = Pair::new("doubt");
+    let receiver = pair.receiver(&[]);
+    let open = Arc::new(AtomicBool::new(false));
+    let address = network(receiver.address, Cut::After(Kind::Commit), &open);
+    let sender = pair.send_to(address);
+    wait_until("it asks", || sender.stderr().contains("asking again"));
+    pair.destination.wait_for_status("doubt", "running");
+    sender.signal(Signal::SIGKILL);
+    sender.wait();
+    // Not even with its keeper dead: there is one copy, and it is not this one.
+    pair.assert_counts();
+    assert_eq!(pair.source.status("doubt"), "paused");
+    let status = pair
+        .source
+        .cmd("live-migrate")
+        .args(["doubt", "--status"])
+        .run()
+        .ok();
+    assert!(status.stdout().contains("is not settled"), "{status:?}");
+    let again = pair.send_to(receiver.address).wait().exits_with(1);
+    assert!(again.stderr().contains("is not settled"), "{again:?}");
+
+    // The receiver stays as the container's parent and answers for a while beside that; after it, the store has its word.
+    wait_until("the verdict is left", || {
+        fs::read_dir(pair.store())
+            .unwrap()
+            .any(|entry| entry.unwrap().path().join("verdict").exists())
+    });
+    let resolved = pair
+        .source
+        .cmd("live-migrate")
+        .args(["doubt", "--resolve"])
+        .run()
+        .ok();
+    assert!(
+        resolved.stdout().contains("runs at 127.0.0.1:"),
+        "{resolved:?}"
+    );
+    assert_eq!(pair.source.status("doubt"), "gone");
+    pair.assert_counts();
+    fs::write(pair.bundle.rootfs().join("stop"), "").unwrap();
+    receiver.running.wait().exits_with(7);
+}
+
+#[test]
+fn a_fence_holds_until_it_is_lifted_and_kills_without_a_step() {
+    let pair = Pair::new("fence");
+    let cgroup = || Cgroup::of_process(Pid::from_raw(pair.source.pid("fence"))).unwrap();
+    let mut fence = Fence::set(cgroup()).unwrap();
+    fence.seal();
+    assert!(fence.holds());
+    let still = pair.last();
+    drop(fence);
+    std::thread::sleep(Duration::from_millis(100));
+    assert_eq!(
+        pair.last(),
+        still,
+        "a sealed fence is not lifted by being dropped"
+    );
+    Fence::adopt(cgroup()).lift().unwrap();
+    pair.assert_counts();
+
+    let mut fence = Fence::set(cgroup()).unwrap();
+    fence.seal();
+    let still = pair.last();
+    fence.kill().unwrap();
+    pair.source.wait_for_status("fence", "stopped");
+    assert_eq!(pair.last(), still);
+}
+
+#[test]
+fn the_demo_succeeds_and_cleans_up() {
+    let demo = concat!(env!("CARGO_MANIFEST_DIR"), "/scripts/demo.sh");
+    let dir = tempfile::tempdir().unwrap();
+    let output = Command::new(demo)
+        .env("RCM", env!("CARGO_BIN_EXE_rcm"))
+        .env("RCM_DEMO_BEFORE", "0.5")
+        .env("RCM_DEMO_AFTER", "0.5")
+        .env("TMPDIR", dir.path())
+        .output()
+        .unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    assert!(
+        output.status.success(),
+        "{text}{}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    assert!(text.contains("downtime as the container saw it"), "{text}");
+    assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
+}
