@@ -20,6 +20,7 @@ mod delete;
 mod duration;
 mod events;
 mod exec;
+mod features;
 mod generate;
 mod kill;
 mod list;
@@ -29,6 +30,7 @@ mod ps;
 mod restore;
 mod resume;
 mod run;
+mod spec;
 mod start;
 mod state;
 mod update;
@@ -94,6 +96,7 @@ enum Command {
     Delete(delete::Args),
     Events(events::Args),
     Exec(exec::Args),
+    Features(features::Args),
     Kill(kill::Args),
     List(list::Args),
     LiveMigrate(Box<live_migrate::Args>),
@@ -102,6 +105,7 @@ enum Command {
     Restore(restore::Args),
     Resume(resume::Args),
     Run(run::Args),
+    Spec(spec::Args),
     Start(start::Args),
     State(state::Args),
     Update(update::Args),
@@ -190,7 +194,7 @@ pub fn main() -> ExitCode {
         Err(error) => return usage(&error),
     };
     if cli.version {
-        version::print();
+        version::print(cli.global.criu.as_deref());
         return ExitCode::SUCCESS;
     }
     if let Err(error) = logging::init(
@@ -254,6 +258,7 @@ fn dispatch(globals: &Globals, command: Command) -> anyhow::Result<i32> {
         Command::Delete(args) => delete::run(globals, args),
         Command::Events(args) => events::run(globals, args),
         Command::Exec(args) => exec::run(globals, args).context("exec failed"),
+        Command::Features(args) => features::run(args),
         Command::Generate(args) => generate::run(args),
         Command::Kill(args) => kill::run(globals, args),
         Command::List(args) => list::run(globals, args),
@@ -263,6 +268,7 @@ fn dispatch(globals: &Globals, command: Command) -> anyhow::Result<i32> {
         Command::Restore(args) => restore::run(globals, args).context("rcm restore failed"),
         Command::Resume(args) => resume::run(globals, args),
         Command::Run(args) => run::run(globals, args).context("rcm run failed"),
+        Command::Spec(args) => spec::run(args),
         Command::Start(args) => start::run(globals, args),
         Command::State(args) => state::run(globals, args),
         Command::Update(args) => update::run(globals, args),

@@ -92,6 +92,8 @@ pub struct CacheUse {
 pub struct Group {
     root: PathBuf,
     dir: PathBuf,
+    /// The container's own monitoring group in it, if it has one.
+    monitoring_dir: PathBuf,
 }
 
 impl Group {
@@ -113,7 +115,11 @@ impl Group {
     fn new(root: PathBuf, rdt: &LinuxIntelRdt, id: &str) -> Self {
         let name = rdt.clos_id().as_deref().unwrap_or(id);
         let dir = root.join(name);
-        Self { root, dir }
+        Self {
+            monitoring_dir: dir.join("mon_groups").join(id),
+            root,
+            dir,
+        }
     }
 
     /// The file that holds what the group may use.
@@ -163,7 +169,13 @@ impl Group {
         if !counts_bandwidth && !counts_cache {
             return Ok(());
         }
-        let mut nodes: Vec<PathBuf> = fs::read_dir(self.dir.join("mon_data"))
+        // Without a monitoring group the numbers are those of all in the group, as with runc.
+        let counted_dir = if self.monitoring_dir.is_dir() {
+            &self.monitoring_dir
+        } else {
+            &self.dir
+        };
+        let mut nodes: Vec<PathBuf> = fs::read_dir(counted_dir.join("mon_data"))
             .into_iter()
             .flatten()
             .filter_map(|entry| Some(entry.ok()?.path()))
@@ -303,5 +315,6 @@ mod tests {
         rdt.set_clos_id(Some("gold".into()));
         let group = Group::new("/r".into(), &rdt, "web");
         assert_eq!(group.schemata_path(), Path::new("/r/gold/schemata"));
+        assert_eq!(group.monitoring_dir, Path::new("/r/gold/mon_groups/web"));
     }
 }
