@@ -7,6 +7,7 @@ use anyhow::{Context, bail};
 
 use super::Globals;
 use crate::criu::{Criu, Version};
+use crate::migrate::address::Destination;
 use crate::migrate::destination::{self, Arrived, DestinationError, Prepared, Setup};
 use crate::migrate::facts;
 use crate::migrate::journal::{self, JournalRecord, Lock, make_work_dir};
@@ -18,7 +19,6 @@ use crate::migrate::protocol::{MigrationId, Phase, Side};
 use crate::migrate::rendezvous::{Rendezvous, random};
 use crate::migrate::resolve::{Resolution, ResolveError, resolve};
 use crate::migrate::source::{self, Failure, Plan};
-use crate::migrate::transport::Destination;
 use crate::migrate::workload::{RunningContainer, preamble};
 use crate::runtime::container::{Status, validate_id};
 use crate::runtime::foreground::Foreground;
@@ -329,7 +329,7 @@ fn receive(globals: &Globals, args: &Args, image_path: &Path) -> anyhow::Result<
     let mut progress = Progress::new(stderr(), &args.id);
     let rendezvous = Rendezvous::leave(image_path, &args.id)?;
     journal::remember_litter(&globals.root, &args.id, rendezvous.path())?;
-    let lobby = Lobby::open(receiver.listen, destination::acquaintance(&rendezvous))?;
+    let lobby = Lobby::open(receiver.listen, rendezvous.acquaintance())?;
     let address = lobby
         .address()
         .context("cannot find the listening address")?;

@@ -89,8 +89,7 @@ pub struct Entry {
 }
 
 impl Manifest {
-    /// Lists the regular files in `dir` and waits until they are on the store's disks, so that another host, or this one after a
-    /// crash, sees them whole.
+    /// Lists the regular files in `dir`.
     ///
     /// # Errors
     /// [`ManifestError::File`].
@@ -110,10 +109,7 @@ impl Manifest {
         }
         names.sort();
         let opened = open_all(dir, &names)?;
-        let digests = digests(&opened, Sync::Yes)?;
-        File::open(dir)
-            .and_then(|dir| dir.sync_all())
-            .map_err(file("sync", dir))?;
+        let digests = digests(&opened)?;
         let files = names
             .into_iter()
             .zip(&opened)
@@ -150,7 +146,7 @@ impl Manifest {
                 });
             }
         }
-        let found = digests(&opened, Sync::No)?;
+        let found = digests(&opened)?;
         for ((entry, image), digest) in self.files.iter().zip(&opened).zip(found) {
             if entry.digest != format!("{digest:016x}") {
                 return Err(ManifestError::Digest {
@@ -159,6 +155,23 @@ impl Manifest {
             }
         }
         Ok(())
+    }
+
+    /// Waits until the files are on the store's disks, where a crash of this host does not reach them.
+    ///
+    /// Another host needs no waiting: CRIU has closed the files, and what was closed here is seen by who opens it there (close-to-open
+    /// consistency, nfs(5)).
+    ///
+    /// # Errors
+    /// [`ManifestError::File`].
+    pub fn sync(&self, dir: &Path) -> Result<()> {
+        let names: Vec<String> = self.files.iter().map(|entry| entry.name.clone()).collect();
+        for image in open_all(dir, &names)? {
+            image.file.sync_data().map_err(file("sync", &image.path))?;
+        }
+        File::open(dir)
+            .and_then(|dir| dir.sync_all())
+            .map_err(file("sync", dir))
     }
 
     /// The length of all files together.
@@ -170,12 +183,6 @@ impl Manifest {
 
 fn is_image(name: &str) -> bool {
     !name.is_empty() && !name.starts_with('.') && !name.ends_with(".log")
-}
-
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Sync {
-    Yes,
-    No,
 }
 
 struct Image {
@@ -213,7 +220,7 @@ struct Piece {
     size_bytes: u64,
 }
 
-fn digests(images: &[Image], sync: Sync) -> Result<Vec<u64>> {
+fn digests(images: &[Image]) -> Result<Vec<u64>> {
     let pieces: Vec<Piece> = images
         .iter()
         .enumerate()
@@ -231,25 +238,18 @@ fn digests(images: &[Image], sync: Sync) -> Result<Vec<u64>> {
     let first_error = Mutex::new(None);
     let failed = AtomicBool::new(false);
     let next = AtomicUsize::new(0);
-    // Indices below the number of images are syncs, the rest are pieces: the disk works while the processors do.
-    let syncs = if sync == Sync::Yes { images.len() } else { 0 };
-    let jobs = syncs + pieces.len();
     let work = || {
         let mut buffer = vec![0; BUFFER_BYTES];
         while !failed.load(Ordering::Relaxed) {
-            let job = next.fetch_add(1, Ordering::Relaxed);
-            let done = if job >= jobs {
+            let index = next.fetch_add(1, Ordering::Relaxed);
+            let Some(piece) = pieces.get(index) else {
                 return;
-            } else if let Some(piece) = job.checked_sub(syncs) {
-                piece_digest(images, &pieces[piece], &mut buffer).map(|digest| {
-                    piece_digests
-                        .lock()
-                        .unwrap_or_else(|poisoned| poisoned.into_inner())[piece] = digest;
-                })
-            } else {
-                let image = &images[job];
-                image.file.sync_data().map_err(file("sync", &image.path))
             };
+            let done = piece_digest(images, piece, &mut buffer).map(|digest| {
+                piece_digests
+                    .lock()
+                    .unwrap_or_else(|poisoned| poisoned.into_inner())[index] = digest;
+            });
             if let Err(error) = done {
                 failed.store(true, Ordering::Relaxed);
                 first_error
@@ -332,6 +332,7 @@ mod tests {
     fn an_untouched_directory_verifies() {
         let dir = store();
         let manifest = Manifest::of_directory(dir.path()).unwrap();
+        manifest.sync(dir.path()).unwrap();
         let names: Vec<&str> = manifest.files.iter().map(|entry| &*entry.name).collect();
         assert_eq!(names, ["core-1.img", "empty.img", "pages-1.img"]);
         assert_eq!(manifest.total_bytes(), 4 + PIECE_BYTES * 2 + 12_345);

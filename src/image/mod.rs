@@ -1,3 +1,62 @@
 //! What lies in an image store.
 
 pub mod manifest;
+
+use std::fs;
+use std::io::{self, ErrorKind};
+use std::path::Path;
+use std::thread;
+use std::time::Duration;
+
+/// How often the removal of a directory is tried that another host still writes to.
+const REMOVE_ATTEMPTS: u32 = 20;
+/// The pause between two attempts.
+const REMOVE_PAUSE_DUR: Duration = Duration::from_millis(10);
+
+/// Removes a directory of the image store with everything in it; one that is gone is no error.
+///
+/// The other end may write its last word into it at this moment.
+///
+/// # Errors
+/// As rmdir(2) and unlink(2).
+pub fn remove_dir(dir: &Path) -> io::Result<()> {
+    for _ in 1..REMOVE_ATTEMPTS {
+        match fs::remove_dir_all(dir) {
+            Err(error) if error.kind() == ErrorKind::DirectoryNotEmpty => {
+                thread::sleep(REMOVE_PAUSE_DUR);
+            }
+            Err(error) if error.kind() == ErrorKind::NotFound => return Ok(()),
+            removed => return removed,
+        }
+    }
+    fs::remove_dir_all(dir)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    #[test]
+    fn a_directory_goes_although_somebody_writes_to_it() {
+        let store = tempfile::tempdir().unwrap();
+        let dir = store.path().join("images");
+        fs::create_dir(&dir).unwrap();
+        let stop = AtomicBool::new(false);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                for number in 0.. {
+                    if stop.load(Ordering::Relaxed) || number == 300 {
+                        return;
+                    }
+                    // Fails once the directory is gone.
+                    let _ = fs::write(dir.join(number.to_string()), "");
+                }
+            });
+            remove_dir(&dir).unwrap();
+            stop.store(true, Ordering::Relaxed);
+        });
+        assert!(!dir.exists());
+        remove_dir(&dir).unwrap();
+    }
+}

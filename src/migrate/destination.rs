@@ -5,64 +5,35 @@
 //! its container run again only on this word.
 
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use super::journal::{Journal, JournalError, Start};
+use super::Cause;
+use super::chain;
+use super::journal::{Journal, Start};
 use super::lobby::Lobby;
-use super::preamble::{Facts, Finding, Local, Preamble, Severity, judge};
+use super::preamble::{Finding, Preamble, Severity, judge};
 use super::progress::{Progress, milliseconds};
-use super::protocol::{
-    Answer, Findings, Kind, Message, MigrationId, Phase, Ready, Running, Side, Verdict,
-};
+use super::protocol::{Findings, Kind, Message, Phase, Ready, Running, Side, Verdict};
 use super::rendezvous::Rendezvous;
-use super::transport::{Acquaintance, Channel, Patience, TransportError};
-use super::{Cause, chain, verdict};
-use crate::image::manifest::{Manifest, ManifestError};
+use super::transport::{Channel, Patience, TransportError};
+use crate::image::manifest::Manifest;
 use crate::sys::interrupt::Interrupt;
+
+mod error;
+mod host;
+mod settlement;
+
+pub use error::DestinationError;
+pub use host::{Held, Host};
+pub use settlement::Settlement;
+
+use settlement::answer;
 
 /// How long a message that needs no work at the other end may take.
 const ANSWER_LIMIT_DUR: Duration = Duration::from_secs(30);
 /// How often a restore is tried once the container is this host's.
 const RESUME_ATTEMPTS: u32 = 3;
-
-/// This host, as one that containers come to.
-pub trait Host {
-    /// See [`Held`].
-    type Held: Held;
-
-    /// What the host is.
-    fn facts(&self) -> Facts;
-
-    /// What a container would find here.
-    fn inspect(&self, preamble: &Preamble) -> Local;
-
-    /// Restores the container from `images` without letting it run. What was done is undone on failure.
-    ///
-    /// # Errors
-    /// Whatever prevents the restore.
-    fn restore(&mut self, preamble: &Preamble, images: &Path) -> Result<Self::Held, Cause>;
-}
-
-/// A restored container that has not executed an instruction.
-///
-/// Dropping it, or the death of this process, destroys it.
-pub trait Held: Sized {
-    /// A running container.
-    type Running;
-
-    /// Lets it run.
-    ///
-    /// # Errors
-    /// Where it does not run; it is destroyed then.
-    fn resume(self) -> Result<Self::Running, Cause>;
-
-    /// Destroys it.
-    ///
-    /// # Errors
-    /// Where something of it is left; it does not execute in any case.
-    fn discard(self) -> Result<(), Cause>;
-}
 
 /// What a receiver was told.
 #[derive(Debug)]
@@ -77,57 +48,6 @@ pub struct Setup {
     pub limit_dur: Duration,
     /// How long a receiver that gave up with a commit possibly on the way stays to say so.
     pub linger_dur: Duration,
-}
-
-/// Why a container did not come.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum DestinationError {
-    /// The other end cannot be talked to.
-    #[error(transparent)]
-    Transport(#[from] TransportError),
-    /// The journal cannot be written.
-    #[error(transparent)]
-    Journal(#[from] JournalError),
-    /// The images are not those of the source.
-    #[error("the images did not arrive")]
-    Images {
-        /// Why.
-        #[source]
-        source: ManifestError,
-    },
-    /// The restore failed.
-    #[error("container \"{container}\" cannot be restored here")]
-    Restore {
-        /// Which.
-        container: String,
-        /// Why.
-        #[source]
-        source: Cause,
-    },
-    /// A commit for another migration.
-    #[error("the source committed migration {migration}, which is not this one")]
-    WrongMigration {
-        /// Which it named.
-        migration: MigrationId,
-    },
-    /// The container is this host's and does not run.
-    #[error(
-        "container \"{container}\" belongs to this host now but could not be started; its images are kept: `rcm restore --image-path {} --bundle {} {container}`",
-        images.display(),
-        bundle.display()
-    )]
-    NotStarted {
-        /// Which.
-        container: String,
-        /// Where they are.
-        images: PathBuf,
-        /// The bundle here.
-        bundle: PathBuf,
-        /// Why.
-        #[source]
-        source: Cause,
-    },
 }
 
 type Result<T, E = DestinationError> = std::result::Result<T, E>;
@@ -341,12 +261,6 @@ fn weight(finding: &Finding) -> &'static str {
         Severity::Error => "error",
         Severity::Warning => "warning",
     }
-}
-
-fn answer(channel: &mut Channel, migration: MigrationId, verdict: Verdict) {
-    let message = Message::Answer(Answer { migration, verdict });
-    // Who asked and does not listen asks again.
-    let _ = channel.send(&message, Patience::within(ANSWER_LIMIT_DUR));
 }
 
 impl<H: Host> Receiving<H> {
@@ -600,79 +514,5 @@ impl<H: Host> Session<H> {
             verdict,
             _rendezvous: self._rendezvous,
         }
-    }
-}
-
-/// Answers a source that does not know how its migration ended.
-#[derive(Debug)]
-pub struct Settlement {
-    lobby: Lobby,
-    channel: Option<Channel>,
-    images: PathBuf,
-    migration: MigrationId,
-    verdict: Verdict,
-    _rendezvous: Rendezvous,
-}
-
-impl Settlement {
-    /// Waits until the source has said that it knows, for at most `limit_dur`. Returns whether it has.
-    pub fn answer(&mut self, limit_dur: Duration, interrupt: Option<&Interrupt>) -> bool {
-        let patience = Patience::within(limit_dur).or_interrupt(interrupt);
-        if self.verdict == Verdict::Running
-            && let Some(channel) = &mut self.channel
-            && is_settled(channel.receive(&[Kind::Settled], patience))
-        {
-            return true;
-        }
-        // What comes next comes on a new connection, or, when nobody listens here any more, looks into the store.
-        self.channel = None;
-        if self.images.is_dir()
-            && let Err(error) = verdict::leave(&self.images, self.migration, self.verdict)
-        {
-            tracing::debug!("{}", chain(&error));
-        }
-        loop {
-            match self.lobby.admit(patience) {
-                Ok(mut channel) => {
-                    if self.answer_one(&mut channel, patience) {
-                        return true;
-                    }
-                }
-                Err(_) => return false,
-            }
-        }
-    }
-
-    fn answer_one(&mut self, channel: &mut Channel, patience: Patience) -> bool {
-        let patience = patience.at_most(ANSWER_LIMIT_DUR);
-        match channel.receive(&[Kind::Inquiry], patience) {
-            Ok(Message::Inquiry(inquiry)) if inquiry.migration == self.migration => {
-                answer(channel, self.migration, self.verdict);
-                match self.verdict {
-                    Verdict::Running => is_settled(channel.receive(&[Kind::Settled], patience)),
-                    // It acts on the word alone.
-                    Verdict::RolledBack => true,
-                    Verdict::Committed | Verdict::Unknown => false,
-                }
-            }
-            Ok(Message::Inquiry(inquiry)) => {
-                answer(channel, inquiry.migration, Verdict::Unknown);
-                false
-            }
-            Ok(_) | Err(_) => false,
-        }
-    }
-}
-
-fn is_settled(received: Result<Message, TransportError>) -> bool {
-    matches!(received, Ok(Message::Settled(_)))
-}
-
-/// What the ends need to recognize each other again.
-#[must_use]
-pub fn acquaintance(rendezvous: &Rendezvous) -> Acquaintance {
-    Acquaintance {
-        receiver: rendezvous.receiver(),
-        secret: rendezvous.secret(),
     }
 }

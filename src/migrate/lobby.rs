@@ -14,8 +14,8 @@ use nix::poll::{PollFd, PollFlags};
 
 use super::codec::{self, CodecError, Decoder};
 use super::protocol::{Bytes32, Challenge, DEFAULT_PORT, Kind, Message, Side, VERSIONS, Welcome};
-use super::rendezvous::{RendezvousError, Transcript, random};
-use super::transport::{Acquaintance, Channel, Patience, Stream, TransportError, prepare};
+use super::rendezvous::{Acquaintance, RendezvousError, Transcript, random};
+use super::transport::{Channel, Patience, Stream, TransportError, prepare};
 
 /// How long a guest may take to prove itself.
 pub const HANDSHAKE_LIMIT_DUR: Duration = Duration::from_secs(10);

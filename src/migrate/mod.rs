@@ -17,9 +17,9 @@
 //!    | <------------- findings ----------------------------------- |  an error among them: refused, both wait as before
 //!    |                                                             |
 //!  freeze, dump; CRIU holds the tasks at post-dump                 |
-//!  sync and digest the images                                      |
+//!  digest the images                                               |
 //!    | -------------- shipped (manifest) ------------------------> |
-//!    |                                     check the digests, restore; CRIU holds the tasks at post-restore
+//!  sync the images                         check the digests, restore; CRIU holds the tasks at post-restore
 //!    | <------------- ready -------------------------------------- |
 //!  fence: the cgroup's freezer                                     |
 //!  journal: committing                                             |
@@ -71,16 +71,18 @@
 //! # Modules
 //!
 //! * [`protocol`], [`codec`], [`preamble`]: what is said, as bytes, and how it is judged. No input or output.
-//! * [`rendezvous`], [`lobby`], [`transport`]: who may say it, and the connection.
+//! * [`rendezvous`], [`handshake`], [`lobby`], [`transport`], [`address`]: who may say it, and the connection.
 //! * [`source`], [`destination`]: the states, over traits for the container and the host; neither knows the other.
 //! * [`workload`], [`node`]: those traits for real containers.
 //! * [`journal`], [`verdict`], [`resolve`]: what is left of a migration after a crash, and settling it.
 //! * [`fence`], [`progress`], [`facts`]: what their names say.
 
+pub mod address;
 pub mod codec;
 pub mod destination;
 pub mod facts;
 pub mod fence;
+pub mod handshake;
 pub mod journal;
 pub mod lobby;
 pub mod node;

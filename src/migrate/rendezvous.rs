@@ -93,6 +93,15 @@ pub fn random<const N: usize>() -> Result<[u8; N]> {
     Ok(bytes)
 }
 
+/// What both ends remember of each other once they have proved themselves.
+#[derive(Debug, Clone, Copy)]
+pub struct Acquaintance {
+    /// Which receiver it is.
+    pub receiver: MigrationId,
+    /// The secret of its rendezvous file.
+    pub secret: Bytes32,
+}
+
 /// A receiver's secret in the image store; removed when dropped.
 #[derive(Debug)]
 pub struct Rendezvous {
@@ -122,6 +131,15 @@ impl Rendezvous {
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// What the ends recognize each other by.
+    #[must_use]
+    pub fn acquaintance(&self) -> Acquaintance {
+        Acquaintance {
+            receiver: self.receiver,
+            secret: self.secret,
+        }
     }
 
     /// Which receiver this is.

@@ -1,15 +1,17 @@
 //! Settling what a crash, or a silent peer, has left open.
 
-use std::fs;
 use std::io;
 use std::path::Path;
 
+use super::address::{Destination, InvalidDestination};
 use super::fence::Fence;
 use super::journal::{self, Journal, JournalError, JournalRecord, Lock};
 use super::protocol::{Message, Phase, Settled, Side, Verdict};
+use super::rendezvous::Acquaintance;
 use super::source::ask;
-use super::transport::{Acquaintance, Destination, InvalidDestination, Patience, TransportError};
+use super::transport::{Patience, TransportError};
 use super::verdict::{self, VerdictError};
+use crate::image;
 use crate::runtime::cgroup::CgroupError;
 use crate::runtime::container::{Container, Status};
 use crate::runtime::delete;
@@ -316,11 +318,8 @@ fn leave_if_asked(
 }
 
 fn remove_images(images: &Path) -> Result<()> {
-    match fs::remove_dir_all(images) {
-        Err(source) if source.kind() != io::ErrorKind::NotFound => Err(ResolveError::Images {
-            path: images.display().to_string(),
-            source,
-        }),
-        _ => Ok(()),
-    }
+    image::remove_dir(images).map_err(|source| ResolveError::Images {
+        path: images.display().to_string(),
+        source,
+    })
 }

@@ -4,88 +4,35 @@
 //! on [`Negotiated`]; [`Committing`] has none. The one way back from there takes a [`Returned`], and only the destination's word that it will never
 //! run the container makes one.
 
-use std::fs;
-use std::io::{self, Write};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
-use std::path::{Path, PathBuf};
+use std::io::Write;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use super::journal::{Journal, JournalError, Start};
+use super::address::Destination;
+use super::handshake::connect;
+use super::journal::{Journal, Start};
 use super::preamble::{Finding, Preamble, Severity};
 use super::progress::{Progress, bytes, milliseconds};
-use super::protocol::{
-    Commit, Inquiry, Kind, Message, MigrationId, Phase, Settled, Shipped, Side, Verdict,
-};
-use super::rendezvous::{self, RendezvousError};
-use super::transport::{Acquaintance, Channel, Destination, Patience, TransportError, connect};
-use super::{Cause, chain, verdict};
-use crate::image::manifest::{Manifest, ManifestError};
+use super::protocol::{Commit, Kind, Message, Phase, Settled, Side, Verdict};
+use super::transport::{Channel, Patience, TransportError};
+use super::{Cause, chain, rendezvous};
+use crate::image::manifest::Manifest;
 use crate::sys::interrupt::Interrupt;
+
+mod error;
+mod session;
+mod workload;
+
+pub use error::{Failure, SourceError};
+pub use session::ask;
+pub use workload::{Fence, Held, Workload};
+
+use session::{Images, Session};
 
 /// How long a message that needs no work at the other end may take.
 const ANSWER_LIMIT_DUR: Duration = Duration::from_secs(30);
 /// The pause between two questions after a commit without an answer.
 const ASK_AGAIN_DUR: Duration = Duration::from_millis(500);
-
-/// A container that can be stopped and dumped.
-pub trait Workload {
-    /// See [`Held`].
-    type Held: Held;
-
-    /// Stops the container and writes its images into `images`. What was done is undone on failure: the container runs on.
-    ///
-    /// # Errors
-    /// Whatever prevents the dump.
-    fn dump(self, images: &Path) -> Result<Self::Held, Cause>;
-}
-
-/// A dumped container that stands still until it is told what to do.
-///
-/// Dropping it, or the death of this process, lets the container go on.
-pub trait Held: Sized {
-    /// See [`Fenced`].
-    type Fenced: Fence;
-
-    /// When the container stopped.
-    fn stopped_at(&self) -> Instant;
-
-    /// Makes it stand still by its cgroup, too.
-    ///
-    /// # Errors
-    /// Where that cannot be made sure: the container runs on then, or will once `self` is gone.
-    fn fence(self) -> Result<Self::Fenced, (Self, Cause)>;
-
-    /// Lets it go on.
-    ///
-    /// # Errors
-    /// Where it still stands.
-    fn release(self) -> Result<(), Cause>;
-}
-
-/// A dumped container that stands still whatever happens to CRIU and, once it is sealed, to this process.
-pub trait Fence: Sized {
-    /// From here on it stands still even if this process dies. Before that, a death lets it go on: the commit was not announced
-    /// in the journal yet.
-    ///
-    /// # Errors
-    /// Where that cannot be made sure.
-    fn seal(&mut self) -> Result<(), Cause>;
-
-    /// Lets it go on.
-    ///
-    /// # Errors
-    /// Where it still stands.
-    fn release(self) -> Result<(), Cause>;
-
-    /// Kills it and removes what it was from this host.
-    ///
-    /// # Errors
-    /// What could not be removed; it does not execute in any case.
-    fn finish(self) -> Result<(), Cause>;
-
-    /// Leaves it standing: nobody knows yet whose it is.
-    fn leave(self);
-}
 
 /// What is to be done.
 #[derive(Debug)]
@@ -104,124 +51,6 @@ pub struct Plan {
     pub settle_limit_dur: Duration,
 }
 
-/// Why a migration stopped before the commit.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum SourceError {
-    /// The other end cannot be talked to.
-    #[error(transparent)]
-    Transport(#[from] TransportError),
-    /// The image store cannot be used.
-    #[error("cannot {action} the image directory {path}")]
-    Images {
-        /// "create", "look at", ...
-        action: &'static str,
-        /// The directory.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
-    /// The destination objects.
-    #[error("the destination cannot take the container: {}", list(findings))]
-    Refused {
-        /// Those with the severity of an error.
-        findings: Vec<Finding>,
-    },
-    /// The dump failed.
-    #[error("the container cannot be dumped")]
-    Dump {
-        /// Why.
-        #[source]
-        source: Cause,
-    },
-    /// The images cannot be read back.
-    #[error("the images cannot be handed over")]
-    Manifest {
-        /// Why.
-        #[source]
-        source: ManifestError,
-    },
-    /// The container cannot be fenced.
-    #[error("the container cannot be fenced, so the commit would not be safe")]
-    Fence {
-        /// Why.
-        #[source]
-        source: Cause,
-    },
-    /// The journal cannot be written.
-    #[error(transparent)]
-    Journal(#[from] JournalError),
-    /// It took too long.
-    #[error("the container stood still for {limit_dur:?} (--timeout)")]
-    TooLong {
-        /// The budget.
-        limit_dur: Duration,
-    },
-    /// After the commit, the destination said that it will never run the container.
-    #[error("the destination gave the container back")]
-    Returned,
-}
-
-fn list(findings: &[Finding]) -> String {
-    let texts: Vec<String> = findings.iter().map(Finding::to_string).collect();
-    texts.join("; ")
-}
-
-/// How a migration can fail, by what became of the container.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum Failure {
-    /// It runs here as if nothing had happened.
-    #[error("container \"{container}\" was not moved and runs on here")]
-    RunsOn {
-        /// Which.
-        container: String,
-        /// Why it was not moved.
-        #[source]
-        source: Box<SourceError>,
-    },
-    /// It should run here, but letting it go on failed.
-    #[error(
-        "container \"{container}\" was not moved ({reason}), and letting it run on failed; `rcm resume {container}` lets it"
-    )]
-    Stands {
-        /// Which.
-        container: String,
-        /// Why it was not moved.
-        reason: String,
-        /// Why it stands still.
-        #[source]
-        source: Cause,
-    },
-    /// The commit was sent and nobody knows whether it arrived.
-    #[error(
-        "container \"{container}\" was given to {peer}, which does not answer: it stands still here until `rcm live-migrate {container} --resolve` settles where it runs"
-    )]
-    NotSettled {
-        /// Which.
-        container: String,
-        /// The destination.
-        peer: String,
-        /// The last attempt to ask.
-        #[source]
-        source: Box<SourceError>,
-    },
-    /// It runs at the destination; something of it is left here, not running.
-    #[error(
-        "container \"{container}\" runs at {peer}, but not everything of it could be removed here; `rcm delete --force {container}` removes the rest"
-    )]
-    Remains {
-        /// Which.
-        container: String,
-        /// The destination.
-        peer: String,
-        /// What could not be removed.
-        #[source]
-        source: Cause,
-    },
-}
-
 /// How a migration went.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Report {
@@ -231,65 +60,6 @@ pub struct Report {
     pub total_dur: Duration,
     /// The size of the images.
     pub images_bytes: u64,
-}
-
-/// This migration's directory in the image store; removed when dropped, unless kept.
-#[derive(Debug)]
-struct Images {
-    path: PathBuf,
-    owner: u32,
-    keep: bool,
-}
-
-impl Images {
-    fn create(store: &Path, migration: MigrationId) -> Result<Self, SourceError> {
-        let path = store.join(migration.to_string());
-        let error = |action| {
-            let path = path.clone();
-            move |source| SourceError::Images {
-                action,
-                path,
-                source,
-            }
-        };
-        fs::DirBuilder::new()
-            .mode(0o700)
-            .create(&path)
-            .map_err(error("create"))?;
-        let mut images = Self {
-            path: path.clone(),
-            owner: 0,
-            keep: false,
-        };
-        images.owner = fs::metadata(&path).map_err(error("look at"))?.uid();
-        Ok(images)
-    }
-}
-
-impl Drop for Images {
-    fn drop(&mut self) {
-        if !self.keep
-            && let Err(error) = fs::remove_dir_all(&self.path)
-        {
-            tracing::warn!(
-                "cannot remove the images in {}: {error}",
-                self.path.display()
-            );
-        }
-    }
-}
-
-/// What all states carry.
-#[derive(Debug)]
-struct Session<'a, O> {
-    plan: &'a Plan,
-    channel: Channel,
-    acquaintance: Acquaintance,
-    journal: Journal,
-    images: Images,
-    progress: &'a mut Progress<O>,
-    /// Until the freeze: only signals end a wait. Then the freeze's budget.
-    patience: Patience<'a>,
 }
 
 /// Moves the container.
@@ -344,7 +114,7 @@ pub struct Frozen;
 /// Marks [`Stopped`]: the destination knows the images.
 #[derive(Debug)]
 pub struct ShippedImages {
-    images_bytes: u64,
+    manifest: Manifest,
 }
 /// Marks [`Stopped`]: the destination holds the restored container.
 #[derive(Debug)]
@@ -526,9 +296,9 @@ impl<'a, H: Held, O: Write> Stopped<'a, H, O, Frozen> {
     pub fn ship(mut self) -> Result<Stopped<'a, H, O, ShippedImages>, Failure> {
         let began = Instant::now();
         match self.session.ship() {
-            Ok(images_bytes) => {
+            Ok(manifest) => {
                 self.session.progress.lap("ship", began);
-                Ok(self.advance(ShippedImages { images_bytes }))
+                Ok(self.advance(ShippedImages { manifest }))
             }
             Err(cause) => Err(self.roll_back(cause)),
         }
@@ -541,9 +311,9 @@ impl<'a, H: Held, O: Write> Stopped<'a, H, O, ShippedImages> {
     /// # Errors
     /// [`Failure::RunsOn`].
     pub fn await_peer(mut self) -> Result<Stopped<'a, H, O, PeerReady>, Failure> {
-        match self.session.await_ready() {
+        match self.session.await_ready(&self.state.manifest) {
             Ok(()) => {
-                let images_bytes = self.state.images_bytes;
+                let images_bytes = self.state.manifest.total_bytes();
                 Ok(self.advance(PeerReady { images_bytes }))
             }
             Err(cause) => Err(self.roll_back(cause)),
@@ -738,105 +508,5 @@ impl<F: Fence, O: Write> HandedOff<'_, F, O> {
             bytes(report.images_bytes)
         ));
         Ok(report)
-    }
-}
-
-impl<O: Write> Session<'_, O> {
-    fn ship(&mut self) -> Result<u64, SourceError> {
-        self.patience.check()?;
-        let manifest = Manifest::of_directory(&self.images.path)
-            .map_err(|source| SourceError::Manifest { source })?;
-        let images_bytes = manifest.total_bytes();
-        self.channel.send(
-            &Message::Shipped(Shipped { manifest }),
-            self.patience.at_most(ANSWER_LIMIT_DUR),
-        )?;
-        self.journal.enter(Phase::Shipped)?;
-        Ok(images_bytes)
-    }
-
-    fn await_ready(&mut self) -> Result<(), SourceError> {
-        let ready = match self.channel.receive(&[Kind::Ready], self.patience) {
-            Ok(Message::Ready(ready)) => ready,
-            Ok(_) => unreachable!("only a ready was allowed"),
-            Err(TransportError::Late { .. }) => {
-                return Err(SourceError::TooLong {
-                    limit_dur: self.plan.freeze_limit_dur,
-                });
-            }
-            Err(error) => return Err(error.into()),
-        };
-        self.progress
-            .lap_of("verify", Duration::from_micros(ready.verify_us));
-        self.progress
-            .lap_of("restore", Duration::from_micros(ready.restore_us));
-        Ok(self.journal.enter(Phase::PeerReady)?)
-    }
-
-    /// Asks the destination, on a new connection or through the store, what became of the migration.
-    fn ask(&mut self) -> Result<Verdict, TransportError> {
-        let migration = self.plan.preamble.migration;
-        match ask(&self.plan.destination, self.acquaintance, migration) {
-            Ok((channel, verdict)) => {
-                // The last word to the destination goes where it answered.
-                self.channel = channel;
-                Ok(verdict)
-            }
-            Err(error) => verdict::find(&self.images.path, migration).ok_or(error),
-        }
-    }
-
-    fn rolled_back(
-        mut self,
-        cause: SourceError,
-        release: impl FnOnce() -> Result<(), Cause>,
-    ) -> Failure {
-        let reason = chain(&cause);
-        // The container first: it stands still.
-        let released = release();
-        self.channel.abort(&reason);
-        if let Err(error) = self.journal.roll_back(&reason) {
-            tracing::warn!("{}", chain(&error));
-        }
-        let container = self.plan.preamble.container.clone();
-        match released {
-            Ok(()) => Failure::RunsOn {
-                container,
-                source: Box::new(cause),
-            },
-            Err(source) => Failure::Stands {
-                container,
-                reason,
-                source,
-            },
-        }
-    }
-}
-
-/// Asks a destination what became of a migration; also returns the connection, for [`Settled`].
-///
-/// # Errors
-/// All of [`TransportError`].
-pub fn ask(
-    destination: &Destination,
-    acquaintance: Acquaintance,
-    migration: MigrationId,
-) -> Result<(Channel, Verdict), TransportError> {
-    let patience = Patience::within(ANSWER_LIMIT_DUR);
-    let (mut channel, _) = connect(
-        destination,
-        |receiver| {
-            if *receiver == acquaintance.receiver {
-                Ok(acquaintance.secret)
-            } else {
-                Err(RendezvousError::WrongProof)
-            }
-        },
-        patience,
-    )?;
-    channel.send(&Message::Inquiry(Inquiry { migration }), patience)?;
-    match channel.receive(&[Kind::Answer], patience)? {
-        Message::Answer(answer) if answer.migration == migration => Ok((channel, answer.verdict)),
-        _ => Ok((channel, Verdict::Unknown)),
     }
 }

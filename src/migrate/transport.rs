@@ -4,7 +4,7 @@
 //! without a change above. What happens before a peer has proved itself is in [`super::lobby`].
 
 use std::io::{self, ErrorKind, Read, Write};
-use std::net::{SocketAddr, TcpStream, ToSocketAddrs};
+use std::net::{SocketAddr, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
@@ -14,14 +14,10 @@ use nix::sys::signal::Signal;
 use nix::sys::socket::{setsockopt, sockopt};
 
 use super::codec::{self, CodecError, Decoder};
-use super::protocol::{
-    Abort, Bytes32, DEFAULT_PORT, Kind, Message, MigrationId, Proof, Side, VERSIONS,
-};
-use super::rendezvous::{RendezvousError, Transcript, random};
+use super::protocol::{Abort, Kind, Message};
+use super::rendezvous::RendezvousError;
 use crate::sys::interrupt::Interrupt;
 
-/// How long a connection attempt to one address may take.
-const CONNECT_LIMIT_DUR: Duration = Duration::from_secs(5);
 /// After this a peer that answers nothing at all is gone: the container stands still meanwhile.
 const DEAD_PEER_LIMIT_DUR: Duration = Duration::from_secs(6);
 
@@ -277,7 +273,11 @@ impl Channel {
         }
     }
 
-    fn receive_strictly(&mut self, expected: &[Kind], patience: Patience) -> Result<Message> {
+    pub(super) fn receive_strictly(
+        &mut self,
+        expected: &[Kind],
+        patience: Patience,
+    ) -> Result<Message> {
         let mut chunk = [0; 16 << 10];
         loop {
             let wanted_bytes = self
@@ -294,7 +294,7 @@ impl Channel {
         }
     }
 
-    fn read(&mut self, buffer: &mut [u8], patience: Patience) -> Result<usize> {
+    pub(super) fn read(&mut self, buffer: &mut [u8], patience: Patience) -> Result<usize> {
         loop {
             match self.stream.read(buffer) {
                 Ok(0) if self.decoder.is_between_frames() => {
@@ -309,7 +309,7 @@ impl Channel {
         }
     }
 
-    fn write_all(&mut self, mut bytes: &[u8], patience: Patience) -> Result<()> {
+    pub(super) fn write_all(&mut self, mut bytes: &[u8], patience: Patience) -> Result<()> {
         while !bytes.is_empty() {
             match self.stream.write(bytes) {
                 Ok(written_bytes) => bytes = &bytes[written_bytes..],
@@ -343,7 +343,7 @@ impl Channel {
         }
     }
 
-    fn invalid(&self, source: CodecError) -> TransportError {
+    pub(super) fn invalid(&self, source: CodecError) -> TransportError {
         TransportError::Invalid {
             peer: self.peer.clone(),
             source,
@@ -358,123 +358,6 @@ impl Channel {
         // The connection may be what failed.
         let _ = self.send(&message, Patience::within(Duration::from_secs(1)));
     }
-}
-
-/// `HOST[:PORT]`, with an IPv6 address in brackets where a port follows.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Destination {
-    /// Name or address.
-    pub host: String,
-    /// TCP port.
-    pub port: u16,
-}
-
-/// A text is no `HOST[:PORT]`.
-#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
-#[error("{text:?} is not HOST[:PORT]; an IPv6 address with a port is written [ADDRESS]:PORT")]
-pub struct InvalidDestination {
-    /// The text.
-    pub text: String,
-}
-
-impl std::str::FromStr for Destination {
-    type Err = InvalidDestination;
-
-    fn from_str(text: &str) -> Result<Self, InvalidDestination> {
-        let invalid = || InvalidDestination {
-            text: text.to_owned(),
-        };
-        let (host, port) = if let Some(rest) = text.strip_prefix('[') {
-            let (host, rest) = rest.split_once(']').ok_or_else(invalid)?;
-            match rest {
-                "" => (host, None),
-                _ => (host, Some(rest.strip_prefix(':').ok_or_else(invalid)?)),
-            }
-        } else {
-            match text.split_once(':') {
-                // More than one colon: an IPv6 address without a port.
-                Some((_, rest)) if rest.contains(':') => (text, None),
-                Some((host, port)) => (host, Some(port)),
-                None => (text, None),
-            }
-        };
-        let port = match port {
-            None => DEFAULT_PORT,
-            Some(port) => port
-                .parse()
-                .ok()
-                .filter(|&port| port != 0)
-                .ok_or_else(invalid)?,
-        };
-        if host.is_empty()
-            || host
-                .chars()
-                .any(|c| c.is_whitespace() || c == '/' || c == '@')
-        {
-            return Err(invalid());
-        }
-        Ok(Self {
-            host: host.to_owned(),
-            port,
-        })
-    }
-}
-
-impl std::fmt::Display for Destination {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        if self.host.contains(':') {
-            write!(f, "[{}]:{}", self.host, self.port)
-        } else {
-            write!(f, "{}:{}", self.host, self.port)
-        }
-    }
-}
-
-/// What both ends remember of each other once they have proved themselves.
-#[derive(Debug, Clone, Copy)]
-pub struct Acquaintance {
-    /// Which receiver it is.
-    pub receiver: MigrationId,
-    /// The secret of its rendezvous file.
-    pub secret: Bytes32,
-}
-
-/// Connects to a receiver and proves itself with the secret that `find` gives for it.
-///
-/// # Errors
-/// All of [`TransportError`].
-pub fn connect(
-    destination: &Destination,
-    find: impl FnOnce(&MigrationId) -> std::result::Result<Bytes32, RendezvousError>,
-    patience: Patience,
-) -> Result<(Channel, Acquaintance)> {
-    let stream = dial(destination, patience)?;
-    prepare(&stream).map_err(|source| TransportError::Broken {
-        peer: destination.to_string(),
-        source,
-    })?;
-    introduce(Box::new(stream), destination.to_string(), find, patience)
-}
-
-fn dial(destination: &Destination, patience: Patience) -> Result<TcpStream> {
-    let addresses = (destination.host.as_str(), destination.port)
-        .to_socket_addrs()
-        .map_err(|source| TransportError::Resolve {
-            host: destination.host.clone(),
-            source,
-        })?;
-    let mut last_error = io::Error::from(ErrorKind::AddrNotAvailable);
-    for address in addresses {
-        patience.check()?;
-        match TcpStream::connect_timeout(&address, CONNECT_LIMIT_DUR) {
-            Ok(stream) => return Ok(stream),
-            Err(error) => last_error = error,
-        }
-    }
-    Err(TransportError::Connect {
-        peer: destination.to_string(),
-        source: last_error,
-    })
 }
 
 /// Options of every connection: no delay for small frames, and a dead peer is noticed while nothing is sent (tcp(7)).
@@ -493,179 +376,5 @@ pub(super) fn prepare(stream: &TcpStream) -> io::Result<()> {
     Ok(())
 }
 
-/// The source's half of the handshake; the destination's is in [`super::lobby`].
-fn introduce(
-    stream: Box<dyn Stream>,
-    peer: String,
-    find: impl FnOnce(&MigrationId) -> std::result::Result<Bytes32, RendezvousError>,
-    patience: Patience,
-) -> Result<(Channel, Acquaintance)> {
-    let mut channel = Channel::new(stream, peer);
-    let stranger = |channel: &Channel, source| TransportError::Stranger {
-        peer: channel.peer.clone(),
-        source,
-    };
-    let source_opening = codec::encode_opening(VERSIONS);
-    channel.write_all(&source_opening, patience)?;
-    let destination_opening = channel.read_opening(patience)?;
-    let Message::Challenge(challenge) = channel.receive_strictly(&[Kind::Challenge], patience)?
-    else {
-        unreachable!("only a challenge was allowed")
-    };
-    let secret = find(&challenge.receiver).map_err(|source| stranger(&channel, source))?;
-    let transcript = Transcript {
-        source_opening,
-        destination_opening,
-        receiver: challenge.receiver,
-        destination_nonce: challenge.nonce,
-        source_nonce: Bytes32(random().map_err(|source| stranger(&channel, source))?),
-    };
-    let proof = Message::Proof(Proof {
-        nonce: transcript.source_nonce,
-        mac: transcript.proof(&secret, Side::Source),
-    });
-    channel.send(&proof, patience)?;
-    let Message::Welcome(welcome) = channel.receive_strictly(&[Kind::Welcome], patience)? else {
-        unreachable!("only a welcome was allowed")
-    };
-    transcript
-        .check(&secret, Side::Destination, &welcome.mac)
-        .map_err(|source| stranger(&channel, source))?;
-    let acquaintance = Acquaintance {
-        receiver: challenge.receiver,
-        secret,
-    };
-    Ok((channel, acquaintance))
-}
-
-impl Channel {
-    /// Reads the peer's opening byte by byte, so that nothing of what follows is taken, and settles on a version.
-    fn read_opening(&mut self, patience: Patience) -> Result<Vec<u8>> {
-        let mut opening = Vec::new();
-        loop {
-            let mut byte = [0];
-            self.read(&mut byte, patience)?;
-            opening.push(byte[0]);
-            let decoded = codec::decode_opening(&opening).map_err(|source| self.invalid(source))?;
-            if let Some((versions, _)) = decoded {
-                codec::choose_version(VERSIONS, &versions)
-                    .map_err(|source| self.invalid(source))?;
-                return Ok(opening);
-            }
-        }
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn destinations() {
-        let parse = |text: &str| text.parse::<Destination>().map(|d| (d.host, d.port));
-        assert_eq!(parse("10.0.0.2"), Ok(("10.0.0.2".into(), 7260)));
-        assert_eq!(parse("node2:99"), Ok(("node2".into(), 99)));
-        assert_eq!(parse("fe80::1"), Ok(("fe80::1".into(), 7260)));
-        assert_eq!(parse("[fe80::1]"), Ok(("fe80::1".into(), 7260)));
-        assert_eq!(parse("[fe80::1]:99"), Ok(("fe80::1".into(), 99)));
-        for bad in [
-            "",
-            ":99",
-            "node:",
-            "node:0",
-            "node:65536",
-            "node:x",
-            "[::1",
-            "[::1]99",
-            "a b",
-            "u@h",
-            "ssh://h",
-        ] {
-            assert!(parse(bad).is_err(), "{bad}");
-        }
-        let shown = "[fe80::1]:99".parse::<Destination>().unwrap().to_string();
-        assert_eq!(shown, "[fe80::1]:99");
-    }
-
-    fn pair() -> (Channel, Channel) {
-        let (one, two) = std::os::unix::net::UnixStream::pair().unwrap();
-        one.set_nonblocking(true).unwrap();
-        two.set_nonblocking(true).unwrap();
-        (
-            Channel::new(Box::new(one), "one".into()),
-            Channel::new(Box::new(two), "two".into()),
-        )
-    }
-
-    #[test]
-    fn an_abort_arrives_as_an_error_on_one_line() {
-        let (mut one, mut two) = pair();
-        one.abort("disk full\x1b[2J\nreally");
-        let error = two
-            .receive(&[Kind::Ready], Patience::within(Duration::from_secs(5)))
-            .unwrap_err();
-        assert_eq!(
-            error.to_string(),
-            "two ended the migration: disk full [2J really"
-        );
-    }
-
-    #[test]
-    fn a_silent_peer_is_late() {
-        let (_one, mut two) = pair();
-        let began = Instant::now();
-        let error = two
-            .receive(&[Kind::Ready], Patience::within(Duration::from_millis(30)))
-            .unwrap_err();
-        assert!(matches!(error, TransportError::Late { .. }), "{error:?}");
-        assert!(began.elapsed() >= Duration::from_millis(30));
-    }
-
-    #[test]
-    fn a_closed_connection_is_told_from_a_broken_message() {
-        let (one, mut two) = pair();
-        drop(one);
-        let error = two
-            .receive(&[Kind::Ready], Patience::default())
-            .unwrap_err();
-        assert!(matches!(error, TransportError::Closed { .. }), "{error:?}");
-
-        let (mut one, mut two) = pair();
-        one.write_all(&[0, 7, 0], Patience::default()).unwrap();
-        drop(one);
-        let error = two
-            .receive(&[Kind::Ready], Patience::default())
-            .unwrap_err();
-        assert!(
-            matches!(
-                error,
-                TransportError::Invalid {
-                    source: CodecError::Truncated,
-                    ..
-                }
-            ),
-            "{error:?}"
-        );
-    }
-
-    #[test]
-    fn a_message_larger_than_the_socket_buffer_waits_for_the_reader() {
-        let (mut one, mut two) = pair();
-        let reason = "x".repeat(Kind::Abort.cap_bytes() as usize - 100);
-        let message = Message::Abort(Abort { reason });
-        let copies = 20;
-        std::thread::scope(|scope| {
-            scope.spawn(|| {
-                for _ in 0..copies {
-                    one.send(&message, Patience::within(Duration::from_secs(10)))
-                        .unwrap();
-                }
-            });
-            for _ in 0..copies {
-                let received =
-                    two.receive(&[Kind::Abort], Patience::within(Duration::from_secs(10)));
-                assert_eq!(received.unwrap(), message);
-            }
-        });
-    }
-}
+mod tests;

@@ -1,6 +1,7 @@
 use super::*;
+use crate::migrate::address::Destination;
+use crate::migrate::handshake::connect;
 use crate::migrate::protocol::{MigrationId, Proof};
-use crate::migrate::transport::{Destination, connect};
 use std::io::Write;
 use std::net::{Shutdown, TcpStream};
 

@@ -3,238 +3,29 @@
 //! Two state directories with two parent cgroups are the hosts, the loopback device is their network. A container counts; each number goes to a
 //! file that both "hosts" see, so a second copy, a restart or a lost step would show as a repetition or a gap.
 
+#[path = "../common/mod.rs"]
 mod common;
+mod network;
+mod pair;
 
 use std::fs;
 use std::io::{Read, Write};
-use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use common::{Bundle, Host, Output, Running, is_alive, wait_until};
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
-use rcm::migrate::codec::HEADER_BYTES;
 use rcm::migrate::fence::Fence;
 use rcm::migrate::protocol::Kind;
 use rcm::runtime::Cgroup;
 
-/// Counts in its memory. The file stays open; whoever writes `stop` ends it with status 7.
-const COUNTER: &str = "exec </dev/null >/dev/null 2>&1 3>>/numbers
-number=0
-while [ ! -e /stop ]; do number=$((number + 1)); echo $number >&3; usleep 5000; done
-exit 7";
-
-/// Two hosts, what they share, and a container that counts at the first.
-struct Pair {
-    source: Host,
-    destination: Host,
-    bundle: Bundle,
-}
-
-impl Pair {
-    fn new(id: &str) -> Self {
-        Self::with(id, |bundle, _| bundle)
-    }
-
-    /// `change` gets the bundle and a directory that both hosts share.
-    fn with(id: &str, change: impl FnOnce(Bundle, &Path) -> Bundle) -> Self {
-        let (source, destination) = (Host::new(), Host::new());
-        let store = source.dir().join("store");
-        fs::create_dir(&store).unwrap();
-        let bundle = change(source.bundle(id).script(COUNTER), source.dir());
-        let pair = Self {
-            source,
-            destination,
-            bundle,
-        };
-        pair.source.run_detached(&pair.bundle);
-        wait_until("it counts", || pair.last() > 3);
-        pair
-    }
-
-    fn id(&self) -> &str {
-        self.bundle.id()
-    }
-
-    fn store(&self) -> PathBuf {
-        self.source.dir().join("store")
-    }
-
-    fn numbers(&self) -> Vec<u64> {
-        let text = fs::read_to_string(self.bundle.rootfs().join("numbers")).unwrap_or_default();
-        // The last line may be half written.
-        let whole = text.rfind('\n').map_or("", |end| &text[..end]);
-        whole.lines().map(|line| line.parse().unwrap()).collect()
-    }
-
-    fn last(&self) -> u64 {
-        self.numbers().last().copied().unwrap_or(0)
-    }
-
-    /// Every number came once, in order.
-    #[track_caller]
-    fn assert_gapless(&self) {
-        let numbers = self.numbers();
-        let expected: Vec<u64> = (1..=numbers.len() as u64).collect();
-        assert_eq!(numbers, expected);
-    }
-
-    #[track_caller]
-    fn assert_counts(&self) {
-        let now = self.last();
-        wait_until("it counts", || self.last() > now + 3);
-        self.assert_gapless();
-    }
-
-    /// It is as if nothing had happened: one copy, at the source, and nothing left over.
-    #[track_caller]
-    fn assert_at_source(&self) {
-        wait_until("it runs at the source", || {
-            self.source.status(self.id()) == "running"
-        });
-        self.assert_counts();
-        assert_eq!(self.destination.status(self.id()), "gone");
-        wait_until("nothing is left at the destination", || {
-            self.destination.remains().is_empty()
-        });
-        wait_until("the store is empty", || self.left_in_store().is_empty());
-    }
-
-    #[track_caller]
-    fn assert_at_destination(&self) {
-        assert_eq!(self.destination.status(self.id()), "running");
-        self.assert_counts();
-        assert_eq!(self.source.status(self.id()), "gone");
-        assert_eq!(
-            self.source.cgroup_dirs(self.id()),
-            [""; 0].map(PathBuf::from)
-        );
-        wait_until("the store is empty", || self.left_in_store().is_empty());
-    }
-
-    fn left_in_store(&self) -> Vec<String> {
-        fs::read_dir(self.store())
-            .unwrap()
-            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
-            .collect()
-    }
-
-    fn receiver(&self, flags: &[&str]) -> Receiver {
-        Receiver::start(&self.destination, self.id(), &self.store(), flags)
-    }
-
-    fn send_to(&self, address: SocketAddr) -> Running {
-        self.send_with(address, &[])
-    }
-
-    fn send_with(&self, address: SocketAddr, flags: &[&str]) -> Running {
-        send(&self.source, self.id(), &self.store(), address, flags)
-    }
-}
-
-fn send(host: &Host, id: &str, store: &Path, address: SocketAddr, flags: &[&str]) -> Running {
-    host.cmd("live-migrate")
-        .arg(id)
-        .arg("--image-path")
-        .arg(store)
-        .arg("--destination")
-        .arg(address.to_string())
-        .args(flags)
-        .limit(Duration::from_secs(90))
-        .spawn()
-}
-
-struct Receiver {
-    running: Running,
-    address: SocketAddr,
-}
-
-impl Receiver {
-    fn start(host: &Host, id: &str, store: &Path, flags: &[&str]) -> Self {
-        let mut running = host
-            .cmd("live-migrate")
-            .arg(id)
-            .arg("--image-path")
-            .arg(store)
-            .args([
-                "--listen",
-                "127.0.0.1:0",
-                "--cgroup-parent",
-                host.cgroup_parent(),
-            ])
-            .args(flags)
-            .limit(Duration::from_secs(90))
-            .spawn();
-        let mut address = None;
-        wait_until("the receiver listens", || {
-            assert!(running.is_running(), "{}", running.stderr());
-            let stderr = running.stderr();
-            address = stderr
-                .lines()
-                .find_map(|line| line.split_once("waiting on "))
-                .map(|(_, address)| address.parse().unwrap());
-            address.is_some()
-        });
-        Self {
-            running,
-            address: address.unwrap(),
-        }
-    }
-}
-
-/// Lets the restore wait at the destination until the test goes on: a hook that runs on every creation and restore, and waits where `hold` exists.
-struct Gate {
-    hold: PathBuf,
-    reached: PathBuf,
-}
-
-impl Gate {
-    fn hook(bundle: Bundle, dir: &Path) -> Bundle {
-        let gate = Self::of(dir);
-        let script = format!(
-            "[ ! -e {hold} ] || {{ touch {reached}; for i in $(seq 400); do [ -e {hold} ] || exit 0; sleep 0.05; done; }}",
-            hold = gate.hold.display(),
-            reached = gate.reached.display()
-        );
-        bundle.hook("createRuntime", &script)
-    }
-
-    fn of(dir: &Path) -> Self {
-        Self {
-            hold: dir.join("hold"),
-            reached: dir.join("reached"),
-        }
-    }
-
-    fn close(dir: &Path) -> Self {
-        let gate = Self::of(dir);
-        fs::write(&gate.hold, "").unwrap();
-        gate
-    }
-
-    fn wait(&self) {
-        wait_until("the restore is under way", || self.reached.exists());
-    }
-
-    fn open(&self) {
-        fs::remove_file(&self.hold).unwrap();
-    }
-}
-
-/// A pair whose restore waits, the receiver, and the source in the middle of the migration.
-fn in_the_middle(id: &str, flags: &[&str]) -> (Pair, Gate, Receiver, Running) {
-    let pair = Pair::with(id, Gate::hook);
-    let gate = Gate::close(pair.source.dir());
-    let receiver = pair.receiver(&["--detach"]);
-    let sender = pair.send_with(receiver.address, flags);
-    gate.wait();
-    (pair, gate, receiver, sender)
-}
+use common::{Host, Output, is_alive, wait_until};
+use network::{Cut, network};
+use pair::{COUNTER, Pair, Receiver, in_the_middle, send};
 
 #[track_caller]
 fn runs_on(output: Output, why: &str) {
@@ -588,64 +379,6 @@ fn wrong_usage_has_its_own_status() {
         .args(["nobody", "--status"])
         .run()
         .fails_with(1, "no migration of container");
-}
-
-/// What the network does to the first connection. Later ones pass unless `open` says no.
-#[derive(Clone, Copy, PartialEq)]
-enum Cut {
-    Before(Kind),
-    After(Kind),
-}
-
-fn network(target: SocketAddr, cut: Cut, open: &Arc<AtomicBool>) -> SocketAddr {
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-    let address = listener.local_addr().unwrap();
-    let open = Arc::clone(open);
-    std::thread::spawn(move || {
-        let mut cut = Some(cut);
-        for near in listener.incoming() {
-            let Ok(near) = near else { return };
-            if cut.is_none() && !open.load(Ordering::Relaxed) {
-                continue;
-            }
-            let Ok(far) = TcpStream::connect(target) else {
-                continue;
-            };
-            for (from, to) in [(&near, &far), (&far, &near)] {
-                let (from, to) = (from.try_clone().unwrap(), to.try_clone().unwrap());
-                std::thread::spawn(move || forward(from, to, cut));
-            }
-            cut = None;
-        }
-    });
-    address
-}
-
-fn forward(mut from: TcpStream, mut to: TcpStream, cut: Option<Cut>) {
-    let mut copy = || -> std::io::Result<()> {
-        let mut opening = [0; 11];
-        from.read_exact(&mut opening)?;
-        to.write_all(&opening)?;
-        loop {
-            let mut header = [0; HEADER_BYTES];
-            from.read_exact(&mut header)?;
-            let kind = Kind::from_number(u16::from_be_bytes([header[0], header[1]])).unwrap();
-            let length = u32::from_be_bytes([header[4], header[5], header[6], header[7]]);
-            let mut payload = vec![0; length as usize];
-            from.read_exact(&mut payload)?;
-            if cut == Some(Cut::Before(kind)) {
-                return Ok(());
-            }
-            to.write_all(&header)?;
-            to.write_all(&payload)?;
-            if cut == Some(Cut::After(kind)) {
-                return Ok(());
-            }
-        }
-    };
-    let _ = copy();
-    let _ = to.shutdown(Shutdown::Both);
-    let _ = from.shutdown(Shutdown::Both);
 }
 
 #[test]

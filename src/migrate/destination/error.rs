@@ -1,0 +1,60 @@
+//! How a migration fails at the destination.
+
+use std::path::PathBuf;
+
+use crate::image::manifest::ManifestError;
+use crate::migrate::Cause;
+use crate::migrate::journal::JournalError;
+use crate::migrate::protocol::MigrationId;
+use crate::migrate::transport::TransportError;
+
+/// Why a container did not come.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum DestinationError {
+    /// The other end cannot be talked to.
+    #[error(transparent)]
+    Transport(#[from] TransportError),
+    /// The journal cannot be written.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    /// The images are not those of the source.
+    #[error("the images did not arrive")]
+    Images {
+        /// Why.
+        #[source]
+        source: ManifestError,
+    },
+    /// The restore failed.
+    #[error("container \"{container}\" cannot be restored here")]
+    Restore {
+        /// Which.
+        container: String,
+        /// Why.
+        #[source]
+        source: Cause,
+    },
+    /// A commit for another migration.
+    #[error("the source committed migration {migration}, which is not this one")]
+    WrongMigration {
+        /// Which it named.
+        migration: MigrationId,
+    },
+    /// The container is this host's and does not run.
+    #[error(
+        "container \"{container}\" belongs to this host now but could not be started; its images are kept: `rcm restore --image-path {} --bundle {} {container}`",
+        images.display(),
+        bundle.display()
+    )]
+    NotStarted {
+        /// Which.
+        container: String,
+        /// Where they are.
+        images: PathBuf,
+        /// The bundle here.
+        bundle: PathBuf,
+        /// Why.
+        #[source]
+        source: Cause,
+    },
+}

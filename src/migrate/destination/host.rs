@@ -1,0 +1,44 @@
+//! What a destination needs of its host.
+
+use std::path::Path;
+
+use crate::migrate::Cause;
+use crate::migrate::preamble::{Facts, Local, Preamble};
+
+/// This host, as one that containers come to.
+pub trait Host {
+    /// See [`Held`].
+    type Held: Held;
+
+    /// What the host is.
+    fn facts(&self) -> Facts;
+
+    /// What a container would find here.
+    fn inspect(&self, preamble: &Preamble) -> Local;
+
+    /// Restores the container from `images` without letting it run. What was done is undone on failure.
+    ///
+    /// # Errors
+    /// Whatever prevents the restore.
+    fn restore(&mut self, preamble: &Preamble, images: &Path) -> Result<Self::Held, Cause>;
+}
+
+/// A restored container that has not executed an instruction.
+///
+/// Dropping it, or the death of this process, destroys it.
+pub trait Held: Sized {
+    /// A running container.
+    type Running;
+
+    /// Lets it run.
+    ///
+    /// # Errors
+    /// Where it does not run; it is destroyed then.
+    fn resume(self) -> Result<Self::Running, Cause>;
+
+    /// Destroys it.
+    ///
+    /// # Errors
+    /// Where something of it is left; it does not execute in any case.
+    fn discard(self) -> Result<(), Cause>;
+}

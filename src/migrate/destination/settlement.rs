@@ -1,0 +1,83 @@
+//! After the end: a source that does not know it.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::ANSWER_LIMIT_DUR;
+use crate::migrate::lobby::Lobby;
+use crate::migrate::protocol::{Answer, Kind, Message, MigrationId, Verdict};
+use crate::migrate::rendezvous::Rendezvous;
+use crate::migrate::transport::{Channel, Patience, TransportError};
+use crate::migrate::{chain, verdict};
+use crate::sys::interrupt::Interrupt;
+
+/// Answers a source that does not know how its migration ended.
+#[derive(Debug)]
+pub struct Settlement {
+    pub(super) lobby: Lobby,
+    pub(super) channel: Option<Channel>,
+    pub(super) images: PathBuf,
+    pub(super) migration: MigrationId,
+    pub(super) verdict: Verdict,
+    pub(super) _rendezvous: Rendezvous,
+}
+
+impl Settlement {
+    /// Waits until the source has said that it knows, for at most `limit_dur`. Returns whether it has.
+    pub fn answer(&mut self, limit_dur: Duration, interrupt: Option<&Interrupt>) -> bool {
+        let patience = Patience::within(limit_dur).or_interrupt(interrupt);
+        if self.verdict == Verdict::Running
+            && let Some(channel) = &mut self.channel
+            && is_settled(channel.receive(&[Kind::Settled], patience))
+        {
+            return true;
+        }
+        // What comes next comes on a new connection, or, when nobody listens here any more, looks into the store.
+        self.channel = None;
+        if self.images.is_dir()
+            && let Err(error) = verdict::leave(&self.images, self.migration, self.verdict)
+        {
+            tracing::debug!("{}", chain(&error));
+        }
+        loop {
+            match self.lobby.admit(patience) {
+                Ok(mut channel) => {
+                    if self.answer_one(&mut channel, patience) {
+                        return true;
+                    }
+                }
+                Err(_) => return false,
+            }
+        }
+    }
+
+    fn answer_one(&mut self, channel: &mut Channel, patience: Patience) -> bool {
+        let patience = patience.at_most(ANSWER_LIMIT_DUR);
+        match channel.receive(&[Kind::Inquiry], patience) {
+            Ok(Message::Inquiry(inquiry)) if inquiry.migration == self.migration => {
+                answer(channel, self.migration, self.verdict);
+                match self.verdict {
+                    Verdict::Running => is_settled(channel.receive(&[Kind::Settled], patience)),
+                    // It acts on the word alone.
+                    Verdict::RolledBack => true,
+                    Verdict::Committed | Verdict::Unknown => false,
+                }
+            }
+            Ok(Message::Inquiry(inquiry)) => {
+                answer(channel, inquiry.migration, Verdict::Unknown);
+                false
+            }
+            Ok(_) | Err(_) => false,
+        }
+    }
+}
+
+fn is_settled(received: Result<Message, TransportError>) -> bool {
+    matches!(received, Ok(Message::Settled(_)))
+}
+
+pub(super) fn answer(channel: &mut Channel, migration: MigrationId, verdict: Verdict) {
+    let message = Message::Answer(Answer { migration, verdict });
+    // Who asked and does not listen asks again.
+    let _ = channel.send(&message, Patience::within(ANSWER_LIMIT_DUR));
+}

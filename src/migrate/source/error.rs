@@ -1,0 +1,129 @@
+//! How a migration fails at the source.
+
+use std::io;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::image::manifest::ManifestError;
+use crate::migrate::Cause;
+use crate::migrate::journal::JournalError;
+use crate::migrate::preamble::Finding;
+use crate::migrate::transport::TransportError;
+
+/// Why a migration stopped before the commit.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum SourceError {
+    /// The other end cannot be talked to.
+    #[error(transparent)]
+    Transport(#[from] TransportError),
+    /// The image store cannot be used.
+    #[error("cannot {action} the image directory {path}")]
+    Images {
+        /// "create", "look at", ...
+        action: &'static str,
+        /// The directory.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The destination objects.
+    #[error("the destination cannot take the container: {}", list(findings))]
+    Refused {
+        /// Those with the severity of an error.
+        findings: Vec<Finding>,
+    },
+    /// The dump failed.
+    #[error("the container cannot be dumped")]
+    Dump {
+        /// Why.
+        #[source]
+        source: Cause,
+    },
+    /// The images cannot be read back.
+    #[error("the images cannot be handed over")]
+    Manifest {
+        /// Why.
+        #[source]
+        source: ManifestError,
+    },
+    /// The container cannot be fenced.
+    #[error("the container cannot be fenced, so the commit would not be safe")]
+    Fence {
+        /// Why.
+        #[source]
+        source: Cause,
+    },
+    /// The journal cannot be written.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    /// It took too long.
+    #[error("the container stood still for {limit_dur:?} (--timeout)")]
+    TooLong {
+        /// The budget.
+        limit_dur: Duration,
+    },
+    /// After the commit, the destination said that it will never run the container.
+    #[error("the destination gave the container back")]
+    Returned,
+}
+
+fn list(findings: &[Finding]) -> String {
+    let texts: Vec<String> = findings.iter().map(Finding::to_string).collect();
+    texts.join("; ")
+}
+
+/// How a migration can fail, by what became of the container.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Failure {
+    /// It runs here as if nothing had happened.
+    #[error("container \"{container}\" was not moved and runs on here")]
+    RunsOn {
+        /// Which.
+        container: String,
+        /// Why it was not moved.
+        #[source]
+        source: Box<SourceError>,
+    },
+    /// It should run here, but letting it go on failed.
+    #[error(
+        "container \"{container}\" was not moved ({reason}), and letting it run on failed; `rcm resume {container}` lets it"
+    )]
+    Stands {
+        /// Which.
+        container: String,
+        /// Why it was not moved.
+        reason: String,
+        /// Why it stands still.
+        #[source]
+        source: Cause,
+    },
+    /// The commit was sent and nobody knows whether it arrived.
+    #[error(
+        "container \"{container}\" was given to {peer}, which does not answer: it stands still here until `rcm live-migrate {container} --resolve` settles where it runs"
+    )]
+    NotSettled {
+        /// Which.
+        container: String,
+        /// The destination.
+        peer: String,
+        /// The last attempt to ask.
+        #[source]
+        source: Box<SourceError>,
+    },
+    /// It runs at the destination; something of it is left here, not running.
+    #[error(
+        "container \"{container}\" runs at {peer}, but not everything of it could be removed here; `rcm delete --force {container}` removes the rest"
+    )]
+    Remains {
+        /// Which.
+        container: String,
+        /// The destination.
+        peer: String,
+        /// What could not be removed.
+        #[source]
+        source: Cause,
+    },
+}

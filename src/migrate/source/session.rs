@@ -1,0 +1,182 @@
+//! What every state of a source carries.
+
+use std::fs;
+use std::io::Write;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::{ANSWER_LIMIT_DUR, Failure, Plan, SourceError};
+use crate::image;
+use crate::image::manifest::Manifest;
+use crate::migrate::address::Destination;
+use crate::migrate::handshake::connect;
+use crate::migrate::journal::Journal;
+use crate::migrate::progress::Progress;
+use crate::migrate::protocol::{Inquiry, Kind, Message, MigrationId, Phase, Shipped, Verdict};
+use crate::migrate::rendezvous::{Acquaintance, RendezvousError};
+use crate::migrate::transport::{Channel, Patience, TransportError};
+use crate::migrate::{Cause, chain, verdict};
+
+/// This migration's directory in the image store; removed when dropped, unless kept.
+#[derive(Debug)]
+pub(super) struct Images {
+    pub(super) path: PathBuf,
+    pub(super) owner: u32,
+    pub(super) keep: bool,
+}
+
+impl Images {
+    pub(super) fn create(store: &Path, migration: MigrationId) -> Result<Self, SourceError> {
+        let path = store.join(migration.to_string());
+        let error = |action| {
+            let path = path.clone();
+            move |source| SourceError::Images {
+                action,
+                path,
+                source,
+            }
+        };
+        fs::DirBuilder::new()
+            .mode(0o700)
+            .create(&path)
+            .map_err(error("create"))?;
+        let mut images = Self {
+            path: path.clone(),
+            owner: 0,
+            keep: false,
+        };
+        images.owner = fs::metadata(&path).map_err(error("look at"))?.uid();
+        Ok(images)
+    }
+}
+
+impl Drop for Images {
+    fn drop(&mut self) {
+        if !self.keep
+            && let Err(error) = image::remove_dir(&self.path)
+        {
+            tracing::warn!(
+                "cannot remove the images in {}: {error}",
+                self.path.display()
+            );
+        }
+    }
+}
+
+/// What all states carry.
+#[derive(Debug)]
+pub(super) struct Session<'a, O> {
+    pub(super) plan: &'a Plan,
+    pub(super) channel: Channel,
+    pub(super) acquaintance: Acquaintance,
+    pub(super) journal: Journal,
+    pub(super) images: Images,
+    pub(super) progress: &'a mut Progress<O>,
+    /// Until the freeze: only signals end a wait. Then the freeze's budget.
+    pub(super) patience: Patience<'a>,
+}
+
+impl<O: Write> Session<'_, O> {
+    pub(super) fn ship(&mut self) -> Result<Manifest, SourceError> {
+        self.patience.check()?;
+        let manifest = Manifest::of_directory(&self.images.path)
+            .map_err(|source| SourceError::Manifest { source })?;
+        let shipped = Message::Shipped(Shipped {
+            manifest: manifest.clone(),
+        });
+        self.channel
+            .send(&shipped, self.patience.at_most(ANSWER_LIMIT_DUR))?;
+        self.journal.enter(Phase::Shipped)?;
+        Ok(manifest)
+    }
+
+    /// Meanwhile the images are synced: before the commit they must survive a crash, but the destination can read them now.
+    pub(super) fn await_ready(&mut self, manifest: &Manifest) -> Result<(), SourceError> {
+        manifest
+            .sync(&self.images.path)
+            .map_err(|source| SourceError::Manifest { source })?;
+        let ready = match self.channel.receive(&[Kind::Ready], self.patience) {
+            Ok(Message::Ready(ready)) => ready,
+            Ok(_) => unreachable!("only a ready was allowed"),
+            Err(TransportError::Late { .. }) => {
+                return Err(SourceError::TooLong {
+                    limit_dur: self.plan.freeze_limit_dur,
+                });
+            }
+            Err(error) => return Err(error.into()),
+        };
+        self.progress
+            .lap_of("verify", Duration::from_micros(ready.verify_us));
+        self.progress
+            .lap_of("restore", Duration::from_micros(ready.restore_us));
+        Ok(self.journal.enter(Phase::PeerReady)?)
+    }
+
+    /// Asks the destination, on a new connection or through the store, what became of the migration.
+    pub(super) fn ask(&mut self) -> Result<Verdict, TransportError> {
+        let migration = self.plan.preamble.migration;
+        match ask(&self.plan.destination, self.acquaintance, migration) {
+            Ok((channel, verdict)) => {
+                // The last word to the destination goes where it answered.
+                self.channel = channel;
+                Ok(verdict)
+            }
+            Err(error) => verdict::find(&self.images.path, migration).ok_or(error),
+        }
+    }
+
+    pub(super) fn rolled_back(
+        mut self,
+        cause: SourceError,
+        release: impl FnOnce() -> Result<(), Cause>,
+    ) -> Failure {
+        let reason = chain(&cause);
+        // The container first: it stands still.
+        let released = release();
+        self.channel.abort(&reason);
+        if let Err(error) = self.journal.roll_back(&reason) {
+            tracing::warn!("{}", chain(&error));
+        }
+        let container = self.plan.preamble.container.clone();
+        match released {
+            Ok(()) => Failure::RunsOn {
+                container,
+                source: Box::new(cause),
+            },
+            Err(source) => Failure::Stands {
+                container,
+                reason,
+                source,
+            },
+        }
+    }
+}
+
+/// Asks a destination what became of a migration; also returns the connection, for [`crate::migrate::protocol::Settled`].
+///
+/// # Errors
+/// All of [`TransportError`].
+pub fn ask(
+    destination: &Destination,
+    acquaintance: Acquaintance,
+    migration: MigrationId,
+) -> Result<(Channel, Verdict), TransportError> {
+    let patience = Patience::within(ANSWER_LIMIT_DUR);
+    let (mut channel, _) = connect(
+        destination,
+        |receiver| {
+            if *receiver == acquaintance.receiver {
+                Ok(acquaintance.secret)
+            } else {
+                Err(RendezvousError::WrongProof)
+            }
+        },
+        patience,
+    )?;
+    channel.send(&Message::Inquiry(Inquiry { migration }), patience)?;
+    match channel.receive(&[Kind::Answer], patience)? {
+        Message::Answer(answer) if answer.migration == migration => Ok((channel, answer.verdict)),
+        _ => Ok((channel, Verdict::Unknown)),
+    }
+}

@@ -1,0 +1,66 @@
+//! What a source needs of a container.
+
+use std::path::Path;
+use std::time::Instant;
+
+use crate::migrate::Cause;
+
+/// A container that can be stopped and dumped.
+pub trait Workload {
+    /// See [`Held`].
+    type Held: Held;
+
+    /// Stops the container and writes its images into `images`. What was done is undone on failure: the container runs on.
+    ///
+    /// # Errors
+    /// Whatever prevents the dump.
+    fn dump(self, images: &Path) -> Result<Self::Held, Cause>;
+}
+
+/// A dumped container that stands still until it is told what to do.
+///
+/// Dropping it, or the death of this process, lets the container go on.
+pub trait Held: Sized {
+    /// The same, held by its cgroup too.
+    type Fenced: Fence;
+
+    /// When the container stopped.
+    fn stopped_at(&self) -> Instant;
+
+    /// Makes it stand still by its cgroup, too.
+    ///
+    /// # Errors
+    /// Where that cannot be made sure: the container runs on then, or will once `self` is gone.
+    fn fence(self) -> Result<Self::Fenced, (Self, Cause)>;
+
+    /// Lets it go on.
+    ///
+    /// # Errors
+    /// Where it still stands.
+    fn release(self) -> Result<(), Cause>;
+}
+
+/// A dumped container that stands still whatever happens to CRIU and, once it is sealed, to this process.
+pub trait Fence: Sized {
+    /// From here on it stands still even if this process dies. Before that, a death lets it go on: the commit was not announced
+    /// in the journal yet.
+    ///
+    /// # Errors
+    /// Where that cannot be made sure.
+    fn seal(&mut self) -> Result<(), Cause>;
+
+    /// Lets it go on.
+    ///
+    /// # Errors
+    /// Where it still stands.
+    fn release(self) -> Result<(), Cause>;
+
+    /// Kills it and removes what it was from this host.
+    ///
+    /// # Errors
+    /// What could not be removed; it does not execute in any case.
+    fn finish(self) -> Result<(), Cause>;
+
+    /// Leaves it standing: nobody knows yet whose it is.
+    fn leave(self);
+}

@@ -1,0 +1,256 @@
+//! Containers that are only played. They behave as CRIU and the freezer do when somebody dies.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+
+use crate::migrate::destination::{self, Host};
+use crate::migrate::preamble::{Facts, Local, Preamble};
+use crate::migrate::protocol::Side;
+use crate::migrate::source::{self, Workload};
+use crate::migrate::{Cause, facts};
+
+/// What a container is on one host.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum State {
+    Absent,
+    Running,
+    Held,
+    Fenced,
+}
+
+/// Both hosts' containers. It is where two runners would be seen.
+#[derive(Debug)]
+pub(super) struct World {
+    pub(super) source: State,
+    pub(super) destination: State,
+}
+
+pub(super) type Shared = Arc<Mutex<World>>;
+
+pub(super) fn set(world: &Shared, side: Side, state: State) {
+    // A thread that plays a dying process may have held the lock.
+    let mut world = world
+        .lock()
+        .unwrap_or_else(|poisoned| poisoned.into_inner());
+    match side {
+        Side::Source => world.source = state,
+        Side::Destination => world.destination = state,
+    }
+    assert!(
+        world.source != State::Running || world.destination != State::Running,
+        "two copies run"
+    );
+}
+
+/// Where a played container goes wrong.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Fault {
+    None,
+    /// The dump fails.
+    Dump,
+    /// The source dies while it dumps.
+    DieInDump,
+    /// The source writes an image, and the store shows another.
+    DamagedImage,
+    /// The restore fails.
+    Restore,
+    /// The destination dies in it.
+    DieInRestore,
+    /// The container cannot be fenced.
+    Fence,
+    /// The fence cannot be made to last.
+    Seal,
+    /// The source dies while fencing.
+    DieInFence,
+    /// Letting it run fails so many times.
+    Resume(u32),
+    /// Removing the container at the source fails.
+    Finish,
+}
+
+pub(super) struct Container {
+    pub(super) world: Shared,
+    pub(super) fault: Fault,
+    pub(super) dir: PathBuf,
+}
+
+pub(super) struct HeldDump {
+    pub(super) world: Shared,
+    pub(super) fault: Fault,
+    pub(super) dir: PathBuf,
+    stopped_at: Instant,
+    decided: bool,
+}
+
+pub(super) struct FencedDump {
+    pub(super) world: Shared,
+    pub(super) fault: Fault,
+    pub(super) dir: PathBuf,
+}
+
+impl Workload for Container {
+    type Held = HeldDump;
+
+    fn dump(self, images: &Path) -> Result<HeldDump, Cause> {
+        let held = HeldDump {
+            world: Arc::clone(&self.world),
+            fault: self.fault,
+            dir: self.dir,
+            stopped_at: Instant::now(),
+            decided: false,
+        };
+        set(&self.world, Side::Source, State::Held);
+        fs::write(images.join("core-1.img"), b"core")?;
+        match self.fault {
+            Fault::Dump => Err("Error (criu): cannot dump".into()),
+            Fault::DieInDump => panic!("killed"),
+            _ => Ok(held),
+        }
+    }
+}
+
+/// As CRIU: it lets the tasks run on when nobody is there to answer.
+impl Drop for HeldDump {
+    fn drop(&mut self) {
+        if !self.decided {
+            set(&self.world, Side::Source, State::Running);
+        }
+    }
+}
+
+impl source::Held for HeldDump {
+    type Fenced = FencedDump;
+
+    fn stopped_at(&self) -> Instant {
+        self.stopped_at
+    }
+
+    fn fence(mut self) -> Result<FencedDump, (Self, Cause)> {
+        match self.fault {
+            Fault::Fence => Err((self, "the freezer is busy".into())),
+            Fault::DieInFence => panic!("killed"),
+            fault => {
+                self.decided = true;
+                set(&self.world, Side::Source, State::Fenced);
+                Ok(FencedDump {
+                    world: Arc::clone(&self.world),
+                    fault,
+                    dir: self.dir.clone(),
+                })
+            }
+        }
+    }
+
+    fn release(self) -> Result<(), Cause> {
+        Ok(())
+    }
+}
+
+impl source::Fence for FencedDump {
+    fn seal(&mut self) -> Result<(), Cause> {
+        match self.fault {
+            Fault::Seal => Err("the guard does not go".into()),
+            _ => Ok(()),
+        }
+    }
+
+    fn release(self) -> Result<(), Cause> {
+        set(&self.world, Side::Source, State::Running);
+        Ok(())
+    }
+
+    fn finish(self) -> Result<(), Cause> {
+        set(&self.world, Side::Source, State::Absent);
+        match self.fault {
+            Fault::Finish => Err("cannot remove a cgroup".into()),
+            _ => Ok(fs::remove_dir_all(&self.dir)?),
+        }
+    }
+
+    fn leave(self) {}
+}
+
+pub(super) struct Node {
+    pub(super) world: Shared,
+    pub(super) fault: Fault,
+    pub(super) id_in_use: bool,
+    pub(super) failed_resumes: Arc<AtomicU32>,
+}
+
+pub(super) struct HeldRestore {
+    pub(super) world: Shared,
+    pub(super) fault: Fault,
+    pub(super) failed_resumes: Arc<AtomicU32>,
+    decided: bool,
+}
+
+impl Host for Node {
+    type Held = HeldRestore;
+
+    fn facts(&self) -> Facts {
+        facts::gather(40_201, BTreeSet::new()).unwrap()
+    }
+
+    fn inspect(&self, preamble: &Preamble) -> Local {
+        Local {
+            container: "web".into(),
+            id_in_use: self.id_in_use,
+            bundle: preamble.bundle.clone(),
+            bundle_exists: true,
+            rootfs: preamble.rootfs.clone(),
+            rootfs_exists: true,
+            same_spec: true,
+            missing_mount_sources: Vec::new(),
+            images_visible: true,
+            image_path: preamble.image_path.clone(),
+        }
+    }
+
+    fn restore(&mut self, _: &Preamble, images: &Path) -> Result<HeldRestore, Cause> {
+        assert_eq!(fs::read(images.join("core-1.img"))?, b"core");
+        set(&self.world, Side::Destination, State::Held);
+        let held = HeldRestore {
+            world: Arc::clone(&self.world),
+            fault: self.fault,
+            failed_resumes: Arc::clone(&self.failed_resumes),
+            decided: false,
+        };
+        match self.fault {
+            Fault::Restore => Err("Error (criu): cannot restore".into()),
+            Fault::DieInRestore => panic!("killed"),
+            _ => Ok(held),
+        }
+    }
+}
+
+/// As CRIU: it kills what it has restored when nobody is there to answer.
+impl Drop for HeldRestore {
+    fn drop(&mut self) {
+        if !self.decided {
+            set(&self.world, Side::Destination, State::Absent);
+        }
+    }
+}
+
+impl destination::Held for HeldRestore {
+    type Running = ();
+
+    fn resume(mut self) -> Result<(), Cause> {
+        if let Fault::Resume(times) = self.fault
+            && self.failed_resumes.fetch_add(1, Ordering::Relaxed) < times
+        {
+            return Err("CRIU died".into());
+        }
+        self.decided = true;
+        set(&self.world, Side::Destination, State::Running);
+        Ok(())
+    }
+
+    fn discard(self) -> Result<(), Cause> {
+        Ok(())
+    }
+}
