@@ -358,6 +358,42 @@ fn features_cover_runcs() {
     );
 }
 
+#[test]
+fn what_cannot_be_done_is_refused() {
+    let host = Host::new();
+    let mapping = json!([{"containerID": 0, "hostID": 1000, "size": 1}]);
+    let bundle = host.bundle("web").edit(|config| {
+        config["mounts"].as_array_mut().unwrap().push(json!({
+            "destination": "/mnt", "type": "bind", "source": "/tmp", "options": ["rbind"],
+            "uidMappings": mapping, "gidMappings": mapping
+        }));
+    });
+    host.cmd("run")
+        .bundle(&bundle)
+        .run()
+        .fails_with(1, "cannot make idmapped mounts");
+    let mounts = fs::read_to_string("/proc/self/mounts").unwrap();
+    if !mounts.contains(" resctrl ") {
+        let bundle = host
+            .bundle("web")
+            .set("/linux/intelRdt", json!({"l3CacheSchema": "L3:0=f"}));
+        host.cmd("run")
+            .bundle(&bundle)
+            .run()
+            .fails_with(1, "intelRdt is specified in config");
+    }
+    if !PathBuf::from("/sys/fs/cgroup/cgroup.controllers").exists() {
+        let bundle = host
+            .bundle("web")
+            .resource("unified", json!({"memory.high": "1000000"}));
+        host.cmd("run")
+            .bundle(&bundle)
+            .run()
+            .fails_with(1, "cannot use unified on cgroup v1");
+    }
+    assert_eq!(host.remains(), Vec::<String>::new());
+}
+
 /// What `PROGRAM spec FLAGS` writes, without what may differ.
 fn written_spec(program: impl AsRef<std::ffi::OsStr>, flags: &[&str]) -> Value {
     let dir = tempfile::tempdir().unwrap();

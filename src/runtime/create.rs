@@ -17,6 +17,7 @@ use super::cgroup::Cgroup;
 use super::container::{Container, Record, validate_id};
 use super::engine::{self, Launch, Launched};
 use super::error::{Error, Result};
+use super::resctrl::Group;
 use super::terminal::{Console, Master};
 use super::{delete, lower, spec};
 use crate::sys;
@@ -172,6 +173,10 @@ fn set_up(
     // regular file to be read only, so that no path through `/proc/self/fd` leads out of the container.
     let spec_path = container.spec_path();
     let _mark = fs::File::open(&spec_path).map_err(Error::file("read", &spec_path))?;
+    let rdt = spec
+        .linux()
+        .as_ref()
+        .and_then(|linux| linux.intel_rdt().clone());
     let notify_path = container.notify_path();
     let launched = engine::launch(Launch {
         container,
@@ -194,6 +199,9 @@ fn set_up(
     record.cgroup_paths = cgroup.paths().clone();
     record.descriptors = descriptors(pid);
     container.save()?;
+    if let Some(rdt) = rdt {
+        Group::join(&request.id, pid, &rdt)?;
+    }
 
     let mut terminal = None;
     if let Some(console) = console {

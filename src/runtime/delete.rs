@@ -6,12 +6,12 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use libcgroups::common::CgroupManager;
-use libcontainer::process::intel_rdt::delete_resctrl_subdirectory_by_id;
 
 use super::cgroup::CgroupError;
 use super::container::{Container, Status, validate_id};
 use super::create::{cgroup_error, is_missing};
 use super::error::{Error, Result};
+use super::resctrl::Group;
 use super::{engine, kill, start};
 use crate::sys;
 
@@ -153,14 +153,13 @@ fn remove_cgroup(container: &Container) -> Result<()> {
             Ok(())
         }
     });
-    let has_rdt = container.spec().is_ok_and(|spec| {
-        spec.linux()
-            .as_ref()
-            .is_some_and(|linux| linux.intel_rdt().is_some())
-    });
-    if has_rdt {
-        // Only there if the machine has resctrl mounted.
-        let _ = delete_resctrl_subdirectory_by_id(container.id());
+    if let Ok(Some(group)) = Group::of(container)
+        && let Err(error) = group.remove()
+    {
+        tracing::warn!(
+            "cannot remove the resctrl group of container {}: {error}",
+            container.id()
+        );
     }
     removed.map_err(cgroup_error("remove", container.id()))
 }

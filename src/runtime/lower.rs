@@ -62,6 +62,17 @@ pub enum InvalidSpec {
         /// Which.
         kind: LinuxNamespaceType,
     },
+    /// The engine would mount it without the mapping: files would belong to others than the spec says.
+    #[error(
+        "mount {destination} has id mappings, and rcm cannot make idmapped mounts yet; leave out idmap, uidMappings and gidMappings"
+    )]
+    IdMappedMount {
+        /// Where it would be mounted.
+        destination: PathBuf,
+    },
+    /// `unified` names files of cgroup v2; the engine would ignore it.
+    #[error("invalid configuration: cannot use unified on cgroup v1")]
+    UnifiedOnV1,
     /// The engine's own validation refused.
     #[error("{reason}")]
     Engine {
@@ -132,6 +143,7 @@ pub fn validate(spec: &Spec) -> Result<()> {
         .linux()
         .as_ref()
         .ok_or(InvalidSpec::Missing { property: "linux" })?;
+    refuse_unsupported(spec)?;
     let namespaces = linux.namespaces().as_deref().unwrap_or_default();
     for (index, namespace) in namespaces.iter().enumerate() {
         if namespaces[..index]
@@ -142,6 +154,36 @@ pub fn validate(spec: &Spec) -> Result<()> {
                 kind: namespace.typ(),
             });
         }
+    }
+    Ok(())
+}
+
+/// What the engine would leave undone without a word.
+fn refuse_unsupported(spec: &Spec) -> Result<()> {
+    let is_mapped = |mount: &&Mount| {
+        let mappings = |list: &Option<Vec<_>>| list.as_ref().is_some_and(|list| !list.is_empty());
+        mappings(mount.uid_mappings())
+            || mappings(mount.gid_mappings())
+            || mount
+                .options()
+                .iter()
+                .flatten()
+                .any(|option| option == "idmap" || option == "ridmap")
+    };
+    if let Some(mount) = spec.mounts().iter().flatten().find(is_mapped) {
+        return Err(InvalidSpec::IdMappedMount {
+            destination: mount.destination().clone(),
+        });
+    }
+    let unified = spec
+        .linux()
+        .as_ref()
+        .and_then(|linux| linux.resources().as_ref())
+        .and_then(|resources| resources.unified().as_ref());
+    if unified.is_some_and(|files| !files.is_empty())
+        && !Path::new("/sys/fs/cgroup/cgroup.controllers").exists()
+    {
+        return Err(InvalidSpec::UnifiedOnV1);
     }
     Ok(())
 }
@@ -350,6 +392,25 @@ mod tests {
         let bundle = tempfile::tempdir().unwrap();
         let error = lower(spec(minimal()), "web", bundle.path(), false).unwrap_err();
         assert!(matches!(error, InvalidSpec::Rootfs { .. }), "{error}");
+    }
+
+    #[test]
+    fn idmapped_mounts_are_refused() {
+        for mount in [
+            serde_json::json!({"destination": "/x", "source": "/y", "options": ["rbind", "idmap"]}),
+            serde_json::json!({"destination": "/x", "source": "/y", "options": ["ridmap"]}),
+            serde_json::json!({
+                "destination": "/x", "source": "/y", "options": ["bind"],
+                "uidMappings": [{"containerID": 0, "hostID": 1000, "size": 1}]
+            }),
+        ] {
+            let mut json = minimal();
+            json["mounts"] = serde_json::json!([mount]);
+            assert!(matches!(
+                validate(&spec(json)),
+                Err(InvalidSpec::IdMappedMount { .. })
+            ));
+        }
     }
 
     #[test]

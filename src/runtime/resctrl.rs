@@ -1,17 +1,20 @@
 //! Intel RDT: the resctrl group of a container (Documentation/filesystems/resctrl.rst).
 //!
-//! The engine makes the group and puts the container into it; here it is read and changed.
+//! The engine's `container_main_process`, which rcm uses, leaves RDT to its caller: rcm lets the engine make the group and removes it itself.
 
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use libcontainer::process::intel_rdt::{find_resctrl_mount_point, setup_intel_rdt};
+use nix::unistd::Pid;
 use oci_spec::runtime::LinuxIntelRdt;
 use serde::Serialize;
 
 use super::cgroup::CgroupError;
 use super::container::Container;
-use super::error::Result;
+use super::engine;
+use super::error::{Error, Result};
 use super::stats::is_zero;
 
 /// What RDT tells of a container.
@@ -94,6 +97,8 @@ pub struct Group {
     dir: PathBuf,
     /// The container's own monitoring group in it, if it has one.
     monitoring_dir: PathBuf,
+    /// Whether the spec names the group: then others may be in it, too.
+    named: bool,
 }
 
 impl Group {
@@ -117,9 +122,40 @@ impl Group {
         let dir = root.join(name);
         Self {
             monitoring_dir: dir.join("mon_groups").join(id),
+            named: rdt.clos_id().is_some(),
             root,
             dir,
         }
+    }
+
+    /// Puts the container's first process, which has no children yet, into the group, making it as the spec wants it.
+    ///
+    /// # Errors
+    /// [`Error::Start`] where the host has no RDT or refuses.
+    pub(crate) fn join(id: &str, pid: Pid, rdt: &LinuxIntelRdt) -> Result<()> {
+        setup_intel_rdt(Some(id), &pid, rdt)
+            .map(drop)
+            .map_err(|error| Error::Start {
+                reason: format!(
+                    "intelRdt is specified in config, but cannot be set up: {}",
+                    engine::chain(&error)
+                ),
+            })
+    }
+
+    /// Removes what was made for the container alone. Its processes must be gone.
+    ///
+    /// # Errors
+    /// As rmdir(2).
+    pub fn remove(&self) -> io::Result<()> {
+        let own = (!self.named).then_some(&self.dir);
+        for dir in [Some(&self.monitoring_dir), own].into_iter().flatten() {
+            match fs::remove_dir(dir) {
+                Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+                _ => {}
+            }
+        }
+        Ok(())
     }
 
     /// The file that holds what the group may use.
@@ -208,7 +244,7 @@ impl Group {
 /// Where resctrl is mounted on this host.
 #[must_use]
 pub fn mount_point() -> Option<PathBuf> {
-    libcontainer::process::intel_rdt::find_resctrl_mount_point().ok()
+    find_resctrl_mount_point().ok()
 }
 
 /// Whether the processor can divide its cache among groups.
@@ -307,6 +343,21 @@ mod tests {
                 "cmt_stats": [{"llc_occupancy": 4096}]
             })
         );
+    }
+
+    #[test]
+    fn a_named_group_is_left_to_others() {
+        let root = tempfile::tempdir().unwrap();
+        let mut rdt = LinuxIntelRdt::default();
+        for (name, left) in [(None, false), (Some("gold".to_owned()), true)] {
+            rdt.set_clos_id(name);
+            let group = Group::new(root.path().into(), &rdt, "web");
+            fs::create_dir_all(&group.dir).unwrap();
+            group.remove().unwrap();
+            assert_eq!(group.dir.exists(), left);
+            // Again: nothing of it is there.
+            group.remove().unwrap();
+        }
     }
 
     #[test]
