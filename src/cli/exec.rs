@@ -89,10 +89,10 @@ pub fn run(globals: &Globals, args: Args) -> anyhow::Result<i32> {
         executed.start()?;
         return Ok(0);
     }
-    let foreground = Foreground::watch(executed.pid)?;
-    let terminal = executed.terminal.take();
+    let mut foreground = Foreground::watch(executed.pid)?;
+    foreground.attach(executed.terminal.take())?;
     executed.start()?;
-    Ok(foreground.wait(terminal)?)
+    Ok(foreground.wait()?)
 }
 
 /// The process of the spec, changed as the flags say; or that of `--process`.

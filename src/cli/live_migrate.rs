@@ -386,7 +386,7 @@ fn stay(arrived: Arrived<Restored>, interrupt: Interrupt) -> anyhow::Result<i32>
         terminal,
     } = arrived.running;
     let mut settlement = arrived.settlement;
-    let foreground = Foreground::watch(pid)?;
+    let mut foreground = Foreground::watch(pid)?;
     interrupt
         .restore_defaults()
         .context("cannot reset signals")?;
@@ -397,7 +397,7 @@ fn stay(arrived: Arrived<Restored>, interrupt: Interrupt) -> anyhow::Result<i32>
         // A thread, and only now: nothing is forked any more, and the signals are blocked in it as they are here.
         std::thread::spawn(move || settlement.answer(SETTLE_LIMIT_DUR, None));
     }
-    let status = foreground.wait(terminal);
+    let status = foreground.attach(terminal).and_then(|()| foreground.wait());
     if let Err(error) = delete::destroy_forcibly(&container) {
         tracing::warn!(
             "cannot remove container {}: {}",

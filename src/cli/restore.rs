@@ -70,9 +70,10 @@ pub fn run(globals: &Globals, args: Args) -> anyhow::Result<i32> {
         return Ok(0);
     }
     // Before it executes, so that neither its end nor a signal for it is missed.
-    let foreground = Foreground::watch(held.pid())?;
+    let mut foreground = Foreground::watch(held.pid())?;
     let restored = held.resume()?;
-    let status = foreground.wait(restored.terminal)?;
+    foreground.attach(restored.terminal)?;
+    let status = foreground.wait()?;
     if let Err(error) = delete::destroy_forcibly(&restored.container) {
         tracing::warn!(
             "cannot remove container {}: {}",

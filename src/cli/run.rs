@@ -39,9 +39,10 @@ pub fn run(globals: &Globals, args: Args) -> anyhow::Result<i32> {
             start::start(&container)?;
             return Ok(0);
         }
-        let foreground = Foreground::watch(launched.pid)?;
+        let mut foreground = Foreground::watch(launched.pid)?;
+        foreground.attach(terminal)?;
         start::start(&container)?;
-        let status = foreground.wait(terminal)?;
+        let status = foreground.wait()?;
         match launched.start_failure() {
             Some(reason) => Err(Error::Start { reason }),
             None => Ok(status),

@@ -19,7 +19,7 @@ use super::engine::{self, Launch, Launched};
 use super::error::{Error, Result};
 use super::resctrl::Group;
 use super::terminal::{Console, Master};
-use super::{delete, lower, spec};
+use super::{delete, lower, spec, stdio};
 use crate::sys;
 use crate::sys::process::ProcessId;
 use crate::sys::terminal::WindowSize;
@@ -165,6 +165,7 @@ fn set_up(
         None => None,
     };
     let console_size = spec.process().as_ref().and_then(console_size);
+    let uid = spec.process().as_ref().map(|process| process.user().uid());
     if !request.no_new_keyring {
         join_session_keyring(&request.id);
     }
@@ -213,6 +214,9 @@ fn set_up(
             Some(socket) => master.send(&socket)?,
             None => terminal = Some(master),
         }
+    }
+    if let Some(uid) = uid {
+        stdio::give_to_user(pid, uid)?;
     }
     if let Some(socket) = pidfd_socket {
         let pidfd = sys::process::pidfd_open(pid).map_err(Error::system(

@@ -13,8 +13,9 @@ use libcontainer::process::args::{ContainerArgs, ContainerType};
 use libcontainer::process::container_main_process::container_main_process;
 use libcontainer::syscall::syscall::SyscallType;
 use libcontainer::user_ns::UserNamespaceConfig;
+use nix::errno::Errno;
 use nix::unistd::Pid;
-use oci_spec::runtime::Spec;
+use oci_spec::runtime::{Hook, Process, Spec};
 
 use super::container::{Container, Record, Status};
 use super::executor::ProcessExecutor;
@@ -43,7 +44,7 @@ pub(crate) struct Launch<'a> {
 ///
 /// # Errors
 /// The deepest cause that is known, as one sentence.
-pub(crate) fn launch(launch: Launch) -> Result<Launched, String> {
+pub(crate) fn launch(mut launch: Launch) -> Result<Launched, String> {
     let record = launch.container.record();
     let init = launch.tenant_errors.is_none();
     let user_ns_config = if init {
@@ -59,6 +60,13 @@ pub(crate) fn launch(launch: Launch) -> Result<Launched, String> {
     if let Some(sub) = &launch.sub_cgroup {
         cgroup_path.push(sub);
     }
+    let executor = if init {
+        let state = hook_state(launch.container, Status::Created).state;
+        ProcessExecutor::of_init(take_start_hooks(&mut launch.spec), state)
+    } else {
+        ProcessExecutor::default()
+    };
+    let spec = Rc::new(launch.spec);
     let args = ContainerArgs {
         container_type: match launch.tenant_errors {
             None => ContainerType::InitContainer,
@@ -68,7 +76,7 @@ pub(crate) fn launch(launch: Launch) -> Result<Launched, String> {
         },
         syscall: SyscallType::default(),
         rootfs: record.rootfs.clone(),
-        spec: Rc::new(launch.spec),
+        spec: Rc::clone(&spec),
         console_socket: launch.console.map(AsRawFd::as_raw_fd),
         notify_listener,
         preserve_fds: launch.preserve_fds,
@@ -77,7 +85,7 @@ pub(crate) fn launch(launch: Launch) -> Result<Launched, String> {
         cgroup_config: cgroup_config(record, cgroup_path),
         // The engine only asks this where it has no console socket.
         detached: true,
-        executor: Box::new(ProcessExecutor::default()),
+        executor: Box::new(executor),
         no_pivot: record.no_pivot,
         stdin: None,
         stdout: None,
@@ -95,8 +103,19 @@ pub(crate) fn launch(launch: Launch) -> Result<Launched, String> {
             let seen = trail.records().len();
             Ok(Launched { pid, trail, seen })
         }
-        Err(error) => Err(reason(&mut trail, &error)),
+        Err(error) => Err(reason(&mut trail, &error, &spec)),
     }
+}
+
+/// The `startContainer` hooks, which rcm's executor runs instead of the engine.
+fn take_start_hooks(spec: &mut Spec) -> Vec<Hook> {
+    let Some(mut hooks) = spec.hooks().clone() else {
+        return Vec::new();
+    };
+    let taken = hooks.start_container().clone().unwrap_or_default();
+    hooks.set_start_container(None);
+    spec.set_hooks(Some(hooks));
+    taken
 }
 
 /// A process that waits at its notify socket.
@@ -119,16 +138,63 @@ impl Launched {
 }
 
 /// The deepest cause of a failure: runc's sentence where the executor refused, else the first error that the engine logged.
-fn reason(trail: &mut Trail, error: &dyn std::error::Error) -> String {
+fn reason(trail: &mut Trail, error: &dyn std::error::Error, spec: &Spec) -> String {
     let flat = chain(error);
     // The engine's own wrapping of what rcm's executor said.
     if let Some(at) = flat.find("exec: \"") {
         return format!("error during container init: {}", &flat[at..]);
     }
-    match trail.records().into_iter().next() {
-        Some(first) if !flat.contains(&first) => format!("{first} ({flat})"),
-        _ => flat,
+    let first = trail.records().into_iter().next().unwrap_or_default();
+    if let Some(failure) = first.strip_prefix("failed to chdir") {
+        return format!("error during container init: {}", chdir(failure, spec));
     }
+    let mut text = match first.is_empty() || flat.contains(&first) {
+        true => flat,
+        false => format!("{first} ({flat})"),
+    };
+    if text.contains("hook")
+        && let Some(missing) = missing_hook(spec)
+    {
+        text = format!("{text}: {} does not exist", missing.display());
+    }
+    text
+}
+
+/// runc's sentence for a working directory that cannot be entered. The engine names the error number only.
+fn chdir(failure: &str, spec: &Spec) -> String {
+    let cwd = spec.process().as_ref().map(Process::cwd);
+    let errno = [
+        Errno::ENOENT,
+        Errno::ENOTDIR,
+        Errno::EACCES,
+        Errno::EPERM,
+        Errno::ELOOP,
+    ]
+    .into_iter()
+    .find(|errno| failure.ends_with(&format!("{errno:?}")));
+    format!(
+        "chdir to cwd ({:?}) set in config.json failed: {}",
+        cwd.map_or(Path::new(""), PathBuf::as_path),
+        errno.map_or_else(|| failure.to_owned(), |errno| errno.desc().to_lowercase())
+    )
+}
+
+/// The engine does not say which hook it could not execute.
+fn missing_hook(spec: &Spec) -> Option<PathBuf> {
+    let hooks = spec.hooks().as_ref()?;
+    #[allow(deprecated, reason = "prestart hooks still exist in specs")]
+    let kinds = [
+        hooks.prestart(),
+        hooks.create_runtime(),
+        hooks.create_container(),
+    ];
+    kinds
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(Hook::path)
+        .find(|path| !path.exists())
+        .cloned()
 }
 
 /// An error and its sources, joined with colons.

@@ -14,8 +14,8 @@ use super::container::{Container, Status};
 use super::create::{check_preserved, connect, console_size, write_pid_file};
 use super::engine::{self, Launch};
 use super::error::{Error, Result};
-use super::lower;
 use super::terminal::{Console, Master};
+use super::{lower, stdio};
 use crate::sys;
 
 /// What is to be executed, and how.
@@ -143,6 +143,7 @@ pub fn exec(container: &Container, mut request: ExecRequest) -> Result<Executed>
                 None => executed.terminal = Some(master),
             }
         }
+        stdio::give_to_user(pid, request.process.user().uid())?;
         if let Some(socket) = pidfd_socket {
             let pidfd = sys::process::pidfd_open(pid)
                 .map_err(Error::system("open a pidfd of the process"))?;

@@ -10,19 +10,25 @@ use std::ffi::CString;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
+use libcontainer::container::State;
+use libcontainer::hooks::run_hooks;
 use libcontainer::workload::{
     Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError,
 };
 use nix::errno::Errno;
-use oci_spec::runtime::Spec;
+use nix::unistd::Pid;
+use oci_spec::runtime::{Hook, Spec};
 
+use super::engine::chain;
 use crate::sys;
 
 /// Executes the process of a spec with runc's error texts.
 #[derive(Debug, Clone, Default)]
 pub struct ProcessExecutor {
-    /// What the engine adds to the environment: `HOME` of the container's user, `LISTEN_FDS`.
-    added: RefCell<HashMap<String, String>>,
+    /// The environment as the engine has it: with `HOME` of the container's user and `LISTEN_FDS`.
+    engines: RefCell<HashMap<String, String>>,
+    /// The `startContainer` hooks and the state that they get. The engine would tell them that the container is being created.
+    start_hooks: Option<(Vec<Hook>, State)>,
 }
 
 /// Variables that the engine may add; it changes none that the spec has.
@@ -37,12 +43,15 @@ impl Executor for ProcessExecutor {
 
     fn setup_envs(&self, envs: HashMap<String, String>) -> Result<(), ExecutorSetEnvsError> {
         // The environment goes to execve as it is in the spec, in its order; the process's own is left alone.
-        *self.added.borrow_mut() = envs;
+        *self.engines.borrow_mut() = envs;
         Ok(())
     }
 
     fn exec(&self, spec: &Spec) -> Result<(), ExecutorError> {
-        let error = match self.replace_process(spec) {
+        let replaced = self
+            .run_start_hooks()
+            .and_then(|()| self.replace_process(spec));
+        let error = match replaced {
             Ok(never) => match never {},
             Err(error) => error,
         };
@@ -53,6 +62,30 @@ impl Executor for ProcessExecutor {
 }
 
 impl ProcessExecutor {
+    /// For a container's first process; `state` is that of the container.
+    #[must_use]
+    pub fn of_init(start_hooks: Vec<Hook>, state: State) -> Self {
+        Self {
+            engines: RefCell::default(),
+            start_hooks: Some((start_hooks, state)),
+        }
+    }
+
+    fn run_start_hooks(&self) -> Result<(), String> {
+        let Some((hooks, state)) = &self.start_hooks else {
+            return Ok(());
+        };
+        // As with runc, they get the pid as the container sees it, and the process's environment where they have none.
+        run_hooks(
+            Some(hooks),
+            Some(state),
+            None,
+            Some(Pid::this()),
+            Some(&self.engines.borrow()),
+        )
+        .map_err(|error| format!("error running startContainer hook: {}", chain(&error)))
+    }
+
     fn replace_process(&self, spec: &Spec) -> Result<Infallible, String> {
         let path = find_program(spec)?;
         let text = |text: &str| {
@@ -89,9 +122,9 @@ impl ProcessExecutor {
             env.retain(|one| name(one) != name(variable));
             env.push(variable.clone());
         }
-        let added = self.added.borrow();
+        let engines = self.engines.borrow();
         for key in ADDED_VARIABLES {
-            if let Some(value) = added.get(key)
+            if let Some(value) = engines.get(key)
                 && !env
                     .iter()
                     .any(|one| name(one) == key && *one != format!("{key}="))

@@ -31,6 +31,7 @@ pub struct Foreground {
     pid: Pid,
     pidfd: OwnedFd,
     signals: SignalFd,
+    relay: Option<Relay>,
 }
 
 impl Foreground {
@@ -49,7 +50,18 @@ impl Foreground {
             pid,
             pidfd,
             signals,
+            relay: None,
         })
+    }
+
+    /// Connects the child's terminal, if it has one, with this process's standard streams. Do it before the child begins: it should
+    /// find the size and the modes that it will have.
+    ///
+    /// # Errors
+    /// [`Error::System`].
+    pub fn attach(&mut self, terminal: Option<Master>) -> Result<()> {
+        self.relay = terminal.map(Relay::new).transpose()?;
+        Ok(())
     }
 
     /// Stays until the child has ended; forwards signals to it and moves its terminal's data.
@@ -58,11 +70,10 @@ impl Foreground {
     ///
     /// # Errors
     /// [`Error::System`].
-    pub fn wait(mut self, terminal: Option<Master>) -> Result<i32> {
-        let mut relay = terminal.map(Relay::new).transpose()?;
+    pub fn wait(mut self) -> Result<i32> {
         loop {
-            let input = relay.as_ref().and_then(Relay::input_fd);
-            let output = relay.as_ref().and_then(Relay::output_fd);
+            let input = self.relay.as_ref().and_then(Relay::input_fd);
+            let output = self.relay.as_ref().and_then(Relay::output_fd);
             let mut fds = vec![
                 PollFd::new(self.pidfd.as_fd(), PollFlags::POLLIN),
                 PollFd::new(self.signals.as_fd(), PollFlags::POLLIN),
@@ -82,12 +93,12 @@ impl Foreground {
             let mut ready = ready.into_iter();
             let ended = ready.next().unwrap_or(false);
             let signalled = ready.next().unwrap_or(false);
-            let has_input = input_ready(&relay, Relay::input_fd, &mut ready);
-            let has_output = input_ready(&relay, Relay::output_fd, &mut ready);
+            let has_input = input_ready(&self.relay, Relay::input_fd, &mut ready);
+            let has_output = input_ready(&self.relay, Relay::output_fd, &mut ready);
             if signalled {
-                self.forward_signals(relay.as_ref())?;
+                self.forward_signals()?;
             }
-            if let Some(relay) = &mut relay {
+            if let Some(relay) = &mut self.relay {
                 if has_output {
                     relay.copy_output();
                 }
@@ -96,7 +107,7 @@ impl Foreground {
                 }
             }
             if ended {
-                if let Some(relay) = &mut relay {
+                if let Some(relay) = &mut self.relay {
                     relay.drain();
                 }
                 return self.reap();
@@ -104,7 +115,7 @@ impl Foreground {
         }
     }
 
-    fn forward_signals(&mut self, relay: Option<&Relay>) -> Result<()> {
+    fn forward_signals(&mut self) -> Result<()> {
         loop {
             match self.signals.read_signal() {
                 Ok(Some(info)) => {
@@ -112,13 +123,11 @@ impl Foreground {
                     match Signal::try_from(number) {
                         // As a subreaper this process inherits the container's orphans.
                         Ok(Signal::SIGCHLD) => sys::process::reap_others(self.pid),
-                        Ok(Signal::SIGWINCH) if relay.is_some() => {
-                            if let Some(relay) = relay {
-                                relay.follow_size();
-                            }
-                        }
-                        // Not worth a failure: the process may just be ending.
-                        _ => drop(sys::process::pidfd_send_signal(&self.pidfd, Some(number))),
+                        signal => match &self.relay {
+                            Some(relay) if signal == Ok(Signal::SIGWINCH) => relay.follow_size(),
+                            // Not worth a failure: the process may just be ending.
+                            _ => drop(sys::process::pidfd_send_signal(&self.pidfd, Some(number))),
+                        },
                     }
                 }
                 Ok(None) | Err(Errno::EAGAIN) => return Ok(()),
@@ -162,9 +171,7 @@ impl Relay {
         let stdin = io::stdin();
         // A stdin that is no terminal is simply copied.
         let raw = RawMode::enter(stdin.as_fd()).ok();
-        if raw.is_none() {
-            let _ = sys::terminal::clear_onlcr(master.fd().as_fd());
-        }
+        let _ = sys::terminal::clear_onlcr(master.fd().as_fd());
         let flags = fcntl(master.fd().as_raw_fd(), FcntlArg::F_GETFL)
             .map_err(Error::system("use the container's terminal"))?;
         let flags = OFlag::from_bits_truncate(flags) | OFlag::O_NONBLOCK;

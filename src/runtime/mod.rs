@@ -29,6 +29,7 @@ pub mod snapshot;
 pub mod spec;
 pub mod start;
 pub mod stats;
+mod stdio;
 pub mod terminal;
 pub mod update;
 

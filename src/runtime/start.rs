@@ -2,10 +2,18 @@
 
 use std::fs;
 use std::io::Write;
+use std::thread;
+use std::time::Duration;
+
+use oci_spec::runtime::{Hook, Spec};
 
 use super::container::{Container, Status};
 use super::error::{Error, Result};
 use super::{create, engine};
+use crate::sys::process;
+
+/// How often the first process is looked at.
+const POLL_INTERVAL_DUR: Duration = Duration::from_micros(200);
 
 /// Lets the user's program begin, then runs the poststart hooks.
 ///
@@ -31,6 +39,9 @@ pub fn start(container: &Container) -> Result<()> {
         }
         _ => {}
     }
+    if hooks(&container.spec()?, "poststart").is_some() {
+        wait_for_program(container)?;
+    }
     run_hooks(container, "poststart", Status::Running).inspect_err(|_| {
         if let Err(error) = container.cgroup().kill_all() {
             tracing::warn!(
@@ -48,24 +59,41 @@ pub fn start(container: &Container) -> Result<()> {
 /// [`Error::Hook`].
 pub(crate) fn run_hooks(container: &Container, kind: &'static str, status: Status) -> Result<()> {
     let spec = container.spec()?;
-    let Some(hooks) = spec.hooks() else {
+    let Some(hooks) = hooks(&spec, kind) else {
         return Ok(());
-    };
-    let hooks = match kind {
-        // Only libcontainer 0.7's name for what older specs have; runc still runs them.
-        #[allow(deprecated)]
-        "prestart" => hooks.prestart(),
-        "createRuntime" => hooks.create_runtime(),
-        "poststart" => hooks.poststart(),
-        _ => hooks.poststop(),
     };
     let state = engine::hook_state(container, status).state;
     libcontainer::hooks::run_hooks(
-        hooks.as_ref(),
+        Some(hooks),
         Some(&state),
         Some(container.bundle()),
         None,
         None,
     )
     .map_err(|source| Error::Hook { kind, source })
+}
+
+fn hooks<'a>(spec: &'a Spec, kind: &str) -> Option<&'a Vec<Hook>> {
+    let hooks = spec.hooks().as_ref()?;
+    let of_kind = match kind {
+        #[allow(deprecated, reason = "older specs have it, and runc still runs it")]
+        "prestart" => hooks.prestart(),
+        "createRuntime" => hooks.create_runtime(),
+        "poststart" => hooks.poststart(),
+        _ => hooks.poststop(),
+    };
+    of_kind.as_ref()
+}
+
+/// Waits until the first process has been replaced by the user's program (or has ended): poststart hooks come after that, and
+/// after the startContainer hooks. Until then it has the container's spec open, see [`create`](create::create).
+fn wait_for_program(container: &Container) -> Result<()> {
+    let path = container.spec_path();
+    let path = path.canonicalize().map_err(Error::file("find", &path))?;
+    while let Ok(pid) = container.live_init()
+        && process::holds(pid, &path)
+    {
+        thread::sleep(POLL_INTERVAL_DUR);
+    }
+    Ok(())
 }

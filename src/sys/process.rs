@@ -158,17 +158,23 @@ pub fn holders(path: &Path) -> io::Result<Vec<Pid>> {
         else {
             continue;
         };
-        let Ok(descriptors) = entry.path().join("fd").read_dir() else {
-            continue;
-        };
-        let holds = descriptors
-            .flatten()
-            .any(|fd| std::fs::read_link(fd.path()).is_ok_and(|target| target == path));
-        if holds && pid != Pid::this().as_raw() {
-            pids.push(Pid::from_raw(pid));
+        let pid = Pid::from_raw(pid);
+        if pid != Pid::this() && holds(pid, &path) {
+            pids.push(pid);
         }
     }
     Ok(pids)
+}
+
+/// Whether the process has the file at `path` open, a path without symbolic links. Not, if it may not be looked into.
+#[must_use]
+pub fn holds(pid: Pid, path: &Path) -> bool {
+    let Ok(descriptors) = std::fs::read_dir(format!("/proc/{pid}/fd")) else {
+        return false;
+    };
+    descriptors
+        .flatten()
+        .any(|fd| std::fs::read_link(fd.path()).is_ok_and(|target| target == path))
 }
 
 /// Makes orphaned descendants children of this process instead of init's (PR_SET_CHILD_SUBREAPER, prctl(2)).

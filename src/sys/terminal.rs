@@ -56,7 +56,7 @@ pub fn set_window_size(terminal: BorrowedFd, size: WindowSize) -> nix::Result<()
     Ok(())
 }
 
-/// Keeps a terminal in raw mode; its former settings come back when this is dropped.
+/// Keeps a terminal in raw mode, but for the translation of its output; its former settings come back when this is dropped.
 #[derive(Debug)]
 pub struct RawMode {
     terminal: OwnedFd,
@@ -73,6 +73,9 @@ impl RawMode {
         let former = tcgetattr(&terminal)?;
         let mut raw = former.clone();
         cfmakeraw(&mut raw);
+        // What comes from a container's terminal has plain newlines ([`clear_onlcr`]).
+        raw.output_flags
+            .insert(nix::sys::termios::OutputFlags::OPOST);
         tcsetattr(&terminal, SetArg::TCSANOW, &raw)?;
         Ok(Self { terminal, former })
     }
