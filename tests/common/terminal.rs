@@ -189,7 +189,17 @@ impl Session {
     /// # Panics
     /// If that takes too long; it is killed then.
     #[track_caller]
-    pub fn wait(mut self) -> (i32, String) {
+    pub fn wait(self) -> (i32, String) {
+        let (code, terminal) = self.finish();
+        (code, terminal.transcript())
+    }
+
+    /// As [`wait`](Self::wait), with the terminal itself.
+    ///
+    /// # Panics
+    /// As [`wait`](Self::wait).
+    #[track_caller]
+    pub fn finish(mut self) -> (i32, Terminal) {
         let deadline = Instant::now() + self.limit_dur;
         loop {
             let ended = self.child.wait(Duration::ZERO);
@@ -203,7 +213,7 @@ impl Session {
             if readable {
                 self.terminal.read(Duration::ZERO);
             } else if let Some(status) = ended {
-                return (exit_code(status), self.terminal.transcript());
+                return (exit_code(status), self.terminal);
             }
             assert!(
                 Instant::now() < deadline,
