@@ -408,7 +408,7 @@ fn written_spec(program: impl AsRef<std::ffi::OsStr>, flags: &[&str]) -> Value {
     let mut spec: Value = serde_json::from_slice(&text).unwrap();
     let version = spec["ociVersion"].take();
     assert!(version.as_str().unwrap().starts_with("1."), "{version}");
-    // runc before 1.2 put the capabilities into the ambient set, too.
+    // Older runcs put the capabilities into the ambient set, too.
     spec["process"]["capabilities"]
         .as_object_mut()
         .unwrap()
