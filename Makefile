@@ -23,11 +23,11 @@ MSRV       := $(shell sed -n 's/^rust-version *= *"\(.*\)"/\1/p' Cargo.toml)
 
 # The tests need root. An ordinary user compiles as himself, and only the test programs run through sudo.
 ifneq ($(shell id -u),0)
-HOST := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p' | tr 'a-z-' 'A-Z_')
+TRIPLE := $(shell rustc -vV 2>/dev/null | sed -n 's/^host: //p' | tr 'a-z-' 'A-Z_')
 export CARGO_HOME ?= $(HOME)/.cargo
-export CARGO_TARGET_$(HOST)_RUNNER ?= sudo --preserve-env
+export CARGO_TARGET_$(TRIPLE)_RUNNER ?= sudo --preserve-env
 SUDO := sudo --preserve-env
-UNPRIVILEGED := env -u CARGO_TARGET_$(HOST)_RUNNER
+UNPRIVILEGED := env -u CARGO_TARGET_$(TRIPLE)_RUNNER
 endif
 
 .DEFAULT_GOAL := build
@@ -90,6 +90,36 @@ bench: deps build ## Measure rcm beside runc and youki
 .PHONY: demo
 demo: deps build ## Move a running container between two hosts on this machine
 	$(SUDO) env RCM="$(abspath $(BINARY))" scripts/demo.sh
+
+# --- the lab: two virtual machines, see docs/lab.md ---
+
+.PHONY: deps-vm
+deps-vm: ## Install what the lab needs besides `make deps`: QEMU and debootstrap
+	@scripts/deps.sh --vm
+
+# Static: it runs in a root file system that holds nothing else.
+WORKLOAD := $(TARGET_DIR)/release/workload
+$(WORKLOAD): tests/vm/workload.rs
+	@mkdir -p $(@D)
+	rustc --edition 2024 -O -C target-feature=+crt-static -o $@ $<
+
+.PHONY: test-vm
+test-vm: deps-vm build $(WORKLOAD) ## Run the scenarios of tests/vm in two virtual machines
+	$(SUDO) env RCM="$(abspath $(BINARY))" WORKLOAD="$(abspath $(WORKLOAD))" tests/vm/test.sh $(SCENARIOS)
+
+.PHONY: lab-up
+lab-up: deps-vm build ## Start the two machines, with this tree's rcm
+	$(SUDO) tests/vm/build-image.sh
+	$(SUDO) tests/vm/up.sh
+	$(SUDO) tests/vm/push.sh "$(abspath $(BINARY))" /usr/local/sbin/rcm
+
+.PHONY: lab-shell
+lab-shell: ## A shell in one of them (HOST=source or HOST=destination)
+	@$(SUDO) tests/vm/run.sh "$(or $(HOST),source)"
+
+.PHONY: lab-down
+lab-down: ## Stop them
+	$(SUDO) tests/vm/down.sh
 
 .PHONY: clean
 clean: ## Remove everything that was built

@@ -16,20 +16,23 @@ export PATH="$PATH:/usr/local/sbin:/usr/sbin:/sbin"
 
 usage() {
     cat <<USAGE
-usage: scripts/deps.sh [--check]
+usage: scripts/deps.sh [--check] [--vm]
 
 Install the packages, and a CRIU, that rcm needs for building, running and testing.
 
   --check   install nothing; list the packages that are missing and fail if there are any
+  --vm      what the lab of two virtual machines needs, too
 
 environment: see scripts/criu.sh --help for the variables that choose the CRIU
 USAGE
 }
 
 check_only=false
+with_vm=false
 while [ $# -gt 0 ]; do
     case $1 in
         --check) check_only=true ;;
+        --vm) with_vm=true ;;
         -h | --help)
             usage
             exit 0
@@ -78,6 +81,18 @@ containerd                have_command containerd
 docker.io                 have_command dockerd
 docker-cli|docker.io      have_command docker
 LIST
+    if $with_vm; then
+        cat <<'LIST'
+# the lab: machines, the image that they start from, and the way into them
+qemu-system-x86           have_command qemu-system-x86_64
+debootstrap               have_command debootstrap
+debian-archive-keyring    have_file /usr/share/keyrings/debian-archive-keyring.gpg
+e2fsprogs                 have_command mkfs.ext4
+cpio                      have_command cpio
+xz-utils                  have_command xz
+openssh-client            have_command ssh
+LIST
+    fi
 }
 
 # in_archive PACKAGE - does apt know a version of it?

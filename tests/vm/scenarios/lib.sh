@@ -1,0 +1,67 @@
+# What the scenarios share. Sourced by each of them.
+# shellcheck shell=bash
+
+. "$(dirname "${BASH_SOURCE[0]}")/../lib.sh"
+
+# Bundles lie at the same path on both machines, as the README has it.
+readonly BUNDLES=/root/bundles
+
+# Nothing of a scenario is left for the next one.
+clean_up() {
+    local status=$? host
+    trap - EXIT
+    for host in $HOSTS; do
+        on "$host" 'for state in /run/rcm/*/state.json; do
+                [ ! -e "$state" ] || rcm delete --force "$(basename "$(dirname "$state")")"
+            done' || status=1
+    done
+    on source 'rm -rf /var/nfs/*' || status=1
+    exit "$status"
+}
+trap clean_up EXIT
+
+# make_bundle ID ARGUMENT... - a bundle with a busybox, the workload and a command, on both machines.
+make_bundle() {
+    local id=$1 host args
+    shift
+    args=$(printf '%s\n' "$@" | jq -R . | jq -sc .)
+    for host in $HOSTS; do
+        on "$host" "set -e
+            mkdir -p $BUNDLES/$id/rootfs/bin
+            cd $BUNDLES/$id
+            cp /usr/bin/busybox /usr/local/bin/workload rootfs/bin/
+            for name in sh cat sleep; do ln -sf busybox rootfs/bin/\$name; done
+            rm -f config.json
+            rcm spec
+            jq '.process.terminal = false | .process.args = \$args' --argjson args '$args' config.json >config.new
+            mv config.new config.json"
+    done
+}
+
+# start_receiver ID OPTION... - in the background of the destination; its output goes to a file there. Returns when it waits for the source.
+start_receiver() {
+    local id=$1 log=/tmp/receiver-$1
+    shift
+    on destination "rm -f $log; cd $BUNDLES/$id; sudo rcm live-migrate $id --image-path=/var/nfs $* >$log 2>&1 </dev/null &"
+    for _ in $(seq 100); do
+        ! on destination "grep -q 'waiting on' $log" || return 0
+        sleep 0.2
+    done
+    on destination "cat $log"
+    die "the receiver does not wait for the source"
+}
+
+# inside HOST ID FILE - a file as the container sees it; its first process has it open to every reader with root's rights.
+inside() {
+    on "$1" "pid=\$(rcm state $2 | jq .pid) && cat /proc/\$pid/root/$3"
+}
+
+# status_of HOST ID - "running", ..., or "absent".
+status_of() {
+    on "$1" "rcm state $2 2>/dev/null | jq -r .status | grep . || echo absent"
+}
+
+# expect WHAT FOUND WANTED
+expect() {
+    [ "$2" = "$3" ] || die "$1: \"$2\" instead of \"$3\""
+}

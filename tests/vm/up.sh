@@ -1,0 +1,95 @@
+#!/usr/bin/env bash
+#
+# Start the lab: two virtual machines, source and destination, with a private link, and /var/nfs of the source on both.
+#
+#   RCM_LAB_INIT=fast|systemd    the first process: busybox (starts in a third of the time), or systemd
+#   RCM_LAB_MEMORY=1024          MiB of each machine
+#   RCM_LAB_CPU=MODEL            QEMU's processor model; RCM_LAB_CPU_source, RCM_LAB_CPU_destination for one machine
+
+set -euo pipefail
+. "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+
+INIT=${RCM_LAB_INIT:-fast}
+MEMORY=${RCM_LAB_MEMORY:-1024}
+# QEMU 7.2 corrupts the flags of a guest on cmpxchg16b now and then: oopses in random places. Without la57 page tables have a level less.
+CPU=${RCM_LAB_CPU:-max,cx16=off,la57=off}
+case $INIT in
+    fast) init=/usr/local/sbin/lab-init ;;
+    systemd) init=/sbin/init ;;
+    *) die "RCM_LAB_INIT is \"$INIT\", and can be fast or systemd" ;;
+esac
+[ -e "$IMAGE/built" ] || die "no image yet: tests/vm/build-image.sh"
+for host in $HOSTS; do
+    ! pid_of "$host" >/dev/null || die "$host is up already: make lab-down"
+done
+
+began=$(now_ms)
+rm -rf "$RUN"
+mkdir -p "$RUN"
+ln -s "$(mktemp -d /tmp/rcm-lab.XXXXXX)" "$RUN/sockets"
+# Only when all of the lab is up it stays up.
+trap '"$VM/down.sh"' EXIT
+
+start() {
+    local host=$1 peer=$2 number cpu=RCM_LAB_CPU_$1 sockets
+    number=$(address_of "$host")
+    number=${number##*.}
+    sockets=$(readlink "$RUN/sockets")
+    # One processor each: a second one makes emulation slower. What a machine writes to its disk is gone when it ends.
+    nice qemu-system-x86_64 -name "rcm-lab-$host@$RUN" -nodefaults -no-user-config -display none -daemonize \
+        -pidfile "$RUN/$host.pid" -qmp "unix:$sockets/$host.qmp,server=on,wait=off" \
+        -machine q35 -accel tcg,thread=multi,tb-size=256 -cpu "${!cpu:-$CPU}" -smp 1 -m "$MEMORY" \
+        -kernel "$IMAGE/vmlinuz" -initrd "$IMAGE/initrd" \
+        -append "console=hvc0 quiet loglevel=4 net.ifnames=0 mitigations=off panic=5 lab.init=$init lab.name=$host lab.address=$(address_of "$host")" \
+        -drive "file=$IMAGE/root.ext4,if=virtio,format=raw,snapshot=on,cache=unsafe" \
+        -device virtio-serial -chardev "file,id=console,path=$RUN/$host.console" -device virtconsole,chardev=console \
+        -netdev "user,id=exec,restrict=on,ipv6=off,hostfwd=tcp:127.0.0.1:0-:22" \
+        -device "virtio-net-pci,netdev=exec,romfile=,mac=52:54:00:00:00:0$number" \
+        -netdev "dgram,id=link,local.type=unix,local.path=$sockets/$host.link,remote.type=unix,remote.path=$sockets/$peer.link" \
+        -device "virtio-net-pci,netdev=link,romfile=,mac=52:54:00:00:01:0$number" \
+        -device virtio-rng-pci 2>"$RUN/$host.qemu" || die "QEMU: $(tail -n 1 "$RUN/$host.qemu")"
+}
+TMPDIR=$RUN start source destination
+TMPDIR=$RUN start destination source
+
+for host in $HOSTS; do
+    # The kernel chose a free port of this machine.
+    port=$(monitor "$host" "info usernet" | awk '/HOST_FORWARD/ { print $4 }')
+    cat <<CONFIG
+Host $host
+    Port $port
+CONFIG
+done >"$RUN/ssh_config"
+cat >>"$RUN/ssh_config" <<CONFIG
+Host *
+    HostName 127.0.0.1
+    User root
+    IdentityFile $IMAGE/key
+    IdentitiesOnly yes
+    StrictHostKeyChecking no
+    UserKnownHostsFile /dev/null
+    LogLevel ERROR
+    BatchMode yes
+    ConnectTimeout 10
+    ControlMaster auto
+    ControlPath $(readlink "$RUN/sockets")/%n
+    ControlPersist 3600
+CONFIG
+
+wait_for() {
+    local host=$1 deadline=$((SECONDS + 180))
+    # Earlier, QEMU would accept a connection and try to reach the machine again only after 6 seconds.
+    until grep -q "lab: $host is up" "$RUN/$host.console" 2>/dev/null; do
+        [ $SECONDS -lt $deadline ] || die "$host does not start; see $RUN/$host.console"
+        sleep 0.1
+    done
+    until on "$host" true 2>/dev/null; do
+        [ $SECONDS -lt $deadline ] || die "$host starts, but has no exec channel; see $RUN/$host.console"
+        sleep 0.2
+    done
+}
+for host in $HOSTS; do wait_for "$host"; done
+on source lab-nfs serve
+on destination timeout 60 lab-nfs mount 10.0.0.1
+trap - EXIT
+say "up in $(seconds_since "$began") s: $HOSTS"
