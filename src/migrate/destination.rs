@@ -229,8 +229,7 @@ impl<H: Host> Prepared<H> {
                 side: Side::Destination,
                 peer: channel.peer().to_owned(),
                 images: images.clone(),
-                secret: Some(self.rendezvous.secret()),
-                receiver: Some(self.rendezvous.receiver()),
+                acquaintance: Some(self.rendezvous.acquaintance()),
             },
         );
         let (journal, channel) = match journal {

@@ -20,6 +20,7 @@ use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
 use super::protocol::{Bytes32, MigrationId, Phase, Side};
+use super::rendezvous::Acquaintance;
 use crate::sys::file::write_atomic;
 use crate::sys::process::{Liveness, ProcessId};
 
@@ -123,10 +124,8 @@ pub struct Start {
     pub peer: String,
     /// This migration's directory in the image store.
     pub images: PathBuf,
-    /// See [`JournalRecord::secret`].
-    pub secret: Option<Bytes32>,
-    /// See [`JournalRecord::receiver`].
-    pub receiver: Option<MigrationId>,
+    /// With what the ends recognize each other, if they have met.
+    pub acquaintance: Option<Acquaintance>,
 }
 
 impl Journal {
@@ -151,8 +150,8 @@ impl Journal {
                 phase: Phase::Negotiated,
                 peer: start.peer,
                 images: start.images,
-                secret: start.secret,
-                receiver: start.receiver,
+                secret: start.acquaintance.map(|acquaintance| acquaintance.secret),
+                receiver: start.acquaintance.map(|acquaintance| acquaintance.receiver),
                 writer,
                 started: now,
                 updated: now,
@@ -189,6 +188,16 @@ impl Journal {
         self.store().inspect_err(|_| {
             (self.record.phase, self.record.updated) = former;
         })
+    }
+
+    /// Stores with what the ends recognize each other.
+    ///
+    /// # Errors
+    /// [`JournalError::File`].
+    pub fn acquaint(&mut self, acquaintance: Acquaintance) -> Result<()> {
+        self.record.secret = Some(acquaintance.secret);
+        self.record.receiver = Some(acquaintance.receiver);
+        self.store()
     }
 
     /// Stores that the migration ended without a commit.

@@ -96,7 +96,7 @@ pub enum ResolveError {
     },
     /// It is this host's and does not run.
     #[error(
-        "container \"{container}\" belongs to this host and does not run; restore it from its images: `rcm restore --image-path {images} --bundle BUNDLE {container}`"
+        "container \"{container}\" belongs to this host and does not run; restore it from its images: `rcm delete --force {container}`, `rcm restore --image-path {images} --bundle BUNDLE {container}`, then --resolve again"
     )]
     NotRunning {
         /// Which.

@@ -14,6 +14,7 @@ use super::journal::{Journal, Start};
 use super::preamble::{Finding, Preamble, Severity};
 use super::progress::{Progress, bytes, milliseconds};
 use super::protocol::{Commit, Kind, Message, Phase, Settled, Side, Verdict};
+use super::rendezvous::Acquaintance;
 use super::transport::{Channel, Patience, TransportError};
 use super::{Cause, chain, rendezvous};
 use crate::image::manifest::Manifest;
@@ -27,7 +28,7 @@ pub use error::{Failure, SourceError};
 pub use session::ask;
 pub use workload::{Fence, Held, Workload};
 
-use session::{Images, Session};
+use session::{Images, Session, images_path};
 
 /// How long a message that needs no work at the other end may take.
 const ANSWER_LIMIT_DUR: Duration = Duration::from_secs(30);
@@ -163,6 +164,53 @@ impl<'a, W: Workload, O: Write> Negotiated<'a, W, O> {
         };
         let began = Instant::now();
         let preamble = &plan.preamble;
+        // Before anything is made in the store: who is killed now leaves a record of it.
+        let mut journal = Journal::begin(
+            &plan.root,
+            Start {
+                migration: preamble.migration,
+                container: preamble.container.clone(),
+                side: Side::Source,
+                peer: plan.destination.to_string(),
+                images: images_path(&plan.image_path, preamble.migration),
+                acquaintance: None,
+            },
+        )?;
+        let met = Self::meet(plan, progress, patience).and_then(|met| {
+            journal.acquaint(met.2)?;
+            Ok(met)
+        });
+        match met {
+            Ok((images, channel, acquaintance)) => {
+                progress.lap("negotiate", began);
+                Ok(Self {
+                    session: Session {
+                        plan,
+                        channel,
+                        acquaintance,
+                        journal,
+                        images,
+                        progress,
+                        patience,
+                    },
+                    workload,
+                })
+            }
+            Err(error) => {
+                if let Err(error) = journal.roll_back(&chain(&error)) {
+                    tracing::warn!("{}", chain(&error));
+                }
+                Err(error)
+            }
+        }
+    }
+
+    fn meet(
+        plan: &Plan,
+        progress: &mut Progress<O>,
+        patience: Patience,
+    ) -> Result<(Images, Channel, Acquaintance), SourceError> {
+        let preamble = &plan.preamble;
         let images = Images::create(&plan.image_path, preamble.migration)?;
         let (mut channel, acquaintance) = connect(
             &plan.destination,
@@ -176,33 +224,9 @@ impl<'a, W: Workload, O: Write> Negotiated<'a, W, O> {
             },
             patience.at_most(ANSWER_LIMIT_DUR),
         )?;
-        let agreed = Self::agree(plan, &mut channel, progress, patience);
-        agreed.inspect_err(|error| channel.abort(&chain(error)))?;
-        let journal = Journal::begin(
-            &plan.root,
-            Start {
-                migration: preamble.migration,
-                container: preamble.container.clone(),
-                side: Side::Source,
-                peer: plan.destination.to_string(),
-                images: images.path.clone(),
-                secret: Some(acquaintance.secret),
-                receiver: Some(acquaintance.receiver),
-            },
-        )?;
-        progress.lap("negotiate", began);
-        Ok(Self {
-            session: Session {
-                plan,
-                channel,
-                acquaintance,
-                journal,
-                images,
-                progress,
-                patience,
-            },
-            workload,
-        })
+        Self::agree(plan, &mut channel, progress, patience)
+            .inspect_err(|error| channel.abort(&chain(error)))?;
+        Ok((images, channel, acquaintance))
     }
 
     fn agree(

@@ -15,9 +15,9 @@ use std::os::unix::fs::PermissionsExt;
 use std::process::Command;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use nix::sys::signal::Signal;
+use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use rcm::migrate::fence::Fence;
 use rcm::migrate::protocol::Kind;
@@ -480,6 +480,58 @@ fn a_fence_holds_until_it_is_lifted_and_kills_without_a_step() {
     fence.kill().unwrap();
     pair.source.wait_for_status("fence", "stopped");
     assert_eq!(pair.last(), still);
+}
+
+/// Whenever either end is killed, after `--resolve` on both there is exactly one copy, and it has not missed or repeated a step.
+#[test]
+fn kills_at_any_time_leave_exactly_one_copy() {
+    for round in 0..14_u64 {
+        let pair = Pair::new("killed");
+        let receiver = pair.receiver(&["--detach"]);
+        let sender = pair.send_to(receiver.address);
+        std::thread::sleep(Duration::from_millis(30 * (round / 2 + 1)));
+        let (victim, survivor) = if round % 2 == 0 {
+            (sender, receiver.running)
+        } else {
+            (receiver.running, sender)
+        };
+        // It may have ended already.
+        let _ = kill(Pid::from_raw(victim.pid()), Signal::SIGKILL);
+        victim.wait();
+        let survivor = if round % 2 == 0 {
+            // A receiver to whom nobody came, or whose source has died after the commit, would wait on.
+            let mut survivor = survivor;
+            let deadline = Instant::now() + Duration::from_secs(3);
+            while survivor.is_running() && Instant::now() < deadline {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            if survivor.is_running() {
+                survivor.signal(Signal::SIGTERM);
+            }
+            pair.resolve_destination();
+            survivor
+        } else {
+            // A source that asks a dead receiver learns from the store.
+            pair.resolve_destination();
+            survivor
+        };
+        survivor.wait();
+        pair.resolve_destination();
+        let _ = pair
+            .source
+            .cmd("live-migrate")
+            .args(["killed", "--resolve"])
+            .run();
+        let (at_source, at_destination) = (
+            pair.source.status("killed"),
+            pair.destination.status("killed"),
+        );
+        match (at_source.as_str(), at_destination.as_str()) {
+            ("running", "gone") => pair.assert_at_source(),
+            ("gone", "running") => pair.assert_at_destination(),
+            other => panic!("round {round}: {other:?}"),
+        }
+    }
 }
 
 #[test]

@@ -108,6 +108,29 @@ impl Pair {
             .collect()
     }
 
+    /// Settles the destination's part after a crash; a container that it was given and could not start is restored as the message says.
+    pub fn resolve_destination(&self) {
+        let resolve = || {
+            self.destination
+                .cmd("live-migrate")
+                .args([self.id(), "--resolve"])
+                .run()
+        };
+        let output = resolve();
+        if output.stderr().contains("does not run; restore it") {
+            let images = fs::read_dir(self.store())
+                .unwrap()
+                .map(|entry| entry.unwrap().path())
+                .find(|path| path.is_dir())
+                .unwrap();
+            self.destination.delete(self.id());
+            let restore = self.destination.cmd("restore").arg("--detach");
+            let restore = restore.arg("--image-path").arg(images);
+            restore.bundle(&self.bundle).run().ok();
+            resolve().ok();
+        }
+    }
+
     pub fn receiver(&self, flags: &[&str]) -> Receiver {
         Receiver::start(&self.destination, self.id(), &self.store(), flags)
     }

@@ -7,8 +7,10 @@ fn start(side: Side) -> Start {
         side,
         peer: "192.0.2.1:7260".into(),
         images: "/pool/05".into(),
-        secret: Some(Bytes32([9; 32])),
-        receiver: Some(MigrationId::new([6; 16])),
+        acquaintance: Some(Acquaintance {
+            secret: Bytes32([9; 32]),
+            receiver: MigrationId::new([6; 16]),
+        }),
     }
 }
 

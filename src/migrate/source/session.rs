@@ -26,9 +26,14 @@ pub(super) struct Images {
     pub(super) keep: bool,
 }
 
+/// Where the images of a migration lie.
+pub(super) fn images_path(store: &Path, migration: MigrationId) -> PathBuf {
+    store.join(migration.to_string())
+}
+
 impl Images {
     pub(super) fn create(store: &Path, migration: MigrationId) -> Result<Self, SourceError> {
-        let path = store.join(migration.to_string());
+        let path = images_path(store, migration);
         let error = |action| {
             let path = path.clone();
             move |source| SourceError::Images {
