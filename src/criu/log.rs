@@ -215,6 +215,10 @@ const HINTS: &[(&str, &str)] = &[
         "the image directory holds no complete dump",
     ),
     (
+        "(empty-image)",
+        "the image directory holds no complete dump",
+    ),
+    (
         "inventory.img",
         "the image directory holds no complete dump",
     ),

@@ -27,6 +27,7 @@ use super::cgroup::Cgroup;
 use super::container::{Container, Status};
 use super::error::{Error, Result};
 use super::external;
+use super::host_file;
 use super::lower;
 use super::snapshot::{self, Details};
 use crate::criu::error::CallbackError;
@@ -376,7 +377,7 @@ impl Stages {
             none if none.is_empty() => vec![self.init],
             processes => processes,
         };
-        let (external, files) = external::host_files(self.init, &processes)?;
+        let (external, files) = host_file::find(self.init, &processes)?;
         self.details.files = files;
         self.details.write(&self.images)?;
         Ok(Reply { external })

@@ -11,7 +11,7 @@ use chrono::Utc;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::unistd::Pid;
-use oci_spec::runtime::{Process, Spec};
+use oci_spec::runtime::{LinuxNamespaceType, Process, Spec};
 
 use super::cgroup::Cgroup;
 use super::container::{Container, Record, validate_id};
@@ -178,6 +178,8 @@ fn set_up(
         .linux()
         .as_ref()
         .and_then(|linux| linux.intel_rdt().clone());
+    let own_network = lower::namespace(&spec, LinuxNamespaceType::Network)
+        .is_some_and(|namespace| namespace.path().is_none());
     let notify_path = container.notify_path();
     let launched = engine::launch(Launch {
         container,
@@ -191,6 +193,13 @@ fn set_up(
     .map_err(|reason| Error::Start { reason })?;
     let pid = launched.pid;
 
+    if own_network {
+        // As runc; the engine leaves the loopback interface down.
+        sys::network::bring_loopback_up(pid).map_err(Error::file(
+            "bring the loopback interface up in",
+            format!("/proc/{pid}/ns/net"),
+        ))?;
+    }
     let init = ProcessId::of(pid).map_err(|error| Error::Start {
         reason: format!("the container's first process {pid} is gone: {error}"),
     })?;

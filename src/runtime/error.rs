@@ -245,6 +245,15 @@ pub enum Error {
         #[source]
         source: serde_json::Error,
     },
+    /// A file of the host that the container had open has no name any longer.
+    #[error(
+        "{path}, which the container had open outside its mounts, was deleted: if it was its standard output, redirect that of `restore` to a \
+         regular file"
+    )]
+    DeletedFile {
+        /// Its last name.
+        path: PathBuf,
+    },
     /// CRIU cannot join a namespace of this kind.
     #[error("cannot restore into an existing {kind} namespace: CRIU cannot join one")]
     UnsupportedNamespace {

@@ -1,9 +1,8 @@
-//! What of a container belongs to the host: mounts, open files and namespaces that a checkpoint leaves out and a restore finds again.
+//! What of a container belongs to the host: mounts and namespaces that a checkpoint leaves out and a restore finds again.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
-use std::ffi::OsString;
+use std::collections::{BTreeMap, HashSet};
 use std::fs;
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use nix::unistd::Pid;
@@ -41,19 +40,7 @@ pub enum Source {
     },
 }
 
-/// An open file of the host.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct HostFile {
-    /// What CRIU's images call it.
-    pub key: String,
-    /// Where it is on the host.
-    pub path: PathBuf,
-    /// Whether it is a directory, which cannot be made anew.
-    pub directory: bool,
-}
-
-fn mounts(process: &str) -> Result<Vec<MountInfo>> {
+pub(super) fn mounts(process: &str) -> Result<Vec<MountInfo>> {
     let path = format!("/proc/{process}/mountinfo");
     let read = match process {
         "self" => Process::myself(),
@@ -241,7 +228,8 @@ pub fn restored_mounts(
         .into_iter()
         .map(|(path, source)| External::Mount {
             path: text(&path),
-            name: text(&source),
+            // CRIU does not follow a symbolic link at the end.
+            name: text(&source.canonicalize().unwrap_or(source)),
         })
         .collect()
 }
@@ -347,90 +335,6 @@ pub fn restored_namespaces(spec: &Spec) -> Result<RestoredNamespaces> {
         joined.push(JoinNamespace { kind, path });
     }
     Ok((inherited, joined))
-}
-
-/// The files of the host that the container's processes have open. Call it while they are stopped.
-///
-/// A redirected stdout is such a file: it lies on a mount that the container does not have, and CRIU would fail on it.
-///
-/// # Errors
-/// Where `/proc` cannot be read.
-pub fn host_files(init: Pid, processes: &[Pid]) -> Result<(Vec<External>, Vec<HostFile>)> {
-    let container: HashSet<i32> = mounts(&init.to_string())?
-        .iter()
-        .map(|mount| mount.mnt_id)
-        .collect();
-    // Pipes, sockets and the like lie on mounts that nobody sees.
-    let host: HashMap<i32, PathBuf> = mounts("self")?
-        .into_iter()
-        .filter(|mount| !container.contains(&mount.mnt_id))
-        .map(|mount| (mount.mnt_id, mount.mount_point))
-        .collect();
-    let mut seen = BTreeSet::new();
-    let (mut externals, mut files) = (Vec::new(), Vec::new());
-    for pid in processes {
-        for fd in descriptor_numbers(*pid) {
-            let Some(mount_id) = mount_id(*pid, &fd) else {
-                continue;
-            };
-            if !host.contains_key(&mount_id) {
-                continue;
-            }
-            let link = Path::new("/proc")
-                .join(pid.to_string())
-                .join("fd")
-                .join(&fd);
-            let (Ok(meta), Ok(path)) = (fs::metadata(&link), fs::read_link(&link)) else {
-                continue;
-            };
-            // A terminal needs more than its path; CRIU has its own ways with it.
-            let kind = meta.file_type();
-            let is_device = kind.is_char_device() && is_terminal(meta.rdev());
-            if is_device || kind.is_fifo() || kind.is_socket() {
-                continue;
-            }
-            if seen.insert((mount_id, meta.ino())) {
-                let external = External::File {
-                    mount_id,
-                    inode: meta.ino(),
-                };
-                files.push(HostFile {
-                    key: external.to_string(),
-                    path,
-                    directory: kind.is_dir(),
-                });
-                externals.push(external);
-            }
-        }
-    }
-    Ok((externals, files))
-}
-
-fn descriptor_numbers(pid: Pid) -> Vec<OsString> {
-    // A process that is gone has none.
-    fs::read_dir(format!("/proc/{pid}/fd"))
-        .into_iter()
-        .flatten()
-        .filter_map(|entry| Some(entry.ok()?.file_name()))
-        .collect()
-}
-
-fn mount_id(pid: Pid, fd: &OsString) -> Option<i32> {
-    let info = Path::new("/proc")
-        .join(pid.to_string())
-        .join("fdinfo")
-        .join(fd);
-    let text = fs::read_to_string(info).ok()?;
-    text.lines()
-        .find_map(|line| line.strip_prefix("mnt_id:"))?
-        .trim()
-        .parse()
-        .ok()
-}
-
-/// Majors of terminals: consoles, `/dev/tty`, and both sides of pseudoterminals (Documentation/admin-guide/devices.txt).
-fn is_terminal(device: u64) -> bool {
-    matches!(nix::sys::stat::major(device), 4 | 5 | 128..=143)
 }
 
 /// CRIU's protocol takes UTF-8 only.

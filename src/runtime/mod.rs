@@ -20,6 +20,7 @@ pub mod executor;
 pub mod external;
 pub mod features;
 pub mod foreground;
+pub mod host_file;
 pub mod kill;
 pub mod lower;
 pub mod pause;

@@ -3,9 +3,9 @@
 //! [`begin`] restores everything but lets nothing execute, and [`HeldRestore`] decides: a plain `restore` resumes at once, the destination of a
 //! migration when the source has committed.
 
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
@@ -19,7 +19,7 @@ use super::checkpoint::CriuFlags;
 use super::container::{Container, Status, validate_id};
 use super::create::{self, CreateRequest, cgroup_error};
 use super::error::{Error, Result};
-use super::external::{self, HostFile};
+use super::external;
 use super::snapshot::{self, Details};
 use super::terminal::Master;
 use super::{delete, engine, lower, spec, start};
@@ -162,6 +162,7 @@ fn restore(
     let images = &flags.image_path;
     let details = Details::read(images)?;
     external::make_mount_points(spec, container.bundle(), container.rootfs())?;
+    admit_user_namespace(images, spec)?;
 
     let criu_root = container.dir().join(CRIU_ROOT);
     fs::create_dir(&criu_root).map_err(Error::file("create", &criu_root))?;
@@ -179,11 +180,9 @@ fn restore(
         });
     }
     inherited.extend(inherited_pipes(images)?);
+    let own_user = lower::has_namespace(spec, LinuxNamespaceType::User);
     for file in &details.files {
-        inherited.push(InheritedFd {
-            key: file.key.clone(),
-            fd: open_host_file(file)?,
-        });
+        inherited.push(file.inherit(own_user)?);
     }
 
     let mut common = flags.common(container, spec);
@@ -242,6 +241,24 @@ fn restore(
     Ok(held)
 }
 
+/// In a user namespace the tasks read their images themselves, as the namespace's root. The files are readable (criu/include/crtools.h,
+/// `CR_FD_PERM`); their directory must let that group pass, and nobody else.
+fn admit_user_namespace(images: &Path, spec: &Spec) -> Result<()> {
+    let linux = spec.linux().as_ref();
+    let root_group = linux
+        .and_then(|linux| linux.gid_mappings().as_ref())
+        .into_iter()
+        .flatten()
+        .find(|mapping| mapping.container_id() == 0 && mapping.host_id() != 0)
+        .map(oci_spec::runtime::LinuxIdMapping::host_id);
+    let Some(group) = root_group else {
+        return Ok(());
+    };
+    std::os::unix::fs::chown(images, None, Some(group))
+        .and_then(|()| fs::set_permissions(images, fs::Permissions::from_mode(0o710)))
+        .map_err(Error::file("let the container's root pass", images))
+}
+
 /// The pipes that were stdin, stdout and stderr are this process's now, as with runc.
 fn inherited_pipes(images: &Path) -> Result<Vec<InheritedFd>> {
     let (stdin, stdout, stderr) = (std::io::stdin(), std::io::stdout(), std::io::stderr());
@@ -259,36 +276,9 @@ fn inherited_pipes(images: &Path) -> Result<Vec<InheritedFd>> {
     Ok(inherited)
 }
 
-fn copy(fd: BorrowedFd) -> Result<OwnedFd> {
+pub(super) fn copy(fd: BorrowedFd) -> Result<OwnedFd> {
     fd.try_clone_to_owned()
         .map_err(Error::file("copy a descriptor", "/proc/self/fd"))
-}
-
-/// Opens a file of the host that the container had open; CRIU opens it again as the container had it, at its old position. One that is missing on
-/// this host is made: a log that goes on elsewhere.
-fn open_host_file(file: &HostFile) -> Result<OwnedFd> {
-    let open = || {
-        OpenOptions::new()
-            .read(true)
-            .custom_flags(libc::O_PATH)
-            .open(&file.path)
-    };
-    let opened = match open() {
-        Err(error) if create::is_missing(&error) && !file.directory => {
-            tracing::warn!(path = %file.path.display(), "a file that the container had open is missing and made anew");
-            OpenOptions::new()
-                .write(true)
-                .create_new(true)
-                .mode(0o600)
-                .open(&file.path)
-                .and_then(|_| open())
-        }
-        opened => opened,
-    };
-    opened.map(OwnedFd::from).map_err(Error::file(
-        "open the file that the container had open,",
-        &file.path,
-    ))
 }
 
 /// Puts CRIU into the container's cgroup, with the container's limits, so that what it restores is born there.
@@ -492,7 +482,6 @@ impl Drop for HeldRestore {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::os::fd::AsRawFd;
 
     #[test]
     fn roots_of_every_hierarchy() {
@@ -505,23 +494,5 @@ mod tests {
             pairs,
             [("cpu,cpuacct", "/x"), ("name=systemd", "/"), ("", "/y:z")]
         );
-    }
-
-    #[test]
-    fn a_missing_file_of_the_host_is_made() {
-        let dir = tempfile::tempdir().unwrap();
-        let mut file = HostFile {
-            key: "file[1:2]".into(),
-            path: dir.path().join("out.log"),
-            directory: false,
-        };
-        let fd = open_host_file(&file).unwrap();
-        assert!(fd.as_raw_fd() >= 0 && file.path.is_file());
-        open_host_file(&file).unwrap();
-        file.path = dir.path().join("none/out.log");
-        assert!(open_host_file(&file).is_err());
-        file.path = dir.path().join("gone");
-        file.directory = true;
-        assert!(open_host_file(&file).is_err());
     }
 }

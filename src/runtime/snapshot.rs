@@ -10,7 +10,8 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::error::{Error, Result};
-use super::external::{HostFile, HostMount};
+use super::external::HostMount;
+use super::host_file::HostFile;
 use crate::sys;
 
 const DESCRIPTORS_FILE: &str = "descriptors.json";
@@ -102,6 +103,12 @@ mod tests {
                 key: "file[1:2]".into(),
                 path: "/var/log/x".into(),
                 directory: false,
+                deleted: false,
+                stream: Some(1),
+                size_bytes: 7,
+                mode: 0o644,
+                flags: 1,
+                position_bytes: 7,
             }],
         };
         details.write(dir.path()).unwrap();
