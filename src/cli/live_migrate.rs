@@ -19,7 +19,7 @@ use crate::migrate::protocol::{MigrationId, Phase, Side};
 use crate::migrate::rendezvous::{Rendezvous, random};
 use crate::migrate::resolve::{Resolution, ResolveError, resolve};
 use crate::migrate::source::{self, Failure, Plan};
-use crate::migrate::workload::{RunningContainer, preamble};
+use crate::migrate::workload::{RunningContainer, examine, preamble};
 use crate::runtime::container::{Status, validate_id};
 use crate::runtime::foreground::Foreground;
 use crate::runtime::restore::{RestoreRequest, Restored};
@@ -270,6 +270,10 @@ fn send(
         freeze_limit_dur: args.timeout,
         settle_limit_dur: SETTLE_LIMIT_DUR,
     };
+    let mut progress = Progress::new(stderr(), &args.id);
+    for finding in examine(&container) {
+        progress.say(&format!("warning: {finding}"));
+    }
     let workload = RunningContainer {
         criu,
         container,
@@ -277,13 +281,12 @@ fn send(
         work_path: args.criu.work_path(globals, &args.id)?,
     };
     let interrupt = Interrupt::install().context("cannot catch signals")?;
-    let mut progress = Progress::new(stderr(), &args.id);
     source::migrate(&plan, workload, &mut progress, Some(&interrupt))?;
     Ok(0)
 }
 
-/// A container whose last migration is open is not this host's to move.
-fn refuse_if_open(globals: &Globals, id: &str) -> anyhow::Result<()> {
+/// A container whose last migration is open is not this host's to move, nor to let run: it may run at the destination.
+pub fn refuse_if_open(globals: &Globals, id: &str) -> anyhow::Result<()> {
     match journal::read_side(&globals.root, id, Side::Source)? {
         Some(record) if !record.phase.is_final() && !record.phase.may_roll_back() => bail!(
             "the last migration of container {id:?} is not settled: `rcm live-migrate {id} --resolve` settles it"

@@ -9,6 +9,9 @@ pub struct Args {
 }
 
 pub fn run(globals: &Globals, args: Args) -> anyhow::Result<i32> {
-    crate::runtime::pause::resume(&globals.load(&args.id)?)?;
+    let container = globals.load(&args.id)?;
+    // Frozen because it was given away is not paused.
+    super::live_migrate::refuse_if_open(globals, &args.id)?;
+    crate::runtime::pause::resume(&container)?;
     Ok(0)
 }

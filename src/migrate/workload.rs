@@ -5,10 +5,11 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use oci_spec::runtime::Spec;
+use procfs::process::Process;
 
 use super::fence::Fence;
-use super::preamble::{BindMount, CriuChoices, Facts, Preamble};
-use super::protocol::MigrationId;
+use super::preamble::{BindMount, CriuChoices, Facts, Finding, Preamble};
+use super::protocol::{MigrationId, Side};
 use super::source::{self, Held, Workload};
 use super::{Cause, chain};
 use crate::criu::{CgroupMode, Criu};
@@ -114,6 +115,48 @@ fn bind_mounts(spec: &Spec, bundle: &Path) -> Vec<BindMount> {
                 source,
                 destination: mount.destination().clone(),
             })
+        })
+        .collect()
+}
+
+/// What the source finds out about the container before it is stopped.
+///
+/// CRIU dumps the first process and its descendants. What `exec` has brought in is a child of somebody outside and does not move.
+#[must_use]
+pub fn examine(container: &Container) -> Vec<Finding> {
+    let (Some(init), Ok(pids)) = (container.init_pid(), container.cgroup().pids()) else {
+        return Vec::new();
+    };
+    let parent_of = |pid: i32| {
+        Process::new(pid)
+            .and_then(|process| process.stat())
+            .map(|stat| stat.ppid)
+    };
+    let moves = |pid: i32| {
+        let mut ancestor = pid;
+        while ancestor > 1 {
+            if ancestor == init.as_raw() {
+                return true;
+            }
+            match parent_of(ancestor) {
+                Ok(parent) => ancestor = parent,
+                // It has ended meanwhile.
+                Err(_) => return true,
+            }
+        }
+        false
+    };
+    pids.into_iter()
+        .filter(|pid| !moves(pid.as_raw()))
+        .map(|pid| {
+            let name = Process::new(pid.as_raw())
+                .and_then(|process| process.stat())
+                .map_or_else(|_| "?".to_owned(), |stat| stat.comm);
+            Finding::warning(
+                Side::Source,
+                format!("process {pid} ({name}) was brought in by `exec` and does not move"),
+                "it ends here when the container is gone",
+            )
         })
         .collect()
 }

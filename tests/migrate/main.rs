@@ -23,7 +23,7 @@ use rcm::migrate::fence::Fence;
 use rcm::migrate::protocol::Kind;
 use rcm::runtime::Cgroup;
 
-use common::{Host, Output, is_alive, wait_until};
+use common::{ConsoleSocket, Host, Output, is_alive, wait_until};
 use network::{Cut, network};
 use pair::{COUNTER, Pair, Receiver, in_the_middle, send};
 
@@ -319,6 +319,55 @@ fn a_dump_that_fails_says_why_and_leaves_it_counting() {
 }
 
 #[test]
+fn what_exec_brought_in_is_named_and_does_not_move() {
+    let pair = Pair::new("execs");
+    let exec = pair
+        .source
+        .cmd("exec")
+        .args(["--detach", "execs", "sleep", "1000"]);
+    exec.run().ok();
+    let receiver = pair.receiver(&["--detach"]);
+    let output = pair.send_to(receiver.address).wait().ok();
+    assert!(
+        output.stderr().contains("(sleep) was brought in by `exec`"),
+        "{output:?}"
+    );
+    receiver.running.wait().ok();
+    pair.assert_at_destination();
+}
+
+#[test]
+fn a_terminal_moves_with_its_container() {
+    let (source, destination) = (Host::new(), Host::new());
+    let store = source.dir().join("store");
+    fs::create_dir(&store).unwrap();
+    let script = "while read -r line; do number=$((number + 1)); echo \"$number: $line\"; done";
+    let bundle = source.bundle("tty").script(script).terminal();
+    let console = ConsoleSocket::listen(&source.dir().join("console"));
+    let create = source.cmd("run").args(["--detach", "--console-socket"]);
+    create.arg(console.path()).bundle(&bundle).run().ok();
+    let mut terminal = console.terminal();
+    terminal.send("here\n");
+    terminal.expect("1: here");
+
+    let console = ConsoleSocket::listen(&destination.dir().join("console"));
+    let flags = [
+        "--detach",
+        "--console-socket",
+        console.path().to_str().unwrap(),
+    ];
+    let receiver = Receiver::start(&destination, "tty", &store, &flags);
+    send(&source, "tty", &store, receiver.address, &[])
+        .wait()
+        .ok();
+    receiver.running.wait().ok();
+    let mut terminal = console.terminal();
+    terminal.send("there\n");
+    terminal.expect("2: there");
+    assert_eq!(source.status("tty"), "gone");
+}
+
+#[test]
 fn one_migration_at_a_time() {
     let (pair, gate, receiver, sender) = in_the_middle("busy", &[]);
     let second = pair.send_to(receiver.address).wait().exits_with(1);
@@ -433,6 +482,11 @@ fn after_the_commit_the_source_never_runs_by_itself() {
     assert!(status.stdout().contains("is not settled"), "{status:?}");
     let again = pair.send_to(receiver.address).wait().exits_with(1);
     assert!(again.stderr().contains("is not settled"), "{again:?}");
+
+    // Nor by mistake.
+    let resumed = pair.source.cmd("resume").arg("doubt").run().exits_with(1);
+    assert!(resumed.stderr().contains("is not settled"), "{resumed:?}");
+    assert_eq!(pair.source.status("doubt"), "paused");
 
     // The receiver stays as the container's parent and answers for a while beside that; after it, the store has its word.
     wait_until("the verdict is left", || {
