@@ -123,23 +123,22 @@ fn statistics_have_runcs_members() {
         (&json!("stats"), &json!("ours"))
     );
     let (ours, theirs) = (&ours["data"], &theirs["data"]);
-    let newer = |path: &String| path.ends_with("/psi") || path.contains("/psi/");
-    let named: BTreeSet<String> = members(ours)
-        .into_iter()
-        .filter(|path| !newer(path))
-        .collect();
-    let expected: BTreeSet<String> = members(theirs)
-        .into_iter()
-        .filter(|path| !newer(path))
-        .collect();
-    assert_eq!(named, expected);
+    // runc 1.1 has no pressure, and on cgroup v2 fails at huge pages' counters and leaves them out.
+    let no_huge_pages = theirs["hugetlb"] == json!({});
+    let comparable = |document: &Value| -> BTreeSet<String> {
+        members(document)
+            .into_iter()
+            .filter(|path| !path.contains("/psi"))
+            .filter(|path| !(no_huge_pages && path.starts_with("/hugetlb/")))
+            .collect()
+    };
+    assert_eq!(comparable(ours), comparable(theirs));
     // The same kind of container on the same kernel: what does not count up is equal.
     for pointer in [
         "/pids",
         "/cpuset",
         "/memory/usage/limit",
         "/memory/swap/limit",
-        "/hugetlb",
         "/intel_rdt",
         "/network_interfaces",
     ] {
