@@ -5,6 +5,7 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+mod fence;
 mod network;
 mod pair;
 
@@ -19,9 +20,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use rcm::migrate::fence::Fence;
 use rcm::migrate::protocol::Kind;
-use rcm::runtime::Cgroup;
 
 use common::{ConsoleSocket, Host, Output, is_alive, wait_until};
 use network::{Cut, network};
@@ -508,32 +507,6 @@ fn after_the_commit_the_source_never_runs_by_itself() {
     pair.assert_counts();
     fs::write(pair.bundle.rootfs().join("stop"), "").unwrap();
     receiver.running.wait().exits_with(7);
-}
-
-#[test]
-fn a_fence_holds_until_it_is_lifted_and_kills_without_a_step() {
-    let pair = Pair::new("fence");
-    let cgroup = || Cgroup::of_process(Pid::from_raw(pair.source.pid("fence"))).unwrap();
-    let mut fence = Fence::set(cgroup()).unwrap();
-    fence.seal();
-    assert!(fence.holds());
-    let still = pair.last();
-    drop(fence);
-    std::thread::sleep(Duration::from_millis(100));
-    assert_eq!(
-        pair.last(),
-        still,
-        "a sealed fence is not lifted by being dropped"
-    );
-    Fence::adopt(cgroup()).lift().unwrap();
-    pair.assert_counts();
-
-    let mut fence = Fence::set(cgroup()).unwrap();
-    fence.seal();
-    let still = pair.last();
-    fence.kill().unwrap();
-    pair.source.wait_for_status("fence", "stopped");
-    assert_eq!(pair.last(), still);
 }
 
 /// Whenever either end is killed, after `--resolve` on both there is exactly one copy, and it has not missed or repeated a step.
