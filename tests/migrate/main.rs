@@ -6,6 +6,7 @@
 #[path = "../common/mod.rs"]
 mod common;
 mod fence;
+mod link;
 mod network;
 mod pair;
 
@@ -22,20 +23,9 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use rcm::migrate::protocol::Kind;
 
-use common::{ConsoleSocket, Host, Output, is_alive, wait_until};
+use common::{ConsoleSocket, Host, is_alive, wait_until};
 use network::{Cut, network};
-use pair::{COUNTER, Pair, Receiver, in_the_middle, send};
-
-#[track_caller]
-fn runs_on(output: Output, why: &str) {
-    let output = output.exits_with(1);
-    let stderr = output.stderr();
-    assert!(
-        stderr.contains("was not moved and runs on here"),
-        "{stderr}"
-    );
-    assert!(stderr.contains(why), "{why:?} not in {stderr}");
-}
+use pair::{COUNTER, Pair, Receiver, in_the_middle, runs_on, send};
 
 #[test]
 fn a_counter_moves_without_a_gap() {

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::common::{Bundle, Host, Running, wait_until};
+use crate::common::{Bundle, Host, Output, Running, wait_until};
 
 /// Counts in its memory. The file stays open; whoever writes `stop` ends it with status 7.
 pub const COUNTER: &str = "exec </dev/null >/dev/null 2>&1 3>>/numbers
@@ -27,7 +27,15 @@ impl Pair {
 
     /// `change` gets the bundle and a directory that both hosts share.
     pub fn with(id: &str, change: impl FnOnce(Bundle, &Path) -> Bundle) -> Self {
-        let (source, destination) = (Host::new(), Host::new());
+        Self::between(Host::new(), Host::new(), id, change)
+    }
+
+    pub fn between(
+        source: Host,
+        destination: Host,
+        id: &str,
+        change: impl FnOnce(Bundle, &Path) -> Bundle,
+    ) -> Self {
         let store = source.dir().join("store");
         fs::create_dir(&store).unwrap();
         let bundle = change(source.bundle(id).script(COUNTER), source.dir());
@@ -168,12 +176,12 @@ impl Receiver {
             .arg(id)
             .arg("--image-path")
             .arg(store)
-            .args([
-                "--listen",
-                "127.0.0.1:0",
-                "--cgroup-parent",
-                host.cgroup_parent(),
-            ])
+            .args(["--cgroup-parent", host.cgroup_parent()])
+            .args(if flags.contains(&"--listen") {
+                &[][..]
+            } else {
+                &["--listen", "127.0.0.1:0"]
+            })
             .args(flags)
             .limit(Duration::from_secs(90))
             .spawn();
@@ -241,4 +249,16 @@ pub fn in_the_middle(id: &str, flags: &[&str]) -> (Pair, Gate, Receiver, Running
     let sender = pair.send_with(receiver.address, flags);
     gate.wait();
     (pair, gate, receiver, sender)
+}
+
+/// The source has failed, said why, and that the container runs on.
+#[track_caller]
+pub fn runs_on(output: Output, why: &str) {
+    let output = output.exits_with(1);
+    let stderr = output.stderr();
+    assert!(
+        stderr.contains("was not moved and runs on here"),
+        "{stderr}"
+    );
+    assert!(stderr.contains(why), "{why:?} not in {stderr}");
 }
