@@ -19,6 +19,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::{Duration, Instant};
 
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use rcm::migrate::protocol::Kind;
@@ -305,6 +306,19 @@ fn a_dump_that_fails_says_why_and_leaves_it_counting() {
         .ok();
     receiver.running.wait().ok();
     pair.assert_at_destination();
+}
+
+#[test]
+fn a_full_store_leaves_it_counting() {
+    let pair = Pair::new("full");
+    let store = pair.store();
+    let (tmpfs, size) = (Some("tmpfs"), Some("size=64k"));
+    mount(tmpfs, &store, tmpfs, MsFlags::empty(), size).unwrap();
+    let receiver = pair.receiver(&["--detach"]);
+    runs_on(pair.send_to(receiver.address).wait(), "cannot be dumped");
+    receiver.running.wait().exits_with(1);
+    pair.assert_at_source();
+    umount2(&store, MntFlags::MNT_DETACH).unwrap();
 }
 
 #[test]
