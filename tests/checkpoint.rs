@@ -782,6 +782,25 @@ fn a_failing_dump_says_why_and_leaves_the_container_running() {
     assert_counts(&bundle);
 }
 
+/// A shell that calls vfork for every command is at any moment likely to wait for a child that has not executed its program yet.
+#[test]
+fn a_container_that_starts_programs_all_the_time() {
+    let host = Host::new();
+    let bundle = counter(&host, |bundle| {
+        bundle
+            .host_programs()
+            .script("i=0; while :; do i=$((i+1)); /bin/echo $i >/number; done")
+    });
+    for round in 0..25 {
+        let images = images(&host, &format!("images-{round}"));
+        checkpoint(&host, &bundle, &images)
+            .arg("--leave-running")
+            .run()
+            .ok();
+    }
+    assert_counts(&bundle);
+}
+
 #[test]
 fn the_container_runs_on_whenever_rcm_is_killed() {
     let host = Host::new();

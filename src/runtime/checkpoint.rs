@@ -29,6 +29,7 @@ use super::error::{Error, Result};
 use super::external;
 use super::host_file;
 use super::lower;
+use super::quiesce;
 use super::snapshot::{self, Details};
 use crate::criu::error::CallbackError;
 use crate::criu::{
@@ -365,8 +366,7 @@ impl Stages {
             true => ThawGuard::start(&dir.join("cgroup.freeze"), b"0")?,
             false => ThawGuard::start(&dir.join("freezer.state"), b"THAWED")?,
         });
-        self.stopped_at = Instant::now();
-        self.cgroup.freeze()?;
+        self.stopped_at = quiesce::freeze(&self.cgroup)?;
         Ok(())
     }
 

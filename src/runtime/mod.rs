@@ -24,6 +24,7 @@ pub mod host_file;
 pub mod kill;
 pub mod lower;
 pub mod pause;
+pub mod quiesce;
 pub mod resctrl;
 pub mod restore;
 pub mod snapshot;
