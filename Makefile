@@ -85,7 +85,7 @@ msrv: ## Compile with the oldest supported Rust (needs rustup)
 
 .PHONY: bench
 bench: deps build ## Measure rcm beside runc and youki
-	RCM_BENCH_YOUKI="$$(scripts/bench-tools.sh)" $(CARGO) bench --locked
+	RCM_BENCH_YOUKI="$$(scripts/bench-tools.sh)" $(CARGO) bench --locked --bench run
 
 .PHONY: demo
 demo: deps build ## Move a running container between two hosts on this machine

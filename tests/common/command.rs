@@ -250,6 +250,12 @@ impl Running {
         self.child.wait(Duration::ZERO).is_none()
     }
 
+    /// Waits for its end up to `limit_dur`. Returns whether it has come.
+    #[must_use]
+    pub fn ends_within(&mut self, limit_dur: Duration) -> bool {
+        self.child.wait(limit_dur).is_some()
+    }
+
     /// What it has written to standard output until now.
     #[must_use]
     pub fn stdout(&self) -> String {

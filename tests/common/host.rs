@@ -64,6 +64,13 @@ impl Host {
         self
     }
 
+    /// Uses another runtime than rcm, with the same command line.
+    #[must_use]
+    pub fn with_program(mut self, program: impl AsRef<OsStr>) -> Self {
+        program.as_ref().clone_into(&mut self.program);
+        self
+    }
+
     /// Where the test may put files; removed with the host.
     #[must_use]
     pub fn dir(&self) -> &Path {
