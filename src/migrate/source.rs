@@ -1,8 +1,8 @@
 //! The end that gives the container away.
 //!
-//! Each state is a type, and a transition consumes it. `roll_back` exists on [`Stopped`], which all states before the commit share, and
-//! on [`Negotiated`]; [`Committing`] has none. The one way back from there takes a [`Returned`], and only the destination's word that it will never
-//! run the container makes one.
+//! Each state is a type, and a transition consumes it. `roll_back` exists on [`Stopped`], which the states that CRIU alone holds share, and
+//! on [`Fenced`]; [`Committing`] has none. The one way back from there takes a [`Returned`], and only the destination's word that it will
+//! never run the container makes one.
 
 use std::io::Write;
 use std::path::PathBuf;
