@@ -103,6 +103,27 @@ fn a_restored_container_is_a_full_citizen() {
     assert_eq!(host.cgroup_file("web", "pids.max", "pids.max"), "33");
     let inside = host.exec("web", ["cat", "/proc/1/comm"]).ok();
     assert_eq!(inside.stdout(), "sh\n");
+    let processes = host.cmd("ps").args(["--format", "json", "web"]).run().ok();
+    let pids = processes.json();
+    assert!(
+        pids.as_array().unwrap().contains(&host.pid("web").into()),
+        "{pids}"
+    );
+    let stats = host
+        .cmd("events")
+        .args(["--stats", "web"])
+        .run()
+        .ok()
+        .json();
+    assert!(
+        stats["data"]["pids"]["current"].as_u64() > Some(0),
+        "{stats}"
+    );
+    host.cmd("update")
+        .args(["--pids-limit", "44", "web"])
+        .run()
+        .ok();
+    assert_eq!(host.cgroup_file("web", "pids.max", "pids.max"), "44");
     host.cmd("pause").arg("web").run().ok();
     assert_eq!(host.status("web"), "paused");
     assert_stands_still(&bundle);

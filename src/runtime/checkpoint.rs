@@ -235,6 +235,10 @@ fn prepare(
         ..Details::default()
     };
     let cgroup = container.cgroup();
+    if flags.manage_cgroups == CgroupMode::Default && is_plain(&spec, &cgroup) {
+        common.manage_cgroups = CgroupMode::Ignore;
+        details.cgroups_left_out = true;
+    }
     let mut freezer = None;
     if complete {
         details.mounts = external::host_mounts(init, &spec, container.bundle(), cgroup.paths())?;
@@ -276,6 +280,23 @@ fn prepare(
             status_fd: options.status_fd,
         },
     })
+}
+
+/// Whether the container has no control group but the one that a restore makes for it, limits included. Then CRIU need not look at control groups, which
+/// takes it 20 ms of the freeze, and does not save those of others: on a hybrid set-up every container is in the root of the v2 hierarchy.
+///
+/// A cgroup namespace is made by CRIU along with the groups.
+fn is_plain(spec: &Spec, cgroup: &Cgroup) -> bool {
+    let has_groups_below = |dir: &PathBuf| {
+        fs::read_dir(dir)
+            .into_iter()
+            .flatten()
+            .flatten()
+            .any(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
+    };
+    !lower::has_namespace(spec, LinuxNamespaceType::Cgroup)
+        && cgroup.freezer_dir().is_ok()
+        && !cgroup.paths().values().any(has_groups_below)
 }
 
 fn check_parent(images: &Path, parent: &Path) -> Result<()> {

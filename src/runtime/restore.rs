@@ -25,7 +25,7 @@ use super::terminal::Master;
 use super::{delete, engine, lower, spec, start};
 use crate::criu::error::CallbackError;
 use crate::criu::{
-    self, CgroupRoot, Criu, Event, InheritedFd, Notify, Reply, RestoreOptions, Version,
+    self, CgroupMode, CgroupRoot, Criu, Event, InheritedFd, Notify, Reply, RestoreOptions, Version,
 };
 use crate::sys;
 use crate::sys::process::ProcessId;
@@ -187,6 +187,9 @@ fn restore(
 
     let mut common = flags.common(container, spec);
     common.root = Some(criu_root.clone());
+    if details.cgroups_left_out && flags.manage_cgroups == CgroupMode::Default {
+        common.manage_cgroups = CgroupMode::Ignore;
+    }
     let options = RestoreOptions {
         common,
         rootfs: Some(container.rootfs().to_path_buf()),

@@ -23,6 +23,8 @@ const DETAILS_FILE: &str = "rcm.json";
 pub struct Details {
     /// Whether the container was paused: then it is restored paused.
     pub paused: bool,
+    /// Whether CRIU left control groups out, because there was nothing about them that a restore does not make anyway.
+    pub cgroups_left_out: bool,
     /// The mounts that come from the host.
     pub mounts: Vec<HostMount>,
     /// The open files that lie on the host.
@@ -95,6 +97,7 @@ mod tests {
         assert_eq!(Details::read(dir.path()).unwrap(), Details::default());
         let details = Details {
             paused: true,
+            cgroups_left_out: true,
             mounts: vec![HostMount {
                 path: "/data".into(),
                 source: Source::Path("/srv".into()),
