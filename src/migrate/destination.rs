@@ -14,10 +14,11 @@ use super::journal::{Journal, Start};
 use super::lobby::Lobby;
 use super::preamble::{Finding, Preamble, Severity, judge};
 use super::progress::{Progress, milliseconds};
-use super::protocol::{Findings, Kind, Message, Phase, Ready, Running, Side, Verdict};
+use super::protocol::{
+    Commit, Findings, Kind, Message, Phase, Ready, Running, Shipped, Side, Verdict,
+};
 use super::rendezvous::Rendezvous;
 use super::transport::{Channel, Patience, TransportError};
-use crate::image::manifest::Manifest;
 use crate::sys::interrupt::Interrupt;
 
 mod error;
@@ -439,10 +440,7 @@ impl<H: Host> Session<H> {
     }
 
     fn verify(&mut self, patience: Patience) -> Result<Duration> {
-        let manifest: Manifest = match self.channel.receive(&[Kind::Shipped], patience)? {
-            Message::Shipped(shipped) => shipped.manifest,
-            _ => unreachable!("only shipped was allowed"),
-        };
+        let Shipped { manifest } = self.channel.expect(patience)?;
         let began = Instant::now();
         manifest
             .verify(&self.images)
@@ -454,10 +452,7 @@ impl<H: Host> Session<H> {
 
     /// Returns when the commit came. It is in the journal then.
     fn await_commit(&mut self, patience: Patience) -> Result<Instant> {
-        let commit = match self.channel.receive(&[Kind::Commit], patience)? {
-            Message::Commit(commit) => commit,
-            _ => unreachable!("only a commit was allowed"),
-        };
+        let commit: Commit = self.channel.expect(patience)?;
         let committed_at = Instant::now();
         if commit.migration != self.preamble.migration {
             return Err(DestinationError::WrongMigration {

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use super::address::Destination;
 use super::codec;
-use super::protocol::{Bytes32, Kind, Message, MigrationId, Proof, Side, VERSIONS};
+use super::protocol::{Bytes32, Challenge, Message, MigrationId, Proof, Side, VERSIONS, Welcome};
 use super::rendezvous::{Acquaintance, RendezvousError, Transcript, random};
 use super::transport::{Channel, Patience, Stream, TransportError, prepare};
 
@@ -68,10 +68,7 @@ fn introduce(
     let source_opening = codec::encode_opening(VERSIONS);
     channel.write_all(&source_opening, patience)?;
     let destination_opening = channel.read_opening(patience)?;
-    let Message::Challenge(challenge) = channel.receive_strictly(&[Kind::Challenge], patience)?
-    else {
-        unreachable!("only a challenge was allowed")
-    };
+    let challenge: Challenge = channel.expect_strictly(patience)?;
     let secret = find(&challenge.receiver).map_err(|source| stranger(&channel, source))?;
     let transcript = Transcript {
         source_opening,
@@ -85,9 +82,7 @@ fn introduce(
         mac: transcript.proof(&secret, Side::Source),
     });
     channel.send(&proof, patience)?;
-    let Message::Welcome(welcome) = channel.receive_strictly(&[Kind::Welcome], patience)? else {
-        unreachable!("only a welcome was allowed")
-    };
+    let welcome: Welcome = channel.expect_strictly(patience)?;
     transcript
         .check(&secret, Side::Destination, &welcome.mac)
         .map_err(|source| stranger(&channel, source))?;

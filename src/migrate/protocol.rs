@@ -338,6 +338,36 @@ impl Message {
     }
 }
 
+/// What is in frames of one kind.
+pub trait Payload: TryFrom<Message, Error = Message> {
+    /// The kind.
+    const KIND: Kind;
+}
+
+macro_rules! payloads {
+    ($($name:ident),*) => {$(
+        impl Payload for $name {
+            const KIND: Kind = Kind::$name;
+        }
+
+        impl TryFrom<Message> for $name {
+            type Error = Message;
+
+            fn try_from(message: Message) -> Result<Self, Message> {
+                match message {
+                    Message::$name(payload) => Ok(payload),
+                    other => Err(other),
+                }
+            }
+        }
+    )*};
+}
+
+payloads!(
+    Challenge, Proof, Welcome, Findings, Shipped, Ready, Commit, Running, Settled, Abort, Inquiry,
+    Answer
+);
+
 /// Destination to source: prove that you can read my rendezvous file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

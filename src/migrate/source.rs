@@ -13,7 +13,7 @@ use super::handshake::connect;
 use super::journal::{Journal, Start};
 use super::preamble::{Finding, Preamble, Severity};
 use super::progress::{Progress, bytes, milliseconds};
-use super::protocol::{Commit, Kind, Message, Phase, Settled, Side, Verdict};
+use super::protocol::{Commit, Findings, Message, Phase, Running, Settled, Side, Verdict};
 use super::rendezvous::Acquaintance;
 use super::transport::{Channel, Patience, TransportError};
 use super::{Cause, chain, rendezvous};
@@ -240,9 +240,7 @@ impl<'a, W: Workload, O: Write> Negotiated<'a, W, O> {
             &Message::Preamble(Box::new(plan.preamble.clone())),
             patience,
         )?;
-        let Message::Findings(answer) = channel.receive(&[Kind::Findings], patience)? else {
-            unreachable!("only findings were allowed")
-        };
+        let answer: Findings = channel.expect(patience)?;
         let (errors, warnings): (Vec<Finding>, Vec<Finding>) = answer
             .findings
             .into_iter()
@@ -462,7 +460,7 @@ impl<'a, F: Fence, O: Write> Committing<'a, F, O> {
         let session = &mut self.fenced.session;
         session
             .channel
-            .receive(&[Kind::Running], Patience::within(ANSWER_LIMIT_DUR))
+            .expect::<Running>(Patience::within(ANSWER_LIMIT_DUR))
             .map(drop)
     }
 

@@ -14,7 +14,7 @@ use nix::sys::signal::Signal;
 use nix::sys::socket::{setsockopt, sockopt};
 
 use super::codec::{self, CodecError, Decoder};
-use super::protocol::{Abort, Kind, Message};
+use super::protocol::{Abort, Kind, Message, Payload};
 use super::rendezvous::RendezvousError;
 use crate::sys::interrupt::Interrupt;
 
@@ -273,11 +273,31 @@ impl Channel {
         }
     }
 
-    pub(super) fn receive_strictly(
-        &mut self,
-        expected: &[Kind],
-        patience: Patience,
-    ) -> Result<Message> {
+    /// Receives the next message, which must be a `P` or an [`Abort`].
+    ///
+    /// # Errors
+    /// As [`Self::receive`].
+    pub fn expect<P: Payload>(&mut self, patience: Patience) -> Result<P> {
+        let message = self.receive(&[P::KIND], patience)?;
+        self.only(message)
+    }
+
+    /// Receives the next message, which must be a `P`: an abort means nothing from a peer that has not proved who it is.
+    pub(super) fn expect_strictly<P: Payload>(&mut self, patience: Patience) -> Result<P> {
+        let message = self.receive_strictly(&[P::KIND], patience)?;
+        self.only(message)
+    }
+
+    fn only<P: Payload>(&self, message: Message) -> Result<P> {
+        P::try_from(message).map_err(|message| {
+            self.invalid(CodecError::UnexpectedKind {
+                kind: message.kind(),
+                expected: vec![P::KIND],
+            })
+        })
+    }
+
+    fn receive_strictly(&mut self, expected: &[Kind], patience: Patience) -> Result<Message> {
         let mut chunk = [0; 16 << 10];
         loop {
             let wanted_bytes = self

@@ -5,9 +5,9 @@ use std::time::Duration;
 
 use super::ANSWER_LIMIT_DUR;
 use crate::migrate::lobby::Lobby;
-use crate::migrate::protocol::{Answer, Kind, Message, MigrationId, Verdict};
+use crate::migrate::protocol::{Answer, Inquiry, Message, MigrationId, Settled, Verdict};
 use crate::migrate::rendezvous::Rendezvous;
-use crate::migrate::transport::{Channel, Patience, TransportError};
+use crate::migrate::transport::{Channel, Patience};
 use crate::migrate::{chain, verdict};
 use crate::sys::interrupt::Interrupt;
 
@@ -28,7 +28,7 @@ impl Settlement {
         let patience = Patience::within(limit_dur).or_interrupt(interrupt);
         if self.verdict == Verdict::Running
             && let Some(channel) = &mut self.channel
-            && is_settled(channel.receive(&[Kind::Settled], patience))
+            && channel.expect::<Settled>(patience).is_ok()
         {
             return true;
         }
@@ -53,27 +53,23 @@ impl Settlement {
 
     fn answer_one(&mut self, channel: &mut Channel, patience: Patience) -> bool {
         let patience = patience.at_most(ANSWER_LIMIT_DUR);
-        match channel.receive(&[Kind::Inquiry], patience) {
-            Ok(Message::Inquiry(inquiry)) if inquiry.migration == self.migration => {
+        match channel.expect::<Inquiry>(patience) {
+            Ok(inquiry) if inquiry.migration == self.migration => {
                 answer(channel, self.migration, self.verdict);
                 match self.verdict {
-                    Verdict::Running => is_settled(channel.receive(&[Kind::Settled], patience)),
+                    Verdict::Running => channel.expect::<Settled>(patience).is_ok(),
                     // It acts on the word alone.
                     Verdict::RolledBack => true,
                     Verdict::Committed | Verdict::Unknown => false,
                 }
             }
-            Ok(Message::Inquiry(inquiry)) => {
+            Ok(inquiry) => {
                 answer(channel, inquiry.migration, Verdict::Unknown);
                 false
             }
-            Ok(_) | Err(_) => false,
+            Err(_) => false,
         }
     }
-}
-
-fn is_settled(received: Result<Message, TransportError>) -> bool {
-    matches!(received, Ok(Message::Settled(_)))
 }
 
 pub(super) fn answer(channel: &mut Channel, migration: MigrationId, verdict: Verdict) {

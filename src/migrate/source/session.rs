@@ -13,7 +13,9 @@ use crate::migrate::address::Destination;
 use crate::migrate::handshake::connect;
 use crate::migrate::journal::Journal;
 use crate::migrate::progress::Progress;
-use crate::migrate::protocol::{Inquiry, Kind, Message, MigrationId, Phase, Shipped, Verdict};
+use crate::migrate::protocol::{
+    Answer, Inquiry, Message, MigrationId, Phase, Ready, Shipped, Verdict,
+};
 use crate::migrate::rendezvous::{Acquaintance, RendezvousError};
 use crate::migrate::transport::{Channel, Patience, TransportError};
 use crate::migrate::{Cause, chain, verdict};
@@ -101,9 +103,8 @@ impl<O: Write> Session<'_, O> {
         manifest
             .sync(&self.images.path)
             .map_err(|source| SourceError::Manifest { source })?;
-        let ready = match self.channel.receive(&[Kind::Ready], self.patience) {
-            Ok(Message::Ready(ready)) => ready,
-            Ok(_) => unreachable!("only a ready was allowed"),
+        let ready: Ready = match self.channel.expect(self.patience) {
+            Ok(ready) => ready,
             Err(TransportError::Late { .. }) => {
                 return Err(SourceError::TooLong {
                     limit_dur: self.plan.freeze_limit_dur,
@@ -180,8 +181,9 @@ pub fn ask(
         patience,
     )?;
     channel.send(&Message::Inquiry(Inquiry { migration }), patience)?;
-    match channel.receive(&[Kind::Answer], patience)? {
-        Message::Answer(answer) if answer.migration == migration => Ok((channel, answer.verdict)),
-        _ => Ok((channel, Verdict::Unknown)),
+    let answer: Answer = channel.expect(patience)?;
+    match answer.migration == migration {
+        true => Ok((channel, answer.verdict)),
+        false => Ok((channel, Verdict::Unknown)),
     }
 }
