@@ -176,14 +176,27 @@ fn apply(
     config: &Value,
     files: &mut ControlFiles,
 ) -> Result<()> {
+    apply_limits(container, request, stored, files)?;
+    apply_rdt(container, request, files)?;
+    if container.record().systemd_cgroup {
+        tell_systemd(container, config)?;
+        // By now systemd has written what it knows of over it: its own weight for block devices, and a weight for a group that is idle. So all that
+        // is on record is written again.
+        apply_limits(container, &on_record(container, config)?, stored, files)?;
+    }
+    Ok(())
+}
+
+fn apply_limits(
+    container: &Container,
+    request: &Request,
+    stored: &Resources,
+    files: &mut ControlFiles,
+) -> Result<()> {
     let cgroup = container.cgroup();
     match cgroup.dir("") {
         Some(dir) if cgroup.is_v2() => v2::apply(files, dir, &request.resources, stored)?,
         _ => v1::apply(files, &cgroup, &request.resources)?,
-    }
-    apply_rdt(container, request, files)?;
-    if container.record().systemd_cgroup {
-        tell_systemd(container, config)?;
     }
     Ok(())
 }
@@ -208,6 +221,21 @@ fn apply_rdt(container: &Container, request: &Request, files: &mut ControlFiles)
     let group = Group::of(container)?.ok_or(UpdateError::NoRdt)?;
     let text: String = schemata.iter().map(|line| format!("{line}\n")).collect();
     Ok(files.write(&group.schemata_path(), &text)?)
+}
+
+/// All limits of a spec that this module can set.
+fn on_record(container: &Container, config: &Value) -> Result<Request> {
+    let mut resources: Resources = serde_json::from_value(config["linux"]["resources"].clone())
+        .map_err(|source| Error::InvalidConfig {
+            path: container.spec_path(),
+            source,
+        })?;
+    // A question about a change, and this is none.
+    resources.memory.check_before_update = None;
+    Ok(Request {
+        resources: resources.normalized(),
+        ..Request::default()
+    })
 }
 
 /// Enters the changes into the text of a spec.
@@ -256,8 +284,11 @@ fn tell_systemd(container: &Container, config: &Value) -> Result<()> {
     let refused = |error: &dyn std::error::Error| UpdateError::Systemd {
         reason: engine::chain(error),
     };
-    create_cgroup_manager(engine::cgroup_config(record, record.cgroup_path.clone()))
-        .map_err(|error| refused(&error))?
+    let manager = || {
+        create_cgroup_manager(engine::cgroup_config(record, record.cgroup_path.clone()))
+            .map_err(|error| refused(&error))
+    };
+    manager()?
         .apply(&ControllerOpt {
             resources: &resources,
             disable_oom_killer: false,
@@ -265,6 +296,9 @@ fn tell_systemd(container: &Container, config: &Value) -> Result<()> {
             freezer_state: None,
         })
         .map_err(|error| refused(&error))?;
+    // systemd answers first and writes the control files before it takes the next request (manager_loop() in its src/core/manager.c). A second
+    // manager asks it something: when it is there, the files are written.
+    manager()?;
     Ok(())
 }
 

@@ -126,7 +126,9 @@ fn apply_cpu(files: &mut ControlFiles, dir: &Path, cpu: &Cpu) -> Result<()> {
         // An idle group takes no weight.
         files.write(&idle_path, "0")?;
     }
-    if let Some(shares) = cpu.shares {
+    if let Some(shares) = cpu.shares
+        && takes_weight(cpu, &idle_path)?
+    {
         files.write(&shares_path, &shares.to_string())?;
         // The kernel clamps silently.
         let accepted = read(&shares_path)?.trim().parse().unwrap_or(shares);
@@ -166,6 +168,12 @@ fn apply_cpu(files: &mut ControlFiles, dir: &Path, cpu: &Cpu) -> Result<()> {
         set_idle(files, &idle_path, &shares_path, idle)?;
     }
     Ok(())
+}
+
+/// Whether the kernel takes a weight now: not from a group that is idle and stays so.
+pub(super) fn takes_weight(cpu: &Cpu, idle_path: &Path) -> Result<bool> {
+    let stays_idle = cpu.idle.is_some_and(|idle| idle != 0) && read(idle_path)?.trim() != "0";
+    Ok(!stays_idle)
 }
 
 /// Makes a group idle, which also changes its weight: going back has to bring that back, too.

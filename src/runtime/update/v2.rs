@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::control::{ControlFiles, read};
-use super::v1::{pids_max, set_idle, write_around};
+use super::v1::{pids_max, set_idle, takes_weight, write_around};
 use super::{BlockIo, Cpu, Memory, Resources, UpdateError};
 
 type Result<T> = std::result::Result<T, UpdateError>;
@@ -110,7 +110,9 @@ fn apply_cpu(files: &mut ControlFiles, dir: &Path, cpu: &Cpu) -> Result<()> {
         // An idle group takes no weight.
         files.write(&idle_path, "0")?;
     }
-    if let Some(shares) = cpu.shares {
+    if let Some(shares) = cpu.shares
+        && takes_weight(cpu, &idle_path)?
+    {
         files.write(&weight_path, &weight_of_shares(shares).to_string())?;
     }
     let max_path = dir.join("cpu.max");
@@ -301,6 +303,20 @@ mod tests {
         let refused = apply(&mut files, dir.path(), &update, &Resources::default());
         assert!(matches!(refused, Err(UpdateError::BelowUsage { .. })));
         assert_eq!(content(&dir, "memory.max"), "max\n");
+    }
+
+    #[test]
+    fn an_idle_group_has_no_weight() {
+        let dir = group(&[("cpu.idle", "0\n"), ("cpu.weight", "100\n")]);
+        let update = resources(serde_json::json!({"cpu": {"idle": 1, "shares": 2}}));
+        let mut files = ControlFiles::default();
+        apply(&mut files, dir.path(), &update, &Resources::default()).unwrap();
+        assert_eq!(content(&dir, "cpu.idle"), "1");
+        assert_eq!(content(&dir, "cpu.weight"), "1");
+        // Again: the kernel would refuse a weight now.
+        fs::write(dir.path().join("cpu.weight"), "0").unwrap();
+        apply(&mut files, dir.path(), &update, &Resources::default()).unwrap();
+        assert_eq!(content(&dir, "cpu.weight"), "0");
     }
 
     #[test]
