@@ -38,6 +38,27 @@ impl Node {
     }
 }
 
+impl Node {
+    /// The same conditions as for `create` and `restore`, where they fail; here they must be found before anything is stopped.
+    fn terminal(&self, has_terminal: bool) -> Option<(&'static str, &'static str)> {
+        let leaves = self.request.detach;
+        match (
+            has_terminal && leaves,
+            self.request.console_socket.is_some(),
+        ) {
+            (true, false) => Some((
+                "the container has a terminal, and nobody takes it",
+                "start the receiver with --console-socket, or without --detach",
+            )),
+            (false, true) => Some((
+                "there is no terminal to send to the console socket",
+                "start the receiver without --console-socket, or with --detach for a container with a terminal",
+            )),
+            _ => None,
+        }
+    }
+}
+
 impl Host for Node {
     type Held = HeldRestore;
 
@@ -52,6 +73,11 @@ impl Host for Node {
             .as_ref()
             .and_then(|spec| spec.root().as_ref())
             .map_or_else(|| preamble.rootfs.clone(), |root| bundle.join(root.path()));
+        let has_terminal = spec
+            .as_ref()
+            .and_then(|spec| spec.process().as_ref())
+            .and_then(|process| process.terminal())
+            .unwrap_or(false);
         // As specs and not as JSON: sets such as capabilities have no order.
         let same_spec = spec.is_none_or(|spec| {
             serde_json::from_value(preamble.spec.clone()).is_ok_and(|theirs: Spec| spec == theirs)
@@ -64,6 +90,7 @@ impl Host for Node {
             rootfs_exists: rootfs.is_dir(),
             rootfs,
             same_spec,
+            terminal: self.terminal(has_terminal),
             missing_mount_sources: preamble
                 .bind_mounts
                 .iter()

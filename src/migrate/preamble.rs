@@ -300,6 +300,8 @@ pub struct Local {
     pub rootfs_exists: bool,
     /// Whether its `config.json` says what the source's did when the container was created.
     pub same_spec: bool,
+    /// What does not fit between the container's terminal and the receiver's flags, and what to do.
+    pub terminal: Option<(&'static str, &'static str)>,
     /// Sources of bind mounts that do not exist here.
     pub missing_mount_sources: Vec<PathBuf>,
     /// Whether the migration's directory is visible in this host's image store.
@@ -367,6 +369,9 @@ fn judge_container(preamble: &Preamble, local: &Local, findings: &mut Vec<Findin
     let mut error = |side, what: String, remedy: String| {
         findings.push(Finding::error(side, what, remedy));
     };
+    if let Some((what, remedy)) = local.terminal {
+        error(Side::Destination, what.into(), remedy.into());
+    }
     for path in &local.missing_mount_sources {
         error(
             Side::Destination,

@@ -353,6 +353,13 @@ fn a_terminal_moves_with_its_container() {
     terminal.send("here\n");
     terminal.expect("1: here");
 
+    // Without somebody who takes the terminal it does not even stop.
+    let receiver = Receiver::start(&destination, "tty", &store, &["--detach"]);
+    let refused = send(&source, "tty", &store, receiver.address, &[]).wait();
+    runs_on(refused, "has a terminal, and nobody takes it");
+    receiver.running.signal(Signal::SIGTERM);
+    receiver.running.wait().exits_with(1);
+
     let console = ConsoleSocket::listen(&destination.dir().join("console"));
     let flags = [
         "--detach",

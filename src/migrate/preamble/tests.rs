@@ -35,6 +35,7 @@ fn local() -> Local {
         rootfs: "/b/rootfs".into(),
         rootfs_exists: true,
         same_spec: true,
+        terminal: None,
         missing_mount_sources: Vec::new(),
         images_visible: true,
         image_path: "/pool".into(),
@@ -60,6 +61,7 @@ fn everything_wrong_is_found_at_once_with_what_to_do() {
         container: "db".into(),
         id_in_use: true,
         bundle_exists: false,
+        terminal: Some(("the container has a terminal", "take it")),
         missing_mount_sources: vec!["/srv/data".into()],
         images_visible: false,
         ..local()
@@ -73,7 +75,7 @@ fn everything_wrong_is_found_at_once_with_what_to_do() {
     };
     assert_eq!(
         (count(Severity::Error), count(Severity::Warning)),
-        (8, 2),
+        (9, 2),
         "{findings:#?}"
     );
     assert!(findings.iter().all(|finding| !finding.remedy.is_empty()));

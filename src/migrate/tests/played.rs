@@ -204,6 +204,7 @@ impl Host for Node {
             rootfs: preamble.rootfs.clone(),
             rootfs_exists: true,
             same_spec: true,
+            terminal: None,
             missing_mount_sources: Vec::new(),
             images_visible: true,
             image_path: preamble.image_path.clone(),
