@@ -941,3 +941,40 @@ fn a_pre_dump_needs_memory_tracking() {
     restore_detached(&host, &bundle, &second).run().ok();
     assert_counts(&bundle);
 }
+
+#[test]
+fn images_of_runc_are_restored() {
+    let host = Host::new();
+    let runc = |verb: &str| {
+        Cmd::new("runc")
+            .arg("--root")
+            .arg(host.dir().join("runc"))
+            .arg(verb)
+    };
+    let bundle = host.bundle("web").script(COUNTER).mount(
+        "cgroup",
+        Path::new("cgroup"),
+        "/sys/fs/cgroup",
+        &["ro"],
+    );
+    // runc cannot dump a container whose output is a file of the host.
+    let run = format!(
+        "exec runc --root {} run --detach --bundle {} web > /dev/null 2>&1",
+        host.dir().join("runc").display(),
+        bundle.dir().display()
+    );
+    Cmd::new("sh").args(["-c", &run]).run().ok();
+    assert_counts(&bundle);
+    let images = images(&host, "images");
+    // It may find the dead process unreaped and then fails to delete the container, but the images are complete.
+    runc("checkpoint")
+        .arg("--image-path")
+        .arg(&images)
+        .arg("web")
+        .run();
+    assert!(images.join("inventory.img").exists());
+    runc("delete").args(["--force", "web"]).run().ok();
+    assert_stands_still(&bundle);
+    restore_detached(&host, &bundle, &images).run().ok();
+    assert_counts(&bundle);
+}

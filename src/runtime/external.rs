@@ -188,6 +188,7 @@ pub fn restored_mounts(
     spec: &Spec,
     bundle: &Path,
     rootfs: &Root,
+    host: &[MountInfo],
     cgroups: &BTreeMap<String, PathBuf>,
 ) -> Vec<External> {
     let mut sources: BTreeMap<PathBuf, PathBuf> = BTreeMap::new();
@@ -224,12 +225,42 @@ pub fn restored_mounts(
     for path in runc {
         sources.entry(path.clone()).or_insert(path);
     }
+    for (path, source) in runc_cgroup_mounts(spec, host, cgroups) {
+        sources.entry(path).or_insert(source);
+    }
     sources
         .into_iter()
         .map(|(path, source)| External::Mount {
             path: text(&path),
             // CRIU does not follow a symbolic link at the end.
             name: text(&source.canonicalize().unwrap_or(source)),
+        })
+        .collect()
+}
+
+/// What runc binds of cgroup v1 where the spec has a mount of the type `cgroup`: a directory per hierarchy, called as on the host.
+fn runc_cgroup_mounts(
+    spec: &Spec,
+    host: &[MountInfo],
+    cgroups: &BTreeMap<String, PathBuf>,
+) -> Vec<(PathBuf, PathBuf)> {
+    let destination = spec
+        .mounts()
+        .iter()
+        .flatten()
+        .find(|mount| mount.typ().as_deref() == Some("cgroup"))
+        .map(|mount| Path::new("/").join(mount.destination()));
+    let Some(destination) = destination else {
+        return Vec::new();
+    };
+    host.iter()
+        .filter(|mount| mount.fs_type == "cgroup")
+        .filter_map(|mount| {
+            let path = destination.join(mount.mount_point.file_name()?);
+            let own = cgroups
+                .values()
+                .find(|dir| dir.starts_with(&mount.mount_point));
+            Some((path, own.unwrap_or(&mount.mount_point).clone()))
         })
         .collect()
 }

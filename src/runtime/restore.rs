@@ -223,6 +223,7 @@ fn restore(
             spec,
             container.bundle(),
             &rootfs,
+            &external::mounts("self")?,
             cgroup.paths(),
         );
         options.cgroup_roots = cgroup_roots(pid)?;
