@@ -27,7 +27,7 @@ pub struct Args {
     /// Allocate a pseudo-TTY
     #[arg(long, short)]
     tty: bool,
-    /// UID (format: <uid>[:<gid>])
+    /// UID, or UID:GID
     #[arg(long, short, value_name = "UID[:GID]")]
     user: Option<String>,
     /// Additional gids
@@ -57,7 +57,7 @@ pub struct Args {
     /// Pass N additional file descriptors to the container (stdio + $LISTEN_FDS + N in total)
     #[arg(long, value_name = "N", default_value_t = 0)]
     preserve_fds: i32,
-    /// Run the process in an (existing) sub-cgroup(s). Format is [<controller>:]<cgroup>
+    /// Run the process in a sub-cgroup of the container's
     #[arg(long, value_name = "CGROUP")]
     cgroup: Vec<String>,
     /// Allow exec in a paused container
