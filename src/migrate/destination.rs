@@ -116,7 +116,7 @@ pub struct Arrived<R> {
 
 /// Waits for the container and takes it.
 ///
-/// `announce` gets the address that is listened on. `interrupt` is heeded until the commit.
+/// `interrupt` is heeded until the commit.
 ///
 /// # Errors
 /// [`DestinationError::NotStarted`] after the commit; all others mean that the container is not here.
@@ -134,10 +134,8 @@ pub fn receive<H: Host, O: Write>(
 }
 
 impl<H: Host> Prepared<H> {
-    /// Leaves the rendezvous secret in the store and opens the port.
-    ///
-    /// # Errors
-    /// Those of the store and of the port.
+    /// A receiver whose secret is in the store and whose port is open.
+    #[must_use]
     pub fn new(setup: Setup, host: H, rendezvous: Rendezvous, lobby: Lobby) -> Self {
         Self {
             setup,

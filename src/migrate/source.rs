@@ -344,7 +344,7 @@ impl<'a, H: Held, O: Write> Stopped<'a, H, O, ShippedImages> {
 }
 
 impl<'a, H: Held, O: Write> Stopped<'a, H, O, PeerReady> {
-    /// Makes sure that the container stands still even without this process.
+    /// Makes the container stand still by its cgroup too; [`Fenced::commit`] then makes that last.
     ///
     /// # Errors
     /// [`Failure::RunsOn`].

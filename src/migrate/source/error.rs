@@ -115,7 +115,7 @@ pub enum Failure {
     },
     /// It runs at the destination; something of it is left here, not running.
     #[error(
-        "container \"{container}\" runs at {peer}, but not everything of it could be removed here; `rcm delete --force {container}` removes the rest"
+        "container \"{container}\" runs at {peer}, but not everything of it could be removed here; `rcm live-migrate {container} --resolve` removes the rest"
     )]
     Remains {
         /// Which.
