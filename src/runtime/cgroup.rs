@@ -266,6 +266,18 @@ impl Cgroup {
         self.paths.values().collect()
     }
 
+    /// Removes the group if nobody is in it and no group is below it, which needs one system call per hierarchy. Returns whether nothing
+    /// of it is left.
+    #[must_use]
+    pub fn remove_unused(&self) -> bool {
+        self.distinct_dirs()
+            .into_iter()
+            .all(|dir| match fs::remove_dir(dir) {
+                Ok(()) => true,
+                Err(error) => error.kind() == io::ErrorKind::NotFound,
+            })
+    }
+
     /// Removes the group with all groups below it, waiting up to ten seconds for killed processes to leave.
     ///
     /// # Errors

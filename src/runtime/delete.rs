@@ -126,7 +126,10 @@ pub fn destroy(container: &Container) -> Result<()> {
 /// # Errors
 /// As [`destroy`], and [`Error::StillRunning`].
 pub fn destroy_forcibly(container: &Container) -> Result<()> {
-    kill_and_wait(container)?;
+    // Others than the first process are killed with the cgroup.
+    if container.record().init.is_none() || container.live_init().is_ok() {
+        kill_and_wait(container)?;
+    }
     destroy(container)
 }
 
@@ -145,7 +148,11 @@ pub(crate) fn discard(container: &Container) -> Result<()> {
 fn remove_cgroup(container: &Container) -> Result<()> {
     let record = container.record();
     let cgroup = container.cgroup();
-    let removed = cgroup.kill_all().and_then(|()| cgroup.remove());
+    let removed = if cgroup.remove_unused() {
+        Ok(())
+    } else {
+        cgroup.kill_all().and_then(|()| cgroup.remove())
+    };
     let removed = removed.and_then(|()| {
         if record.systemd_cgroup {
             stop_unit(container)
