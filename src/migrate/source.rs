@@ -400,8 +400,7 @@ impl<'a, F: Fence, O: Write> Fenced<'a, F, O> {
             return Err(self.roll_back(SourceError::Fence { source }));
         }
         let session = &mut self.session;
-        // What follows cannot be undone, so neither a signal nor the freeze's budget ends it.
-        session.patience = Patience::default();
+        // What follows cannot be undone: neither a signal nor the freeze's budget ends a wait from here on.
         session.images.keep = true;
         let commit = Message::Commit(Commit {
             migration: session.plan.preamble.migration,
@@ -433,7 +432,14 @@ impl<'a, F: Fence, O: Write> Committing<'a, F, O> {
             "the commit was not answered ({}); asking again",
             chain(&last)
         ));
+        let mut signalled = false;
         while Instant::now() < deadline {
+            if !signalled && let Err(error) = self.fenced.session.patience.check() {
+                signalled = true;
+                self.fenced.session.progress.say(&format!(
+                    "not {error}: the container was given away, and where it runs must be settled"
+                ));
+            }
             match self.fenced.session.ask() {
                 Ok(Verdict::Running) => return Ok(self.handed_off(began)),
                 Ok(Verdict::RolledBack) => {

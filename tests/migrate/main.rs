@@ -478,6 +478,12 @@ fn after_the_commit_the_source_never_runs_by_itself() {
     let sender = pair.send_to(address);
     wait_until("it asks", || sender.stderr().contains("asking again"));
     pair.destination.wait_for_status("doubt", "running");
+    sender.signal(Signal::SIGTERM);
+    wait_until("it says that it is too late", || {
+        sender
+            .stderr()
+            .contains("not stopped by SIGTERM: the container was given away")
+    });
     sender.signal(Signal::SIGKILL);
     sender.wait();
     // Not even with its keeper dead: there is one copy, and it is not this one.
