@@ -15,6 +15,10 @@ use super::lower;
 use crate::criu::{External, JoinNamespace};
 use crate::sys::rooted::{Kind, Root};
 
+/// The directory in a restored container's own that has an empty one for each mask. Were it one for all, CRIU would take the masks for binds of
+/// each other at the next dump.
+const MASK_DIR: &str = "masks";
+
 /// A mount that comes from the host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -31,6 +35,8 @@ pub struct HostMount {
 pub enum Source {
     /// A path on the host.
     Path(PathBuf),
+    /// An empty directory: what masks one. It needs no saving, and packing its tmpfs takes CRIU some milliseconds of the freeze.
+    Mask,
     /// The container's own control group in the hierarchy of this controller, and what is below it.
     Cgroup {
         /// `memory`, `name=systemd`, ...
@@ -82,6 +88,7 @@ pub fn host_mounts(
         container: &container,
         host: &host,
         declared: &declared,
+        masked: &masked_paths(spec),
         bundle,
         cgroups,
         own_cgroup_namespace,
@@ -92,9 +99,54 @@ struct Surroundings<'a> {
     container: &'a [MountInfo],
     host: &'a [MountInfo],
     declared: &'a [(PathBuf, &'a Mount)],
+    /// Paths whose masks are left out.
+    masked: &'a [PathBuf],
     bundle: &'a Path,
     cgroups: &'a BTreeMap<String, PathBuf>,
     own_cgroup_namespace: bool,
+}
+
+/// The masked paths whose masks are the host's to make again. In a user namespace they are not: its root need not be able to reach a directory
+/// of the host.
+fn masked_paths(spec: &Spec) -> Vec<PathBuf> {
+    if lower::has_namespace(spec, LinuxNamespaceType::User) {
+        return Vec::new();
+    }
+    let linux = spec.linux().as_ref();
+    linux
+        .and_then(|linux| linux.masked_paths().as_ref())
+        .into_iter()
+        .flatten()
+        .map(PathBuf::from)
+        .collect()
+}
+
+/// Makes an empty directory below a container's own for each mask among the mounts.
+///
+/// # Errors
+/// Errors of the file system.
+pub fn make_masks(mounts: &[HostMount], container_dir: &Path) -> Result<Vec<PathBuf>> {
+    mounts
+        .iter()
+        .filter(|mount| mount.source == Source::Mask)
+        .enumerate()
+        .map(|(index, _)| {
+            let path = container_dir.join(MASK_DIR).join(index.to_string());
+            fs::create_dir_all(&path).map_err(Error::file("create", &path))?;
+            Ok(path)
+        })
+        .collect()
+}
+
+/// Whether the mount is a mask over a directory: the read-only tmpfs that the engine mounts, or what a restore puts there.
+fn is_mask(masked: &[PathBuf], mount: &MountInfo) -> bool {
+    let mask = match mount.fs_type.as_str() {
+        "tmpfs" if mount.root == "/" => true,
+        _ => Path::new(&mount.root)
+            .parent()
+            .is_some_and(|dir| dir.ends_with(MASK_DIR)),
+    };
+    mask && mount.mount_options.contains_key("ro") && masked.contains(&mount.mount_point)
 }
 
 fn select(around: &Surroundings) -> Vec<HostMount> {
@@ -121,6 +173,7 @@ fn select(around: &Surroundings) -> Vec<HostMount> {
             }
             // A file system of the container's own, even where the host has the same one (sysfs without a network namespace).
             Some(_) => None,
+            None if is_mask(around.masked, mount) => Some(Source::Mask),
             None if !host_devices.contains(mount.majmin.as_str()) => None,
             // Read-only paths and the like: CRIU knows a bind of what the container has already.
             None if mount.majmin == root.majmin
@@ -181,7 +234,7 @@ pub fn dumped_mounts(mounts: &[HostMount]) -> Vec<External> {
 }
 
 /// What CRIU is told about host mounts at a restore: those that the checkpoint found, with the sources of the spec that is restored
-/// where it has them, and those that runc's images name.
+/// where it has them, and those that runc's images name. `masks` are from [`make_masks`].
 #[must_use]
 pub fn restored_mounts(
     found: &[HostMount],
@@ -190,11 +243,14 @@ pub fn restored_mounts(
     rootfs: &Root,
     host: &[MountInfo],
     cgroups: &BTreeMap<String, PathBuf>,
+    masks: &[PathBuf],
 ) -> Vec<External> {
     let mut sources: BTreeMap<PathBuf, PathBuf> = BTreeMap::new();
+    let mut masks = masks.iter();
     for mount in found {
         let source = match &mount.source {
             Source::Path(path) => Some(path.clone()),
+            Source::Mask => masks.next().cloned(),
             Source::Cgroup { controller, below } => {
                 cgroups.get(controller).map(|dir| dir.join(below))
             }
@@ -410,6 +466,7 @@ mod tests {
                 mount("0:30", "/", "/sys/fs/cgroup/memory", "cgroup"),
             ],
             declared: &[("/data".into(), &bind), ("/sys".into(), &sysfs)],
+            masked: &[],
             bundle: Path::new("/b"),
             cgroups: &cgroups,
             own_cgroup_namespace: true,
@@ -419,6 +476,20 @@ mod tests {
         assert_eq!(found[0].source, Source::Path("/b/data".into()));
         // The first place on the host that exists.
         assert_eq!(found[1].source, Source::Path("/proc/self".into()));
+    }
+
+    #[test]
+    fn only_masks_over_directories_are_made_again() {
+        let masked = ["/proc/acpi".into(), "/proc/keys".into(), "/secret".into()];
+        let mask = |line: &str| is_mask(&masked, &MountInfo::from_line(line).unwrap());
+        assert!(mask("1 1 0:50 / /proc/acpi ro - tmpfs tmpfs ro"));
+        assert!(mask(
+            "1 1 0:22 /rcm/web/masks/0 /proc/acpi ro - tmpfs tmpfs rw"
+        ));
+        assert!(!mask("1 1 0:6 /null /proc/keys rw - devtmpfs dev rw"));
+        // Somebody may keep files in one that was made writable.
+        assert!(!mask("1 1 0:50 / /secret rw - tmpfs tmpfs rw"));
+        assert!(!mask("1 1 0:50 / /data ro - tmpfs tmpfs ro"));
     }
 
     #[test]

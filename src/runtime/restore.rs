@@ -166,6 +166,7 @@ fn restore(
 
     let criu_root = container.dir().join(CRIU_ROOT);
     fs::create_dir(&criu_root).map_err(Error::file("create", &criu_root))?;
+    let masks = external::make_masks(&details.mounts, container.dir())?;
     let (outer_namespaces, join_namespaces) = external::restored_namespaces(spec)?;
     let mut inherited = Vec::new();
     for (key, path) in outer_namespaces {
@@ -225,6 +226,7 @@ fn restore(
             &rootfs,
             &external::mounts("self")?,
             cgroup.paths(),
+            &masks,
         );
         options.cgroup_roots = cgroup_roots(pid)?;
         Ok(())
