@@ -26,6 +26,17 @@ fn standard_streams_pass_through() {
 }
 
 #[test]
+fn a_missing_working_directory_is_made() {
+    let host = Host::new();
+    let bundle = host
+        .bundle("web")
+        .set("/process/cwd", json!("/srv/data"))
+        .script("pwd");
+    let output = host.cmd("run").bundle(&bundle).run().ok();
+    assert_eq!(output.stdout(), "/srv/data\n");
+}
+
+#[test]
 fn descriptors_are_preserved_on_request() {
     let host = Host::new();
     let bundle = host

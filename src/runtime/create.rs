@@ -22,6 +22,7 @@ use super::terminal::{Console, Master};
 use super::{delete, lower, spec, stdio};
 use crate::sys;
 use crate::sys::process::ProcessId;
+use crate::sys::rooted::{Kind, Root};
 use crate::sys::terminal::WindowSize;
 
 /// What a container is made from.
@@ -181,6 +182,7 @@ fn set_up(
     let own_network = lower::namespace(&spec, LinuxNamespaceType::Network)
         .is_some_and(|namespace| namespace.path().is_none());
     let notify_path = container.notify_path();
+    make_working_directory(&spec, container.rootfs());
     let launched = engine::launch(Launch {
         container,
         spec,
@@ -236,6 +238,29 @@ fn set_up(
     }
     write_pid_file(request.pid_file.as_deref(), pid)?;
     Ok((launched, terminal))
+}
+
+/// Makes the working directory where the image lacks it, as runc does. One that cannot be made is reported when it cannot be entered; one below a
+/// mount is that mount's business.
+fn make_working_directory(spec: &Spec, rootfs: &Path) {
+    let Some(process) = spec.process() else {
+        return;
+    };
+    let cwd = process.cwd();
+    let below_mount = spec
+        .mounts()
+        .iter()
+        .flatten()
+        .any(|mount| cwd.starts_with(mount.destination()));
+    if !below_mount
+        && let Ok(root) = Root::open(rootfs)
+        && let Err(error) = root.make(cwd, Kind::Directory)
+    {
+        tracing::debug!(
+            "cannot make the working directory {}: {error}",
+            cwd.display()
+        );
+    }
 }
 
 /// Writes a process id to the file that the caller asked for, atomically.

@@ -106,6 +106,7 @@ impl ProcessExecutor {
             .collect::<Result<Vec<_>, _>>()?;
         let program = CString::new(path.as_os_str().as_bytes())
             .map_err(|_| format!("{} has a NUL byte", path.display()))?;
+        set_exec_label(process.and_then(|process| process.selinux_label().as_deref()))?;
         sys::process::reset_signals().map_err(|error| format!("cannot reset signals: {error}"))?;
         match sys::exec::replace_process(&program, &args, &env) {
             Ok(never) => Ok(never),
@@ -134,6 +135,16 @@ impl ProcessExecutor {
             }
         }
         env
+    }
+}
+
+/// Gives what this process executes the SELinux label (proc_pid_attr(5)); the engine labels mounts only.
+fn set_exec_label(label: Option<&str>) -> Result<(), String> {
+    const EXEC_LABEL: &str = "/proc/thread-self/attr/exec";
+    match label {
+        None | Some("") => Ok(()),
+        Some(label) => std::fs::write(EXEC_LABEL, label)
+            .map_err(|error| format!("cannot set selinuxLabel {label:?} in {EXEC_LABEL}: {error}")),
     }
 }
 
