@@ -5,7 +5,8 @@ use anyhow::{Context, bail};
 use clap::builder::PossibleValuesParser;
 
 use crate::criu::{CgroupMode, Criu, PageServer};
-use crate::runtime::checkpoint::{self, CheckpointOptions, CriuFlags};
+use crate::runtime::checkpoint::{self, CheckpointOptions};
+use crate::runtime::criu_flags::CriuFlags;
 use crate::runtime::{delete, engine};
 
 use super::{Globals, absolute};

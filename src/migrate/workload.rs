@@ -13,8 +13,9 @@ use super::protocol::{MigrationId, Side};
 use super::source::{self, Held, Workload};
 use super::{Cause, chain};
 use crate::criu::{CgroupMode, Criu};
-use crate::runtime::checkpoint::{self, CheckpointOptions, CriuFlags, HeldCheckpoint};
+use crate::runtime::checkpoint::{self, CheckpointOptions, HeldCheckpoint};
 use crate::runtime::container::Container;
+use crate::runtime::criu_flags::CriuFlags;
 use crate::runtime::delete;
 
 /// A running container.

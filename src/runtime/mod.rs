@@ -10,6 +10,7 @@ pub mod cgroup;
 pub mod checkpoint;
 pub mod container;
 pub mod create;
+pub mod criu_flags;
 pub mod delete;
 pub mod engine;
 pub mod error;

@@ -15,9 +15,9 @@ use nix::unistd::Pid;
 use oci_spec::runtime::{LinuxNamespaceType, Spec};
 
 use super::cgroup::{Cgroup, CgroupError};
-use super::checkpoint::CriuFlags;
 use super::container::{Container, Status, validate_id};
 use super::create::{self, CreateRequest, cgroup_error};
+use super::criu_flags::CriuFlags;
 use super::error::{Error, Result};
 use super::external;
 use super::snapshot::{self, Details};

@@ -1,0 +1,114 @@
+//! What `checkpoint`, `restore` and a migration's two ends all tell CRIU.
+
+use std::fs;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::PathBuf;
+
+use oci_spec::runtime::Spec;
+
+use super::container::Container;
+use super::error::{Error, Result};
+use crate::criu::{CgroupMode, Common};
+
+/// The annotation that names a CRIU configuration file; an empty one means none.
+const CONFIG_ANNOTATION: &str = "org.criu.config";
+/// Configuration files that are used without the annotation, if they exist: rcm's own before runc's.
+const CONFIG_FILES: [&str; 2] = ["/etc/criu/rcm.conf", "/etc/criu/runc.conf"];
+
+/// What `checkpoint` and `restore` both tell CRIU.
+#[derive(Debug, Clone, Default)]
+pub struct CriuFlags {
+    /// The directory of the images.
+    pub image_path: PathBuf,
+    /// Where logs and statistics go; the image directory if none.
+    pub work_path: Option<PathBuf>,
+    /// Keep established TCP connections.
+    pub tcp_established: bool,
+    /// Accept Unix sockets that lead out of the container.
+    pub ext_unix_sk: bool,
+    /// Accept a terminal or session of the host.
+    pub shell_job: bool,
+    /// Keep file locks.
+    pub file_locks: bool,
+    /// Remove superseded pages from images.
+    pub auto_dedup: bool,
+    /// Leave memory behind, to be fetched when touched.
+    pub lazy_pages: bool,
+    /// How control groups are treated.
+    pub manage_cgroups: CgroupMode,
+}
+
+impl CriuFlags {
+    /// The options that follow from these and the container.
+    pub(super) fn common(&self, container: &Container, spec: &Spec) -> Common {
+        Common {
+            subject: format!("container {:?}", container.id()),
+            images_dir: self.image_path.clone(),
+            work_dir: self.work_path.clone(),
+            log_level: 4,
+            tcp_established: self.tcp_established,
+            ext_unix_sk: self.ext_unix_sk,
+            shell_job: self.shell_job,
+            file_locks: self.file_locks,
+            auto_dedup: self.auto_dedup,
+            lazy_pages: self.lazy_pages,
+            manage_cgroups: self.manage_cgroups,
+            // Devices and addresses are the business of whoever made the network namespace.
+            empty_network_namespace: true,
+            config_file: config_file(spec),
+            ..Common::default()
+        }
+    }
+
+    /// Makes the directories that are missing.
+    pub(super) fn make_dirs(&self) -> Result<()> {
+        for path in [Some(&self.image_path), self.work_path.as_ref()]
+            .into_iter()
+            .flatten()
+        {
+            fs::DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(path)
+                .map_err(Error::file("create", path))?;
+        }
+        Ok(())
+    }
+}
+
+fn config_file(spec: &Spec) -> Option<PathBuf> {
+    let annotation = spec
+        .annotations()
+        .as_ref()
+        .and_then(|annotations| annotations.get(CONFIG_ANNOTATION));
+    match annotation {
+        Some(path) => Some(PathBuf::from(path)).filter(|path| !path.as_os_str().is_empty()),
+        None => CONFIG_FILES
+            .iter()
+            .map(PathBuf::from)
+            .find(|path| path.exists()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_annotation_decides_on_the_configuration_file() {
+        let spec = |annotations: serde_json::Value| -> Spec {
+            serde_json::from_value(serde_json::json!({
+                "ociVersion": "1.0.2", "annotations": annotations
+            }))
+            .unwrap()
+        };
+        assert_eq!(
+            config_file(&spec(serde_json::json!({CONFIG_ANNOTATION: "/x.conf"}))),
+            Some("/x.conf".into())
+        );
+        assert_eq!(
+            config_file(&spec(serde_json::json!({CONFIG_ANNOTATION: ""}))),
+            None
+        );
+    }
+}
