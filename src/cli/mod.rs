@@ -122,7 +122,10 @@ impl Command {
 
     /// Whether the command holds nothing that it would have to give back: it may end anywhere.
     fn only_prints(&self) -> bool {
-        matches!(self, Self::List(_) | Self::State(_))
+        matches!(
+            self,
+            Self::Events(_) | Self::Features(_) | Self::List(_) | Self::Ps(_) | Self::State(_)
+        )
     }
 }
 
