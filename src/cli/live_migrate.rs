@@ -27,6 +27,10 @@ use crate::runtime::{Container, Error, delete, engine};
 use crate::sys::interrupt::Interrupt;
 use crate::sys::process::become_subreaper;
 
+mod mode;
+
+use mode::ModeArgs;
+
 /// The name of the command.
 pub const VERB: &str = "live-migrate";
 /// The container is not known to run anywhere; the message names the command that settles it.
@@ -68,6 +72,8 @@ pub struct Args {
     /// Finish or roll back a migration that was left open
     #[arg(long, conflicts_with_all = ["destination"])]
     resolve: bool,
+    #[command(flatten)]
+    mode: ModeArgs,
     #[command(flatten)]
     receiver: ReceiverArgs,
     #[command(flatten)]
@@ -260,6 +266,7 @@ fn send(
         ),
     }
     let (criu, facts) = look_around(globals)?;
+    let (pre_copy, why_not) = args.mode.choose(&criu, &facts)?;
     let choices = args.criu.choices();
     let migration = MigrationId::new(random()?);
     let plan = Plan {
@@ -267,10 +274,14 @@ fn send(
         destination,
         image_path: image_path.to_path_buf(),
         preamble: preamble(&container, migration, facts, image_path, &choices)?,
+        pre_copy,
         freeze_limit_dur: args.timeout,
         settle_limit_dur: SETTLE_LIMIT_DUR,
     };
     let mut progress = Progress::new(stderr(), &args.id);
+    if let Some(why_not) = why_not {
+        progress.say(why_not);
+    }
     for finding in examine(&container) {
         progress.say(&format!("warning: {finding}"));
     }
@@ -279,6 +290,7 @@ fn send(
         container,
         choices,
         work_path: args.criu.work_path(globals, &args.id)?,
+        auto_dedup: args.mode.auto_dedup,
     };
     let interrupt = Interrupt::install().context("cannot catch signals")?;
     source::migrate(&plan, workload, &mut progress, Some(&interrupt))?;

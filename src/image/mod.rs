@@ -1,6 +1,6 @@
 //! What lies in an image store.
-
 pub mod manifest;
+pub mod rounds;
 
 use std::fs;
 use std::io::{self, ErrorKind};

@@ -239,6 +239,8 @@ pub fn encode(message: &Message) -> Result<Vec<u8>> {
         Message::Abort(payload) => frame(Kind::Abort, payload),
         Message::Inquiry(payload) => frame(Kind::Inquiry, payload),
         Message::Answer(payload) => frame(Kind::Answer, payload),
+        Message::Round(payload) => frame(Kind::Round, payload),
+        Message::RoundVerified(payload) => frame(Kind::RoundVerified, payload),
     }
 }
 
@@ -287,6 +289,8 @@ pub fn decode_payload(kind: Kind, payload: &[u8]) -> Result<Message> {
         Kind::Abort => Message::Abort(parse(kind, payload)?),
         Kind::Inquiry => Message::Inquiry(parse(kind, payload)?),
         Kind::Answer => Message::Answer(parse(kind, payload)?),
+        Kind::Round => Message::Round(parse(kind, payload)?),
+        Kind::RoundVerified => Message::RoundVerified(parse(kind, payload)?),
     })
 }
 

@@ -15,10 +15,12 @@ use super::lobby::Lobby;
 use super::preamble::{Finding, Preamble, Severity, judge};
 use super::progress::{Progress, milliseconds};
 use super::protocol::{
-    Commit, Findings, Kind, Message, Phase, Ready, Running, Shipped, Side, Verdict,
+    Commit, Findings, Kind, Message, Phase, Ready, RoundVerified, Running, Side, Verdict,
 };
 use super::rendezvous::Rendezvous;
 use super::transport::{Channel, Patience, TransportError};
+use crate::image::manifest::Manifest;
+use crate::image::rounds;
 use crate::sys::interrupt::Interrupt;
 
 mod error;
@@ -45,7 +47,7 @@ pub struct Setup {
     pub container: String,
     /// The image store.
     pub image_path: PathBuf,
-    /// How long the source may take from the agreement to the commit.
+    /// How long the source may take from the last images to the commit; rounds before them take as long as they take.
     pub limit_dur: Duration,
     /// How long a receiver that gave up with a commit possibly on the way stays to say so.
     pub linger_dur: Duration,
@@ -71,7 +73,10 @@ struct Session<H> {
     channel: Channel,
     journal: Journal,
     preamble: Preamble,
+    /// The migration's directory in the store.
     images: PathBuf,
+    /// How many rounds of pre-copy are here and verified.
+    rounds: u32,
     /// Keeps the secret's file until the migration has ended, for a source that asks again.
     _rendezvous: Rendezvous,
 }
@@ -248,6 +253,7 @@ impl<H: Host> Prepared<H> {
                 journal,
                 preamble,
                 images,
+                rounds: 0,
                 _rendezvous: self.rendezvous,
             },
         })
@@ -262,12 +268,13 @@ fn weight(finding: &Finding) -> &'static str {
 }
 
 impl<H: Host> Receiving<H> {
-    /// Waits for the images and compares them with what the source wrote.
+    /// Waits for the images, those of any rounds first, and compares them with what the source wrote.
     ///
     /// # Errors
     /// The source is told and lets the container run on.
     pub fn verify(mut self, interrupt: Option<&Interrupt>) -> Result<Verified<H>> {
-        let patience = self.session.patience(interrupt);
+        // Rounds take as long as the memory is large. A source that is gone is noticed without a deadline, too.
+        let patience = Patience::default().or_interrupt(interrupt);
         match self.session.verify(patience) {
             Ok(verify_dur) => Ok(Verified {
                 session: self.session,
@@ -292,7 +299,7 @@ impl<H: Host> Verified<H> {
             verify_dur,
         } = self;
         let began = Instant::now();
-        let held = match session.host.restore(&session.preamble, &session.images) {
+        let held = match session.host.restore(&session.preamble, &session.dump()) {
             Ok(held) => held,
             Err(source) => {
                 let container = session.setup.container.clone();
@@ -380,7 +387,7 @@ impl<H: Host> Committed<H> {
             ));
             resumed = session
                 .host
-                .restore(&session.preamble, &session.images)
+                .restore(&session.preamble, &session.dump())
                 .and_then(Held::resume);
         }
         let running = match resumed {
@@ -388,7 +395,7 @@ impl<H: Host> Committed<H> {
             Err(source) => {
                 let error = DestinationError::NotStarted {
                     container: session.setup.container.clone(),
-                    images: session.images.clone(),
+                    images: session.dump(),
                     bundle: session.host.inspect(&session.preamble).bundle,
                     source,
                 };
@@ -437,14 +444,51 @@ impl<H: Host> Session<H> {
         Patience::within(self.setup.limit_dur).or_interrupt(interrupt)
     }
 
+    /// The images of the final dump.
+    fn dump(&self) -> PathBuf {
+        rounds::directory(&self.images, self.rounds)
+    }
+
     fn verify(&mut self, patience: Patience) -> Result<Duration> {
-        let Shipped { manifest } = self.channel.expect(patience)?;
+        loop {
+            match self
+                .channel
+                .receive(&[Kind::Round, Kind::Shipped], patience)?
+            {
+                Message::Round(round) => {
+                    let verify_dur = self.verify_images(round.number, &round.manifest)?;
+                    self.rounds += 1;
+                    let verified = Message::RoundVerified(RoundVerified {
+                        verify_us: micros(verify_dur),
+                    });
+                    self.channel
+                        .send(&verified, patience.at_most(ANSWER_LIMIT_DUR))?;
+                }
+                Message::Shipped(shipped) => {
+                    let verify_dur = self.verify_images(shipped.number, &shipped.manifest)?;
+                    self.journal.enter(Phase::Shipped)?;
+                    patience.check()?;
+                    return Ok(verify_dur);
+                }
+                _ => unreachable!("only rounds and shipped were allowed"),
+            }
+        }
+    }
+
+    /// Compares the next images of the chain with what the source wrote.
+    fn verify_images(&self, number: u32, manifest: &Manifest) -> Result<Duration> {
+        if number != self.rounds {
+            return Err(DestinationError::WrongRound {
+                number,
+                expected: self.rounds,
+            });
+        }
         let began = Instant::now();
+        rounds::check_link(&self.images, number)
+            .map_err(|source| DestinationError::Chain { source })?;
         manifest
-            .verify(&self.images)
+            .verify(&rounds::directory(&self.images, number))
             .map_err(|source| DestinationError::Images { source })?;
-        self.journal.enter(Phase::Shipped)?;
-        patience.check()?;
         Ok(began.elapsed())
     }
 

@@ -5,7 +5,7 @@
 //!
 //! # Sequence
 //!
-//! Stop-and-copy through an image store that both hosts see:
+//! Through an image store that both hosts see, with any number of rounds of pre-copy, or none (stop-and-copy):
 //!
 //! ```text
 //!  source                                                     destination
@@ -15,6 +15,12 @@
 //!    | <------------- welcome ------------------------------------ |  knows it too
 //!    | -------------- preamble ----------------------------------> |
 //!    | <------------- findings ----------------------------------- |  an error among them: refused, both wait as before
+//!    |                                                             |
+//!  pre-dump: the memory, or what has changed since the last round  |   the container runs on
+//!    | -------------- round (manifest) --------------------------> |
+//!  sync the images                                     check link and digests
+//!    | <------------- round verified ----------------------------- |
+//!  again, or enough: see [precopy]                                 |
 //!    |                                                             |
 //!  freeze, dump; CRIU holds the tasks at post-dump                 |
 //!  digest the images                                               |
@@ -38,10 +44,10 @@
 //! Each is a type; a transition consumes it. What can be rolled back is a type that has `roll_back`.
 //!
 //! ```text
-//!  source        Negotiated -> Frozen -> Shipped -> PeerReady -> Fenced -> Committing -> HandedOff
-//!                    |           |          |           |          |           |
-//!                    v           v          v           v          v           | the destination's word that it
-//!                  ------------------ roll back: it runs on -------------  <---' never will run the container
+//!  source        Negotiated -> PreCopying -> Frozen -> Shipped -> PeerReady -> Fenced -> Committing -> HandedOff
+//!                    |             |            |          |           |          |           |
+//!                    v             v            v          v           v          v           | the destination's word that
+//!                  ---------------- roll back: it runs on, its images are removed -------  <--' it never will run the container
 //!
 //!  destination   Prepared -> Receiving -> Verified -> Restored -> Committed -> Arrived
 //!                    ^           |            |           |           |
@@ -75,6 +81,7 @@
 //! * [`source`], [`destination`]: the states, over traits for the container and the host; neither knows the other.
 //! * [`workload`], [`node`]: those traits for real containers.
 //! * [`journal`], [`verdict`], [`resolve`]: what is left of a migration after a crash, and settling it.
+//! * [`precopy`]: when the rounds end.
 //! * [`fence`], [`progress`], [`facts`]: what their names say.
 
 pub mod address;
@@ -87,6 +94,7 @@ pub mod journal;
 pub mod lobby;
 pub mod node;
 pub mod preamble;
+pub mod precopy;
 pub mod progress;
 pub mod protocol;
 pub mod rendezvous;

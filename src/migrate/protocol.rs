@@ -155,6 +155,8 @@ impl fmt::Display for Side {
 pub enum Phase {
     /// Source: both ends agreed; destination: it waits for a source. Nothing is stopped.
     Negotiated,
+    /// The container runs at the source while rounds of its memory are copied.
+    PreCopying,
     /// The container stands still at the source, its images are written or on their way.
     Frozen,
     /// The images are complete in the store and the destination knows their digests.
@@ -191,6 +193,7 @@ impl fmt::Display for Phase {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Negotiated => "negotiated",
+            Self::PreCopying => "pre-copying",
             Self::Frozen => "frozen",
             Self::Shipped => "shipped",
             Self::PeerReady => "peer-ready",
@@ -247,11 +250,15 @@ pub enum Kind {
     Inquiry = 12,
     /// [`Answer`]
     Answer = 13,
+    /// [`Round`]
+    Round = 14,
+    /// [`RoundVerified`]
+    RoundVerified = 15,
 }
 
 impl Kind {
     /// All kinds of this version.
-    pub const ALL: [Self; 13] = [
+    pub const ALL: [Self; 15] = [
         Self::Challenge,
         Self::Proof,
         Self::Welcome,
@@ -265,6 +272,8 @@ impl Kind {
         Self::Abort,
         Self::Inquiry,
         Self::Answer,
+        Self::Round,
+        Self::RoundVerified,
     ];
 
     /// The kind with this number.
@@ -285,11 +294,11 @@ impl Kind {
         match self {
             Self::Challenge | Self::Proof | Self::Welcome => 1 << 10,
             Self::Settled | Self::Inquiry | Self::Answer | Self::Commit => 1 << 10,
-            Self::Ready | Self::Running => 16 << 10,
+            Self::Ready | Self::Running | Self::RoundVerified => 16 << 10,
             Self::Abort => 64 << 10,
             Self::Findings => 1 << 20,
             // An OCI spec with a long seccomp profile has some 100 KiB; a manifest 150 bytes for each file.
-            Self::Preamble | Self::Shipped => 4 << 20,
+            Self::Preamble | Self::Round | Self::Shipped => 4 << 20,
         }
     }
 }
@@ -314,6 +323,8 @@ pub enum Message {
     Abort(Abort),
     Inquiry(Inquiry),
     Answer(Answer),
+    Round(Round),
+    RoundVerified(RoundVerified),
 }
 
 impl Message {
@@ -334,6 +345,8 @@ impl Message {
             Self::Abort(_) => Kind::Abort,
             Self::Inquiry(_) => Kind::Inquiry,
             Self::Answer(_) => Kind::Answer,
+            Self::Round(_) => Kind::Round,
+            Self::RoundVerified(_) => Kind::RoundVerified,
         }
     }
 }
@@ -364,8 +377,20 @@ macro_rules! payloads {
 }
 
 payloads!(
-    Challenge, Proof, Welcome, Findings, Shipped, Ready, Commit, Running, Settled, Abort, Inquiry,
-    Answer
+    Challenge,
+    Proof,
+    Welcome,
+    Findings,
+    Shipped,
+    Ready,
+    Commit,
+    Running,
+    Settled,
+    Abort,
+    Inquiry,
+    Answer,
+    Round,
+    RoundVerified
 );
 
 /// Destination to source: prove that you can read my rendezvous file.
@@ -404,11 +429,31 @@ pub struct Findings {
     pub findings: Vec<Finding>,
 }
 
+/// Source to destination: a round of the memory is complete in the store; the container runs on.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Round {
+    /// Its number, from 0: the name of its directory. Each round but the first builds on the one before it.
+    pub number: u32,
+    /// What lies in its directory, with digests.
+    pub manifest: Manifest,
+}
+
+/// Destination to source: the round's images are what the source wrote.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RoundVerified {
+    /// How long the digests took, in microseconds.
+    pub verify_us: u64,
+}
+
 /// Source to destination: the images are complete.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Shipped {
-    /// What lies in the image store, with digests.
+    /// The number of the last directory of the chain, after those of the rounds.
+    pub number: u32,
+    /// What lies in it, with digests.
     pub manifest: Manifest,
 }
 
@@ -473,48 +518,4 @@ pub struct Answer {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn kinds_have_distinct_numbers_that_come_back() {
-        for kind in Kind::ALL {
-            assert_eq!(Kind::from_number(kind.number()), Some(kind));
-        }
-        assert_eq!(Kind::from_number(0), None);
-        assert_eq!(Kind::from_number(14), None);
-    }
-
-    #[test]
-    fn an_id_has_one_spelling_and_no_path_tricks() {
-        let id = MigrationId::new([0xab; 16]);
-        assert_eq!(id.to_string().parse::<MigrationId>().unwrap(), id);
-        for bad in [
-            "",
-            "..",
-            "../../../../../../../../etc/passwd",
-            &"AB".repeat(16),
-            &"ab".repeat(15),
-            &"ab".repeat(17),
-            &"é".repeat(16),
-        ] {
-            assert!(bad.parse::<MigrationId>().is_err(), "{bad}");
-        }
-    }
-
-    #[test]
-    fn only_what_precedes_the_commit_rolls_back() {
-        use Phase::*;
-        for phase in [Negotiated, Frozen, Shipped, PeerReady, Fenced, RolledBack] {
-            assert!(phase.may_roll_back(), "{phase}");
-        }
-        for phase in [Committing, Committed, Done] {
-            assert!(!phase.may_roll_back(), "{phase}");
-        }
-    }
-
-    #[test]
-    fn secrets_do_not_show() {
-        assert!(!format!("{:?}", Bytes32([7; 32])).contains('7'));
-    }
-}
+mod tests;

@@ -280,9 +280,10 @@ fn at_destination(root: &Path, record: JournalRecord) -> Result<Resolution> {
         }
         Phase::Committed => {
             leave_if_asked(&images, migration, Verdict::Committed)?;
+            let dump = image::rounds::last(&images).unwrap_or(images);
             Err(ResolveError::NotRunning {
                 container: record.container,
-                images: images.display().to_string(),
+                images: dump.display().to_string(),
             })
         }
         Phase::RolledBack => {

@@ -12,6 +12,7 @@ use super::address::Destination;
 use super::handshake::connect;
 use super::journal::{Journal, Start};
 use super::preamble::{Finding, Preamble, Severity};
+use super::precopy::Limits;
 use super::progress::{Progress, bytes, milliseconds};
 use super::protocol::{Commit, Findings, Message, Phase, Running, Settled, Side, Verdict};
 use super::rendezvous::Acquaintance;
@@ -20,14 +21,17 @@ use super::{Cause, chain, rendezvous};
 use crate::image::manifest::Manifest;
 use crate::sys::interrupt::Interrupt;
 
+mod copying;
 mod error;
 mod session;
 mod workload;
 
+pub use copying::PreCopying;
 pub use error::{Failure, SourceError};
 pub use session::ask;
 pub use workload::{Fence, Held, Workload};
 
+use copying::PreCopied;
 use session::{Images, Session, images_path};
 
 /// How long a message that needs no work at the other end may take.
@@ -46,6 +50,8 @@ pub struct Plan {
     pub image_path: PathBuf,
     /// What the destination is told.
     pub preamble: Preamble,
+    /// Whether memory is copied while the container runs, and for how long.
+    pub pre_copy: Option<Limits>,
     /// How long the container may stand still before it is let go again.
     pub freeze_limit_dur: Duration,
     /// How long an unanswered commit is asked about.
@@ -59,8 +65,36 @@ pub struct Report {
     pub downtime_dur: Duration,
     /// From the command to the end.
     pub total_dur: Duration,
-    /// The size of the images.
+    /// The downtime that was predicted just before the freeze, by pre-copy.
+    pub predicted_dur: Option<Duration>,
+    /// How many rounds of memory were copied before the freeze.
+    pub rounds: u32,
+    /// The size of their images.
+    pub rounds_bytes: u64,
+    /// The size of the images that were written after the freeze.
     pub images_bytes: u64,
+}
+
+impl Report {
+    fn summary(&self, plan: &Plan) -> String {
+        let predicted = self.predicted_dur.map_or(String::new(), |predicted_dur| {
+            format!(" (predicted {})", milliseconds(predicted_dur))
+        });
+        let before = match self.rounds {
+            0 => String::new(),
+            rounds => format!(
+                " after {} in {rounds} rounds while it ran",
+                bytes(self.rounds_bytes)
+            ),
+        };
+        format!(
+            "moved to {}: downtime {}{predicted}, total {}, images {}{before}",
+            plan.destination,
+            milliseconds(self.downtime_dur),
+            milliseconds(self.total_dur),
+            bytes(self.images_bytes)
+        )
+    }
 }
 
 /// Moves the container.
@@ -85,6 +119,7 @@ pub fn migrate<W: Workload, O: Write>(
         }
     };
     let committing = negotiated
+        .pre_copy()?
         .freeze()?
         .ship()?
         .await_peer()?
@@ -192,6 +227,7 @@ impl<'a, W: Workload, O: Write> Negotiated<'a, W, O> {
                         images,
                         progress,
                         patience,
+                        pre_copied: PreCopied::default(),
                     },
                     workload,
                 })
@@ -252,42 +288,6 @@ impl<'a, W: Workload, O: Write> Negotiated<'a, W, O> {
             Ok(())
         } else {
             Err(SourceError::Refused { findings: errors })
-        }
-    }
-
-    /// Stops and dumps the container.
-    ///
-    /// # Errors
-    /// [`Failure::RunsOn`].
-    pub fn freeze(self) -> Result<Stopped<'a, W::Held, O, Frozen>, Failure> {
-        let Self {
-            mut session,
-            workload,
-        } = self;
-        let ready = session
-            .journal
-            .enter(Phase::Frozen)
-            .map_err(SourceError::from);
-        let ready = ready.and_then(|()| Ok(session.patience.check()?));
-        let began = Instant::now();
-        let dumped = ready.and_then(|()| {
-            workload
-                .dump(&session.images.path)
-                .map_err(|source| SourceError::Dump { source })
-        });
-        match dumped {
-            Ok(held) => {
-                session.progress.lap("dump", began);
-                let stopped_at = held.stopped_at();
-                session.patience.deadline = Some(stopped_at + session.plan.freeze_limit_dur);
-                Ok(Stopped {
-                    session,
-                    held,
-                    stopped_at,
-                    state: Frozen,
-                })
-            }
-            Err(cause) => Err(session.rolled_back(cause, || Ok(()))),
         }
     }
 }
@@ -526,15 +526,12 @@ impl<F: Fence, O: Write> HandedOff<'_, F, O> {
         let report = Report {
             downtime_dur: self.downtime_dur,
             total_dur: session.progress.total_dur(),
+            predicted_dur: session.pre_copied.predicted_dur,
+            rounds: session.pre_copied.rounds,
+            rounds_bytes: session.pre_copied.images_bytes,
             images_bytes,
         };
-        session.progress.say(&format!(
-            "moved to {}: downtime {}, total {}, images {}",
-            plan.destination,
-            milliseconds(report.downtime_dur),
-            milliseconds(report.total_dur),
-            bytes(report.images_bytes)
-        ));
+        session.progress.say(&report.summary(plan));
         Ok(report)
     }
 }

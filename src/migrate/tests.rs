@@ -11,14 +11,16 @@ use std::time::{Duration, Instant};
 use super::destination::{self, DestinationError, Prepared, Setup};
 use super::lobby::Lobby;
 use super::preamble::{CriuChoices, Preamble};
+use super::precopy::Limits;
 use super::progress::Progress;
 use super::protocol::{Kind, MigrationId, Phase};
 use super::rendezvous::{Rendezvous, random};
-use super::source::{self, Failure, Plan};
+use super::source::{self, Failure, Plan, SourceError};
 use super::{facts, journal};
 
 mod network;
 mod played;
+mod rounds;
 
 use network::{Cut, network};
 use played::{Container, Fault, Node, Shared, State, World};
@@ -75,6 +77,32 @@ fn migrate_within(
     at_destination: Fault,
     cut: Cut,
     settle_limit_dur: Duration,
+) -> Outcome {
+    play(at_source, at_destination, cut, settle_limit_dur, None)
+}
+
+/// Two rounds, then the freeze: with so many nothing depends on how long they take.
+fn migrate_in_rounds(at_source: Fault, at_destination: Fault, cut: Cut) -> Outcome {
+    let limits = Limits {
+        downtime_limit_dur: Duration::ZERO,
+        max_rounds: 2,
+    };
+    let settle_limit_dur = Duration::from_secs(20);
+    play(
+        at_source,
+        at_destination,
+        cut,
+        settle_limit_dur,
+        Some(limits),
+    )
+}
+
+fn play(
+    at_source: Fault,
+    at_destination: Fault,
+    cut: Cut,
+    settle_limit_dur: Duration,
+    pre_copy: Option<Limits>,
 ) -> Outcome {
     let dir = tempfile::tempdir().unwrap();
     let (store, source_root, destination_root) = (
@@ -140,6 +168,7 @@ fn migrate_within(
             image_path: store.clone(),
             criu: CriuChoices::default(),
         },
+        pre_copy,
         freeze_limit_dur: Duration::from_secs(20),
         settle_limit_dur,
     };
@@ -147,6 +176,7 @@ fn migrate_within(
         world: Arc::clone(&world),
         fault: at_source,
         dir: source_root.join("web"),
+        rounds: 0,
     };
     let sender = std::thread::spawn(move || {
         let mut progress = Progress::new(Vec::new(), "web");
@@ -180,7 +210,7 @@ fn damage_images(store: PathBuf) {
         let deadline = Instant::now() + Duration::from_secs(10);
         while Instant::now() < deadline {
             for entry in fs::read_dir(&store).into_iter().flatten().flatten() {
-                let image = entry.path().join("core-1.img");
+                let image = entry.path().join("0/core-1.img");
                 if image.exists() {
                     let _ = fs::write(image, b"rust");
                 }

@@ -12,6 +12,7 @@ use super::preamble::{BindMount, CriuChoices, Facts, Finding, Preamble};
 use super::protocol::{MigrationId, Side};
 use super::source::{self, Held, Workload};
 use super::{Cause, chain};
+use crate::criu::stats::DumpStats;
 use crate::criu::{CgroupMode, Criu};
 use crate::runtime::checkpoint::{self, CheckpointOptions, HeldCheckpoint};
 use crate::runtime::container::Container;
@@ -29,6 +30,8 @@ pub struct RunningContainer {
     pub choices: CriuChoices,
     /// Where CRIU logs.
     pub work_path: PathBuf,
+    /// Whether a round drops what it supersedes in the rounds before it. Never done in the freeze: nothing is won by it then.
+    pub auto_dedup: bool,
 }
 
 /// A dumped container that CRIU holds.
@@ -162,15 +165,29 @@ pub fn examine(container: &Container) -> Vec<Finding> {
         .collect()
 }
 
+impl RunningContainer {
+    fn options(&self, images: &Path, parent: Option<&Path>) -> CheckpointOptions {
+        CheckpointOptions {
+            flags: flags(&self.choices, images, &self.work_path),
+            parent_path: parent.map(Path::to_path_buf),
+            link_remap: self.choices.link_remap,
+            ..CheckpointOptions::default()
+        }
+    }
+}
+
 impl Workload for RunningContainer {
     type Held = HeldContainer;
 
-    fn dump(self, images: &Path) -> Result<HeldContainer, Cause> {
-        let options = CheckpointOptions {
-            flags: flags(&self.choices, images, &self.work_path),
-            link_remap: self.choices.link_remap,
-            ..CheckpointOptions::default()
-        };
+    fn pre_dump(&mut self, images: &Path, parent: Option<&Path>) -> Result<DumpStats, Cause> {
+        let mut options = self.options(images, parent);
+        options.flags.auto_dedup = self.auto_dedup;
+        checkpoint::pre_dump(&self.criu, &self.container, options)?;
+        Ok(DumpStats::read(&self.work_path)?)
+    }
+
+    fn dump(self, images: &Path, parent: Option<&Path>) -> Result<HeldContainer, Cause> {
+        let options = self.options(images, parent);
         let held = checkpoint::begin(&self.criu, &self.container, options)?;
         Ok(HeldContainer { held })
     }

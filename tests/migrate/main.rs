@@ -7,6 +7,7 @@
 mod common;
 mod fence;
 mod link;
+mod mode;
 mod network;
 mod pair;
 

@@ -125,12 +125,12 @@ impl Pair {
                 .run()
         };
         let output = resolve();
-        if output.stderr().contains("does not run; restore it") {
-            let images = fs::read_dir(self.store())
-                .unwrap()
-                .map(|entry| entry.unwrap().path())
-                .find(|path| path.is_dir())
-                .unwrap();
+        let stderr = output.stderr();
+        let images = stderr
+            .split_once("`rcm restore --image-path ")
+            .and_then(|(_, rest)| rest.split_once(' '))
+            .map(|(images, _)| images);
+        if let Some(images) = images {
             self.destination.delete(self.id());
             let restore = self.destination.cmd("restore").arg("--detach");
             let restore = restore.arg("--image-path").arg(images);

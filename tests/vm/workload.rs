@@ -1,6 +1,6 @@
 //! Memory that changes at a set rate and knows what it must contain, for the scenarios.
 //!
-//!     workload MEMORY_MIB HOT_MIB RATE_MIB_PER_SECOND
+//!     workload MEMORY_MIB HOT_MIB RATE_KIB_PER_SECOND
 //!
 //! Every page holds words that follow from its number and its version. The hot pages are written in turn, each write making the next
 //! version. In `/dev/shm`:
@@ -17,6 +17,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 const PAGE_WORDS: usize = 512;
 const PAGES_PER_MIB: usize = 256;
+const KIB_PER_PAGE: usize = 4;
 const TICK: Duration = Duration::from_millis(10);
 const CHECK: &str = "/dev/shm/check";
 const VERDICT: &str = "/dev/shm/verdict";
@@ -47,8 +48,8 @@ fn main() {
         .skip(1)
         .map(|argument| argument.parse().expect("a number"))
         .collect();
-    let [memory_mib, hot_mib, rate_mib] = numbers[..] else {
-        panic!("usage: workload MEMORY_MIB HOT_MIB RATE_MIB_PER_SECOND");
+    let [memory_mib, hot_mib, rate_kib] = numbers[..] else {
+        panic!("usage: workload MEMORY_MIB HOT_MIB RATE_KIB_PER_SECOND");
     };
     let pages = memory_mib * PAGES_PER_MIB;
     let hot = (hot_mib * PAGES_PER_MIB).clamp(1, pages);
@@ -66,7 +67,7 @@ fn main() {
         let passed_ms = tick_ms.saturating_sub(last_ms);
         last_ms = tick_ms;
         // What could not be written while the program stood still is not made up for.
-        due += (passed_ms.min(50) as f64 / 1e3) * (rate_mib * PAGES_PER_MIB) as f64;
+        due += (passed_ms.min(50) as f64 / 1e3) * (rate_kib / KIB_PER_PAGE) as f64;
         while due >= 1.0 {
             versions[next] += 1;
             memory[next * PAGE_WORDS..][..PAGE_WORDS].fill(word(next, versions[next]));

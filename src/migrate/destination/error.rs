@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 
 use crate::image::manifest::ManifestError;
+use crate::image::rounds::ChainError;
 use crate::migrate::Cause;
 use crate::migrate::journal::JournalError;
 use crate::migrate::protocol::MigrationId;
@@ -24,6 +25,21 @@ pub enum DestinationError {
         /// Why.
         #[source]
         source: ManifestError,
+    },
+    /// The images do not build on those that came before.
+    #[error("the images cannot be restored")]
+    Chain {
+        /// Why.
+        #[source]
+        source: ChainError,
+    },
+    /// Images out of turn.
+    #[error("the source sent images number {number} when it was the turn of number {expected}")]
+    WrongRound {
+        /// Which came.
+        number: u32,
+        /// Which should have.
+        expected: u32,
     },
     /// The restore failed.
     #[error("container \"{container}\" cannot be restored here")]

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use crate::image::manifest::ManifestError;
+use crate::image::rounds::ChainError;
 use crate::migrate::Cause;
 use crate::migrate::journal::JournalError;
 use crate::migrate::preamble::Finding;
@@ -33,6 +34,22 @@ pub enum SourceError {
     Refused {
         /// Those with the severity of an error.
         findings: Vec<Finding>,
+    },
+    /// A round of pre-copy failed.
+    #[error("the memory of the running container cannot be copied (round {number})")]
+    PreDump {
+        /// Which round, from 0.
+        number: u32,
+        /// Why.
+        #[source]
+        source: Cause,
+    },
+    /// A round does not build on the one before it.
+    #[error("the images cannot be restored")]
+    Chain {
+        /// Why.
+        #[source]
+        source: ChainError,
     },
     /// The dump failed.
     #[error("the container cannot be dumped")]

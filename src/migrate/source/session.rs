@@ -6,6 +6,7 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use super::copying::PreCopied;
 use super::{ANSWER_LIMIT_DUR, Failure, Plan, SourceError};
 use crate::image;
 use crate::image::manifest::Manifest;
@@ -82,14 +83,16 @@ pub(super) struct Session<'a, O> {
     pub(super) progress: &'a mut Progress<O>,
     /// Until the freeze: only signals end a wait. Then the freeze's budget.
     pub(super) patience: Patience<'a>,
+    pub(super) pre_copied: PreCopied,
 }
 
 impl<O: Write> Session<'_, O> {
     pub(super) fn ship(&mut self) -> Result<Manifest, SourceError> {
         self.patience.check()?;
-        let manifest = Manifest::of_directory(&self.images.path)
+        let manifest = Manifest::of_directory(&self.next_dir())
             .map_err(|source| SourceError::Manifest { source })?;
         let shipped = Message::Shipped(Shipped {
+            number: self.pre_copied.rounds,
             manifest: manifest.clone(),
         });
         self.channel
@@ -101,7 +104,7 @@ impl<O: Write> Session<'_, O> {
     /// Meanwhile the images are synced: before the commit they must survive a crash, but the destination can read them now.
     pub(super) fn await_ready(&mut self, manifest: &Manifest) -> Result<(), SourceError> {
         manifest
-            .sync(&self.images.path)
+            .sync(&self.next_dir())
             .map_err(|source| SourceError::Manifest { source })?;
         let ready: Ready = match self.channel.expect(self.patience) {
             Ok(ready) => ready,

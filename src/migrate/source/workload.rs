@@ -3,18 +3,27 @@
 use std::path::Path;
 use std::time::Instant;
 
+use crate::criu::stats::DumpStats;
 use crate::migrate::Cause;
 
-/// A container that can be stopped and dumped.
+/// A container that can be copied, stopped and dumped.
 pub trait Workload {
     /// See [`Held`].
     type Held: Held;
 
-    /// Stops the container and writes its images into `images`. What was done is undone on failure: the container runs on.
+    /// Copies the memory of the running container into `images`; only what has changed since, where there are earlier images, at `parent`
+    /// relative to `images`.
+    ///
+    /// # Errors
+    /// Whatever prevents it. The container runs on.
+    fn pre_dump(&mut self, images: &Path, parent: Option<&Path>) -> Result<DumpStats, Cause>;
+
+    /// Stops the container and writes its images into `images`, with `parent` as for [`Self::pre_dump`]. What was done is undone on failure: the
+    /// container runs on.
     ///
     /// # Errors
     /// Whatever prevents the dump.
-    fn dump(self, images: &Path) -> Result<Self::Held, Cause>;
+    fn dump(self, images: &Path, parent: Option<&Path>) -> Result<Self::Held, Cause>;
 }
 
 /// A dumped container that stands still until it is told what to do.

@@ -2,11 +2,13 @@
 
 use std::collections::BTreeSet;
 use std::fs;
+use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
+use crate::criu::stats::DumpStats;
 use crate::migrate::destination::{self, Host};
 use crate::migrate::preamble::{Facts, Local, Preamble};
 use crate::migrate::protocol::Side;
@@ -50,6 +52,12 @@ pub(super) fn set(world: &Shared, side: Side, state: State) {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Fault {
     None,
+    /// This round of pre-copy fails.
+    PreDump(u32),
+    /// The source dies in this round.
+    DieInPreDump(u32),
+    /// This round does not build on the one before it.
+    Orphan(u32),
     /// The dump fails.
     Dump,
     /// The source dies while it dumps.
@@ -76,6 +84,8 @@ pub(super) struct Container {
     pub(super) world: Shared,
     pub(super) fault: Fault,
     pub(super) dir: PathBuf,
+    /// How many rounds of its memory were copied.
+    pub(super) rounds: u32,
 }
 
 pub(super) struct HeldDump {
@@ -95,7 +105,25 @@ pub(super) struct FencedDump {
 impl Workload for Container {
     type Held = HeldDump;
 
-    fn dump(self, images: &Path) -> Result<HeldDump, Cause> {
+    /// A container that changes half of its memory in each round.
+    fn pre_dump(&mut self, images: &Path, parent: Option<&Path>) -> Result<DumpStats, Cause> {
+        let number = self.rounds;
+        self.rounds += 1;
+        match self.fault {
+            Fault::PreDump(round) if round == number => return Err("Error (criu): no room".into()),
+            Fault::DieInPreDump(round) if round == number => panic!("killed"),
+            Fault::Orphan(round) if round == number => {}
+            _ => link_parent(images, parent)?,
+        }
+        fs::write(images.join("pages-1.img"), number.to_string())?;
+        Ok(DumpStats {
+            written_bytes: (1 << 30) >> number,
+            ..DumpStats::default()
+        })
+    }
+
+    fn dump(self, images: &Path, parent: Option<&Path>) -> Result<HeldDump, Cause> {
+        link_parent(images, parent)?;
         let held = HeldDump {
             world: Arc::clone(&self.world),
             fault: self.fault,
@@ -110,6 +138,14 @@ impl Workload for Container {
             Fault::DieInDump => panic!("killed"),
             _ => Ok(held),
         }
+    }
+}
+
+/// As CRIU.
+fn link_parent(images: &Path, parent: Option<&Path>) -> std::io::Result<()> {
+    match parent {
+        Some(parent) => symlink(parent, images.join("parent")),
+        None => Ok(()),
     }
 }
 

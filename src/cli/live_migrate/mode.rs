@@ -1,0 +1,69 @@
+//! How the memory comes to the destination.
+
+use std::time::Duration;
+
+use clap::ValueEnum;
+
+use super::parse_time;
+use crate::criu::Criu;
+use crate::migrate::preamble::Facts;
+use crate::migrate::precopy::Limits;
+
+/// The modes of `--mode`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Mode {
+    /// Pre-copy where the kernel tracks changed memory, else stop-and-copy
+    Auto,
+    /// Copy all memory while the container stands still
+    StopAndCopy,
+    /// Copy memory while the container runs, and only the rest while it stands still
+    PreCopy,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Source")]
+#[group(id = "source-flags", multiple = true, requires = "destination")]
+pub struct ModeArgs {
+    /// How memory is copied
+    #[arg(long, value_name = "MODE", value_enum, default_value = "auto")]
+    mode: Mode,
+    /// Pre-copy freezes the container when the predicted downtime is below this
+    #[arg(long, value_name = "TIME", default_value = "300ms", value_parser = parse_time)]
+    downtime_limit: Duration,
+    /// Pre-copy freezes the container after so many rounds in any case
+    #[arg(long, value_name = "N", default_value = "8", value_parser = clap::value_parser!(u32).range(1..))]
+    max_rounds: u32,
+    /// Drop superseded pages from the images of earlier rounds
+    ///
+    /// Saves space in the image store. On NFS it costs downtime: the destination has to fetch again what has changed on the server.
+    #[arg(long)]
+    pub auto_dedup: bool,
+}
+
+impl ModeArgs {
+    /// The limits of pre-copy; `None` for stop-and-copy, with the reason if there is something to say.
+    pub fn choose(
+        &self,
+        criu: &Criu,
+        facts: &Facts,
+    ) -> anyhow::Result<(Option<Limits>, Option<&'static str>)> {
+        let limits = Limits {
+            downtime_limit_dur: self.downtime_limit,
+            max_rounds: self.max_rounds,
+        };
+        Ok(match self.mode {
+            Mode::StopAndCopy => (None, None),
+            Mode::PreCopy => {
+                criu.require_memory_tracking()?;
+                (Some(limits), None)
+            }
+            Mode::Auto if facts.criu_features.contains("mem_track") => (Some(limits), None),
+            Mode::Auto => (
+                None,
+                Some(
+                    "stop-and-copy, because this kernel does not track changed memory (CONFIG_MEM_SOFT_DIRTY), which pre-copy needs",
+                ),
+            ),
+        })
+    }
+}
