@@ -1,6 +1,7 @@
 //! What lies in an image store.
 pub mod manifest;
 pub mod rounds;
+pub mod tree;
 
 use std::fs;
 use std::io::{self, ErrorKind};

@@ -1,0 +1,144 @@
+use std::ffi::CString;
+use std::io;
+use std::path::PathBuf;
+
+use super::path::TreePath;
+
+/// A tree cannot be read, sent or written.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TreeError {
+    /// A file operation failed.
+    #[error("cannot {action} {path}")]
+    File {
+        /// "read", "create", ...
+        action: &'static str,
+        /// Below the root of the tree, or the root itself.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// An extended attribute cannot be read or set.
+    #[error("cannot {action} the extended attribute {} of {path}", name.to_string_lossy())]
+    Attribute {
+        /// "read", "set" or "remove".
+        action: &'static str,
+        /// Its name.
+        name: CString,
+        /// The file.
+        path: PathBuf,
+        /// Why: `ENOTSUP` where the file system has none of that kind.
+        #[source]
+        source: io::Error,
+    },
+    /// The peer, the pipe or the file with a stream or an inventory failed.
+    #[error("cannot {action} the {what}")]
+    Stream {
+        /// "read" or "write".
+        action: &'static str,
+        /// "stream of changes" or "inventory".
+        what: &'static str,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A stream or an inventory breaks the rules of its format.
+    #[error("the stream of the tree is damaged after {after}")]
+    Malformed {
+        /// The last path that was understood.
+        after: TreePath,
+        /// What is wrong.
+        #[source]
+        defect: Defect,
+    },
+    /// The tree has more than the destination takes.
+    #[error("the tree exceeds the limit of {limit} {what} at {path}")]
+    Limit {
+        /// "entries" or "bytes".
+        what: &'static str,
+        /// The limit.
+        limit: u64,
+        /// Where it was exceeded.
+        path: TreePath,
+    },
+    /// More directories inside one another than rcm holds open.
+    #[error("{path} lies more than {limit} directories deep")]
+    Deep {
+        /// The directory.
+        path: TreePath,
+        /// [`super::MAX_DEPTH`].
+        limit: usize,
+    },
+    /// Name, link target and attributes of one file do not fit into a frame.
+    #[error("the extended attributes of {path} have more than {limit_bytes} bytes together")]
+    Attributes {
+        /// The file.
+        path: TreePath,
+        /// The limit.
+        limit_bytes: usize,
+    },
+    /// A change does not fit the tree that it is applied to.
+    #[error(
+        "{path} is not what the changes were computed for: the tree was changed since its inventory; take a new one"
+    )]
+    OtherBase {
+        /// The file.
+        path: TreePath,
+    },
+    /// An upper directory alone does not say what the container sees.
+    #[error(
+        "{path} refers to a lower layer of its overlay ({attribute}): pack the mounted overlay instead of its upper directory"
+    )]
+    Overlay {
+        /// The file.
+        path: TreePath,
+        /// `trusted.overlay.redirect` or `trusted.overlay.metacopy`.
+        attribute: &'static str,
+    },
+    /// The inventory is one of a tree where one of an upper directory is needed, or the other way round.
+    #[error("the inventory that is the base is not one of the same kind of tree")]
+    OtherView,
+}
+
+/// What is wrong with a stream.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Defect {
+    /// The first bytes.
+    #[error("it does not begin as one of this version of rcm")]
+    Magic,
+    /// The stream ends early.
+    #[error("it ends too early")]
+    Truncated,
+    /// The digest at the end is not that of what came before.
+    #[error("its digest is wrong")]
+    Digest,
+    /// A frame is longer than any valid one.
+    #[error("a frame is longer than allowed")]
+    FrameLength,
+    /// A frame that is unknown or stands in the wrong place.
+    #[error("a frame of kind {kind} has no place there")]
+    Frame {
+        /// Its kind.
+        kind: u8,
+    },
+    /// A field is cut, too long, or followed by something.
+    #[error("a field is damaged")]
+    Field,
+    /// A name that is empty, too long, `.`, `..`, or has a slash or NUL in it.
+    #[error("a name is not one that a file can have")]
+    Name,
+    /// A path does not come after its predecessor, or comes twice.
+    #[error("the paths are not in order")]
+    Order,
+    /// An entry lies in something that is no directory.
+    #[error("an entry lies in something that is not a directory")]
+    Parent,
+    /// Too many directories inside one another.
+    #[error("directories lie too deep")]
+    Depth,
+    /// Content that does not lie in its file.
+    #[error("content lies outside its file")]
+    Content,
+}

@@ -1,0 +1,369 @@
+//! One walk through a tree finds what changed, sends it, and lists what is there now.
+
+use std::cmp::Ordering;
+use std::collections::HashSet;
+use std::io::{Read, Sink, Write};
+use std::path::Path;
+
+use super::changes::{ChangeWriter, How, Totals};
+use super::content::{CHUNK_BYTES, Chunks, HOLE, Part};
+use super::entry::{Entry, Kind};
+use super::error::TreeError;
+use super::file_error;
+use super::frame::Compression;
+use super::inventory::{Inventory, InventoryWriter};
+use super::path::TreePath;
+use super::walk::{Found, View, Walk};
+
+/// What the destination has already.
+pub enum Base<R: Read> {
+    /// Nothing, or nothing that counts: everything is sent.
+    Nothing,
+    /// The lower layers of the overlay whose upper directory is packed: what is in the upper directory is sent, its whiteouts and opaque
+    /// directories as deletions.
+    Lower,
+    /// The tree that it took this inventory of. All contents are read here and compared by their digests.
+    Peer(Inventory<R>),
+    /// What an earlier [`pack`] of the same directory sent, which wrote this inventory: only files that have changed since are read.
+    Sent(Inventory<R>),
+}
+
+/// Lists the tree at `root` with digests of all contents, as the [`Base::Peer`] of the other host.
+///
+/// # Errors
+/// [`TreeError`]: a file that cannot be read, or `inventory` that cannot be written.
+pub fn take_inventory(
+    root: &Path,
+    inventory: impl Write,
+    compression: Compression,
+) -> Result<(), TreeError> {
+    let mut packer = Packer::<Sink, _, std::io::Empty> {
+        walk: Walk::new(root, View::Tree, false)?,
+        have: None,
+        trusts_stamps: false,
+        changes: None,
+        list: InventoryWriter::new(inventory, View::Tree, compression)?,
+        covered: None,
+        matched: false,
+        sent_links: HashSet::new(),
+    };
+    packer.run()?;
+    packer.list.finish()
+}
+
+/// Writes what the destination lacks of the tree at `root` to `changes`, and to `inventory` what it then has: the [`Base::Sent`] of the next call.
+///
+/// The container may run meanwhile: a file that changes on the way arrives in some state of it, and the next call sends it again. Memory: a chunk, the
+/// compressor, the names in the directories above the current place, and a path for each file with several names.
+///
+/// # Errors
+/// [`TreeError`]: a file that cannot be read, outputs that cannot be written, or an inventory that does not fit.
+pub fn pack<R: Read>(
+    root: &Path,
+    base: Base<R>,
+    changes: impl Write,
+    inventory: impl Write,
+    compression: Compression,
+) -> Result<Totals, TreeError> {
+    let (view, have, trusts_stamps) = match base {
+        Base::Nothing => (View::Tree, None, false),
+        Base::Lower => (View::Upper, None, false),
+        Base::Peer(have) if have.view() == View::Upper => return Err(TreeError::OtherView),
+        Base::Peer(have) => (View::Tree, Some(have), false),
+        Base::Sent(have) => (have.view(), Some(have), true),
+    };
+    let mut packer = Packer {
+        walk: Walk::new(root, view, true)?,
+        have,
+        trusts_stamps,
+        changes: Some(ChangeWriter::new(changes, compression)?),
+        // Stays on this host.
+        list: InventoryWriter::new(inventory, view, Compression::None)?,
+        covered: None,
+        matched: false,
+        sent_links: HashSet::new(),
+    };
+    packer.run()?;
+    packer.list.finish()?;
+    match packer.changes {
+        Some(changes) => changes.finish(),
+        None => Ok(Totals::default()),
+    }
+}
+
+struct Packer<C: Write, L: Write, R: Read> {
+    walk: Walk,
+    have: Option<Inventory<R>>,
+    trusts_stamps: bool,
+    changes: Option<ChangeWriter<C>>,
+    list: InventoryWriter<L>,
+    /// What the destination has inside this counts as gone: it was deleted, replaced or cleared.
+    covered: Option<TreePath>,
+    /// The current entry of `have` is dealt with.
+    matched: bool,
+    /// Files with several names that were sent: they may be new objects, so the other names have to follow.
+    sent_links: HashSet<TreePath>,
+}
+
+impl<C: Write, L: Write, R: Read> Packer<C, L, R> {
+    fn run(&mut self) -> Result<(), TreeError> {
+        while let Some(found) = self.walk.next()? {
+            let have = self.catch_up(Some(&found.entry.path))?;
+            self.list.entry(&found.entry)?;
+            self.compare(found, have)?;
+        }
+        self.catch_up(None)?;
+        Ok(())
+    }
+
+    /// Deletes what the destination has before `path` and the source does not; returns what it has there.
+    fn catch_up(&mut self, path: Option<&TreePath>) -> Result<Option<Entry>, TreeError> {
+        let Some(have) = &mut self.have else {
+            return Ok(None);
+        };
+        loop {
+            if std::mem::take(&mut self.matched) {
+                have.advance()?;
+            }
+            let Some(current) = have.current() else {
+                return Ok(None);
+            };
+            let is_covered = self
+                .covered
+                .as_ref()
+                .is_some_and(|covered| current.path.is_within(covered));
+            match path.map_or(Ordering::Less, |path| current.path.cmp(path)) {
+                Ordering::Greater => return Ok(None),
+                Ordering::Equal => {
+                    self.matched = true;
+                    return Ok((!is_covered).then(|| current.clone()));
+                }
+                Ordering::Less => {
+                    self.matched = true;
+                    if is_covered || current.kind == Kind::Whiteout {
+                        continue;
+                    }
+                    if let Some(changes) = &mut self.changes {
+                        changes.delete(&current.path)?;
+                    }
+                    self.covered = Some(current.path.clone());
+                }
+            }
+        }
+    }
+
+    fn compare(&mut self, found: Found, have: Option<Entry>) -> Result<(), TreeError> {
+        let Found { entry, node } = found;
+        let has_directory = have.as_ref().is_some_and(|have| have.kind.is_directory());
+        if has_directory && !entry.kind.is_directory() {
+            self.covered = Some(entry.path.clone());
+        }
+        if let Kind::File { size_bytes } = entry.kind {
+            let file = match self.is_unchanged(&entry, have.as_ref()) {
+                true => return self.copy_digests(),
+                false => node.open_to_read(),
+            };
+            let path = entry.path.below(self.walk.root());
+            let chunks = Chunks::new(file.map_err(file_error("open", &path))?, size_bytes);
+            return self.contents(&entry, have.as_ref(), chunks);
+        }
+        let Some(changes) = &mut self.changes else {
+            return Ok(());
+        };
+        let is_same = have
+            .as_ref()
+            .is_some_and(|have| have.kind == entry.kind && have.attributes == entry.attributes);
+        match &entry.kind {
+            // The lower layers have something there, unless an earlier pack said that it is gone.
+            Kind::Whiteout if is_same => Ok(()),
+            Kind::Whiteout => changes.delete(&entry.path),
+            Kind::Directory { opaque } => {
+                let was_opaque = have
+                    .as_ref()
+                    .is_some_and(|have| have.kind == Kind::Directory { opaque: true });
+                if *opaque && !was_opaque {
+                    self.covered = Some(entry.path.clone());
+                    changes.entry(How::Clear, &plain(&entry))
+                } else if has_directory
+                    && have.is_some_and(|have| have.attributes == entry.attributes)
+                {
+                    changes.unchanged_directory(&plain(&entry));
+                    Ok(())
+                } else {
+                    changes.entry(How::Whole, &plain(&entry))
+                }
+            }
+            Kind::Link { to } if is_same && !self.sent_links.contains(to) => Ok(()),
+            _ if is_same && !matches!(entry.kind, Kind::Link { .. }) => Ok(()),
+            _ => {
+                if entry.linked {
+                    self.sent_links.insert(entry.path.clone());
+                }
+                changes.entry(How::Whole, &plain(&entry))
+            }
+        }
+    }
+
+    /// Is the file what it was when the inventory was written, so that its contents need no reading?
+    fn is_unchanged(&self, entry: &Entry, have: Option<&Entry>) -> bool {
+        self.trusts_stamps
+            && have.is_some_and(|have| {
+                entry.stamp.is_some()
+                    && have.stamp == entry.stamp
+                    && have.kind == entry.kind
+                    && have.attributes == entry.attributes
+            })
+    }
+
+    fn copy_digests(&mut self) -> Result<(), TreeError> {
+        let Some(have) = &mut self.have else {
+            return Ok(());
+        };
+        loop {
+            let chunks = have.skip_holes(u64::MAX)?;
+            if chunks > 0 {
+                self.list.holes(chunks)?;
+                continue;
+            }
+            match have.digest()? {
+                Some(digest) => self.list.digest(&digest)?,
+                None => return Ok(()),
+            }
+        }
+    }
+
+    /// Reads a file, lists the digests of its chunks, and sends those that the destination does not have.
+    fn contents(
+        &mut self,
+        entry: &Entry,
+        have: Option<&Entry>,
+        mut chunks: Chunks,
+    ) -> Result<(), TreeError> {
+        let path = entry.path.below(self.walk.root());
+        let had_bytes = match have.map(|have| &have.kind) {
+            Some(Kind::File { size_bytes }) => Some(*size_bytes),
+            _ => None,
+        };
+        // The digests of the file that the destination has, as far as it reaches.
+        let mut old = match had_bytes {
+            Some(_) => self.have.as_mut(),
+            None => None,
+        };
+        let mut sender = FileSender {
+            entry,
+            how: match had_bytes {
+                Some(_) => How::Patch,
+                None => How::Whole,
+            },
+            begun: false,
+            changes: self.changes.as_mut(),
+        };
+        while let Some(part) = chunks.next().map_err(file_error("read", &path))? {
+            match part {
+                Part::Holes { chunks: count } => {
+                    self.list.holes(count)?;
+                    let mut at = chunks.range().start + CHUNK_BYTES - count * CHUNK_BYTES;
+                    let end = chunks.range().end;
+                    while at < end
+                        && let Some(old) = &mut old
+                    {
+                        let same = old.skip_holes((end - at).div_ceil(CHUNK_BYTES))?;
+                        if same > 0 {
+                            at += same * CHUNK_BYTES;
+                        } else if old.digest()?.is_some() {
+                            sender.hole(at, CHUNK_BYTES.min(end - at))?;
+                            at += CHUNK_BYTES;
+                        } else {
+                            break;
+                        }
+                    }
+                }
+                Part::Chunk { digest } => {
+                    self.list.digest(&digest)?;
+                    let had = match &mut old {
+                        Some(old) => old.digest()?,
+                        None => None,
+                    };
+                    if had == Some(digest) {
+                        continue;
+                    }
+                    // In the order of their offsets.
+                    let mut gaps = chunks.gaps();
+                    gaps.retain(|_| had.is_some_and(|had| had != HOLE));
+                    let mut gaps = gaps.into_iter().peekable();
+                    for (offset, data) in chunks.data() {
+                        while let Some(gap) = gaps.next_if(|gap| gap.start < offset) {
+                            sender.hole(gap.start, gap.end - gap.start)?;
+                        }
+                        sender.data(offset, data)?;
+                    }
+                    for gap in gaps {
+                        sender.hole(gap.start, gap.end - gap.start)?;
+                    }
+                }
+            }
+        }
+        let is_same = had_bytes == Some(chunks.size_bytes())
+            && have.is_some_and(|have| have.attributes == entry.attributes);
+        if is_same && !sender.begun {
+            return Ok(());
+        }
+        sender.finish(chunks.size_bytes())?;
+        if entry.linked {
+            self.sent_links.insert(entry.path.clone());
+        }
+        Ok(())
+    }
+}
+
+/// The entry as it is sent: what only this host can use is left out.
+fn plain(entry: &Entry) -> Entry {
+    let mut entry = entry.clone();
+    entry.stamp = None;
+    if let Kind::Directory { opaque } = &mut entry.kind {
+        *opaque = false;
+    }
+    entry
+}
+
+/// Sends a file as soon as there is something to send.
+struct FileSender<'a, C: Write> {
+    entry: &'a Entry,
+    how: How,
+    begun: bool,
+    changes: Option<&'a mut ChangeWriter<C>>,
+}
+
+impl<C: Write> FileSender<'_, C> {
+    fn begin(&mut self) -> Result<Option<&mut ChangeWriter<C>>, TreeError> {
+        let Some(changes) = &mut self.changes else {
+            return Ok(None);
+        };
+        if !self.begun {
+            self.begun = true;
+            changes.entry(self.how, &plain(self.entry))?;
+        }
+        Ok(Some(changes))
+    }
+
+    fn data(&mut self, offset: u64, bytes: &[u8]) -> Result<(), TreeError> {
+        match self.begin()? {
+            Some(changes) => changes.data(offset, bytes),
+            None => Ok(()),
+        }
+    }
+
+    fn hole(&mut self, offset: u64, length_bytes: u64) -> Result<(), TreeError> {
+        match self.begin()? {
+            Some(changes) => changes.hole(offset, length_bytes),
+            None => Ok(()),
+        }
+    }
+
+    fn finish(mut self, size_bytes: u64) -> Result<(), TreeError> {
+        match self.begin()? {
+            Some(changes) => changes.end(size_bytes),
+            None => Ok(()),
+        }
+    }
+}

@@ -1,0 +1,494 @@
+//! Applies a stream of changes to a directory, and to nothing else.
+
+use std::ffi::OsStr;
+use std::fs::File;
+use std::io::{self, Read, Seek, SeekFrom};
+use std::os::fd::AsRawFd;
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::fcntl::{FallocateFlags, fallocate};
+use nix::sys::stat::SFlag;
+
+use super::changes::{DATA, DELETE, END, ENTRY, HOLE, How, Totals};
+use super::codec;
+use super::content::next_data;
+use super::entry::{Attributes, Entry, Kind, is_carried};
+use super::error::{Defect, TreeError};
+use super::frame::{Fields, FrameReader, Purpose, malformed};
+use super::path::{Order, TreePath};
+use super::{MAX_DEPTH, file_error};
+use crate::sys::node::{Dir, Node};
+
+/// What a destination takes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Limits {
+    /// Entries and deletions.
+    pub entries: u64,
+    /// Bytes that are written to files. Holes do not count: they take no space.
+    pub content_bytes: u64,
+}
+
+/// Applies the stream `changes` to the directory `root`, which nobody else changes meanwhile. Reads `changes` to the end of the stream.
+///
+/// Whatever the stream says, nothing outside `root` is touched: every name is looked up in a directory that is held open, and no link or mount point is
+/// followed. A file that has another name is not written to but replaced, because that name may lie outside. Attributes of a directory are set when
+/// everything in it is done.
+///
+/// # Errors
+/// [`TreeError`]. The tree is then neither the old nor the new one: see [`super::Staging`].
+pub fn apply(root: &Path, changes: impl Read, limits: Limits) -> Result<Totals, TreeError> {
+    let mut unpacker = Unpacker {
+        root: root.to_path_buf(),
+        order: Order::default(),
+        levels: Vec::new(),
+        file: None,
+        limits,
+        totals: Totals::default(),
+    };
+    let mut frames = FrameReader::new(changes, Purpose::Changes)?;
+    loop {
+        let after = unpacker.order.path().clone();
+        let Some((kind, payload)) = frames.next(&after)? else {
+            break;
+        };
+        unpacker.frame(kind, payload)?;
+    }
+    if unpacker.file.is_some() {
+        return Err(unpacker.defect(Defect::Frame { kind: 0 }));
+    }
+    unpacker.close_levels(0)?;
+    Ok(unpacker.totals)
+}
+
+struct Unpacker {
+    root: PathBuf,
+    order: Order,
+    /// The directories on the way to the current place, the root first.
+    levels: Vec<Level>,
+    file: Option<OpenFile>,
+    limits: Limits,
+    totals: Totals,
+}
+
+struct Level {
+    dir: Dir,
+    path: TreePath,
+    attributes: Attributes,
+}
+
+/// A file whose contents are being written.
+struct OpenFile {
+    file: File,
+    node: Node,
+    entry: Entry,
+    how: How,
+    /// Where the next contents may begin.
+    position: u64,
+}
+
+impl Unpacker {
+    fn frame(&mut self, kind: u8, payload: &[u8]) -> Result<(), TreeError> {
+        let mut fields = Fields::new(payload);
+        let misplaced = Defect::Frame { kind };
+        match (kind, self.file.is_some()) {
+            (ENTRY, false) => {
+                let decoded = (|| {
+                    let how = How::from_byte(fields.byte()?).ok_or(Defect::Field)?;
+                    let entry = codec::entry(&mut fields, &mut self.order)?;
+                    fields.end()?;
+                    check(how, &entry)?;
+                    Ok((how, entry))
+                })();
+                let (how, entry) = decoded.map_err(|defect| self.defect(defect))?;
+                self.totals.entries += 1;
+                self.check_entries()?;
+                self.close_levels(entry.path.depth())?;
+                self.entry(how, entry)
+            }
+            (DELETE, false) => {
+                let path = codec::place(&mut fields, &mut self.order, false)
+                    .and_then(|path| fields.end().map(|()| path))
+                    .map_err(|defect| self.defect(defect))?;
+                self.totals.deletions += 1;
+                self.check_entries()?;
+                self.close_levels(path.depth())?;
+                let parent = self.parent(&path)?;
+                remove(parent, path.name(), MAX_DEPTH).map_err(self.failed("remove", &path))
+            }
+            (DATA | HOLE | END, true) => self.content(kind, fields),
+            _ => Err(self.defect(misplaced)),
+        }
+    }
+
+    fn entry(&mut self, how: How, entry: Entry) -> Result<(), TreeError> {
+        if let Kind::Directory { .. } = entry.kind {
+            return self.directory(how, entry);
+        }
+        let path = &entry.path;
+        let parent = self.parent(path)?;
+        let name = path.name();
+        if how == How::Patch {
+            self.file = Some(self.patched(entry)?);
+            return Ok(());
+        }
+        // What a link leads to may be what it replaces.
+        let linked = match &entry.kind {
+            Kind::Link { to } => Some(self.find(to)?),
+            _ => None,
+        };
+        remove(parent, name, MAX_DEPTH).map_err(self.failed("replace", path))?;
+        let made = match &entry.kind {
+            Kind::File { .. } => {
+                let file = parent
+                    .make_file(name)
+                    .map_err(self.failed("create", path))?;
+                let node = parent.node(name).map_err(self.failed("read", path))?;
+                self.file = Some(OpenFile {
+                    file,
+                    node,
+                    entry,
+                    how,
+                    position: 0,
+                });
+                return Ok(());
+            }
+            Kind::Symlink { target } => parent.make_symlink(name, OsStr::from_bytes(target)),
+            Kind::Character { device } => parent.make_special(name, SFlag::S_IFCHR, *device),
+            Kind::Block { device } => parent.make_special(name, SFlag::S_IFBLK, *device),
+            Kind::Fifo => parent.make_special(name, SFlag::S_IFIFO, 0),
+            Kind::Socket => parent.make_special(name, SFlag::S_IFSOCK, 0),
+            Kind::Link { .. } => {
+                return match &linked {
+                    Some(node) => parent.make_link(name, node),
+                    None => Err(Errno::ENOENT.into()),
+                }
+                .map_err(self.failed("link", path));
+            }
+            Kind::Directory { .. } | Kind::Whiteout => Err(Errno::EINVAL.into()),
+        };
+        made.map_err(self.failed("create", path))?;
+        let node = parent.node(name).map_err(self.failed("read", path))?;
+        self.set_attributes(&node, path, &entry.attributes)
+    }
+
+    fn directory(&mut self, how: How, entry: Entry) -> Result<(), TreeError> {
+        let path = entry.path;
+        let dir = if path.depth() == 0 {
+            Dir::open(&self.root).map_err(file_error("open", &self.root))?
+        } else {
+            let parent = self.parent(&path)?;
+            let name = path.name();
+            let is_there = match parent.node(name).and_then(|node| node.metadata()) {
+                Ok(metadata) if metadata.is_dir() => true,
+                Ok(_) => {
+                    parent.remove(name).map_err(self.failed("replace", &path))?;
+                    false
+                }
+                Err(error) if error.kind() == io::ErrorKind::NotFound => false,
+                Err(error) => return Err(self.failed("read", &path)(error)),
+            };
+            if !is_there {
+                parent
+                    .make_dir(name)
+                    .map_err(self.failed("create", &path))?;
+            }
+            parent.open_dir(name).map_err(self.failed("open", &path))?
+        };
+        if how == How::Clear {
+            empty(&dir, MAX_DEPTH).map_err(self.failed("empty", &path))?;
+        }
+        self.levels.push(Level {
+            dir,
+            path,
+            attributes: entry.attributes,
+        });
+        Ok(())
+    }
+
+    /// Opens a file that is there to change its contents.
+    fn patched(&self, entry: Entry) -> Result<OpenFile, TreeError> {
+        let path = &entry.path;
+        let parent = self.parent(path)?;
+        let other = || TreeError::OtherBase { path: path.clone() };
+        let mut node = match parent.node(path.name()) {
+            Ok(node) => node,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(other()),
+            Err(error) => return Err(self.failed("read", path)(error)),
+        };
+        let metadata = node.metadata().map_err(self.failed("read", path))?;
+        if !metadata.is_file() {
+            return Err(other());
+        }
+        let file = if metadata.nlink() > 1 {
+            let old = node.open_to_read().map_err(self.failed("open", path))?;
+            let name = path.name();
+            parent.remove(name).map_err(self.failed("replace", path))?;
+            let new = parent
+                .make_file(name)
+                .map_err(self.failed("create", path))?;
+            copy(&old, &new, metadata.len()).map_err(self.failed("copy", path))?;
+            node = parent.node(name).map_err(self.failed("read", path))?;
+            new
+        } else {
+            node.open_to_write().map_err(self.failed("open", path))?
+        };
+        Ok(OpenFile {
+            file,
+            node,
+            entry,
+            how: How::Patch,
+            position: 0,
+        })
+    }
+
+    fn content(&mut self, kind: u8, mut fields: Fields<'_>) -> Result<(), TreeError> {
+        let Some(mut open) = self.file.take() else {
+            return Err(self.defect(Defect::Frame { kind }));
+        };
+        let size_bytes = match open.entry.kind {
+            Kind::File { size_bytes } => size_bytes,
+            _ => 0,
+        };
+        let path = open.entry.path.clone();
+        let first = fields.number().map_err(|defect| self.defect(defect))?;
+        if first < open.position || first > size_bytes {
+            return Err(self.defect(Defect::Content));
+        }
+        if kind == END {
+            fields.end().map_err(|defect| self.defect(defect))?;
+            open.file
+                .set_len(first)
+                .map_err(self.failed("set the size of", &path))?;
+            return self.set_attributes(&open.node, &path, &open.entry.attributes);
+        }
+        let data = match kind {
+            DATA => fields.remainder(),
+            _ => &[],
+        };
+        let length_bytes = match kind {
+            DATA => data.len() as u64,
+            _ => fields.number().map_err(|defect| self.defect(defect))?,
+        };
+        fields.end().map_err(|defect| self.defect(defect))?;
+        let end = first.checked_add(length_bytes);
+        let Some(end) = end.filter(|end| *end <= size_bytes && length_bytes > 0) else {
+            return Err(self.defect(Defect::Content));
+        };
+        if kind == DATA {
+            self.totals.content_bytes += length_bytes;
+            if self.totals.content_bytes > self.limits.content_bytes {
+                return Err(TreeError::Limit {
+                    what: "bytes",
+                    limit: self.limits.content_bytes,
+                    path,
+                });
+            }
+            open.file
+                .write_all_at(data, first)
+                .map_err(self.failed("write", &path))?;
+        } else if open.how == How::Patch {
+            punch(&open.file, first, end).map_err(self.failed("punch a hole into", &path))?;
+        }
+        open.position = end;
+        self.file = Some(open);
+        Ok(())
+    }
+
+    /// Finishes the directories that are not above an entry of depth `depth`.
+    fn close_levels(&mut self, depth: usize) -> Result<(), TreeError> {
+        while self.levels.len() > depth
+            && let Some(level) = self.levels.pop()
+        {
+            let node = level
+                .dir
+                .as_node()
+                .map_err(self.failed("read", &level.path))?;
+            self.set_attributes(&node, &level.path, &level.attributes)?;
+        }
+        Ok(())
+    }
+
+    /// The directory that `path` lies in. The order of the stream says that it was made or found on the way.
+    fn parent(&self, path: &TreePath) -> Result<&Dir, TreeError> {
+        match self.levels.last() {
+            Some(level) if self.levels.len() == path.depth() => Ok(&level.dir),
+            _ => Err(self.defect(Defect::Parent)),
+        }
+    }
+
+    /// What a path from the root leads to.
+    fn find(&self, path: &TreePath) -> Result<Node, TreeError> {
+        let found = (|| {
+            let mut names = path.names().peekable();
+            let mut inner: Option<Dir> = None;
+            while let Some(name) = names.next() {
+                let dir = match (&inner, self.levels.first()) {
+                    (Some(dir), _) => dir,
+                    (None, Some(root)) => &root.dir,
+                    (None, None) => break,
+                };
+                if names.peek().is_none() {
+                    return dir.node(name);
+                }
+                inner = Some(dir.open_dir(name)?);
+            }
+            Err(Errno::ENOENT.into())
+        })();
+        found.map_err(|error: io::Error| match error.raw_os_error() {
+            Some(libc::ENOENT | libc::ENOTDIR | libc::ELOOP | libc::EXDEV) => {
+                TreeError::OtherBase { path: path.clone() }
+            }
+            _ => self.failed("read", path)(error),
+        })
+    }
+
+    /// The order matters: chown(2) drops set-user-ID bits and capabilities, an access ACL changes the group's bits, and everything changes the times.
+    fn set_attributes(
+        &self,
+        node: &Node,
+        path: &TreePath,
+        attributes: &Attributes,
+    ) -> Result<(), TreeError> {
+        let metadata = node.metadata().map_err(self.failed("read", path))?;
+        if (metadata.uid(), metadata.gid()) != (attributes.uid, attributes.gid) {
+            node.set_owner(attributes.uid, attributes.gid)
+                .map_err(self.failed("change the owner of", path))?;
+        }
+        let on_host = || path.below(&self.root);
+        let present = node
+            .attribute_names()
+            .map_err(self.failed("list the extended attributes of", path))?;
+        let wanted = &attributes.extended;
+        for name in present.iter().filter(|name| is_carried(name)) {
+            // One that a default ACL has left here, or an old one.
+            if wanted.iter().all(|(wanted, _)| wanted != name) {
+                node.remove_attribute(name)
+                    .map_err(|source| TreeError::Attribute {
+                        action: "remove",
+                        name: name.clone(),
+                        path: on_host(),
+                        source,
+                    })?;
+            }
+        }
+        for (name, value) in wanted {
+            if present.contains(name) && node.attribute(name).is_ok_and(|found| found == *value) {
+                continue;
+            }
+            node.set_attribute(name, value)
+                .map_err(|source| TreeError::Attribute {
+                    action: "set",
+                    name: name.clone(),
+                    path: on_host(),
+                    source,
+                })?;
+        }
+        if !metadata.is_symlink() {
+            node.set_mode(attributes.mode)
+                .map_err(self.failed("change the mode of", path))?;
+        }
+        node.set_modified(attributes.modified_seconds, attributes.modified_nanoseconds)
+            .map_err(self.failed("set the times of", path))
+    }
+
+    fn check_entries(&self) -> Result<(), TreeError> {
+        match self.totals.entries + self.totals.deletions > self.limits.entries {
+            false => Ok(()),
+            true => Err(TreeError::Limit {
+                what: "entries",
+                limit: self.limits.entries,
+                path: self.order.path().clone(),
+            }),
+        }
+    }
+
+    fn defect(&self, defect: Defect) -> TreeError {
+        malformed(defect, self.order.path())
+    }
+
+    fn failed(
+        &self,
+        action: &'static str,
+        path: &TreePath,
+    ) -> impl FnOnce(io::Error) -> TreeError + use<> {
+        let path = path.below(&self.root);
+        move |source| TreeError::File {
+            action,
+            path,
+            source,
+        }
+    }
+}
+
+/// What a stream cannot say: it has no whiteouts but deletions.
+fn check(how: How, entry: &Entry) -> Result<(), Defect> {
+    let fits = match how {
+        How::Whole => true,
+        How::Patch => matches!(entry.kind, Kind::File { .. }),
+        How::Clear => entry.kind.is_directory(),
+    };
+    let is_plain = entry.stamp.is_none()
+        && !matches!(
+            entry.kind,
+            Kind::Whiteout | Kind::Directory { opaque: true }
+        );
+    match fits && is_plain {
+        true => Ok(()),
+        false => Err(Defect::Field),
+    }
+}
+
+/// Removes `name` and everything inside it; nothing where it does not exist.
+fn remove(dir: &Dir, name: &OsStr, depth: usize) -> io::Result<()> {
+    match dir.remove(name) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::IsADirectory => {
+            empty(&dir.open_dir(name)?, depth)?;
+            dir.remove_dir(name)
+        }
+        result => result,
+    }
+}
+
+/// Removes everything in `dir`, which has at most `depth` levels of directories.
+fn empty(dir: &Dir, depth: usize) -> io::Result<()> {
+    let depth = depth.checked_sub(1).ok_or(Errno::EMFILE)?;
+    for name in dir.names()? {
+        remove(dir, &name, depth)?;
+    }
+    Ok(())
+}
+
+fn copy(from: &File, to: &File, size_bytes: u64) -> io::Result<()> {
+    let (mut from, mut to) = (from, to);
+    let mut at = 0;
+    while let Some(data) = next_data(from, at, size_bytes)? {
+        from.seek(SeekFrom::Start(data.start))?;
+        to.seek(SeekFrom::Start(data.start))?;
+        io::copy(&mut from.take(data.end - data.start), &mut to)?;
+        at = data.end;
+    }
+    to.set_len(size_bytes)
+}
+
+fn punch(file: &File, from: u64, to: u64) -> io::Result<()> {
+    let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+    match fallocate(file.as_raw_fd(), flags, from as i64, (to - from) as i64) {
+        Ok(()) => Ok(()),
+        // The same contents, without the saving.
+        Err(Errno::EOPNOTSUPP) => {
+            let zeros = [0; 64 << 10];
+            let mut at = from;
+            while at < to {
+                let count = zeros.len().min((to - at) as usize);
+                file.write_all_at(&zeros[..count], at)?;
+                at += count as u64;
+            }
+            Ok(())
+        }
+        Err(errno) => Err(errno.into()),
+    }
+}
