@@ -4,6 +4,8 @@ pub mod exec;
 pub mod file;
 pub mod interrupt;
 pub mod keyring;
+#[cfg(test)]
+pub mod mapping;
 pub mod mount;
 pub mod network;
 pub mod node;

@@ -364,7 +364,9 @@ mod tests {
             u64::MAX,
         ];
         let signed = [0, -1, 1, i64::MIN, i64::MAX];
-        numbers.iter().for_each(|number| payload.put_number(*number));
+        numbers
+            .iter()
+            .for_each(|number| payload.put_number(*number));
         signed.iter().for_each(|number| payload.put_signed(*number));
         let mut fields = Fields::new(&payload);
         assert_eq!(numbers.map(|_| fields.number().unwrap()), numbers);

@@ -1,0 +1,128 @@
+//! Whole trees, differences and changes since arrive as they are: every attribute, and nothing that did not change.
+
+#[path = "../common/mod.rs"]
+mod common;
+mod compare;
+mod overlay;
+mod random;
+mod random_trees;
+mod sample;
+mod since;
+
+use std::io::Empty;
+use std::path::{Path, PathBuf};
+
+use compare::assert_same;
+use rcm::image::tree::{
+    Base, Compression, Inventory, Limits, Staging, Totals, apply, pack, take_inventory,
+};
+
+const LIMITS: Limits = Limits {
+    entries: 1_000_000,
+    content_bytes: 1 << 30,
+};
+
+fn is_root() -> bool {
+    nix::unistd::geteuid().is_root()
+}
+
+/// Two directories on the disk.
+fn places() -> (tempfile::TempDir, PathBuf, PathBuf) {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (source, destination) = (dir.path().join("source"), dir.path().join("destination"));
+    std::fs::create_dir(&source).expect("a directory");
+    (dir, source, destination)
+}
+
+/// Packs `source` whole and unpacks it to `destination`; returns the inventory of what was sent.
+fn copy(source: &Path, destination: &Path) -> Vec<u8> {
+    let (mut changes, mut sent) = (Vec::new(), Vec::new());
+    let base = Base::<Empty>::Nothing;
+    let packed = pack(source, base, &mut changes, &mut sent, Compression::Zstd).expect("packed");
+    let staging = Staging::create(destination, "1").expect("staged");
+    let applied = apply(staging.path(), &changes[..], LIMITS).expect("applied");
+    assert_eq!(packed, applied);
+    staging.sync().expect("synced");
+    staging.publish().expect("published");
+    sent
+}
+
+/// Brings `destination` to the state of `source` by the difference to what it has.
+fn update(source: &Path, destination: &Path) -> (Totals, usize, Vec<u8>) {
+    let (mut listed, mut changes, mut sent) = (Vec::new(), Vec::new(), Vec::new());
+    take_inventory(destination, &mut listed, Compression::Zstd).expect("listed");
+    let base = Base::Peer(Inventory::open(&listed[..]).expect("an inventory"));
+    let packed = pack(source, base, &mut changes, &mut sent, Compression::Zstd).expect("packed");
+    assert_eq!(
+        apply(destination, &changes[..], LIMITS).expect("applied"),
+        packed
+    );
+    (packed, changes.len(), sent)
+}
+
+/// Brings `destination` to the state of `source` by what has changed since `sent`.
+fn follow(source: &Path, destination: &Path, sent: &[u8]) -> (Totals, Vec<u8>) {
+    let (mut changes, mut now_sent) = (Vec::new(), Vec::new());
+    let base = Base::Sent(Inventory::open(sent).expect("an inventory"));
+    let packed =
+        pack(source, base, &mut changes, &mut now_sent, Compression::None).expect("packed");
+    assert_eq!(
+        apply(destination, &changes[..], LIMITS).expect("applied"),
+        packed
+    );
+    (packed, now_sent)
+}
+
+#[test]
+fn a_whole_tree_arrives_as_it_is_and_differences_only() {
+    if !is_root() {
+        common::skip!("needs root: device nodes and owners");
+    }
+    let (dir, source, destination) = places();
+    sample::build(&source, 150);
+    let lines = compare::describe(&source);
+    assert!(lines.len() > 3500, "{} entries", lines.len());
+    let sent = copy(&source, &destination);
+    assert_same(&source, &destination);
+    let names: Vec<_> = std::fs::read_dir(dir.path()).unwrap().collect();
+    assert_eq!(names.len(), 2, "nothing is left of the staging");
+
+    // Nothing changed: an empty stream.
+    let (totals, stream_bytes, _) = update(&source, &destination);
+    assert_eq!(totals, Totals::default());
+    assert!(stream_bytes < 100, "{stream_bytes}");
+
+    let second = dir.path().join("second");
+    copy(&source, &second);
+    let new_bytes = sample::change(&source);
+    let (by_digest, _, _) = update(&source, &destination);
+    assert_same(&source, &destination);
+    let (by_stamp, _) = follow(&source, &second, &sent);
+    assert_same(&source, &second);
+    assert_eq!(by_digest, by_stamp);
+    assert_eq!(by_digest.content_bytes, new_bytes);
+    assert!((20..60).contains(&by_digest.entries), "{by_digest:?}");
+    assert!((5..12).contains(&by_digest.deletions), "{by_digest:?}");
+}
+
+#[test]
+fn a_staging_leaves_nothing_and_replaces_nothing() {
+    let (dir, source, destination) = places();
+    std::fs::write(source.join("file"), "x").unwrap();
+    let staging = Staging::create(&destination, "a").unwrap();
+    std::fs::write(staging.path().join("half"), "x").unwrap();
+    // As a crash would leave it.
+    std::mem::forget(staging);
+    copy(&source, &dir.path().join("other"));
+    let staging = Staging::create(&destination, "a").unwrap();
+    assert_eq!(std::fs::read_dir(staging.path()).unwrap().count(), 0);
+    drop(staging);
+    assert!(!destination.exists());
+    // An empty directory may be there, a full one is kept.
+    std::fs::create_dir(&destination).unwrap();
+    copy(&source, &destination);
+    assert!(destination.join("file").exists());
+    let error = Staging::create(&destination, "b").unwrap_err();
+    assert!(error.to_string().starts_with("cannot replace"), "{error}");
+    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 3);
+}
