@@ -3,16 +3,18 @@
 
 #[path = "../tree/random.rs"]
 mod random;
+mod scene;
+mod stream;
 
 use std::fs;
-use std::os::unix::fs::symlink;
-use std::path::{Path, PathBuf};
 use std::sync::Mutex;
 
 use random::Random;
 use rcm::image::tree::{
     Base, Compression, Defect, Inventory, Limits, MAX_DEPTH, TreeError, apply, pack, take_inventory,
 };
+use scene::Scene;
+use stream::{DATA, ENTRY, HOLE, Kind, Stream, number};
 
 /// The tests of this program share its memory.
 static ALONE: Mutex<()> = Mutex::new(());
@@ -21,166 +23,6 @@ const LIMITS: Limits = Limits {
     entries: 200,
     content_bytes: 1 << 20,
 };
-
-const ENTRY: u8 = 1;
-const DELETE: u8 = 2;
-const DATA: u8 = 3;
-const HOLE: u8 = 4;
-const END: u8 = 5;
-
-/// Writes the format down a second time, as an enemy would.
-struct Stream {
-    bytes: Vec<u8>,
-}
-
-fn number(mut number: u64) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    while number >= 0x80 {
-        bytes.push(number as u8 | 0x80);
-        number >>= 7;
-    }
-    bytes.push(number as u8);
-    bytes
-}
-
-fn counted(bytes: &[u8]) -> Vec<u8> {
-    [&number(bytes.len() as u64), bytes].concat()
-}
-
-/// The kinds as the format numbers them.
-#[derive(Clone, Copy)]
-enum Kind<'a> {
-    Directory,
-    File(u64),
-    Symlink(&'a [u8]),
-    Character(u64),
-    Fifo,
-    Link(&'a [u8]),
-}
-
-impl Stream {
-    fn new() -> Self {
-        let mut stream = Self {
-            bytes: b"rcmtree\x01\x00".to_vec(),
-        };
-        stream.entry(0, 0, b"", Kind::Directory);
-        stream
-    }
-
-    fn frame(&mut self, kind: u8, payload: &[u8]) -> &mut Self {
-        self.bytes.push(kind);
-        self.bytes.extend((payload.len() as u32).to_le_bytes());
-        self.bytes.extend(payload);
-        self
-    }
-
-    fn entry(&mut self, how: u8, depth: u64, name: &[u8], kind: Kind) -> &mut Self {
-        let (tag, own, bare) = match kind {
-            Kind::Directory => (1, vec![], false),
-            Kind::File(size) => (2, number(size), false),
-            Kind::Symlink(target) => (3, counted(target), false),
-            Kind::Character(device) => (4, number(device), false),
-            Kind::Fifo => (6, vec![], false),
-            Kind::Link(to) => (8, counted(to), true),
-        };
-        let mut payload = vec![how, tag, 0];
-        payload.extend(number(depth));
-        payload.extend(counted(name));
-        payload.extend(own);
-        if !bare {
-            // Mode 0700, the tester's own identifiers, time 1, no attributes.
-            let (uid, gid) = (nix::unistd::geteuid(), nix::unistd::getegid());
-            payload.extend(number(0o700));
-            payload.extend(number(uid.as_raw().into()));
-            payload.extend(number(gid.as_raw().into()));
-            payload.extend([2, 0, 0]);
-        }
-        self.frame(ENTRY, &payload)
-    }
-
-    fn delete(&mut self, depth: u64, name: &[u8]) -> &mut Self {
-        let payload = [number(depth), counted(name)].concat();
-        self.frame(DELETE, &payload)
-    }
-
-    fn data(&mut self, offset: u64, bytes: &[u8]) -> &mut Self {
-        let payload = [&number(offset), bytes].concat();
-        self.frame(DATA, &payload)
-    }
-
-    fn end(&mut self, size: u64) -> &mut Self {
-        self.frame(END, &number(size))
-    }
-
-    fn finish(&self) -> Vec<u8> {
-        let digest = blake3::hash(&self.bytes[9..]);
-        let mut whole = Self {
-            bytes: self.bytes.clone(),
-        };
-        whole.frame(0x7f, digest.as_bytes());
-        whole.bytes
-    }
-}
-
-/// A tree beside something precious, with ways out of it.
-struct Scene {
-    dir: tempfile::TempDir,
-}
-
-impl Scene {
-    fn new() -> Self {
-        let scene = Self {
-            dir: tempfile::tempdir_in(if Path::new("/dev/shm").exists() {
-                "/dev/shm"
-            } else {
-                "/tmp"
-            })
-            .expect("a directory"),
-        };
-        fs::create_dir(scene.outside()).unwrap();
-        fs::write(scene.outside().join("precious"), "precious").unwrap();
-        scene.fill();
-        scene
-    }
-
-    fn outside(&self) -> PathBuf {
-        self.dir.path().join("outside")
-    }
-
-    fn tree(&self) -> PathBuf {
-        self.dir.path().join("tree")
-    }
-
-    fn fill(&self) {
-        if self.tree().exists() {
-            fs::remove_dir_all(self.tree()).unwrap();
-        }
-        fs::create_dir_all(self.tree().join("b/c")).unwrap();
-        symlink("../outside", self.tree().join("a")).unwrap();
-        symlink(self.outside(), self.tree().join("b/d")).unwrap();
-        fs::hard_link(self.outside().join("precious"), self.tree().join("b/e")).unwrap();
-        fs::write(self.tree().join("f"), "f").unwrap();
-    }
-
-    /// Applies a stream and looks what has become of the rest.
-    #[track_caller]
-    fn apply(&self, stream: &[u8]) -> Result<(), TreeError> {
-        let result = apply(&self.tree(), stream, LIMITS).map(drop);
-        let names = |path: &Path| {
-            let mut names: Vec<_> = fs::read_dir(path)
-                .unwrap()
-                .map(|entry| entry.unwrap().file_name())
-                .collect();
-            names.sort();
-            names
-        };
-        assert_eq!(names(self.dir.path()), ["outside", "tree"]);
-        assert_eq!(names(&self.outside()), ["precious"]);
-        let precious = self.outside().join("precious");
-        assert_eq!(fs::read(precious).unwrap(), b"precious");
-        result
-    }
-}
 
 /// The most memory that the process had since the last call, in KiB (proc_pid_status(5), `VmHWM`).
 fn peak_kib() -> u64 {

@@ -25,6 +25,9 @@ const STAMPED: u8 = 4;
 /// A symbolic link's target is shorter (`PATH_MAX`).
 const MAX_TARGET_BYTES: usize = 4096;
 
+/// The kernel lists at most 64 KiB of names, and the shortest is `user.` with one letter and a NUL.
+const MAX_ATTRIBUTES: u64 = (64 << 10) / 7;
+
 /// Appends where an entry stands: its depth and its name.
 pub(super) fn put_place(payload: &mut Vec<u8>, path: &TreePath) {
     payload.put_number(path.depth() as u64);
@@ -162,7 +165,7 @@ fn attributes(fields: &mut Fields<'_>) -> Result<Attributes, Defect> {
     let modified_nanoseconds = fields.below(1_000_000_000)? as u32;
     let mut extended: Vec<(CString, Vec<u8>)> = Vec::new();
     // Not reserved: the count is the peer's word.
-    for _ in 0..fields.number()? {
+    for _ in 0..fields.below(MAX_ATTRIBUTES + 1)? {
         let name = CString::new(fields.bytes()?).map_err(|_| Defect::Name)?;
         let value = fields.bytes()?.to_vec();
         if extended.last().is_some_and(|(last, _)| *last >= name) {

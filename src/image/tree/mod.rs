@@ -52,7 +52,7 @@ pub use unpack::{Limits, apply};
 pub const MAX_DEPTH: usize = 256;
 
 /// The longest name of a file (`NAME_MAX`).
-pub const MAX_NAME_BYTES: usize = 255;
+const MAX_NAME_BYTES: usize = 255;
 
 fn file_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> TreeError + use<> {
     let path = path.to_path_buf();

@@ -17,19 +17,17 @@ pub struct TreePath {
 
 impl TreePath {
     /// The root of a tree.
-    #[must_use]
-    pub fn root() -> Self {
+    pub(super) fn root() -> Self {
         Self::default()
     }
 
     /// How many directories are above.
-    #[must_use]
-    pub fn depth(&self) -> usize {
+    pub(super) fn depth(&self) -> usize {
         self.names().count()
     }
 
     /// The names on the way from the root.
-    pub fn names(&self) -> impl Iterator<Item = &OsStr> {
+    pub(super) fn names(&self) -> impl Iterator<Item = &OsStr> {
         self.bytes
             .split(|byte| *byte == b'/')
             .filter(|name| !name.is_empty())
@@ -37,14 +35,12 @@ impl TreePath {
     }
 
     /// The last name; empty for the root.
-    #[must_use]
-    pub fn name(&self) -> &OsStr {
+    pub(super) fn name(&self) -> &OsStr {
         self.names().last().unwrap_or_default()
     }
 
     /// Is this `other` or something inside it?
-    #[must_use]
-    pub fn is_within(&self, other: &Self) -> bool {
+    pub(super) fn is_within(&self, other: &Self) -> bool {
         match self.bytes.strip_prefix(&*other.bytes) {
             Some(rest) => rest.is_empty() || other.bytes.is_empty() || rest[0] == b'/',
             None => false,
@@ -52,8 +48,7 @@ impl TreePath {
     }
 
     /// The same path below the directory `root` of this host.
-    #[must_use]
-    pub fn below(&self, root: &Path) -> PathBuf {
+    pub(super) fn below(&self, root: &Path) -> PathBuf {
         match self.bytes.is_empty() {
             true => root.to_path_buf(),
             false => root.join(OsStr::from_bytes(&self.bytes)),
