@@ -38,7 +38,14 @@ fn places() -> (tempfile::TempDir, PathBuf, PathBuf) {
 fn copy(source: &Path, destination: &Path) -> Vec<u8> {
     let (mut changes, mut sent) = (Vec::new(), Vec::new());
     let base = Base::<Empty>::Nothing;
-    let packed = pack(source, base, &mut changes, &mut sent, Compression::Zstd).expect("packed");
+    let packed = pack(
+        source,
+        base,
+        &mut changes,
+        Some(&mut sent),
+        Compression::Zstd,
+    )
+    .expect("packed");
     let staging = Staging::create(destination, "1").expect("staged");
     let applied = apply(staging.path(), &changes[..], LIMITS).expect("applied");
     assert_eq!(packed, applied);
@@ -52,7 +59,14 @@ fn update(source: &Path, destination: &Path) -> (Totals, usize, Vec<u8>) {
     let (mut listed, mut changes, mut sent) = (Vec::new(), Vec::new(), Vec::new());
     take_inventory(destination, &mut listed, Compression::Zstd).expect("listed");
     let base = Base::Peer(Inventory::open(&listed[..]).expect("an inventory"));
-    let packed = pack(source, base, &mut changes, &mut sent, Compression::Zstd).expect("packed");
+    let packed = pack(
+        source,
+        base,
+        &mut changes,
+        Some(&mut sent),
+        Compression::Zstd,
+    )
+    .expect("packed");
     assert_eq!(
         apply(destination, &changes[..], LIMITS).expect("applied"),
         packed
@@ -64,8 +78,14 @@ fn update(source: &Path, destination: &Path) -> (Totals, usize, Vec<u8>) {
 fn follow(source: &Path, destination: &Path, sent: &[u8]) -> (Totals, Vec<u8>) {
     let (mut changes, mut now_sent) = (Vec::new(), Vec::new());
     let base = Base::Sent(Inventory::open(sent).expect("an inventory"));
-    let packed =
-        pack(source, base, &mut changes, &mut now_sent, Compression::None).expect("packed");
+    let packed = pack(
+        source,
+        base,
+        &mut changes,
+        Some(&mut now_sent),
+        Compression::None,
+    )
+    .expect("packed");
     assert_eq!(
         apply(destination, &changes[..], LIMITS).expect("applied"),
         packed
@@ -92,14 +112,23 @@ fn a_whole_tree_arrives_as_it_is_and_differences_only() {
     assert_eq!(totals, Totals::default());
     assert!(stream_bytes < 100, "{stream_bytes}");
 
-    let second = dir.path().join("second");
+    let (second, third) = (dir.path().join("second"), dir.path().join("third"));
     copy(&source, &second);
+    copy(&source, &third);
     let new_bytes = sample::change(&source);
     let (by_digest, _, _) = update(&source, &destination);
     assert_same(&source, &destination);
     let (by_stamp, _) = follow(&source, &second, &sent);
     assert_same(&source, &second);
     assert_eq!(by_digest, by_stamp);
+    // As in the freeze: nothing comes after it.
+    let mut last = Vec::new();
+    let base = Base::Sent(Inventory::open(&sent[..]).expect("an inventory"));
+    let none = None::<std::io::Sink>;
+    let totals = pack(&source, base, &mut last, none, Compression::Zstd).expect("packed");
+    assert_eq!(totals, by_stamp);
+    apply(&third, &last[..], LIMITS).expect("applied");
+    assert_same(&source, &third);
     assert_eq!(by_digest.content_bytes, new_bytes);
     assert!((20..60).contains(&by_digest.entries), "{by_digest:?}");
     assert_eq!(by_digest.deletions, 4);

@@ -91,7 +91,7 @@ fn an_upper_directory_becomes_changes_to_the_lower_one() {
         &overlay.upper,
         base,
         &mut changes,
-        &mut sent,
+        Some(&mut sent),
         Compression::Zstd,
     )
     .unwrap();
@@ -117,7 +117,7 @@ fn an_upper_directory_becomes_changes_to_the_lower_one() {
         &overlay.upper,
         base,
         &mut more,
-        &mut sent_now,
+        Some(&mut sent_now),
         Compression::None,
     )
     .unwrap();
@@ -132,7 +132,7 @@ fn an_upper_directory_becomes_changes_to_the_lower_one() {
         &overlay.upper,
         base,
         std::io::sink(),
-        std::io::sink(),
+        None::<std::io::Sink>,
         Compression::None,
     );
     assert_eq!(totals.unwrap(), Default::default());
@@ -184,7 +184,7 @@ fn an_upper_directory_that_does_not_stand_alone_is_refused() {
             &upper,
             base,
             std::io::sink(),
-            std::io::sink(),
+            None::<std::io::Sink>,
             Compression::None,
         );
         assert!(
@@ -198,13 +198,20 @@ fn an_upper_directory_that_does_not_stand_alone_is_refused() {
     fs::create_dir(&destination).unwrap();
     let mut sent = Vec::new();
     let base = Base::<&[u8]>::Lower;
-    pack(&upper, base, std::io::sink(), &mut sent, Compression::None).unwrap();
+    pack(
+        &upper,
+        base,
+        std::io::sink(),
+        Some(&mut sent),
+        Compression::None,
+    )
+    .unwrap();
     let base = Base::Peer(Inventory::open(&sent[..]).unwrap());
     let error = pack(
         &upper,
         base,
         std::io::sink(),
-        std::io::sink(),
+        None::<std::io::Sink>,
         Compression::None,
     );
     assert!(matches!(error, Err(TreeError::OtherView)), "{error:?}");

@@ -412,7 +412,7 @@ fn damaged_inventories_do_no_harm() {
             &scene.outside(),
             base,
             std::io::sink(),
-            std::io::sink(),
+            None::<std::io::Sink>,
             Compression::None,
         );
     }

@@ -13,7 +13,7 @@ use super::file_error;
 use super::frame::Compression;
 use super::inventory::{Inventory, InventoryWriter};
 use super::path::TreePath;
-use super::walk::{Found, View, Walk};
+use super::walk::{Found, Stamps, View, Walk};
 
 /// What the destination has already.
 pub enum Base<R: Read> {
@@ -38,20 +38,21 @@ pub fn take_inventory(
     compression: Compression,
 ) -> Result<(), TreeError> {
     let mut packer = Packer::<Sink, _, std::io::Empty> {
-        walk: Walk::new(root, View::Tree, false)?,
+        walk: Walk::new(root, View::Tree, Stamps::None)?,
         have: None,
         trusts_stamps: false,
         changes: None,
-        list: InventoryWriter::new(inventory, View::Tree, compression)?,
+        list: Some(InventoryWriter::new(inventory, View::Tree, compression)?),
         covered: None,
         matched: false,
         sent_links: HashSet::new(),
     };
     packer.run()?;
-    packer.list.finish()
+    packer.list.map_or(Ok(()), InventoryWriter::finish)
 }
 
-/// Writes what the destination lacks of the tree at `root` to `changes`, and to `inventory` what it then has: the [`Base::Sent`] of the next call.
+/// Writes what the destination lacks of the tree at `root` to `changes`, and to `inventory` what it then has: the [`Base::Sent`] of the next call. The last
+/// call, in the freeze, needs none, and does not wait for the disk as the others do.
 ///
 /// The container may run meanwhile: a file that changes on the way arrives in some state of it, and the next call sends it again. Memory: a chunk, the
 /// compressor, the names in the directories above the current place, and a path for each file with several names.
@@ -62,7 +63,7 @@ pub fn pack<R: Read>(
     root: &Path,
     base: Base<R>,
     changes: impl Write,
-    inventory: impl Write,
+    inventory: Option<impl Write>,
     compression: Compression,
 ) -> Result<Totals, TreeError> {
     let (view, have, trusts_stamps) = match base {
@@ -73,18 +74,29 @@ pub fn pack<R: Read>(
         Base::Sent(have) => (have.view(), Some(have), true),
     };
     let mut packer = Packer {
-        walk: Walk::new(root, view, true)?,
+        walk: Walk::new(
+            root,
+            view,
+            match inventory {
+                Some(_) => Stamps::Lasting,
+                None => Stamps::Compared,
+            },
+        )?,
         have,
         trusts_stamps,
         changes: Some(ChangeWriter::new(changes, compression)?),
         // Stays on this host.
-        list: InventoryWriter::new(inventory, view, Compression::None)?,
+        list: inventory
+            .map(|inventory| InventoryWriter::new(inventory, view, Compression::None))
+            .transpose()?,
         covered: None,
         matched: false,
         sent_links: HashSet::new(),
     };
     packer.run()?;
-    packer.list.finish()?;
+    if let Some(list) = packer.list {
+        list.finish()?;
+    }
     match packer.changes {
         Some(changes) => changes.finish(),
         None => Ok(Totals::default()),
@@ -96,7 +108,7 @@ struct Packer<C: Write, L: Write, R: Read> {
     have: Option<Inventory<R>>,
     trusts_stamps: bool,
     changes: Option<ChangeWriter<C>>,
-    list: InventoryWriter<L>,
+    list: Option<InventoryWriter<L>>,
     /// What the destination has inside this counts as gone: it was deleted, replaced or cleared.
     covered: Option<TreePath>,
     /// The current entry of `have` is dealt with.
@@ -109,7 +121,9 @@ impl<C: Write, L: Write, R: Read> Packer<C, L, R> {
     fn run(&mut self) -> Result<(), TreeError> {
         while let Some(found) = self.walk.next()? {
             let have = self.catch_up(Some(&found.entry.path))?;
-            self.list.entry(&found.entry)?;
+            if let Some(list) = &mut self.list {
+                list.entry(&found.entry)?;
+            }
             self.compare(found, have)?;
         }
         self.catch_up(None)?;
@@ -216,17 +230,17 @@ impl<C: Write, L: Write, R: Read> Packer<C, L, R> {
     }
 
     fn copy_digests(&mut self) -> Result<(), TreeError> {
-        let Some(have) = &mut self.have else {
+        let (Some(have), Some(list)) = (&mut self.have, &mut self.list) else {
             return Ok(());
         };
         loop {
             let chunks = have.skip_holes(u64::MAX)?;
             if chunks > 0 {
-                self.list.holes(chunks)?;
+                list.holes(chunks)?;
                 continue;
             }
             match have.digest()? {
-                Some(digest) => self.list.digest(&digest)?,
+                Some(digest) => list.digest(&digest)?,
                 None => return Ok(()),
             }
         }
@@ -261,7 +275,9 @@ impl<C: Write, L: Write, R: Read> Packer<C, L, R> {
         while let Some(part) = chunks.next().map_err(file_error("read", &path))? {
             match part {
                 Part::Holes { chunks: count } => {
-                    self.list.holes(count)?;
+                    if let Some(list) = &mut self.list {
+                        list.holes(count)?;
+                    }
                     let mut at = chunks.range().start + CHUNK_BYTES - count * CHUNK_BYTES;
                     let end = chunks.range().end;
                     while at < end
@@ -279,7 +295,9 @@ impl<C: Write, L: Write, R: Read> Packer<C, L, R> {
                     }
                 }
                 Part::Chunk { digest } => {
-                    self.list.digest(&digest)?;
+                    if let Some(list) = &mut self.list {
+                        list.digest(&digest)?;
+                    }
                     let had = match &mut old {
                         Some(old) => old.digest()?,
                         None => None,
@@ -398,19 +416,19 @@ mod tests {
         std::thread::sleep(Duration::from_millis(2100));
         let (mut changes, mut sent) = (Vec::new(), Vec::new());
         let base = Base::<std::io::Empty>::Nothing;
-        pack(&from, base, &mut changes, &mut sent, Compression::None).unwrap();
-        apply(&to, &changes[..], LIMITS).unwrap();
-        mapping.write(0, 2);
-        let base = Base::Sent(Inventory::open(&sent[..]).unwrap());
-        changes.clear();
         pack(
             &from,
             base,
             &mut changes,
-            std::io::sink(),
+            Some(&mut sent),
             Compression::None,
         )
         .unwrap();
+        apply(&to, &changes[..], LIMITS).unwrap();
+        mapping.write(0, 2);
+        let base = Base::Sent(Inventory::open(&sent[..]).unwrap());
+        changes.clear();
+        pack(&from, base, &mut changes, None::<Sink>, Compression::None).unwrap();
         apply(&to, &changes[..], LIMITS).unwrap();
         assert_eq!(fs::read(to.join("mapped")).unwrap()[0], 2);
     }

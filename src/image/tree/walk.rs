@@ -32,6 +32,17 @@ pub(super) enum View {
     Upper,
 }
 
+/// What the stamps of a walk's entries are for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stamps {
+    /// Nothing: there are none.
+    None,
+    /// To be compared with earlier ones.
+    Compared,
+    /// To be compared with later ones, too.
+    Lasting,
+}
+
 /// Walks through a tree that may change meanwhile: what vanishes on the way was never there.
 pub(super) struct Walk {
     root: PathBuf,
@@ -61,13 +72,15 @@ pub(super) struct Found {
 impl Walk {
     /// Begins at the directory `root`.
     ///
-    /// With `stamps`, entries tell when their contents were changed. A program that has mapped a file writes to it without a new change
+    /// With [`Stamps::Lasting`], entries tell when their contents were changed. A program that has mapped a file writes to it without a new change
     /// time as long as the page is dirty, so everything is written back first: from then on the kernel notices the next write.
-    pub(super) fn new(root: &Path, view: View, stamps: bool) -> Result<Self, TreeError> {
+    pub(super) fn new(root: &Path, view: View, stamps: Stamps) -> Result<Self, TreeError> {
         let dir = Dir::open(root).map_err(file_error("open", root))?;
         let mut settled = None;
-        if stamps && times_tell(&dir) {
+        if stamps != Stamps::None && times_tell(&dir) {
             settled = SystemTime::now().checked_sub(COARSEST_TIME_DUR);
+        }
+        if stamps == Stamps::Lasting && settled.is_some() {
             dir.sync_file_system().map_err(file_error("sync", root))?;
         }
         Ok(Self {
