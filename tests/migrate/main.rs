@@ -10,6 +10,7 @@ mod link;
 mod mode;
 mod network;
 mod pair;
+mod trainer;
 
 use std::fs;
 use std::io::{Read, Write};
