@@ -19,6 +19,7 @@ use crate::migrate::protocol::{MigrationId, Phase, Side};
 use crate::migrate::rendezvous::{Rendezvous, random};
 use crate::migrate::resolve::{Resolution, ResolveError, resolve};
 use crate::migrate::source::{self, Failure, Plan};
+use crate::migrate::trust::{TlsFiles, Trust, TrustSettings};
 use crate::migrate::workload::{RunningContainer, examine, preamble};
 use crate::runtime::container::{Status, validate_id};
 use crate::runtime::foreground::Foreground;
@@ -77,6 +78,8 @@ pub struct Args {
     #[command(flatten)]
     receiver: ReceiverArgs,
     #[command(flatten)]
+    trust: TrustArgs,
+    #[command(flatten)]
     criu: CriuArgs,
 }
 
@@ -105,6 +108,41 @@ struct ReceiverArgs {
     /// The Unix socket that gets the container's terminal
     #[arg(long, value_name = "PATH")]
     console_socket: Option<PathBuf>,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Trust, the same at both ends")]
+#[group(id = "trust-flags", multiple = true, conflicts_with_all = ["status", "resolve"])]
+struct TrustArgs {
+    /// A secret of at least 32 bytes that both ends must know too
+    #[arg(long, value_name = "FILE")]
+    token_file: Option<PathBuf>,
+    /// The authorities that must vouch for the other end, in PEM format
+    #[arg(long, value_name = "FILE", requires = "tls_cert", requires = "tls_key")]
+    tls_ca: Option<PathBuf>,
+    /// This end's certificate; a receiver's is for the name or address that --destination has
+    #[arg(long, value_name = "FILE", requires = "tls_ca", requires = "tls_key")]
+    tls_cert: Option<PathBuf>,
+    /// The private key of that certificate
+    #[arg(long, value_name = "FILE", requires = "tls_ca", requires = "tls_cert")]
+    tls_key: Option<PathBuf>,
+}
+
+impl TrustArgs {
+    fn trust(&self) -> anyhow::Result<Trust> {
+        let path = |path: &Option<PathBuf>| path.clone().map(super::absolute);
+        let tls = path(&self.tls_ca)
+            .zip(path(&self.tls_cert))
+            .zip(path(&self.tls_key));
+        Ok(Trust::of(&TrustSettings {
+            token_file: path(&self.token_file),
+            tls: tls.map(|((authorities, certificate), key)| TlsFiles {
+                authorities,
+                certificate,
+                key,
+            }),
+        })?)
+    }
 }
 
 #[derive(Debug, clap::Args)]
@@ -191,6 +229,7 @@ pub fn failure_status(error: &anyhow::Error) -> Option<u8> {
         error.downcast_ref(),
         Some(
             ResolveError::NoAnswer { .. }
+                | ResolveError::Trust(_)
                 | ResolveError::NotYet { .. }
                 | ResolveError::NotRunning { .. }
         )
@@ -272,6 +311,7 @@ fn send(
     let plan = Plan {
         root: globals.root.clone(),
         destination,
+        trust: args.trust.trust()?,
         image_path: image_path.to_path_buf(),
         preamble: preamble(&container, migration, facts, image_path, &choices)?,
         pre_copy,
@@ -342,9 +382,10 @@ fn receive(globals: &Globals, args: &Args, image_path: &Path) -> anyhow::Result<
     };
     let interrupt = Interrupt::install().context("cannot catch signals")?;
     let mut progress = Progress::new(stderr(), &args.id);
-    let rendezvous = Rendezvous::leave(image_path, &args.id)?;
+    let trust = args.trust.trust()?;
+    let rendezvous = Rendezvous::leave(image_path, &args.id, &trust)?;
     journal::remember_litter(&globals.root, &args.id, rendezvous.path())?;
-    let lobby = Lobby::open(receiver.listen, rendezvous.acquaintance())?;
+    let lobby = Lobby::open(receiver.listen, rendezvous.acquaintance(), trust)?;
     let address = lobby
         .address()
         .context("cannot find the listening address")?;

@@ -5,8 +5,8 @@
 //! frame     kind:u16  flags:u16  length:u32  payload            any number
 //! ```
 //!
-//! Numbers are big-endian. Both sides send their opening at once and use the newest version that both offer, so neither can be
-//! talked into an older one without the other noticing: the offers are part of what both prove in [`super::rendezvous`].
+//! Numbers are big-endian. Both sides send their opening at once and use the newest version that both offer. Nobody in between can talk them into
+//! an older one: the openings cross in the TLS session whose two ends prove themselves in [`super::rendezvous`].
 //!
 //! The header is judged before a byte of payload is buffered: the kind must be known *and* expected in this phase, the
 //! length within the kind's cap. So a decoder never holds more than [`HEADER_BYTES`] and the greatest cap of what it expects.

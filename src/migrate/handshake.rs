@@ -4,32 +4,67 @@ use std::io::{self, ErrorKind};
 use std::net::{TcpStream, ToSocketAddrs};
 use std::time::Duration;
 
+use nix::poll::{PollFd, PollFlags};
+
 use super::address::Destination;
 use super::codec;
-use super::protocol::{Bytes32, Challenge, Message, MigrationId, Proof, Side, VERSIONS, Welcome};
-use super::rendezvous::{Acquaintance, RendezvousError, Transcript, random};
+use super::protocol::{Challenge, Message, MigrationId, Proof, Side, VERSIONS, Welcome};
+use super::rendezvous::{Acquaintance, RendezvousError};
+use super::tls::TlsStream;
 use super::transport::{Channel, Patience, Stream, TransportError, prepare};
+use super::trust::Trust;
 
 /// How long a connection attempt to one address may take.
 const CONNECT_LIMIT_DUR: Duration = Duration::from_secs(5);
 
 type Result<T, E = TransportError> = std::result::Result<T, E>;
 
-/// Connects to a receiver and proves itself with the secret that `find` gives for it.
+/// Connects to a receiver and proves itself with what `find` gives for it.
 ///
 /// # Errors
 /// All of [`TransportError`].
 pub fn connect(
     destination: &Destination,
-    find: impl FnOnce(&MigrationId) -> std::result::Result<Bytes32, RendezvousError>,
+    trust: &Trust,
+    find: impl FnOnce(&MigrationId) -> std::result::Result<Acquaintance, RendezvousError>,
     patience: Patience,
 ) -> Result<(Channel, Acquaintance)> {
     let stream = dial(destination, patience)?;
-    prepare(&stream).map_err(|source| TransportError::Broken {
-        peer: destination.to_string(),
-        source,
-    })?;
-    introduce(Box::new(stream), destination.to_string(), find, patience)
+    let peer = destination.to_string();
+    let stream = prepare(&stream)
+        .and_then(|()| TlsStream::client(Box::new(stream), trust, &destination.host))
+        .map_err(|source| TransportError::Broken {
+            peer: peer.clone(),
+            source,
+        })?;
+    introduce(stream, peer, find, patience)
+}
+
+/// Waits for the destination's part of the TLS handshake.
+fn agree(stream: &mut TlsStream, peer: &str, patience: Patience) -> Result<()> {
+    loop {
+        match stream.handshake() {
+            Ok(()) => return Ok(()),
+            Err(error) if error.kind() == ErrorKind::Interrupted => patience.check()?,
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                if patience.is_over() {
+                    return Err(TransportError::Late { peer: peer.into() });
+                }
+                let mut events = PollFlags::POLLIN;
+                events.set(PollFlags::POLLOUT, stream.wants_write());
+                patience.poll(&mut vec![PollFd::new(stream.fd(), events)])?;
+            }
+            Err(error) if error.kind() == ErrorKind::UnexpectedEof => {
+                return Err(TransportError::Closed { peer: peer.into() });
+            }
+            Err(source) => {
+                return Err(TransportError::Tls {
+                    peer: peer.into(),
+                    source,
+                });
+            }
+        }
+    }
 }
 
 fn dial(destination: &Destination, patience: Patience) -> Result<TcpStream> {
@@ -55,47 +90,43 @@ fn dial(destination: &Destination, patience: Patience) -> Result<TcpStream> {
 
 /// The source's half of the handshake; the destination's is in [`super::lobby`].
 fn introduce(
-    stream: Box<dyn Stream>,
+    mut stream: TlsStream,
     peer: String,
-    find: impl FnOnce(&MigrationId) -> std::result::Result<Bytes32, RendezvousError>,
+    find: impl FnOnce(&MigrationId) -> std::result::Result<Acquaintance, RendezvousError>,
     patience: Patience,
 ) -> Result<(Channel, Acquaintance)> {
-    let mut channel = Channel::new(stream, peer);
+    agree(&mut stream, &peer, patience)?;
+    let binding = stream.binding().map_err(|source| TransportError::Tls {
+        peer: peer.clone(),
+        source,
+    })?;
+    let mut channel = Channel::new(Box::new(stream), peer);
     let stranger = |channel: &Channel, source| TransportError::Stranger {
         peer: channel.peer().to_owned(),
         source,
     };
-    let source_opening = codec::encode_opening(VERSIONS);
-    channel.write_all(&source_opening, patience)?;
-    let destination_opening = channel.read_opening(patience)?;
+    channel.write_all(&codec::encode_opening(VERSIONS), patience)?;
+    channel.read_opening(patience)?;
     let challenge: Challenge = channel.expect_strictly(patience)?;
-    let secret = find(&challenge.receiver).map_err(|source| stranger(&channel, source))?;
-    let transcript = Transcript {
-        source_opening,
-        destination_opening,
-        receiver: challenge.receiver,
-        destination_nonce: challenge.nonce,
-        source_nonce: Bytes32(random().map_err(|source| stranger(&channel, source))?),
-    };
+    let acquaintance = find(&challenge.receiver).map_err(|source| stranger(&channel, source))?;
+    // Before the proof: nothing is said to who is not the receiver.
+    acquaintance
+        .recognize(&binding)
+        .map_err(|source| stranger(&channel, source))?;
     let proof = Message::Proof(Proof {
-        nonce: transcript.source_nonce,
-        mac: transcript.proof(&secret, Side::Source),
+        mac: acquaintance.proof(Side::Source, &binding),
     });
     channel.send(&proof, patience)?;
     let welcome: Welcome = channel.expect_strictly(patience)?;
-    transcript
-        .check(&secret, Side::Destination, &welcome.mac)
+    acquaintance
+        .check(Side::Destination, &binding, &welcome.mac)
         .map_err(|source| stranger(&channel, source))?;
-    let acquaintance = Acquaintance {
-        receiver: challenge.receiver,
-        secret,
-    };
     Ok((channel, acquaintance))
 }
 
 impl Channel {
     /// Reads the peer's opening byte by byte, so that nothing of what follows is taken, and settles on a version.
-    fn read_opening(&mut self, patience: Patience) -> Result<Vec<u8>> {
+    fn read_opening(&mut self, patience: Patience) -> Result<()> {
         let mut opening = Vec::new();
         loop {
             let mut byte = [0];
@@ -105,7 +136,7 @@ impl Channel {
             if let Some((versions, _)) = decoded {
                 codec::choose_version(VERSIONS, &versions)
                     .map_err(|source| self.invalid(source))?;
-                return Ok(opening);
+                return Ok(());
             }
         }
     }

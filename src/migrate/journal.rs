@@ -21,6 +21,7 @@ use serde::{Deserialize, Serialize};
 
 use super::protocol::{Bytes32, MigrationId, Phase, Side};
 use super::rendezvous::Acquaintance;
+use super::trust::TlsFiles;
 use crate::sys::file::write_atomic;
 use crate::sys::process::{Liveness, ProcessId};
 
@@ -94,6 +95,10 @@ pub struct JournalRecord {
     pub secret: Option<Bytes32>,
     /// Which receiver the secret belongs to.
     pub receiver: Option<MigrationId>,
+    /// The fingerprint of that receiver's certificate.
+    pub fingerprint: Option<Bytes32>,
+    /// The files of mutual TLS, for asking again.
+    pub tls: Option<TlsFiles>,
     /// The rcm that writes this record.
     pub writer: ProcessId,
     /// When the migration began.
@@ -152,6 +157,10 @@ impl Journal {
                 images: start.images,
                 secret: start.acquaintance.map(|acquaintance| acquaintance.secret),
                 receiver: start.acquaintance.map(|acquaintance| acquaintance.receiver),
+                fingerprint: start
+                    .acquaintance
+                    .map(|acquaintance| acquaintance.fingerprint),
+                tls: None,
                 writer,
                 started: now,
                 updated: now,
@@ -190,13 +199,15 @@ impl Journal {
         })
     }
 
-    /// Stores with what the ends recognize each other.
+    /// Stores with what the ends recognize each other, and the files of mutual TLS, where it is used.
     ///
     /// # Errors
     /// [`JournalError::File`].
-    pub fn acquaint(&mut self, acquaintance: Acquaintance) -> Result<()> {
+    pub fn acquaint(&mut self, acquaintance: Acquaintance, tls: Option<&TlsFiles>) -> Result<()> {
         self.record.secret = Some(acquaintance.secret);
         self.record.receiver = Some(acquaintance.receiver);
+        self.record.fingerprint = Some(acquaintance.fingerprint);
+        self.record.tls = tls.cloned();
         self.store()
     }
 

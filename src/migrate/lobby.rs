@@ -1,26 +1,30 @@
 //! Where a receiver keeps those who have not proved yet who they are.
 //!
-//! Anybody can connect to the port. Until the proof of [`super::rendezvous`] a guest gets nothing: no process, no thread, no memory beyond a
-//! kilobyte, [`HANDSHAKE_LIMIT_DUR`] of time, and no place that another one needs: when all [`MAX_GUESTS`] places are taken, the guest
-//! who has waited longest goes. One thread polls them all, so a silent guest delays nobody.
+//! Anybody can connect to the port. Until the proof of [`super::rendezvous`] a guest gets nothing: no process, no thread, no memory beyond what
+//! a TLS handshake takes, [`GUEST_LIMIT_BYTES`] to say what it has to say, [`HANDSHAKE_LIMIT_DUR`] of time, and no place that another one needs: when
+//! all [`MAX_GUESTS`] places are taken, the guest who has waited longest goes. One thread polls them all, so a silent guest delays nobody.
 
 use std::collections::VecDeque;
 use std::io::{ErrorKind, Read};
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags};
 
 use super::codec::{self, CodecError, Decoder};
-use super::protocol::{Bytes32, Challenge, DEFAULT_PORT, Kind, Message, Side, VERSIONS, Welcome};
-use super::rendezvous::{Acquaintance, RendezvousError, Transcript, random};
+use super::protocol::{Challenge, DEFAULT_PORT, Kind, Message, Side, VERSIONS, Welcome};
+use super::rendezvous::{Acquaintance, RendezvousError};
+use super::tls::TlsStream;
 use super::transport::{Channel, Patience, Stream, TransportError, prepare};
+use super::trust::Trust;
 
 /// How long a guest may take to prove itself.
 pub const HANDSHAKE_LIMIT_DUR: Duration = Duration::from_secs(10);
 /// How many guests there are at a time.
 pub const MAX_GUESTS: usize = 64;
+/// What a guest may send, handshake and certificates included.
+pub const GUEST_LIMIT_BYTES: usize = 64 << 10;
 /// The pause after a connection that could not be accepted.
 const ACCEPT_PAUSE_DUR: Duration = Duration::from_millis(10);
 
@@ -29,6 +33,7 @@ const ACCEPT_PAUSE_DUR: Duration = Duration::from_millis(10);
 pub struct Lobby {
     listener: TcpListener,
     acquaintance: Acquaintance,
+    trust: Trust,
     guests: VecDeque<Guest>,
 }
 
@@ -55,6 +60,7 @@ impl Lobby {
     pub fn open(
         address: Option<SocketAddr>,
         acquaintance: Acquaintance,
+        trust: Trust,
     ) -> Result<Self, TransportError> {
         let bind = |address: SocketAddr| {
             TcpListener::bind(address)
@@ -79,6 +85,7 @@ impl Lobby {
         Ok(Self {
             listener,
             acquaintance,
+            trust,
             guests: VecDeque::new(),
         })
     }
@@ -111,11 +118,11 @@ impl Lobby {
 
     fn wait(&self, patience: Patience) -> Result<(), TransportError> {
         let mut fds = vec![PollFd::new(self.listener.as_fd(), PollFlags::POLLIN)];
-        fds.extend(
-            self.guests
-                .iter()
-                .map(|guest| PollFd::new(guest.stream.fd(), PollFlags::POLLIN)),
-        );
+        fds.extend(self.guests.iter().map(|guest| {
+            let mut events = PollFlags::POLLIN;
+            events.set(PollFlags::POLLOUT, guest.stream.wants_write());
+            PollFd::new(guest.stream.fd(), events)
+        }));
         // The oldest guest is in front: its time ends first.
         let patience = match self.guests.front() {
             Some(oldest) => {
@@ -134,8 +141,9 @@ impl Lobby {
             match self.guests[place].advance(&self.acquaintance) {
                 Ok(false) if Instant::now() < self.guests[place].until => place += 1,
                 Ok(true) => {
-                    let guest = self.guests.remove(place)?;
-                    return Some(Channel::new(guest.stream, guest.peer));
+                    let mut guest = self.guests.remove(place)?;
+                    guest.stream.limit(None);
+                    return Some(Channel::new(Box::new(guest.stream), guest.peer));
                 }
                 refused => {
                     let reason = refused.err().unwrap_or(Refusal::Late);
@@ -153,14 +161,13 @@ impl Lobby {
         for _ in 0..MAX_GUESTS {
             match self.listener.accept() {
                 Ok((stream, peer)) => {
-                    if prepare(&stream).is_err() {
+                    let Ok(guest) = Guest::new(stream, peer.to_string(), &self.trust) else {
                         continue;
-                    }
+                    };
                     if self.guests.len() == MAX_GUESTS {
                         self.guests.pop_front();
                     }
-                    self.guests
-                        .push_back(Guest::new(Box::new(stream), peer.to_string()));
+                    self.guests.push_back(guest);
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return,
                 // ECONNABORTED and the like concern one connection. Out of descriptors (EMFILE), the connection stays in the queue:
@@ -184,7 +191,7 @@ fn describe(refusal: &Refusal) -> String {
 /// One connection before its proof.
 #[derive(Debug)]
 struct Guest {
-    stream: Box<dyn Stream>,
+    stream: TlsStream,
     peer: String,
     until: Instant,
     stage: Stage,
@@ -192,59 +199,55 @@ struct Guest {
 
 #[derive(Debug)]
 enum Stage {
+    /// The TLS handshake is incomplete.
+    Handshake,
     /// Its opening is incomplete.
     Opening(Vec<u8>),
     /// It was challenged.
-    Challenged {
-        source_opening: Vec<u8>,
-        nonce: Bytes32,
-        decoder: Decoder,
-    },
+    Challenged(Decoder),
 }
 
 impl Guest {
-    fn new(stream: Box<dyn Stream>, peer: String) -> Self {
-        Self {
+    fn new(stream: TcpStream, peer: String, trust: &Trust) -> std::io::Result<Self> {
+        prepare(&stream)?;
+        let mut stream = TlsStream::server(Box::new(stream), trust)?;
+        stream.limit(Some(GUEST_LIMIT_BYTES));
+        Ok(Self {
             stream,
             peer,
             until: Instant::now() + HANDSHAKE_LIMIT_DUR,
-            stage: Stage::Opening(Vec::new()),
-        }
+            stage: Stage::Handshake,
+        })
     }
 
     /// Reads what is there. Returns whether the guest has proved itself.
     fn advance(&mut self, acquaintance: &Acquaintance) -> Result<bool, Refusal> {
         loop {
             match &mut self.stage {
+                Stage::Handshake => match self.stream.handshake() {
+                    Ok(()) => self.stage = Stage::Opening(Vec::new()),
+                    Err(error) if error.kind() == ErrorKind::WouldBlock => return Ok(false),
+                    Err(error) if error.kind() == ErrorKind::Interrupted => {}
+                    Err(error) => return Err(error.into()),
+                },
                 Stage::Opening(opening) => {
                     let mut byte = [0];
-                    if !read(&mut *self.stream, &mut byte)? {
+                    if !read(&mut self.stream, &mut byte)? {
                         return Ok(false);
                     }
                     opening.push(byte[0]);
                     if let Some((versions, _)) = codec::decode_opening(opening)? {
-                        let source_opening = std::mem::take(opening);
-                        let nonce = Bytes32(random()?);
                         // Ours goes out before the versions are compared, so that the other end can say what does not fit.
                         let mut answer = codec::encode_opening(VERSIONS);
                         answer.extend(codec::encode(&Message::Challenge(Challenge {
                             receiver: acquaintance.receiver,
-                            nonce,
                         }))?);
-                        write(&mut *self.stream, &answer)?;
+                        write(&mut self.stream, &answer)?;
                         codec::choose_version(VERSIONS, &versions)?;
-                        self.stage = Stage::Challenged {
-                            source_opening,
-                            nonce,
-                            decoder: Decoder::default(),
-                        };
+                        self.stage = Stage::Challenged(Decoder::default());
                     }
                 }
-                Stage::Challenged {
-                    source_opening,
-                    nonce,
-                    decoder,
-                } => {
+                Stage::Challenged(decoder) => {
                     let mut chunk = [0; 256];
                     let wanted_bytes = decoder.wanted_bytes(&[Kind::Proof])?.min(chunk.len());
                     let read_bytes = match self.stream.read(&mut chunk[..wanted_bytes]) {
@@ -258,18 +261,12 @@ impl Guest {
                     let Some(Message::Proof(proof)) = decoder.take(&[Kind::Proof])? else {
                         continue;
                     };
-                    let transcript = Transcript {
-                        source_opening: std::mem::take(source_opening),
-                        destination_opening: codec::encode_opening(VERSIONS),
-                        receiver: acquaintance.receiver,
-                        destination_nonce: *nonce,
-                        source_nonce: proof.nonce,
-                    };
-                    transcript.check(&acquaintance.secret, Side::Source, &proof.mac)?;
+                    let binding = self.stream.binding()?;
+                    acquaintance.check(Side::Source, &binding, &proof.mac)?;
                     let welcome = Message::Welcome(Welcome {
-                        mac: transcript.proof(&acquaintance.secret, Side::Destination),
+                        mac: acquaintance.proof(Side::Destination, &binding),
                     });
-                    write(&mut *self.stream, &codec::encode(&welcome)?)?;
+                    write(&mut self.stream, &codec::encode(&welcome)?)?;
                     return Ok(true);
                 }
             }

@@ -10,6 +10,7 @@
 //! ```text
 //!  source                                                     destination
 //!    |                                                             |  leaves its secret in the image store, listens
+//!    | <============= TLS 1.3, a certificate on each side =======> |
 //!    | <------------- opening, opening, challenge ---------------> |
 //!    | -------------- proof -------------------------------------> |  knows the secret: [rendezvous]
 //!    | <------------- welcome ------------------------------------ |  knows it too
@@ -77,7 +78,7 @@
 //! # Modules
 //!
 //! * [`protocol`], [`codec`], [`preamble`]: what is said, as bytes, and how it is judged. No input or output.
-//! * [`rendezvous`], [`handshake`], [`lobby`], [`transport`], [`address`]: who may say it, and the connection.
+//! * [`trust`], [`rendezvous`], [`handshake`], [`lobby`], [`tls`], [`transport`], [`address`]: who may say it, and the connection.
 //! * [`source`], [`destination`]: the states, over traits for the container and the host; neither knows the other.
 //! * [`workload`], [`node`]: those traits for real containers.
 //! * [`journal`], [`verdict`], [`resolve`]: what is left of a migration after a crash, and settling it.
@@ -100,7 +101,9 @@ pub mod protocol;
 pub mod rendezvous;
 pub mod resolve;
 pub mod source;
+pub mod tls;
 pub mod transport;
+pub mod trust;
 pub mod verdict;
 pub mod workload;
 

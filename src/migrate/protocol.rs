@@ -399,25 +399,21 @@ payloads!(
 pub struct Challenge {
     /// Which receiver this is: the name of its rendezvous file has it.
     pub receiver: MigrationId,
-    /// Fresh for each connection.
-    pub nonce: Bytes32,
 }
 
-/// Source to destination: the answer to a [`Challenge`], and a challenge back.
+/// Source to destination: the answer to a [`Challenge`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Proof {
-    /// Fresh for each connection.
-    pub nonce: Bytes32,
-    /// HMAC-SHA256 over both nonces with the rendezvous secret, see [`super::rendezvous`].
+    /// HMAC-SHA256 over what identifies the TLS session, see [`super::rendezvous`].
     pub mac: Bytes32,
 }
 
-/// Destination to source: the answer to the challenge in [`Proof`].
+/// Destination to source: the destination's own proof.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Welcome {
-    /// HMAC-SHA256 over both nonces with the rendezvous secret, see [`super::rendezvous`].
+    /// HMAC-SHA256 over what identifies the TLS session, see [`super::rendezvous`].
     pub mac: Bytes32,
 }
 

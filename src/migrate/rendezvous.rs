@@ -1,21 +1,30 @@
 //! How the two ends recognize each other through a shared image store.
 //!
-//! A receiver restores process images as root, so it must not listen to strangers. It leaves a fresh secret in the image store, in a file
-//! that only root reads; a source that can read it belongs to the same pool. Both prove to the other that they know it, before
-//! anything else is said, and neither says it:
+//! A receiver restores process images as root, so it must not listen to strangers. It leaves a fresh secret and the fingerprint of its
+//! certificate in the image store, in a file that only root reads; a source that can read it belongs to the same pool. In a TLS 1.3 session,
+//! each end with a certificate, both prove to the other that they know the secret, before anything else is said, and neither says it:
 //!
 //! ```text
-//! destination -> source   Challenge { receiver, nonce d }
-//! source -> destination   Proof     { nonce s, HMAC(secret, "source" d s openings) }
-//! destination -> source   Welcome   { HMAC(secret, "destination" d s openings) }
+//!  source                                                     destination
+//!    |                                                             |  leaves (receiver, secret, fingerprint) in the store
+//!    | <============= TLS 1.3, a certificate on each side =======> |
+//!    | <------------- opening, opening --------------------------> |
+//!    | <------------- challenge: receiver ------------------------ |
+//!  reads the file of that receiver;                                |
+//!  the session's certificate must be the one in it                 |
+//!    | -------------- proof: HMAC(key, "source", session) -------> |  or the door
+//!    | <------------- welcome: HMAC(key, "destination", session) - |
+//!
+//!  session = receiver, exported keying material, fingerprint of the source's certificate, of the destination's
+//!  key     = the secret; with --token-file HMAC(secret, token)
 //! ```
 //!
-//! The openings of both sides are in the proof, so nobody in between can force an older protocol. The roles are in it, so that a proof cannot be
-//! sent back. It is also how the ends find out that the path is shared, with nothing to configure: a source that does not find the file
-//! looks at another directory.
+//! The keying material (RFC 8446, 7.5) is known to the two ends of one session alone. So a proof is worth nothing on another connection: not later, and
+//! not relayed by somebody who holds one session with each end. The fingerprints pin the certificates both ways. The roles are in it, so that a
+//! proof cannot be sent back. After the proofs every byte is protected by the session they are bound to.
 //!
-//! This authenticates the ends, not yet each byte between them: an attacker who can rewrite packets on the path between the hosts is
-//! out of scope until the session runs in TLS, which takes this secret's place.
+//! It is also how the ends find out that the path is shared, with nothing to configure: a source that does not find the file
+//! looks at another directory. `docs/security.md` says against whom all this stands.
 
 use std::fs;
 use std::io::{self, Read};
@@ -26,6 +35,7 @@ use hmac::{Hmac, Mac};
 use sha2::Sha256;
 
 use super::protocol::{Bytes32, MigrationId, Side, hex, unhex};
+use super::trust::Trust;
 use crate::sys::file::write_atomic;
 
 /// The pool cannot be used to recognize the other end.
@@ -70,8 +80,15 @@ pub enum RendezvousError {
         path: PathBuf,
     },
     /// The other end does not know the secret.
-    #[error("the peer does not know the secret in the image store")]
+    #[error(
+        "the peer does not prove that it knows the secret in the image store (with --token-file: nor the same token)"
+    )]
     WrongProof,
+    /// The other end is not who left the file.
+    #[error(
+        "the peer's certificate is not the one that the receiver has announced in the image store: somebody else answers at this address"
+    )]
+    WrongCertificate,
     /// The kernel gives no random bytes.
     #[error("cannot get random bytes")]
     Random {
@@ -93,37 +110,133 @@ pub fn random<const N: usize>() -> Result<[u8; N]> {
     Ok(bytes)
 }
 
+/// What identifies a TLS session: no two sessions have the same, and only its two ends know it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Binding {
+    /// Exported keying material.
+    pub exported: Bytes32,
+    /// The fingerprint of the source's certificate.
+    pub source: Bytes32,
+    /// The fingerprint of the destination's certificate.
+    pub destination: Bytes32,
+}
+
 /// What both ends remember of each other once they have proved themselves.
 #[derive(Debug, Clone, Copy)]
 pub struct Acquaintance {
     /// Which receiver it is.
     pub receiver: MigrationId,
-    /// The secret of its rendezvous file.
+    /// The key of the proofs: the secret of its rendezvous file, with the token if there is one.
     pub secret: Bytes32,
+    /// The fingerprint of its certificate.
+    pub fingerprint: Bytes32,
+}
+
+impl Acquaintance {
+    /// Compares the destination's certificate in a session with the one that it has announced in the store.
+    ///
+    /// # Errors
+    /// [`RendezvousError::WrongCertificate`].
+    pub fn recognize(&self, binding: &Binding) -> Result<()> {
+        match binding.destination == self.fingerprint {
+            true => Ok(()),
+            false => Err(RendezvousError::WrongCertificate),
+        }
+    }
+
+    /// What `side` sends in the session `binding` to prove that it knows the key.
+    #[must_use]
+    pub fn proof(&self, side: Side, binding: &Binding) -> Bytes32 {
+        Bytes32(self.mac(side, binding).finalize().into_bytes().into())
+    }
+
+    /// Checks the proof of `side`, in constant time.
+    ///
+    /// # Errors
+    /// [`RendezvousError::WrongProof`].
+    pub fn check(&self, side: Side, binding: &Binding, proof: &Bytes32) -> Result<()> {
+        self.mac(side, binding)
+            .verify_slice(&proof.0)
+            .map_err(|_| RendezvousError::WrongProof)
+    }
+
+    fn mac(&self, side: Side, binding: &Binding) -> Hmac<Sha256> {
+        #[expect(
+            clippy::expect_used,
+            reason = "HMAC takes keys of any length (RFC 2104)"
+        )]
+        let mut mac =
+            <Hmac<Sha256> as Mac>::new_from_slice(&self.secret.0).expect("any key length");
+        mac.update(match side {
+            Side::Source => b"rcm migration: source\0",
+            Side::Destination => b"rcm migration: destination\0",
+        });
+        // Fixed lengths: no two sessions have the same bytes.
+        mac.update(self.receiver.bits());
+        mac.update(&binding.exported.0);
+        mac.update(&binding.source.0);
+        mac.update(&binding.destination.0);
+        mac
+    }
+}
+
+/// What a receiver's file holds: two lines of hexadecimal digits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Left {
+    /// Fresh for each receiver.
+    pub secret: Bytes32,
+    /// Of the receiver's certificate.
+    pub fingerprint: Bytes32,
+}
+
+impl Left {
+    /// What the ends recognize each other by, as `trust` asks.
+    #[must_use]
+    pub fn acquaintance(&self, receiver: MigrationId, trust: &Trust) -> Acquaintance {
+        Acquaintance {
+            receiver,
+            secret: trust.key(self.secret),
+            fingerprint: self.fingerprint,
+        }
+    }
+
+    fn encode(&self) -> String {
+        format!("{}\n{}\n", hex(&self.secret.0), hex(&self.fingerprint.0))
+    }
+
+    fn decode(text: &str) -> Option<Self> {
+        let (secret, fingerprint) = text.strip_suffix('\n')?.split_once('\n')?;
+        Some(Self {
+            secret: Bytes32(unhex(secret).ok()?),
+            fingerprint: Bytes32(unhex(fingerprint).ok()?),
+        })
+    }
 }
 
 /// A receiver's secret in the image store; removed when dropped.
 #[derive(Debug)]
 pub struct Rendezvous {
     path: PathBuf,
-    receiver: MigrationId,
-    secret: Bytes32,
+    acquaintance: Acquaintance,
 }
 
 impl Rendezvous {
-    /// Leaves a fresh secret for container `container` in the store.
+    /// Leaves a fresh secret for container `container` and the fingerprint of this end's certificate in the store.
     ///
     /// # Errors
     /// [`RendezvousError::File`], [`RendezvousError::Random`].
-    pub fn leave(store: &Path, container: &str) -> Result<Self> {
+    pub fn leave(store: &Path, container: &str, trust: &Trust) -> Result<Self> {
         let receiver = MigrationId::new(random()?);
         let secret = Bytes32(random()?);
         let path = path_of(store, container, &receiver);
-        write_atomic(&path, hex(&secret.0).as_bytes(), 0o600).map_err(file("write", &path))?;
+        let left = Left {
+            secret,
+            fingerprint: trust.fingerprint(),
+        };
+        write_atomic(&path, left.encode().as_bytes(), 0o600).map_err(file("write", &path))?;
         Ok(Self {
             path,
-            receiver,
-            secret,
+            acquaintance: left.acquaintance(receiver, trust),
         })
     }
 
@@ -136,22 +249,7 @@ impl Rendezvous {
     /// What the ends recognize each other by.
     #[must_use]
     pub fn acquaintance(&self) -> Acquaintance {
-        Acquaintance {
-            receiver: self.receiver,
-            secret: self.secret,
-        }
-    }
-
-    /// Which receiver this is.
-    #[must_use]
-    pub fn receiver(&self) -> MigrationId {
-        self.receiver
-    }
-
-    /// The secret.
-    #[must_use]
-    pub fn secret(&self) -> Bytes32 {
-        self.secret
+        self.acquaintance
     }
 }
 
@@ -162,13 +260,13 @@ impl Drop for Rendezvous {
     }
 }
 
-/// Reads the secret that the receiver says it has left.
+/// Reads what the receiver says it has left.
 ///
 /// `owner` is the user that owns what this process itself writes in the store: the same as its own, unless a network file system maps it.
 ///
 /// # Errors
 /// [`RendezvousError::NotShared`] where the file is not there, [`RendezvousError::NotPrivate`] where others could have read or planted it.
-pub fn find(store: &Path, container: &str, receiver: &MigrationId, owner: u32) -> Result<Bytes32> {
+pub fn find(store: &Path, container: &str, receiver: &MigrationId, owner: u32) -> Result<Left> {
     let path = path_of(store, container, receiver);
     let mut opened = match fs::OpenOptions::new()
         .read(true)
@@ -191,10 +289,10 @@ pub fn find(store: &Path, container: &str, receiver: &MigrationId, owner: u32) -
     }
     let mut text = String::new();
     let read = Read::by_ref(&mut opened)
-        .take(128)
+        .take(256)
         .read_to_string(&mut text);
-    match (read, unhex(&text)) {
-        (Ok(_), Ok(secret)) => Ok(Bytes32(secret)),
+    match (read, Left::decode(&text)) {
+        (Ok(_), Some(left)) => Ok(left),
         _ => Err(RendezvousError::Damaged { path }),
     }
 }
@@ -212,145 +310,5 @@ fn file(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Rendezvo
     }
 }
 
-/// All that both ends have said before the proof.
-#[derive(Debug, Clone)]
-pub struct Transcript {
-    /// The source's opening.
-    pub source_opening: Vec<u8>,
-    /// The destination's opening.
-    pub destination_opening: Vec<u8>,
-    /// Which receiver.
-    pub receiver: MigrationId,
-    /// The destination's nonce.
-    pub destination_nonce: Bytes32,
-    /// The source's nonce.
-    pub source_nonce: Bytes32,
-}
-
-impl Transcript {
-    /// What `side` sends to prove that it knows the secret.
-    #[must_use]
-    pub fn proof(&self, secret: &Bytes32, side: Side) -> Bytes32 {
-        Bytes32(self.mac(secret, side).finalize().into_bytes().into())
-    }
-
-    /// Checks the proof of `side`, in constant time.
-    ///
-    /// # Errors
-    /// [`RendezvousError::WrongProof`].
-    pub fn check(&self, secret: &Bytes32, side: Side, proof: &Bytes32) -> Result<()> {
-        self.mac(secret, side)
-            .verify_slice(&proof.0)
-            .map_err(|_| RendezvousError::WrongProof)
-    }
-
-    fn mac(&self, secret: &Bytes32, side: Side) -> Hmac<Sha256> {
-        #[expect(
-            clippy::expect_used,
-            reason = "HMAC takes keys of any length (RFC 2104)"
-        )]
-        let mut mac = <Hmac<Sha256> as Mac>::new_from_slice(&secret.0).expect("any key length");
-        mac.update(match side {
-            Side::Source => b"rcm migration: source\0",
-            Side::Destination => b"rcm migration: destination\0",
-        });
-        // Fixed lengths, and openings that tell theirs: no two transcripts have the same bytes.
-        mac.update(self.receiver.bits());
-        mac.update(&self.destination_nonce.0);
-        mac.update(&self.source_nonce.0);
-        mac.update(&self.source_opening);
-        mac.update(&self.destination_opening);
-        mac
-    }
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use std::os::unix::fs::PermissionsExt;
-
-    fn owner(dir: &Path) -> u32 {
-        fs::metadata(dir).unwrap().uid()
-    }
-
-    #[test]
-    fn who_reads_the_store_finds_the_secret() {
-        let store = tempfile::tempdir().unwrap();
-        let one = Rendezvous::leave(store.path(), "web").unwrap();
-        let two = Rendezvous::leave(store.path(), "web").unwrap();
-        let found = find(store.path(), "web", &one.receiver(), owner(store.path())).unwrap();
-        assert_eq!(found, one.secret());
-        assert_ne!(found, two.secret());
-        let receiver = one.receiver();
-        drop(one);
-        assert!(matches!(
-            find(store.path(), "web", &receiver, owner(store.path())),
-            Err(RendezvousError::NotShared { .. })
-        ));
-    }
-
-    #[test]
-    fn a_file_that_others_could_read_or_plant_proves_nothing() {
-        let store = tempfile::tempdir().unwrap();
-        let left = Rendezvous::leave(store.path(), "web").unwrap();
-        let me = owner(store.path());
-        assert!(matches!(
-            find(store.path(), "web", &left.receiver(), me + 1),
-            Err(RendezvousError::NotPrivate { .. })
-        ));
-        fs::set_permissions(&left.path, fs::Permissions::from_mode(0o640)).unwrap();
-        assert!(matches!(
-            find(store.path(), "web", &left.receiver(), me),
-            Err(RendezvousError::NotPrivate { mode: 0o640, .. })
-        ));
-    }
-
-    #[test]
-    fn links_and_nonsense_prove_nothing() {
-        let store = tempfile::tempdir().unwrap();
-        let left = Rendezvous::leave(store.path(), "web").unwrap();
-        let me = owner(store.path());
-        fs::write(&left.path, "x".repeat(5000)).unwrap();
-        assert!(matches!(
-            find(store.path(), "web", &left.receiver(), me),
-            Err(RendezvousError::Damaged { .. })
-        ));
-        let elsewhere = store.path().join("elsewhere");
-        fs::rename(&left.path, &elsewhere).unwrap();
-        std::os::unix::fs::symlink(&elsewhere, &left.path).unwrap();
-        assert!(matches!(
-            find(store.path(), "web", &left.receiver(), me),
-            Err(RendezvousError::File { .. })
-        ));
-    }
-
-    #[test]
-    fn proofs_bind_role_secret_nonces_and_openings() {
-        let transcript = Transcript {
-            source_opening: b"s".to_vec(),
-            destination_opening: b"d".to_vec(),
-            receiver: MigrationId::new([1; 16]),
-            destination_nonce: Bytes32([2; 32]),
-            source_nonce: Bytes32([3; 32]),
-        };
-        let secret = Bytes32([4; 32]);
-        let proof = transcript.proof(&secret, Side::Source);
-        transcript.check(&secret, Side::Source, &proof).unwrap();
-        assert!(
-            transcript
-                .check(&secret, Side::Destination, &proof)
-                .is_err()
-        );
-        assert!(
-            transcript
-                .check(&Bytes32([5; 32]), Side::Source, &proof)
-                .is_err()
-        );
-        let mut other = transcript.clone();
-        other.destination_nonce.0[31] ^= 1;
-        assert!(other.check(&secret, Side::Source, &proof).is_err());
-        let mut other = transcript;
-        other.source_opening = b"older".to_vec();
-        assert!(other.check(&secret, Side::Source, &proof).is_err());
-    }
-}
+mod tests;

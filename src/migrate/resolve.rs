@@ -10,6 +10,7 @@ use super::protocol::{Message, Phase, Settled, Side, Verdict};
 use super::rendezvous::Acquaintance;
 use super::source::ask;
 use super::transport::{Patience, TransportError};
+use super::trust::{Trust, TrustError, TrustSettings};
 use super::verdict::{self, VerdictError};
 use crate::image;
 use crate::runtime::cgroup::CgroupError;
@@ -52,6 +53,9 @@ pub enum ResolveError {
     /// The records cannot be used, or a migration is under way.
     #[error(transparent)]
     Journal(#[from] JournalError),
+    /// The destination cannot be asked: the certificates of the migration are not usable any more.
+    #[error(transparent)]
+    Trust(#[from] TrustError),
     /// The record's peer makes no sense.
     #[error("the migration record names no peer to ask")]
     Peer {
@@ -186,13 +190,25 @@ fn inquire(record: &JournalRecord) -> Result<(Verdict, impl FnOnce() + use<>)> {
         .peer
         .parse()
         .map_err(|source| ResolveError::Peer { source })?;
-    let (Some(receiver), Some(secret)) = (record.receiver, record.secret) else {
+    let (Some(receiver), Some(secret), Some(fingerprint)) =
+        (record.receiver, record.secret, record.fingerprint)
+    else {
         return Err(ResolveError::NoSecret {
             container: record.container.clone(),
         });
     };
     let migration = record.migration;
-    let asked = ask(&destination, Acquaintance { receiver, secret }, migration);
+    let acquaintance = Acquaintance {
+        receiver,
+        secret,
+        fingerprint,
+    };
+    // The token, if there was one, is in the secret already.
+    let trust = Trust::of(&TrustSettings {
+        token_file: None,
+        tls: record.tls.clone(),
+    })?;
+    let asked = ask(&destination, &trust, acquaintance, migration);
     let (verdict, channel) = match asked {
         Ok((channel, verdict)) if verdict != Verdict::Unknown => (verdict, Some(channel)),
         asked => match (verdict::find(&record.images, migration), asked) {

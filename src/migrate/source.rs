@@ -17,6 +17,7 @@ use super::progress::{Progress, bytes, milliseconds};
 use super::protocol::{Commit, Findings, Message, Phase, Running, Settled, Side, Verdict};
 use super::rendezvous::Acquaintance;
 use super::transport::{Channel, Patience, TransportError};
+use super::trust::Trust;
 use super::{Cause, chain, rendezvous};
 use crate::image::manifest::Manifest;
 use crate::sys::interrupt::Interrupt;
@@ -46,6 +47,8 @@ pub struct Plan {
     pub root: PathBuf,
     /// Where to.
     pub destination: Destination,
+    /// Whom to take for the destination.
+    pub trust: Trust,
     /// The image store.
     pub image_path: PathBuf,
     /// What the destination is told.
@@ -212,7 +215,7 @@ impl<'a, W: Workload, O: Write> Negotiated<'a, W, O> {
             },
         )?;
         let met = Self::meet(plan, progress, patience).and_then(|met| {
-            journal.acquaint(met.2)?;
+            journal.acquaint(met.2, plan.trust.files())?;
             Ok(met)
         });
         match met {
@@ -250,6 +253,7 @@ impl<'a, W: Workload, O: Write> Negotiated<'a, W, O> {
         let images = Images::create(&plan.image_path, preamble.migration)?;
         let (mut channel, acquaintance) = connect(
             &plan.destination,
+            &plan.trust,
             |receiver| {
                 rendezvous::find(
                     &plan.image_path,
@@ -257,6 +261,7 @@ impl<'a, W: Workload, O: Write> Negotiated<'a, W, O> {
                     receiver,
                     images.owner,
                 )
+                .map(|left| left.acquaintance(*receiver, &plan.trust))
             },
             patience.at_most(ANSWER_LIMIT_DUR),
         )?;

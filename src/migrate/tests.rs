@@ -16,6 +16,7 @@ use super::progress::Progress;
 use super::protocol::{Kind, MigrationId, Phase};
 use super::rendezvous::{Rendezvous, random};
 use super::source::{self, Failure, Plan, SourceError};
+use super::trust::Trust;
 use super::{facts, journal};
 
 mod network;
@@ -118,10 +119,12 @@ fn play(
         destination: State::Absent,
     }));
 
-    let rendezvous = Rendezvous::leave(&store, "web").unwrap();
+    let trust = Trust::fresh().unwrap();
+    let rendezvous = Rendezvous::leave(&store, "web", &trust).unwrap();
     let lobby = Lobby::open(
         Some((Ipv4Addr::LOCALHOST, 0).into()),
         rendezvous.acquaintance(),
+        trust,
     )
     .unwrap();
     let address = network(lobby.address().unwrap(), cut);
@@ -156,6 +159,7 @@ fn play(
     let plan = Plan {
         root: source_root.clone(),
         destination: address.to_string().parse().unwrap(),
+        trust: Trust::fresh().unwrap(),
         image_path: store.clone(),
         preamble: Preamble {
             migration,

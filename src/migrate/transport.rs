@@ -1,7 +1,7 @@
 //! The connection between the two ends: TCP, with a deadline on every operation.
 //!
-//! A [`Channel`] carries messages over any [`Stream`], a nonblocking byte stream with a descriptor to poll: a TCP socket now, a TLS session on one
-//! without a change above. What happens before a peer has proved itself is in [`super::lobby`].
+//! A [`Channel`] carries messages over any [`Stream`], a nonblocking byte stream with a descriptor to poll: a TLS session on a TCP socket
+//! ([`super::tls`]). What happens before a peer has proved itself is in [`super::lobby`].
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -97,6 +97,17 @@ pub enum TransportError {
         /// What is wrong.
         #[source]
         source: CodecError,
+    },
+    /// The handshake failed.
+    #[error(
+        "cannot agree on a TLS session with {peer}: do both ends run the same release of rcm with the same --tls flags?"
+    )]
+    Tls {
+        /// The address.
+        peer: String,
+        /// Why.
+        #[source]
+        source: io::Error,
     },
     /// The ends do not recognize each other.
     #[error("{peer} and this host do not recognize each other")]

@@ -235,13 +235,17 @@ fn a_source_with_another_store_is_turned_away() {
     fs::set_permissions(&secret, fs::Permissions::from_mode(0o644)).unwrap();
     runs_on(pair.send_to(receiver.address).wait(), "it proves nothing");
     fs::set_permissions(&secret, fs::Permissions::from_mode(0o600)).unwrap();
-    // Nor is a wrong secret.
-    let right = fs::read(&secret).unwrap();
-    fs::write(&secret, "0".repeat(64)).unwrap();
-    runs_on(
-        pair.send_to(receiver.address).wait(),
-        "closed the connection",
-    );
+    // Nor is a wrong secret, and a receiver with another certificate is not told anything.
+    let right = fs::read_to_string(&secret).unwrap();
+    let (key, fingerprint) = right.split_once('\n').unwrap();
+    let zeros = "0".repeat(64);
+    for (key, fingerprint, message) in [
+        (zeros.as_str(), fingerprint, "closed the connection"),
+        (key, &format!("{zeros}\n"), "somebody else answers"),
+    ] {
+        fs::write(&secret, format!("{key}\n{fingerprint}")).unwrap();
+        runs_on(pair.send_to(receiver.address).wait(), message);
+    }
     fs::write(&secret, right).unwrap();
 
     pair.send_to(receiver.address).wait().ok();

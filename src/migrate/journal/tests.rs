@@ -10,6 +10,7 @@ fn start(side: Side) -> Start {
         acquaintance: Some(Acquaintance {
             secret: Bytes32([9; 32]),
             receiver: MigrationId::new([6; 16]),
+            fingerprint: Bytes32([4; 32]),
         }),
     }
 }

@@ -19,6 +19,7 @@ use crate::migrate::protocol::{
 };
 use crate::migrate::rendezvous::{Acquaintance, RendezvousError};
 use crate::migrate::transport::{Channel, Patience, TransportError};
+use crate::migrate::trust::Trust;
 use crate::migrate::{Cause, chain, verdict};
 
 /// This migration's directory in the image store; removed when dropped, unless kept.
@@ -125,7 +126,10 @@ impl<O: Write> Session<'_, O> {
     /// Asks the destination, on a new connection or through the store, what became of the migration.
     pub(super) fn ask(&mut self) -> Result<Verdict, TransportError> {
         let migration = self.plan.preamble.migration;
-        match ask(&self.plan.destination, self.acquaintance, migration) {
+        let Plan {
+            destination, trust, ..
+        } = self.plan;
+        match ask(destination, trust, self.acquaintance, migration) {
             Ok((channel, verdict)) => {
                 // The last word to the destination goes where it answered.
                 self.channel = channel;
@@ -168,15 +172,17 @@ impl<O: Write> Session<'_, O> {
 /// All of [`TransportError`].
 pub fn ask(
     destination: &Destination,
+    trust: &Trust,
     acquaintance: Acquaintance,
     migration: MigrationId,
 ) -> Result<(Channel, Verdict), TransportError> {
     let patience = Patience::within(ANSWER_LIMIT_DUR);
     let (mut channel, _) = connect(
         destination,
+        trust,
         |receiver| {
             if *receiver == acquaintance.receiver {
-                Ok(acquaintance.secret)
+                Ok(acquaintance)
             } else {
                 Err(RendezvousError::WrongProof)
             }

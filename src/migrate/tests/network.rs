@@ -1,10 +1,30 @@
 //! A network that cuts a connection exactly where a test wants it.
+//!
+//! It sees TLS records and cannot tell what is in them. But each end says the same messages in the same order, and a message begins a record.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 
-use crate::migrate::codec::HEADER_BYTES;
 use crate::migrate::protocol::Kind;
+
+/// The header of a TLS record: type, version, length (RFC 8446, 5.1).
+const HEADER_BYTES: usize = 5;
+/// The type of protected records.
+const PROTECTED: u8 = 23;
+/// A full record: 2^14 bytes, their type and the tag. A message goes on in the next one.
+const FULL_BYTES: usize = (1 << 14) + 17;
+/// What the source sends after its part of the handshake and its opening.
+const BY_SOURCE: [Kind; 5] = [
+    Kind::Proof,
+    Kind::Preamble,
+    Kind::Shipped,
+    Kind::Commit,
+    Kind::Settled,
+];
+/// What the destination sends after its part of the handshake, and its opening with the challenge.
+const BY_DESTINATION: [Kind; 4] = [Kind::Welcome, Kind::Findings, Kind::Ready, Kind::Running];
+/// The protected records before those.
+const INTRODUCTION: usize = 2;
 
 /// What the network does to a migration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,9 +46,12 @@ pub(super) fn network(target: SocketAddr, cut: Cut) -> SocketAddr {
             let (Ok(near), Ok(far)) = (near, TcpStream::connect(target)) else {
                 return;
             };
-            for (from, to) in [(&near, &far), (&far, &near)] {
+            for (from, to, kinds) in [
+                (&near, &far, &BY_SOURCE[..]),
+                (&far, &near, &BY_DESTINATION[..]),
+            ] {
                 let (from, to) = (from.try_clone().unwrap(), to.try_clone().unwrap());
-                std::thread::spawn(move || forward(from, to, cut));
+                std::thread::spawn(move || forward(from, to, kinds, cut));
             }
             cut = Cut::None;
         }
@@ -36,24 +59,23 @@ pub(super) fn network(target: SocketAddr, cut: Cut) -> SocketAddr {
     address
 }
 
-fn forward(mut from: TcpStream, mut to: TcpStream, cut: Cut) {
+fn forward(mut from: TcpStream, mut to: TcpStream, kinds: &[Kind], cut: Cut) {
     let mut copy = || -> std::io::Result<()> {
-        let mut opening = [0; 11];
-        from.read_exact(&mut opening)?;
-        to.write_all(&opening)?;
+        let mut messages = 0;
         loop {
-            let mut header = [0; HEADER_BYTES];
-            from.read_exact(&mut header)?;
-            let kind = Kind::from_number(u16::from_be_bytes([header[0], header[1]]));
-            let length_bytes = u32::from_be_bytes([header[4], header[5], header[6], header[7]]);
-            let mut payload = vec![0; length_bytes as usize];
-            from.read_exact(&mut payload)?;
-            if kind.is_some_and(|kind| cut == Cut::Before(kind)) {
+            let mut record = vec![0; HEADER_BYTES];
+            from.read_exact(&mut record)?;
+            let length_bytes = usize::from(u16::from_be_bytes([record[3], record[4]]));
+            record.resize(HEADER_BYTES + length_bytes, 0);
+            from.read_exact(&mut record[HEADER_BYTES..])?;
+            let ends = record[0] == PROTECTED && length_bytes < FULL_BYTES;
+            let kind = usize::checked_sub(messages, INTRODUCTION).and_then(|at| kinds.get(at));
+            messages += usize::from(ends);
+            if kind.is_some_and(|&kind| cut == Cut::Before(kind)) {
                 return Ok(());
             }
-            to.write_all(&header)?;
-            to.write_all(&payload)?;
-            if kind.is_some_and(|kind| cut == Cut::After(kind)) {
+            to.write_all(&record)?;
+            if ends && kind.is_some_and(|&kind| cut == Cut::After(kind)) {
                 return Ok(());
             }
         }
