@@ -127,7 +127,11 @@ fn play(
         trust,
     )
     .unwrap();
-    let address = network(lobby.address().unwrap(), cut);
+    let address = network(
+        lobby.address().unwrap(),
+        cut,
+        pre_copy.map_or(0, |limits| limits.max_rounds as usize),
+    );
     let node = Node {
         world: Arc::clone(&world),
         fault: at_destination,

@@ -11,6 +11,7 @@ mod mode;
 mod network;
 mod pair;
 mod trainer;
+mod trust;
 
 use std::fs;
 use std::io::{Read, Write};
@@ -27,7 +28,7 @@ use nix::unistd::Pid;
 use rcm::migrate::protocol::Kind;
 
 use common::{ConsoleSocket, Host, is_alive, wait_until};
-use network::{Cut, network};
+use network::{Cut, WITHOUT_ROUNDS, network};
 use pair::{COUNTER, Pair, Receiver, in_the_middle, runs_on, send};
 
 #[test]
@@ -456,7 +457,10 @@ fn a_commit_that_never_arrives_is_given_back() {
         Cut::Before(Kind::Commit),
         &Arc::new(true.into()),
     );
-    runs_on(pair.send_to(address).wait(), "gave the container back");
+    runs_on(
+        pair.send_with(address, &WITHOUT_ROUNDS).wait(),
+        "gave the container back",
+    );
     receiver.running.wait().exits_with(1);
     pair.assert_at_source();
 }
@@ -470,7 +474,7 @@ fn a_commit_whose_answer_is_lost_is_settled_by_asking() {
         Cut::After(Kind::Commit),
         &Arc::new(true.into()),
     );
-    pair.send_to(address).wait().ok();
+    pair.send_with(address, &WITHOUT_ROUNDS).wait().ok();
     receiver.running.wait().ok();
     pair.assert_at_destination();
 }
@@ -482,7 +486,7 @@ fn after_the_commit_the_source_never_runs_by_itself() {
     let receiver = pair.receiver(&[]);
     let open = Arc::new(AtomicBool::new(false));
     let address = network(receiver.address, Cut::After(Kind::Commit), &open);
-    let sender = pair.send_to(address);
+    let sender = pair.send_with(address, &WITHOUT_ROUNDS);
     wait_until("it asks", || sender.stderr().contains("asking again"));
     // At once: after two seconds the receiver leaves its word in the store, and the source would find it there.
     sender.signal(Signal::SIGKILL);

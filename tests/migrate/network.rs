@@ -15,7 +15,7 @@ const HEADER_BYTES: usize = 5;
 const PROTECTED: u8 = 23;
 /// A full record: 2^14 bytes, their type and the tag. A message goes on in the next one.
 const FULL_BYTES: usize = (1 << 14) + 17;
-/// What the source sends after its part of the handshake and its opening.
+/// What the source sends after its part of the handshake and its opening, without pre-copy ([`WITHOUT_ROUNDS`]).
 const BY_SOURCE: [Kind; 5] = [
     Kind::Proof,
     Kind::Preamble,
@@ -25,6 +25,8 @@ const BY_SOURCE: [Kind; 5] = [
 ];
 /// What the destination sends after its part of the handshake, and its opening with the challenge.
 const BY_DESTINATION: [Kind; 4] = [Kind::Welcome, Kind::Findings, Kind::Ready, Kind::Running];
+/// For the source: rounds of pre-copy are messages too, and how many there are depends on the kernel.
+pub const WITHOUT_ROUNDS: [&str; 2] = ["--mode", "stop-and-copy"];
 /// The protected records before those.
 const INTRODUCTION: usize = 2;
 

@@ -13,16 +13,22 @@ const HEADER_BYTES: usize = 5;
 const PROTECTED: u8 = 23;
 /// A full record: 2^14 bytes, their type and the tag. A message goes on in the next one.
 const FULL_BYTES: usize = (1 << 14) + 17;
-/// What the source sends after its part of the handshake and its opening.
-const BY_SOURCE: [Kind; 5] = [
-    Kind::Proof,
-    Kind::Preamble,
-    Kind::Shipped,
-    Kind::Commit,
-    Kind::Settled,
-];
+/// What the source sends after its part of the handshake and its opening, in a migration with so many rounds of pre-copy.
+fn by_source(rounds: usize) -> Vec<Kind> {
+    let mut kinds = vec![Kind::Proof, Kind::Preamble];
+    kinds.resize(kinds.len() + rounds, Kind::Round);
+    kinds.extend([Kind::Shipped, Kind::Commit, Kind::Settled]);
+    kinds
+}
+
 /// What the destination sends after its part of the handshake, and its opening with the challenge.
-const BY_DESTINATION: [Kind; 4] = [Kind::Welcome, Kind::Findings, Kind::Ready, Kind::Running];
+fn by_destination(rounds: usize) -> Vec<Kind> {
+    let mut kinds = vec![Kind::Welcome, Kind::Findings];
+    kinds.resize(kinds.len() + rounds, Kind::RoundVerified);
+    kinds.extend([Kind::Ready, Kind::Running]);
+    kinds
+}
+
 /// The protected records before those.
 const INTRODUCTION: usize = 2;
 
@@ -37,7 +43,7 @@ pub(super) enum Cut {
 }
 
 /// Forwards connections to `target` and cuts the first one as asked; those after it live.
-pub(super) fn network(target: SocketAddr, cut: Cut) -> SocketAddr {
+pub(super) fn network(target: SocketAddr, cut: Cut, rounds: usize) -> SocketAddr {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let address = listener.local_addr().unwrap();
     std::thread::spawn(move || {
@@ -47,11 +53,11 @@ pub(super) fn network(target: SocketAddr, cut: Cut) -> SocketAddr {
                 return;
             };
             for (from, to, kinds) in [
-                (&near, &far, &BY_SOURCE[..]),
-                (&far, &near, &BY_DESTINATION[..]),
+                (&near, &far, by_source(rounds)),
+                (&far, &near, by_destination(rounds)),
             ] {
                 let (from, to) = (from.try_clone().unwrap(), to.try_clone().unwrap());
-                std::thread::spawn(move || forward(from, to, kinds, cut));
+                std::thread::spawn(move || forward(from, to, &kinds, cut));
             }
             cut = Cut::None;
         }
