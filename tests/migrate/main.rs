@@ -342,9 +342,8 @@ fn what_exec_brought_in_is_named_and_does_not_move() {
         output.stderr().contains("(sleep) was brought in by `exec`"),
         "{output:?}"
     );
+    receiver.running.wait().ok();
     pair.assert_at_destination();
-    fs::write(pair.bundle.rootfs().join("stop"), "").unwrap();
-    receiver.running.wait().exits_with(7);
 }
 
 #[test]
