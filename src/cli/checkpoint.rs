@@ -124,6 +124,7 @@ pub fn run(globals: &Globals, args: Args) -> anyhow::Result<i32> {
         leave_running: args.leave_running,
         tcp_skip_in_flight: args.tcp_skip_in_flight,
         link_remap: args.link_remap,
+        ghost_limit_bytes: None,
         page_server: args.page_server,
         status_fd,
     };

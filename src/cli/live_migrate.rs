@@ -13,14 +13,15 @@ use crate::migrate::facts;
 use crate::migrate::journal::{self, JournalRecord, Lock, make_work_dir};
 use crate::migrate::lobby::Lobby;
 use crate::migrate::node::Node;
-use crate::migrate::preamble::{CriuChoices, Facts};
+use crate::migrate::preamble::{CriuChoices, Facts, Severity};
+use crate::migrate::preflight::survey;
 use crate::migrate::progress::Progress;
 use crate::migrate::protocol::{MigrationId, Phase, Side};
 use crate::migrate::rendezvous::{Rendezvous, random};
 use crate::migrate::resolve::{Resolution, ResolveError, resolve};
 use crate::migrate::source::{self, Failure, Plan};
 use crate::migrate::trust::{TlsFiles, Trust, TrustSettings};
-use crate::migrate::workload::{RunningContainer, examine, preamble};
+use crate::migrate::workload::{RunningContainer, preamble};
 use crate::runtime::container::{Status, validate_id};
 use crate::runtime::foreground::Foreground;
 use crate::runtime::restore::{RestoreRequest, Restored};
@@ -307,23 +308,35 @@ fn send(
     let (criu, facts) = look_around(globals)?;
     let (pre_copy, why_not) = args.mode.choose(&criu, &facts)?;
     let choices = args.criu.choices();
+    let spec = container.spec()?;
+    let survey = survey(&container, &spec, &choices, image_path);
     let migration = MigrationId::new(random()?);
     let plan = Plan {
         root: globals.root.clone(),
         destination,
         trust: args.trust.trust()?,
         image_path: image_path.to_path_buf(),
-        preamble: preamble(&container, migration, facts, image_path, &choices)?,
+        preamble: preamble(
+            &container,
+            migration,
+            facts,
+            image_path,
+            &choices,
+            &spec,
+            survey.observed,
+        ),
+        findings: survey.findings,
         pre_copy,
         freeze_limit_dur: args.timeout,
         settle_limit_dur: SETTLE_LIMIT_DUR,
     };
+    let interrupt = Interrupt::install().context("cannot catch signals")?;
+    if args.mode.dry_run {
+        return dry_run(&plan, &interrupt);
+    }
     let mut progress = Progress::new(stderr(), &args.id);
     if let Some(why_not) = why_not {
         progress.say(why_not);
-    }
-    for finding in examine(&container) {
-        progress.say(&format!("warning: {finding}"));
     }
     let workload = RunningContainer {
         criu,
@@ -331,10 +344,35 @@ fn send(
         choices,
         work_path: args.criu.work_path(globals, &args.id)?,
         auto_dedup: args.mode.auto_dedup,
+        ghost_limit_bytes: survey.ghost_limit_bytes,
     };
-    let interrupt = Interrupt::install().context("cannot catch signals")?;
     source::migrate(&plan, workload, &mut progress, Some(&interrupt))?;
     Ok(0)
+}
+
+/// Says what speaks against the migration, each finding on a line of stdout: 0 where it would begin, 1 where not.
+fn dry_run(plan: &Plan, interrupt: &Interrupt) -> anyhow::Result<i32> {
+    let asked = source::preflight(plan, Some(interrupt));
+    // A destination that cannot be asked is no reason to keep back what this end knows.
+    let findings = asked.as_ref().unwrap_or(&plan.findings);
+    let mut errors = 0;
+    for finding in findings {
+        let weight = match finding.severity {
+            Severity::Error => {
+                errors += 1;
+                "error"
+            }
+            Severity::Warning => "warning",
+        };
+        println!("{weight}: {finding}");
+    }
+    asked?;
+    let (container, destination) = (&plan.preamble.container, &plan.destination);
+    match errors {
+        0 => println!("container {container} can be moved to {destination}"),
+        _ => println!("container {container} cannot be moved to {destination}: {errors} errors"),
+    }
+    Ok(i32::from(errors > 0))
 }
 
 /// A container whose last migration is open is not this host's to move, nor to let run: it may run at the destination.

@@ -208,13 +208,18 @@ impl<H: Host> Prepared<H> {
             &Message::Findings(Findings { findings }),
             patience.at_most(ANSWER_LIMIT_DUR),
         )?;
-        if refused {
+        if preamble.asks_only {
+            progress.say(&format!(
+                "{} only asked; waiting for the container",
+                channel.peer()
+            ));
+        } else if refused {
             progress.say(&format!(
                 "refused {}; waiting for the next attempt",
                 channel.peer()
             ));
         }
-        Ok(!refused)
+        Ok(!refused && !preamble.asks_only)
     }
 
     fn begin<O: Write>(

@@ -45,7 +45,29 @@ pub fn gather(criu_version: u32, criu_features: BTreeSet<String>) -> Result<Fact
         } else {
             CgroupMode::Legacy
         },
+        cgroup_controllers: controllers(unified),
     })
+}
+
+/// Where they cannot be read none is known, and none is missed.
+fn controllers(unified: bool) -> BTreeSet<String> {
+    if unified {
+        let names = fs::read_to_string("/sys/fs/cgroup/cgroup.controllers").unwrap_or_default();
+        return names.split_whitespace().map(String::from).collect();
+    }
+    mounted_controllers(&fs::read_to_string("/proc/cgroups").unwrap_or_default())
+}
+
+/// Those of `/proc/cgroups` that are in a hierarchy and enabled (cgroups(7)).
+fn mounted_controllers(table: &str) -> BTreeSet<String> {
+    let in_use = |line: &str| {
+        let fields: Vec<&str> = line.split_whitespace().collect();
+        match fields[..] {
+            [name, hierarchy, _, "1"] if hierarchy != "0" => Some(name.to_owned()),
+            _ => None,
+        }
+    };
+    table.lines().filter_map(in_use).collect()
 }
 
 /// The features that all processors have: with different kinds of cores a task may be moved to the poorest.
@@ -71,6 +93,12 @@ mod tests {
         let arm = "processor\t: 0\nFeatures\t: fp asimd\nCPU part\t: 0xd0c\n";
         assert_eq!(cpu_features(arm), ["asimd", "fp"].map(String::from).into());
         assert_eq!(cpu_features(""), BTreeSet::new());
+    }
+
+    #[test]
+    fn controllers_in_a_hierarchy_count() {
+        let table = "#subsys_name\thierarchy\tnum_cgroups\tenabled\ncpu\t3\t1\t1\nmemory\t4\t9\t0\npids\t0\t1\t1\n";
+        assert_eq!(mounted_controllers(table), ["cpu"].map(String::from).into());
     }
 
     #[test]

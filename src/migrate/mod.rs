@@ -82,6 +82,7 @@
 //! * [`source`], [`destination`]: the states, over traits for the container and the host; neither knows the other.
 //! * [`workload`], [`node`]: those traits for real containers.
 //! * [`journal`], [`verdict`], [`resolve`]: what is left of a migration after a crash, and settling it.
+//! * [`preflight`]: what is found out before anything is stopped.
 //! * [`precopy`]: when the rounds end.
 //! * [`fence`], [`progress`], [`facts`]: what their names say.
 
@@ -96,6 +97,7 @@ pub mod lobby;
 pub mod node;
 pub mod preamble;
 pub mod precopy;
+pub mod preflight;
 pub mod progress;
 pub mod protocol;
 pub mod rendezvous;

@@ -1,15 +1,18 @@
 //! This host as a destination: containers restored by CRIU.
 
 use std::fs;
+use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
-use oci_spec::runtime::Spec;
+use oci_spec::runtime::{LinuxNamespaceType, Spec};
 
 use super::Cause;
 use super::destination::{Held, Host};
 use super::preamble::{CriuChoices, Facts, Local, Preamble};
+use super::preflight;
 use super::workload::flags;
 use crate::criu::Criu;
+use crate::runtime::lower;
 use crate::runtime::restore::{self, HeldRestore, RestoreRequest, Restored};
 use crate::runtime::spec;
 
@@ -78,6 +81,9 @@ impl Host for Node {
             .and_then(|spec| spec.process().as_ref())
             .and_then(|process| process.terminal())
             .unwrap_or(false);
+        let missing_addresses = spec
+            .as_ref()
+            .map_or_else(Vec::new, |spec| missing_addresses(spec, preamble));
         // As specs and not as JSON: sets such as capabilities have no order.
         let same_spec = spec.is_none_or(|spec| {
             serde_json::from_value(preamble.spec.clone()).is_ok_and(|theirs: Spec| spec == theirs)
@@ -88,6 +94,13 @@ impl Host for Node {
             bundle_exists: bundle.join("config.json").is_file(),
             bundle,
             rootfs_exists: rootfs.is_dir(),
+            // A missing tree is one finding.
+            differing_files: match rootfs.is_dir() {
+                true => preflight::differing_files(&rootfs, &preamble.observed.files),
+                false => Vec::new(),
+            },
+            missing_addresses,
+            clock_ms: Some(preflight::clock_ms()),
             rootfs,
             same_spec,
             terminal: self.terminal(has_terminal),
@@ -113,6 +126,18 @@ impl Host for Node {
             ..self.request.clone()
         };
         Ok(restore::begin(&self.criu, &request)?)
+    }
+}
+
+/// A network namespace that is made for the container gets its addresses from a hook, too late to be looked at.
+fn missing_addresses(spec: &Spec, preamble: &Preamble) -> Vec<IpAddr> {
+    let wanted = &preamble.observed.tcp_addresses;
+    match lower::namespace(spec, LinuxNamespaceType::Network) {
+        None => preflight::missing_addresses(None, wanted),
+        Some(namespace) => match namespace.path() {
+            Some(path) => preflight::missing_addresses(Some(path), wanted),
+            None => Vec::new(),
+        },
     }
 }
 

@@ -3,12 +3,17 @@
 //! No input or output here: [`super::facts`] gathers, [`judge`] compares. All findings come at once, each with what to do
 //! about it, so that an operator does not repair one thing after the other.
 
+use core::net::IpAddr;
 use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
 use super::protocol::{MigrationId, Side};
+
+mod observed;
+
+pub use observed::{NeededFile, Observed};
 
 /// Processor features that programs use after asking for them once: a container that has found one at the source dies of
 /// SIGILL at a destination without it, long after the restore "succeeded".
@@ -149,6 +154,9 @@ pub struct Facts {
     pub criu_features: BTreeSet<String>,
     /// How control groups are mounted.
     pub cgroup_mode: CgroupMode,
+    /// The controllers that are in use.
+    #[serde(default)]
+    pub cgroup_controllers: BTreeSet<String>,
 }
 
 /// A mount of the container that needs something on the host.
@@ -183,6 +191,15 @@ pub struct Preamble {
     pub image_path: PathBuf,
     /// How the dump is made; the restore must be told the same.
     pub criu: CriuChoices,
+    /// What the container uses.
+    #[serde(default)]
+    pub observed: Observed,
+    /// The source's wall clock when it sent this, in milliseconds since 1970.
+    #[serde(default)]
+    pub clock_ms: Option<i64>,
+    /// The source only asks for findings and will not begin; the receiver goes on waiting.
+    #[serde(default)]
+    pub asks_only: bool,
 }
 
 /// The flags of CRIU's family that concern both ends. Either end may give them; both together count.
@@ -308,6 +325,12 @@ pub struct Local {
     pub images_visible: bool,
     /// This host's path of the image store.
     pub image_path: PathBuf,
+    /// Mapped files of the container that are not in the root file system, or have another size.
+    pub differing_files: Vec<PathBuf>,
+    /// Addresses of the container's connections that no interface has.
+    pub missing_addresses: Vec<IpAddr>,
+    /// This host's wall clock, in milliseconds since 1970.
+    pub clock_ms: Option<i64>,
 }
 
 /// Compares the two hosts and what the container needs. Without a finding of [`Severity::Error`] the migration may begin.
@@ -316,6 +339,7 @@ pub fn judge(preamble: &Preamble, here: &Facts, local: &Local) -> Vec<Finding> {
     let mut findings = Vec::new();
     judge_container(preamble, local, &mut findings);
     judge_hosts(&preamble.facts, here, &mut findings);
+    observed::judge(preamble, here, local, &mut findings);
     findings
 }
 

@@ -18,7 +18,7 @@ use super::protocol::{Commit, Findings, Message, Phase, Running, Settled, Side, 
 use super::rendezvous::Acquaintance;
 use super::transport::{Channel, Patience, TransportError};
 use super::trust::Trust;
-use super::{Cause, chain, rendezvous};
+use super::{Cause, chain, preflight, rendezvous};
 use crate::image::manifest::Manifest;
 use crate::sys::interrupt::Interrupt;
 
@@ -53,6 +53,8 @@ pub struct Plan {
     pub image_path: PathBuf,
     /// What the destination is told.
     pub preamble: Preamble,
+    /// What this end has found itself.
+    pub findings: Vec<Finding>,
     /// Whether memory is copied while the container runs, and for how long.
     pub pre_copy: Option<Limits>,
     /// How long the container may stand still before it is let go again.
@@ -129,6 +131,62 @@ pub fn migrate<W: Workload, O: Write>(
         .fence()?
         .commit()?;
     committing.settle()?.finish()
+}
+
+/// Everything that speaks against the migration, of both ends; nothing is begun.
+///
+/// # Errors
+/// Where the destination cannot be asked.
+pub fn preflight(plan: &Plan, interrupt: Option<&Interrupt>) -> Result<Vec<Finding>, SourceError> {
+    let patience = Patience::default().or_interrupt(interrupt);
+    // Its name is how the destination finds out whether the store is the same.
+    let images = Images::create(&plan.image_path, plan.preamble.migration)?;
+    let (mut channel, _) = meet(plan, &images, patience)?;
+    ask_findings(plan, &mut channel, true, patience)
+}
+
+fn meet(
+    plan: &Plan,
+    images: &Images,
+    patience: Patience,
+) -> Result<(Channel, Acquaintance), SourceError> {
+    Ok(connect(
+        &plan.destination,
+        &plan.trust,
+        |receiver| {
+            rendezvous::find(
+                &plan.image_path,
+                &plan.preamble.container,
+                receiver,
+                images.owner,
+            )
+            .map(|left| left.acquaintance(*receiver, &plan.trust))
+        },
+        patience.at_most(ANSWER_LIMIT_DUR),
+    )?)
+}
+
+/// This end's findings, then the destination's.
+fn ask_findings(
+    plan: &Plan,
+    channel: &mut Channel,
+    asks_only: bool,
+    patience: Patience,
+) -> Result<Vec<Finding>, SourceError> {
+    let patience = patience.at_most(ANSWER_LIMIT_DUR);
+    let preamble = Preamble {
+        clock_ms: Some(preflight::clock_ms()),
+        asks_only,
+        ..plan.preamble.clone()
+    };
+    channel.send(&Message::Preamble(Box::new(preamble)), patience)?;
+    let answer: Findings = channel.expect(patience)?;
+    let own = plan.findings.iter().cloned();
+    Ok(own.chain(answer.findings).collect())
+}
+
+fn speaks_against(finding: &Finding) -> bool {
+    finding.severity == Severity::Error
 }
 
 /// Both ends agreed; the container runs.
@@ -249,22 +307,8 @@ impl<'a, W: Workload, O: Write> Negotiated<'a, W, O> {
         progress: &mut Progress<O>,
         patience: Patience,
     ) -> Result<(Images, Channel, Acquaintance), SourceError> {
-        let preamble = &plan.preamble;
-        let images = Images::create(&plan.image_path, preamble.migration)?;
-        let (mut channel, acquaintance) = connect(
-            &plan.destination,
-            &plan.trust,
-            |receiver| {
-                rendezvous::find(
-                    &plan.image_path,
-                    &preamble.container,
-                    receiver,
-                    images.owner,
-                )
-                .map(|left| left.acquaintance(*receiver, &plan.trust))
-            },
-            patience.at_most(ANSWER_LIMIT_DUR),
-        )?;
+        let images = Images::create(&plan.image_path, plan.preamble.migration)?;
+        let (mut channel, acquaintance) = meet(plan, &images, patience)?;
         Self::agree(plan, &mut channel, progress, patience)
             .inspect_err(|error| channel.abort(&chain(error)))?;
         Ok((images, channel, acquaintance))
@@ -276,16 +320,11 @@ impl<'a, W: Workload, O: Write> Negotiated<'a, W, O> {
         progress: &mut Progress<O>,
         patience: Patience,
     ) -> Result<(), SourceError> {
-        let patience = patience.at_most(ANSWER_LIMIT_DUR);
-        channel.send(
-            &Message::Preamble(Box::new(plan.preamble.clone())),
-            patience,
-        )?;
-        let answer: Findings = channel.expect(patience)?;
-        let (errors, warnings): (Vec<Finding>, Vec<Finding>) = answer
-            .findings
-            .into_iter()
-            .partition(|finding| finding.severity == Severity::Error);
+        // With an error of this end the destination is only asked for its own, so that all are known, and goes on waiting.
+        let asks_only = plan.findings.iter().any(speaks_against);
+        let findings = ask_findings(plan, channel, asks_only, patience)?;
+        let (errors, warnings): (Vec<Finding>, Vec<Finding>) =
+            findings.into_iter().partition(speaks_against);
         for finding in &warnings {
             progress.say(&format!("warning: {finding}"));
         }

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use super::destination::{self, DestinationError, Prepared, Setup};
 use super::lobby::Lobby;
-use super::preamble::{CriuChoices, Preamble};
+use super::preamble::{CriuChoices, Observed, Preamble};
 use super::precopy::Limits;
 use super::progress::Progress;
 use super::protocol::{Kind, MigrationId, Phase};
@@ -175,7 +175,11 @@ fn play(
             bind_mounts: Vec::new(),
             image_path: store.clone(),
             criu: CriuChoices::default(),
+            observed: Observed::default(),
+            clock_ms: None,
+            asks_only: false,
         },
+        findings: Vec::new(),
         pre_copy,
         freeze_limit_dur: Duration::from_secs(20),
         settle_limit_dur,

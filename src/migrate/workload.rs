@@ -5,11 +5,10 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use oci_spec::runtime::Spec;
-use procfs::process::Process;
 
 use super::fence::Fence;
-use super::preamble::{BindMount, CriuChoices, Facts, Finding, Preamble};
-use super::protocol::{MigrationId, Side};
+use super::preamble::{BindMount, CriuChoices, Facts, Observed, Preamble};
+use super::protocol::MigrationId;
 use super::source::{self, Held, Workload};
 use super::{Cause, chain};
 use crate::criu::stats::DumpStats;
@@ -32,6 +31,8 @@ pub struct RunningContainer {
     pub work_path: PathBuf,
     /// Whether a round drops what it supersedes in the rounds before it. Never done in the freeze: nothing is won by it then.
     pub auto_dedup: bool,
+    /// The largest deleted file that goes into the images; `None` for CRIU's limit.
+    pub ghost_limit_bytes: Option<u32>,
 }
 
 /// A dumped container that CRIU holds.
@@ -76,29 +77,31 @@ fn cgroup_mode(name: &str) -> CgroupMode {
 }
 
 /// What the destination is told of a container.
-///
-/// # Errors
-/// Where its spec cannot be read.
+#[must_use]
 pub fn preamble(
     container: &Container,
     migration: MigrationId,
     facts: Facts,
     image_path: &Path,
     choices: &CriuChoices,
-) -> Result<Preamble, crate::runtime::Error> {
-    let spec = container.spec()?;
-    Ok(Preamble {
+    spec: &Spec,
+    observed: Observed,
+) -> Preamble {
+    Preamble {
         migration,
         container: container.id().to_owned(),
         facts,
-        bind_mounts: bind_mounts(&spec, container.bundle()),
+        bind_mounts: bind_mounts(spec, container.bundle()),
         // A spec that was parsed can be written.
-        spec: serde_json::to_value(&spec).unwrap_or_default(),
+        spec: serde_json::to_value(spec).unwrap_or_default(),
         bundle: container.bundle().to_path_buf(),
         rootfs: container.rootfs().to_path_buf(),
         image_path: image_path.to_path_buf(),
         criu: choices.clone(),
-    })
+        observed,
+        clock_ms: None,
+        asks_only: false,
+    }
 }
 
 /// Files and directories of the host that the container mounts; what lies in the bundle comes with it.
@@ -123,54 +126,13 @@ fn bind_mounts(spec: &Spec, bundle: &Path) -> Vec<BindMount> {
         .collect()
 }
 
-/// What the source finds out about the container before it is stopped.
-///
-/// CRIU dumps the first process and its descendants. What `exec` has brought in is a child of somebody outside and does not move.
-#[must_use]
-pub fn examine(container: &Container) -> Vec<Finding> {
-    let (Some(init), Ok(pids)) = (container.init_pid(), container.cgroup().pids()) else {
-        return Vec::new();
-    };
-    let parent_of = |pid: i32| {
-        Process::new(pid)
-            .and_then(|process| process.stat())
-            .map(|stat| stat.ppid)
-    };
-    let moves = |pid: i32| {
-        let mut ancestor = pid;
-        while ancestor > 1 {
-            if ancestor == init.as_raw() {
-                return true;
-            }
-            match parent_of(ancestor) {
-                Ok(parent) => ancestor = parent,
-                // It has ended meanwhile.
-                Err(_) => return true,
-            }
-        }
-        false
-    };
-    pids.into_iter()
-        .filter(|pid| !moves(pid.as_raw()))
-        .map(|pid| {
-            let name = Process::new(pid.as_raw())
-                .and_then(|process| process.stat())
-                .map_or_else(|_| "?".to_owned(), |stat| stat.comm);
-            Finding::warning(
-                Side::Source,
-                format!("process {pid} ({name}) was brought in by `exec` and does not move"),
-                "it ends here when the container is gone",
-            )
-        })
-        .collect()
-}
-
 impl RunningContainer {
     fn options(&self, images: &Path, parent: Option<&Path>) -> CheckpointOptions {
         CheckpointOptions {
             flags: flags(&self.choices, images, &self.work_path),
             parent_path: parent.map(Path::to_path_buf),
             link_remap: self.choices.link_remap,
+            ghost_limit_bytes: self.ghost_limit_bytes,
             ..CheckpointOptions::default()
         }
     }

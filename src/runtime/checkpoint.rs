@@ -50,6 +50,8 @@ pub struct CheckpointOptions {
     pub tcp_skip_in_flight: bool,
     /// Give deleted but open files a temporary name.
     pub link_remap: bool,
+    /// The largest deleted file, in bytes, that goes into the images. `None`: CRIU's 1 MiB.
+    pub ghost_limit_bytes: Option<u32>,
     /// Where memory goes instead of the image directory.
     pub page_server: Option<PageServer>,
     /// Gets a zero byte when a lazy dump's page server listens.
@@ -180,6 +182,7 @@ fn prepare(
         leave_running: options.leave_running,
         tcp_skip_in_flight: options.tcp_skip_in_flight,
         link_remap: options.link_remap,
+        ghost_limit_bytes: options.ghost_limit_bytes,
         parent_images: options.parent_path,
         track_memory,
         freeze_cgroup: freezer.as_ref().map(path_through_this_process),

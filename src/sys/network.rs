@@ -3,12 +3,17 @@
 
 use std::fs::File;
 use std::io;
+use std::net::IpAddr;
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::Path;
 use std::thread;
 
 use nix::errno::Errno;
+use nix::ifaddrs::getifaddrs;
 use nix::sched::{CloneFlags, setns};
-use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
+use nix::sys::socket::{
+    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrStorage, recv, send, socket,
+};
 use nix::unistd::Pid;
 
 /// Brings the loopback interface of a process's network namespace up (netdevice(7), `SIOCSIFFLAGS`).
@@ -17,9 +22,7 @@ use nix::unistd::Pid;
 /// Where the namespace cannot be entered or has no loopback interface.
 pub fn bring_loopback_up(pid: Pid) -> io::Result<()> {
     let namespace = File::open(format!("/proc/{pid}/ns/net"))?;
-    // Namespaces are a matter of threads: a thread of its own leaves the others where they are.
-    let thread = thread::Builder::new().spawn(move || -> io::Result<()> {
-        setns(&namespace, CloneFlags::CLONE_NEWNET)?;
+    within(namespace, || {
         let socket = socket(
             AddressFamily::Inet,
             SockType::Datagram,
@@ -27,10 +30,150 @@ pub fn bring_loopback_up(pid: Pid) -> io::Result<()> {
             None,
         )?;
         set_up(&socket)
+    })
+}
+
+/// Namespaces are a matter of threads: a thread of its own leaves the others where they are.
+fn within<T: Send + 'static>(
+    namespace: File,
+    work: impl FnOnce() -> io::Result<T> + Send + 'static,
+) -> io::Result<T> {
+    let thread = thread::Builder::new().spawn(move || -> io::Result<T> {
+        setns(&namespace, CloneFlags::CLONE_NEWNET)?;
+        work()
     })?;
     thread
         .join()
         .unwrap_or_else(|_| Err(io::Error::other("the thread panicked")))
+}
+
+/// The addresses of all interfaces, in the network namespace at `namespace` or in this process's.
+///
+/// # Errors
+/// Where the namespace cannot be entered or getifaddrs(3) fails.
+pub fn addresses(namespace: Option<&Path>) -> io::Result<Vec<IpAddr>> {
+    let list = || -> io::Result<Vec<IpAddr>> {
+        Ok(getifaddrs()?
+            .filter_map(|interface| interface.address.as_ref().and_then(ip_address))
+            .collect())
+    };
+    match namespace {
+        Some(path) => within(File::open(path)?, list),
+        None => list(),
+    }
+}
+
+fn ip_address(address: &SockaddrStorage) -> Option<IpAddr> {
+    match (address.as_sockaddr_in(), address.as_sockaddr_in6()) {
+        (Some(v4), _) => Some(v4.ip().into()),
+        (_, Some(v6)) => Some(v6.ip().into()),
+        _ => None,
+    }
+}
+
+/// A Unix socket and the one that it is connected to, by their inodes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct UnixPeer {
+    /// Of the socket.
+    pub inode: u32,
+    /// Of its peer; 0 for one that nobody has accepted yet.
+    pub peer: u32,
+}
+
+/// The connected Unix sockets of a process's network namespace (sock_diag(7)).
+///
+/// # Errors
+/// Where the namespace cannot be entered, or the kernel has no `CONFIG_UNIX_DIAG`.
+pub fn unix_peers(pid: Pid) -> io::Result<Vec<UnixPeer>> {
+    within(File::open(format!("/proc/{pid}/ns/net"))?, || {
+        let socket = socket(
+            AddressFamily::Netlink,
+            SockType::Datagram,
+            SockFlag::SOCK_CLOEXEC,
+            SockProtocol::NetlinkSockDiag,
+        )?;
+        send(socket.as_raw_fd(), &unix_request(), MsgFlags::empty())?;
+        let mut peers = Vec::new();
+        let mut buffer = vec![0; 64 << 10];
+        loop {
+            let count = recv(socket.as_raw_fd(), &mut buffer, MsgFlags::empty())?;
+            if count == 0 || !read_unix_answer(&buffer[..count], &mut peers)? {
+                return Ok(peers);
+            }
+        }
+    })
+}
+
+/// `SOCK_DIAG_BY_FAMILY` of linux/sock_diag.h.
+const BY_FAMILY: u16 = 20;
+/// `UDIAG_SHOW_PEER` of linux/unix_diag.h.
+const SHOW_PEER: u32 = 4;
+/// `UNIX_DIAG_PEER` of linux/unix_diag.h.
+const ATTRIBUTE_PEER: u16 = 2;
+
+/// A `nlmsghdr` and a `unix_diag_req`.
+fn unix_request() -> Vec<u8> {
+    let mut request = Vec::with_capacity(40);
+    request.extend(40_u32.to_ne_bytes());
+    request.extend(BY_FAMILY.to_ne_bytes());
+    let flags = (libc::NLM_F_REQUEST | libc::NLM_F_DUMP) as u16;
+    request.extend(flags.to_ne_bytes());
+    // Sequence number and port.
+    request.extend([0; 8]);
+    request.extend([libc::AF_UNIX as u8, 0, 0, 0]);
+    // Sockets in all states, no particular inode.
+    request.extend(u32::MAX.to_ne_bytes());
+    request.extend(0_u32.to_ne_bytes());
+    request.extend(SHOW_PEER.to_ne_bytes());
+    // No cookie.
+    request.extend([0xff; 8]);
+    request
+}
+
+/// Returns whether more is to come.
+fn read_unix_answer(mut answer: &[u8], peers: &mut Vec<UnixPeer>) -> io::Result<bool> {
+    let u16_at = |bytes: &[u8], at: usize| {
+        let bytes = bytes.get(at..at + 2)?.try_into().ok()?;
+        Some(u16::from_ne_bytes(bytes))
+    };
+    let u32_at = |bytes: &[u8], at: usize| {
+        let bytes = bytes.get(at..at + 4)?.try_into().ok()?;
+        Some(u32::from_ne_bytes(bytes))
+    };
+    while let (Some(length), Some(kind)) = (u32_at(answer, 0), u16_at(answer, 4)) {
+        let length = length as usize;
+        if length < 16 || length > answer.len() {
+            return Err(io::ErrorKind::InvalidData.into());
+        }
+        match i32::from(kind) {
+            libc::NLMSG_DONE => return Ok(false),
+            libc::NLMSG_ERROR => {
+                let code = u32_at(answer, 16).unwrap_or(0) as i32;
+                return Err(io::Error::from_raw_os_error(code.wrapping_neg()));
+            }
+            _ => {}
+        }
+        let (message, rest) = answer.split_at(length);
+        // After nlmsghdr: family, type, state and padding, the inode, the cookie; then attributes.
+        let (inode, mut attributes) = (u32_at(message, 20), message.get(32..).unwrap_or(&[]));
+        while let (Some(size), Some(name)) = (u16_at(attributes, 0), u16_at(attributes, 2)) {
+            if size < 4 {
+                break;
+            }
+            if name == ATTRIBUTE_PEER
+                && let (Some(inode), Some(peer)) = (inode, u32_at(attributes, 4))
+            {
+                peers.push(UnixPeer { inode, peer });
+            }
+            attributes = attributes
+                .get(usize::from(size).next_multiple_of(4)..)
+                .unwrap_or(&[]);
+        }
+        answer = rest
+            .get(length.next_multiple_of(4) - length..)
+            .unwrap_or(&[]);
+    }
+    Ok(true)
 }
 
 fn set_up(socket: &OwnedFd) -> io::Result<()> {
@@ -44,4 +187,28 @@ fn set_up(socket: &OwnedFd) -> io::Result<()> {
     let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request) };
     Errno::result(result)?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt;
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+
+    #[test]
+    fn both_ends_of_a_pair_are_peers() {
+        let (one, other) = UnixStream::pair().unwrap();
+        let inode = |socket: &UnixStream| {
+            let link = format!("/proc/self/fd/{}", socket.as_raw_fd());
+            u32::try_from(std::fs::metadata(link).unwrap().ino()).unwrap()
+        };
+        let peers = unix_peers(Pid::this()).unwrap();
+        let (inode, peer) = (inode(&one), inode(&other));
+        assert!(peers.contains(&UnixPeer { inode, peer }), "{peers:?}");
+        assert!(peers.contains(&UnixPeer {
+            inode: peer,
+            peer: inode
+        }));
+    }
 }

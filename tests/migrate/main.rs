@@ -10,6 +10,7 @@ mod link;
 mod mode;
 mod network;
 mod pair;
+mod preflight;
 mod trainer;
 mod trust;
 
@@ -319,8 +320,9 @@ fn a_dump_that_fails_says_why_and_leaves_it_counting() {
 fn a_full_store_leaves_it_counting() {
     let pair = Pair::new("full");
     let store = pair.store();
-    let (tmpfs, size) = (Some("tmpfs"), Some("size=64k"));
-    mount(tmpfs, &store, tmpfs, MsFlags::empty(), size).unwrap();
+    // Room for its memory, but not for so many files.
+    let (tmpfs, options) = (Some("tmpfs"), Some("size=64m,nr_inodes=10"));
+    mount(tmpfs, &store, tmpfs, MsFlags::empty(), options).unwrap();
     let receiver = pair.receiver(&["--detach"]);
     runs_on(pair.send_to(receiver.address).wait(), "cannot be dumped");
     receiver.running.wait().exits_with(1);

@@ -38,6 +38,11 @@ pub struct ModeArgs {
     /// Saves space in the image store. On NFS it costs downtime: the destination has to fetch again what has changed on the server.
     #[arg(long)]
     pub auto_dedup: bool,
+    /// Only find out what speaks against the migration, at both ends; the receiver goes on waiting
+    ///
+    /// Each finding is a line on stdout, with what to do. Exit status: 0 the migration would begin, 1 it would not.
+    #[arg(long)]
+    pub dry_run: bool,
 }
 
 impl ModeArgs {

@@ -9,6 +9,7 @@ fn facts() -> Facts {
         criu_version: 40_201,
         criu_features: BTreeSet::new(),
         cgroup_mode: CgroupMode::Legacy,
+        cgroup_controllers: ["memory", "pids"].map(String::from).into(),
     }
 }
 
@@ -23,6 +24,9 @@ fn preamble() -> Preamble {
         bind_mounts: Vec::new(),
         image_path: "/pool".into(),
         criu: CriuChoices::default(),
+        observed: Observed::default(),
+        clock_ms: Some(1_000_000),
+        asks_only: false,
     }
 }
 
@@ -39,6 +43,9 @@ fn local() -> Local {
         missing_mount_sources: Vec::new(),
         images_visible: true,
         image_path: "/pool".into(),
+        differing_files: Vec::new(),
+        missing_addresses: Vec::new(),
+        clock_ms: Some(1_000_100),
     }
 }
 
@@ -143,4 +150,36 @@ fn another_spec_is_a_warning() {
     let findings = judge(&preamble(), &facts(), &local);
     assert_eq!(findings.len(), 1);
     assert_eq!(findings[0].severity, Severity::Warning);
+}
+
+#[test]
+fn what_the_container_uses_is_judged() {
+    let mut preamble = preamble();
+    preamble.spec = serde_json::json!({
+        "linux": {"resources": {"memory": {"limit": 1 << 20}, "cpu": {"shares": null}}}
+    });
+    let here = Facts {
+        cgroup_controllers: ["pids"].map(String::from).into(),
+        ..facts()
+    };
+    let local = Local {
+        differing_files: (0..7)
+            .map(|number| format!("/lib/{number}").into())
+            .collect(),
+        missing_addresses: vec!["192.0.2.1".parse().unwrap()],
+        clock_ms: Some(990_000),
+        ..local()
+    };
+    let findings = judge(&preamble, &here, &local);
+    let texts: Vec<&str> = findings.iter().map(|finding| &*finding.what).collect();
+    assert_eq!(
+        texts,
+        [
+            "not the source's files in /b/rootfs: /lib/0, /lib/1, /lib/2, /lib/3, /lib/4 and 2 more",
+            "no interface has the address 192.0.2.1 of the container's connections",
+            "no control group controller memory, which the container's limits need",
+            "the clock is 10.0 s behind the source's",
+        ]
+    );
+    assert_eq!(findings[3].severity, Severity::Warning);
 }

@@ -29,8 +29,8 @@ pub enum SourceError {
         #[source]
         source: io::Error,
     },
-    /// The destination objects.
-    #[error("the destination cannot take the container: {}", list(findings))]
+    /// Something speaks against it, at either end.
+    #[error("the container cannot be moved: {}", list(findings))]
     Refused {
         /// Those with the severity of an error.
         findings: Vec<Finding>,

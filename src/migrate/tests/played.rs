@@ -244,6 +244,7 @@ impl Host for Node {
             missing_mount_sources: Vec::new(),
             images_visible: true,
             image_path: preamble.image_path.clone(),
+            ..Local::default()
         }
     }
 

@@ -1,0 +1,72 @@
+//! What is found out before the first byte of an image is written: at the source about the container ([`survey`]), at the destination about what
+//! the container will need ([`differing_files`], [`missing_addresses`]). CRIU finds most of it too, but late: with the container frozen.
+
+use std::path::Path;
+
+use nix::unistd::Pid;
+use oci_spec::runtime::Spec;
+
+use super::preamble::{CriuChoices, Finding, Observed};
+use super::protocol::Side;
+use crate::runtime::container::Container;
+
+mod descriptors;
+mod host;
+mod processes;
+mod sockets;
+mod space;
+
+pub use host::{clock_ms, differing_files, missing_addresses};
+
+/// What a source knows of a running container.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
+pub struct Survey {
+    /// What speaks against moving it.
+    pub findings: Vec<Finding>,
+    /// What the destination is asked about.
+    pub observed: Observed,
+    /// The limit for deleted files that the dump needs; `None` where CRIU's own suffices.
+    pub ghost_limit_bytes: Option<u32>,
+}
+
+/// Looks at the container without disturbing it.
+///
+/// Processes come and go meanwhile: what cannot be read is left out, and CRIU has the last word.
+#[must_use]
+pub fn survey(
+    container: &Container,
+    spec: &Spec,
+    choices: &CriuChoices,
+    image_path: &Path,
+) -> Survey {
+    let (Some(init), Ok(pids)) = (container.init_pid(), container.cgroup().pids()) else {
+        return Survey::default();
+    };
+    let (moving, left): (Vec<Pid>, Vec<Pid>) = pids
+        .into_iter()
+        .partition(|pid| processes::moves(init, *pid));
+    let terminal = spec
+        .process()
+        .as_ref()
+        .and_then(|process| process.terminal())
+        .unwrap_or(false);
+    let open = descriptors::look(init, &moving, choices, terminal);
+    let connections = sockets::look(init, &open.sockets, choices);
+    let mut findings = processes::brought_in(&left);
+    findings.extend(processes::nested(init, &moving));
+    findings.extend(open.findings);
+    findings.extend(connections.findings);
+    findings.extend(space::judge(&moving, image_path));
+    Survey {
+        findings,
+        observed: Observed {
+            files: processes::mapped_files(&moving, spec),
+            tcp_addresses: connections.addresses,
+        },
+        ghost_limit_bytes: open.ghost_limit_bytes,
+    }
+}
+
+fn error(what: impl Into<String>, remedy: impl Into<String>) -> Finding {
+    Finding::error(Side::Source, what, remedy)
+}

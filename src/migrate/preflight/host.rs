@@ -1,0 +1,89 @@
+//! What a destination finds out about itself for one container.
+
+use std::collections::HashSet;
+use std::fs;
+use std::net::IpAddr;
+use std::path::{Component, Path, PathBuf};
+
+use crate::migrate::preamble::NeededFile;
+use crate::sys::network::addresses;
+
+/// The wall clock, in milliseconds since 1970.
+#[must_use]
+pub fn clock_ms() -> i64 {
+    chrono::Utc::now().timestamp_millis()
+}
+
+/// Those of `files` that are not below `rootfs`, or have another size there.
+#[must_use]
+pub fn differing_files(rootfs: &Path, files: &[NeededFile]) -> Vec<PathBuf> {
+    files
+        .iter()
+        .filter(|file| !is_same(rootfs, file))
+        .map(|file| file.path.clone())
+        .collect()
+}
+
+fn is_same(rootfs: &Path, file: &NeededFile) -> bool {
+    let mut path = rootfs.to_path_buf();
+    for component in file.path.components() {
+        match component {
+            Component::RootDir => {}
+            Component::Normal(name) => path.push(name),
+            // The kernel does not show such a path.
+            _ => return false,
+        }
+    }
+    // What lies behind a link of the tree is not looked at: an absolute one would lead into the host's tree.
+    fs::symlink_metadata(&path).is_ok_and(|meta| meta.is_file() && meta.len() == file.size_bytes)
+}
+
+/// Those of `wanted` that no interface has, in the network namespace at `namespace` or in this process's.
+#[must_use]
+pub fn missing_addresses(namespace: Option<&Path>, wanted: &[IpAddr]) -> Vec<IpAddr> {
+    if wanted.is_empty() {
+        return Vec::new();
+    }
+    match addresses(namespace) {
+        Ok(present) => {
+            let present: HashSet<IpAddr> = present.into_iter().collect();
+            let missing = wanted.iter().filter(|address| !present.contains(address));
+            missing.copied().collect()
+        }
+        Err(error) => {
+            tracing::warn!("cannot list the addresses of this host: {error}");
+            Vec::new()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn files_are_the_same_by_size() {
+        let rootfs = tempfile::tempdir().unwrap();
+        fs::create_dir(rootfs.path().join("bin")).unwrap();
+        fs::write(rootfs.path().join("bin/a"), "12345").unwrap();
+        let file = |path: &str, size_bytes| NeededFile {
+            path: path.into(),
+            size_bytes,
+        };
+        let files = [
+            file("/bin/a", 5),
+            file("/bin/a", 6),
+            file("/bin/b", 5),
+            file("/bin/../bin/a", 5),
+        ];
+        let differing = differing_files(rootfs.path(), &files);
+        let expected = ["/bin/a", "/bin/b", "/bin/../bin/a"].map(PathBuf::from);
+        assert_eq!(differing, expected);
+    }
+
+    #[test]
+    fn the_loopback_is_here_and_a_documentation_address_is_not() {
+        let wanted = ["127.0.0.1", "192.0.2.77"].map(|text| text.parse().unwrap());
+        assert_eq!(missing_addresses(None, &wanted), wanted[1..]);
+    }
+}

@@ -1,0 +1,113 @@
+//! The sockets of a container.
+
+use std::collections::{BTreeSet, HashSet};
+use std::net::IpAddr;
+
+use nix::unistd::Pid;
+use procfs::net::{TcpNetEntry, TcpState};
+use procfs::process::Process;
+
+use super::error;
+use crate::migrate::preamble::{CriuChoices, Finding};
+use crate::sys::network::{UnixPeer, unix_peers};
+
+/// What was found.
+#[derive(Debug, Default)]
+pub(super) struct Connections {
+    pub(super) findings: Vec<Finding>,
+    /// The ends here of connections that move along.
+    pub(super) addresses: Vec<IpAddr>,
+}
+
+/// `own` has the inodes of the sockets that the container holds.
+pub(super) fn look(init: Pid, own: &HashSet<u64>, choices: &CriuChoices) -> Connections {
+    let mut found = Connections::default();
+    if own.is_empty() {
+        return found;
+    }
+    let entries = Process::new(init.as_raw()).map(|process| {
+        let (v4, v6) = (process.tcp(), process.tcp6());
+        [v4, v6]
+            .into_iter()
+            .flatten()
+            .flatten()
+            .collect::<Vec<TcpNetEntry>>()
+    });
+    let connected: Vec<TcpNetEntry> = entries
+        .unwrap_or_default()
+        .into_iter()
+        .filter(|entry| own.contains(&entry.inode))
+        .filter(|entry| is_connection(&entry.state))
+        .collect();
+    match (choices.tcp_established, connected.first()) {
+        (true, _) => {
+            let addresses: BTreeSet<IpAddr> = connected
+                .iter()
+                .map(|entry| entry.local_address.ip().to_canonical())
+                .filter(|address| !address.is_loopback())
+                .collect();
+            found.addresses = addresses.into_iter().collect();
+        }
+        (false, Some(first)) => found.findings.push(error(
+            format!(
+                "the container has {} TCP connections, such as {} to {}",
+                connected.len(),
+                first.local_address,
+                first.remote_address
+            ),
+            "use --tcp-established on both hosts to keep them, or close them",
+        )),
+        (false, None) => {}
+    }
+    if !choices.ext_unix_sk {
+        match unix_peers(init) {
+            Ok(peers) => found.findings.extend(external(&peers, own)),
+            // A kernel without CONFIG_UNIX_DIAG: then CRIU fails, too.
+            Err(error) => tracing::debug!("cannot list Unix sockets: {error}"),
+        }
+    }
+    found
+}
+
+/// All that CRIU wants `--tcp-established` for: neither listening nor only remembered by the kernel.
+fn is_connection(state: &TcpState) -> bool {
+    !matches!(
+        state,
+        TcpState::Listen | TcpState::TimeWait | TcpState::Close | TcpState::NewSynRecv
+    )
+}
+
+fn external(peers: &[UnixPeer], own: &HashSet<u64>) -> Option<Finding> {
+    let outside = peers
+        .iter()
+        .filter(|socket| own.contains(&socket.inode.into()))
+        // No inode: its peer waits to be accepted.
+        .filter(|socket| socket.peer != 0 && !own.contains(&socket.peer.into()))
+        .count();
+    (outside > 0).then(|| {
+        error(
+            format!("{outside} Unix sockets of the container are connected to processes outside"),
+            "close them, or use --ext-unix-sk for datagram sockets such as that of a log",
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_peers_outside_count() {
+        let peers = [
+            UnixPeer { inode: 1, peer: 2 },
+            UnixPeer { inode: 2, peer: 1 },
+            UnixPeer { inode: 3, peer: 0 },
+            UnixPeer { inode: 8, peer: 9 },
+        ];
+        let own = HashSet::from([1, 2, 3]);
+        assert_eq!(external(&peers, &own), None);
+        let own = HashSet::from([1, 3]);
+        let finding = external(&peers, &own).unwrap();
+        assert!(finding.what.starts_with("1 Unix"), "{finding}");
+    }
+}
