@@ -46,7 +46,7 @@ pub(super) fn next_data(file: &File, from: u64, size_bytes: u64) -> io::Result<O
 pub(super) enum Part {
     /// So many chunks without data.
     Holes { chunks: u64 },
-    /// One chunk; [`Chunks::bytes`] has its contents.
+    /// One chunk; its contents are in the [`Chunks`] that it came from.
     Chunk { digest: Digest },
 }
 
