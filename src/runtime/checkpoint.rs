@@ -80,10 +80,10 @@ pub fn begin(
         }
     };
     let held = HeldCheckpoint {
+        may_run_on: dump.leave_running || dump.common.lazy_pages,
         container: container.clone(),
         stopped_at: held.notify_mut().stopped_at,
         held: Some(held),
-        leave_running: dump.leave_running,
     };
     if dump.parent_images.is_some() {
         let images = &dump.common.images_dir;
@@ -350,8 +350,9 @@ pub struct HeldCheckpoint {
     container: Container,
     /// Taken by the decision.
     held: Option<criu::HeldDump<Stages>>,
+    /// Whether the tasks may live after a commit: they shall, or a lazy dump fails while its pages are fetched.
+    may_run_on: bool,
     stopped_at: Instant,
-    leave_running: bool,
 }
 
 impl HeldCheckpoint {
@@ -379,7 +380,7 @@ impl HeldCheckpoint {
         let Some(mut held) = self.held.take() else {
             return Ok(());
         };
-        if self.leave_running {
+        if self.may_run_on {
             release_freezer(held.notify_mut());
         }
         held.commit()?;
