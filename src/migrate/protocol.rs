@@ -5,130 +5,25 @@
 //! connection before its payload is read.
 
 use std::fmt;
-use std::str::FromStr;
 
-use serde::de::Error as _;
-use serde::{Deserialize, Deserializer, Serialize, Serializer};
+use serde::{Deserialize, Serialize};
 
-use super::preamble::{Finding, Preamble};
-use crate::image::manifest::Manifest;
+use super::preamble::Preamble;
+
+mod id;
+mod payload;
+
+pub use id::{Bytes32, InvalidHex, MigrationId, hex, unhex};
+pub use payload::{
+    Abort, Answer, Challenge, Commit, Findings, Inquiry, Proof, Ready, Round, RoundVerified,
+    Running, Settled, Shipped, Welcome,
+};
 
 /// The protocol versions that this program speaks, newest first.
 pub const VERSIONS: &[u16] = &[1];
 
 /// The TCP port of a receiver unless `--listen` or `--destination` says otherwise.
 pub const DEFAULT_PORT: u16 = 7260;
-
-/// The name of one migration: 128 random bits, so that two migrations of the same container never meet.
-///
-/// It is a directory name in the image store, so its text form is exactly 32 hexadecimal digits.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
-pub struct MigrationId([u8; 16]);
-
-impl MigrationId {
-    /// An id from random bits.
-    #[must_use]
-    pub const fn new(bits: [u8; 16]) -> Self {
-        Self(bits)
-    }
-
-    /// The bits.
-    #[must_use]
-    pub const fn bits(&self) -> &[u8; 16] {
-        &self.0
-    }
-}
-
-impl fmt::Display for MigrationId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&hex(&self.0))
-    }
-}
-
-impl fmt::Debug for MigrationId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "MigrationId({self})")
-    }
-}
-
-impl FromStr for MigrationId {
-    type Err = InvalidHex;
-
-    fn from_str(text: &str) -> Result<Self, InvalidHex> {
-        unhex(text).map(Self)
-    }
-}
-
-/// A text is not the hexadecimal form of that many bytes.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("not a string of exactly {digits} lower-case hexadecimal digits")]
-pub struct InvalidHex {
-    /// How many digits were expected.
-    pub digits: usize,
-}
-
-/// Bytes that cross the wire and lie in files as hexadecimal digits.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub struct Bytes32(pub [u8; 32]);
-
-impl fmt::Debug for Bytes32 {
-    /// Some of these are secrets: none is ever shown.
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Bytes32(..)")
-    }
-}
-
-macro_rules! serde_as_hex {
-    ($($type:ident),*) => {$(
-        impl Serialize for $type {
-            fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-                serializer.serialize_str(&hex(&self.0))
-            }
-        }
-
-        impl<'de> Deserialize<'de> for $type {
-            fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-                let text = <std::borrow::Cow<'de, str>>::deserialize(deserializer)?;
-                unhex(&text).map(Self).map_err(D::Error::custom)
-            }
-        }
-    )*};
-}
-
-serde_as_hex!(MigrationId, Bytes32);
-
-/// Lower-case hexadecimal digits of `bytes`.
-#[must_use]
-pub fn hex(bytes: &[u8]) -> String {
-    const DIGITS: &[u8; 16] = b"0123456789abcdef";
-    bytes
-        .iter()
-        .flat_map(|byte| [byte >> 4, byte & 15])
-        .map(|digit| char::from(DIGITS[usize::from(digit)]))
-        .collect()
-}
-
-/// The bytes of exactly `2 * N` lower-case hexadecimal digits. One spelling per value: the text is used as a file name.
-///
-/// # Errors
-/// [`InvalidHex`] for any other text.
-pub fn unhex<const N: usize>(text: &str) -> Result<[u8; N], InvalidHex> {
-    let invalid = InvalidHex { digits: 2 * N };
-    let digits = text.as_bytes();
-    if digits.len() != 2 * N {
-        return Err(invalid);
-    }
-    let value = |digit: u8| match digit {
-        b'0'..=b'9' => Ok(digit - b'0'),
-        b'a'..=b'f' => Ok(digit - b'a' + 10),
-        _ => Err(invalid),
-    };
-    let mut bytes = [0; N];
-    for (byte, pair) in bytes.iter_mut().zip(digits.chunks_exact(2)) {
-        *byte = value(pair[0])? << 4 | value(pair[1])?;
-    }
-    Ok(bytes)
-}
 
 /// One of the two ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -392,126 +287,6 @@ payloads!(
     Round,
     RoundVerified
 );
-
-/// Destination to source: prove that you can read my rendezvous file.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Challenge {
-    /// Which receiver this is: the name of its rendezvous file has it.
-    pub receiver: MigrationId,
-}
-
-/// Source to destination: the answer to a [`Challenge`].
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Proof {
-    /// HMAC-SHA256 over what identifies the TLS session, see [`super::rendezvous`].
-    pub mac: Bytes32,
-}
-
-/// Destination to source: the destination's own proof.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Welcome {
-    /// HMAC-SHA256 over what identifies the TLS session, see [`super::rendezvous`].
-    pub mac: Bytes32,
-}
-
-/// Destination to source: everything that speaks against the migration, at once. Without an error it begins.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Findings {
-    /// Errors and warnings.
-    pub findings: Vec<Finding>,
-}
-
-/// Source to destination: a round of the memory is complete in the store; the container runs on.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Round {
-    /// Its number, from 0: the name of its directory. Each round but the first builds on the one before it.
-    pub number: u32,
-    /// What lies in its directory, with digests.
-    pub manifest: Manifest,
-}
-
-/// Destination to source: the round's images are what the source wrote.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct RoundVerified {
-    /// How long the digests took, in microseconds.
-    pub verify_us: u64,
-}
-
-/// Source to destination: the images are complete.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Shipped {
-    /// The number of the last directory of the chain, after those of the rounds.
-    pub number: u32,
-    /// What lies in it, with digests.
-    pub manifest: Manifest,
-}
-
-/// Destination to source: the container is restored here and held; it has not executed an instruction.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Ready {
-    /// How long the digests took, in microseconds.
-    pub verify_us: u64,
-    /// How long the restore took, in microseconds.
-    pub restore_us: u64,
-}
-
-/// Source to destination: the container is yours.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Commit {
-    /// Which migration: a commit for another one is a protocol error.
-    pub migration: MigrationId,
-}
-
-/// Destination to source: the container runs here.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Running {
-    /// From the arrival of the commit to the container's first instruction, in microseconds.
-    pub resume_us: u64,
-}
-
-/// Source to destination: the container is gone here; nobody will ask again.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Settled {
-    /// Which migration.
-    pub migration: MigrationId,
-}
-
-/// Either side, before the commit: this migration ends here and the container goes on at the source.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Abort {
-    /// One line for the operator at the other end.
-    pub reason: String,
-}
-
-/// Source to destination, on a new connection: what became of this migration?
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Inquiry {
-    /// Which migration.
-    pub migration: MigrationId,
-}
-
-/// Destination to source: the answer to an [`Inquiry`].
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase")]
-pub struct Answer {
-    /// Which migration.
-    pub migration: MigrationId,
-    /// What became of it.
-    pub verdict: Verdict,
-}
 
 #[cfg(test)]
 mod tests;

@@ -9,36 +9,35 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use super::address::Destination;
-use super::handshake::connect;
-use super::journal::{Journal, Start};
-use super::preamble::{Finding, Preamble, Severity};
+use super::preamble::{Finding, Preamble};
 use super::precopy::Limits;
-use super::progress::{Progress, bytes, milliseconds};
-use super::protocol::{Commit, Findings, Message, Phase, Running, Settled, Side, Verdict};
-use super::rendezvous::Acquaintance;
-use super::transport::{Channel, Patience, TransportError};
+use super::progress::Progress;
+use super::protocol::{Commit, Message, Phase};
+use super::transport::{Patience, TransportError};
 use super::trust::Trust;
-use super::{Cause, chain, preflight, rendezvous};
 use crate::image::manifest::Manifest;
 use crate::sys::interrupt::Interrupt;
 
 mod copying;
 mod error;
+mod handover;
+mod negotiate;
+mod report;
 mod session;
 mod workload;
 
 pub use copying::PreCopying;
 pub use error::{Failure, SourceError};
+pub use handover::Returned;
+pub use negotiate::preflight;
+pub use report::Report;
 pub use session::ask;
 pub use workload::{Fence, Held, Workload};
 
-use copying::PreCopied;
-use session::{Images, Session, images_path};
+use session::Session;
 
 /// How long a message that needs no work at the other end may take.
 const ANSWER_LIMIT_DUR: Duration = Duration::from_secs(30);
-/// The pause between two questions after a commit without an answer.
-const ASK_AGAIN_DUR: Duration = Duration::from_millis(500);
 
 /// What is to be done.
 #[derive(Debug)]
@@ -61,45 +60,6 @@ pub struct Plan {
     pub freeze_limit_dur: Duration,
     /// How long an unanswered commit is asked about.
     pub settle_limit_dur: Duration,
-}
-
-/// How a migration went.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Report {
-    /// From the container's last instruction here to the arrival of the destination's word that it runs there.
-    pub downtime_dur: Duration,
-    /// From the command to the end.
-    pub total_dur: Duration,
-    /// The downtime that was predicted just before the freeze, by pre-copy.
-    pub predicted_dur: Option<Duration>,
-    /// How many rounds of memory were copied before the freeze.
-    pub rounds: u32,
-    /// The size of their images.
-    pub rounds_bytes: u64,
-    /// The size of the images that were written after the freeze.
-    pub images_bytes: u64,
-}
-
-impl Report {
-    fn summary(&self, plan: &Plan) -> String {
-        let predicted = self.predicted_dur.map_or(String::new(), |predicted_dur| {
-            format!(" (predicted {})", milliseconds(predicted_dur))
-        });
-        let before = match self.rounds {
-            0 => String::new(),
-            rounds => format!(
-                " after {} in {rounds} rounds while it ran",
-                bytes(self.rounds_bytes)
-            ),
-        };
-        format!(
-            "moved to {}: downtime {}{predicted}, total {}, images {}{before}",
-            plan.destination,
-            milliseconds(self.downtime_dur),
-            milliseconds(self.total_dur),
-            bytes(self.images_bytes)
-        )
-    }
 }
 
 /// Moves the container.
@@ -131,62 +91,6 @@ pub fn migrate<W: Workload, O: Write>(
         .fence()?
         .commit()?;
     committing.settle()?.finish()
-}
-
-/// Everything that speaks against the migration, of both ends; nothing is begun.
-///
-/// # Errors
-/// Where the destination cannot be asked.
-pub fn preflight(plan: &Plan, interrupt: Option<&Interrupt>) -> Result<Vec<Finding>, SourceError> {
-    let patience = Patience::default().or_interrupt(interrupt);
-    // Its name is how the destination finds out whether the store is the same.
-    let images = Images::create(&plan.image_path, plan.preamble.migration)?;
-    let (mut channel, _) = meet(plan, &images, patience)?;
-    ask_findings(plan, &mut channel, true, patience)
-}
-
-fn meet(
-    plan: &Plan,
-    images: &Images,
-    patience: Patience,
-) -> Result<(Channel, Acquaintance), SourceError> {
-    Ok(connect(
-        &plan.destination,
-        &plan.trust,
-        |receiver| {
-            rendezvous::find(
-                &plan.image_path,
-                &plan.preamble.container,
-                receiver,
-                images.owner,
-            )
-            .map(|left| left.acquaintance(*receiver, &plan.trust))
-        },
-        patience.at_most(ANSWER_LIMIT_DUR),
-    )?)
-}
-
-/// This end's findings, then the destination's.
-fn ask_findings(
-    plan: &Plan,
-    channel: &mut Channel,
-    asks_only: bool,
-    patience: Patience,
-) -> Result<Vec<Finding>, SourceError> {
-    let patience = patience.at_most(ANSWER_LIMIT_DUR);
-    let preamble = Preamble {
-        clock_ms: Some(preflight::clock_ms()),
-        asks_only,
-        ..plan.preamble.clone()
-    };
-    channel.send(&Message::Preamble(Box::new(preamble)), patience)?;
-    let answer: Findings = channel.expect(patience)?;
-    let own = plan.findings.iter().cloned();
-    Ok(own.chain(answer.findings).collect())
-}
-
-fn speaks_against(finding: &Finding) -> bool {
-    finding.severity == Severity::Error
 }
 
 /// Both ends agreed; the container runs.
@@ -236,104 +140,11 @@ pub struct Committing<'a, F, O> {
     sent: Result<(), TransportError>,
 }
 
-/// The destination's word that it will never run the container.
-#[derive(Debug)]
-pub struct Returned(());
-
 /// The container runs at the destination.
 #[derive(Debug)]
 pub struct HandedOff<'a, F, O> {
     fenced: Fenced<'a, F, O>,
     downtime_dur: Duration,
-}
-
-impl<'a, W: Workload, O: Write> Negotiated<'a, W, O> {
-    fn negotiate(
-        plan: &'a Plan,
-        workload: W,
-        progress: &'a mut Progress<O>,
-        interrupt: Option<&'a Interrupt>,
-    ) -> Result<Self, SourceError> {
-        let patience = Patience {
-            deadline: None,
-            interrupt,
-        };
-        let began = Instant::now();
-        let preamble = &plan.preamble;
-        // Before anything is made in the store: who is killed now leaves a record of it.
-        let mut journal = Journal::begin(
-            &plan.root,
-            Start {
-                migration: preamble.migration,
-                container: preamble.container.clone(),
-                side: Side::Source,
-                peer: plan.destination.to_string(),
-                images: images_path(&plan.image_path, preamble.migration),
-                acquaintance: None,
-            },
-        )?;
-        let met = Self::meet(plan, progress, patience).and_then(|met| {
-            journal.acquaint(met.2, plan.trust.files())?;
-            Ok(met)
-        });
-        match met {
-            Ok((images, channel, acquaintance)) => {
-                progress.lap("negotiate", began);
-                Ok(Self {
-                    session: Session {
-                        plan,
-                        channel,
-                        acquaintance,
-                        journal,
-                        images,
-                        progress,
-                        patience,
-                        pre_copied: PreCopied::default(),
-                    },
-                    workload,
-                })
-            }
-            Err(error) => {
-                if let Err(error) = journal.roll_back(&chain(&error)) {
-                    tracing::warn!("{}", chain(&error));
-                }
-                Err(error)
-            }
-        }
-    }
-
-    fn meet(
-        plan: &Plan,
-        progress: &mut Progress<O>,
-        patience: Patience,
-    ) -> Result<(Images, Channel, Acquaintance), SourceError> {
-        let images = Images::create(&plan.image_path, plan.preamble.migration)?;
-        let (mut channel, acquaintance) = meet(plan, &images, patience)?;
-        Self::agree(plan, &mut channel, progress, patience)
-            .inspect_err(|error| channel.abort(&chain(error)))?;
-        Ok((images, channel, acquaintance))
-    }
-
-    fn agree(
-        plan: &Plan,
-        channel: &mut Channel,
-        progress: &mut Progress<O>,
-        patience: Patience,
-    ) -> Result<(), SourceError> {
-        // With an error of this end the destination is only asked for its own, so that all are known, and goes on waiting.
-        let asks_only = plan.findings.iter().any(speaks_against);
-        let findings = ask_findings(plan, channel, asks_only, patience)?;
-        let (errors, warnings): (Vec<Finding>, Vec<Finding>) =
-            findings.into_iter().partition(speaks_against);
-        for finding in &warnings {
-            progress.say(&format!("warning: {finding}"));
-        }
-        if errors.is_empty() {
-            Ok(())
-        } else {
-            Err(SourceError::Refused { findings: errors })
-        }
-    }
 }
 
 impl<'a, H: Held, O: Write, S> Stopped<'a, H, O, S> {
@@ -453,129 +264,5 @@ impl<'a, F: Fence, O: Write> Fenced<'a, F, O> {
             .channel
             .send(&commit, Patience::within(ANSWER_LIMIT_DUR));
         Ok(Committing { fenced: self, sent })
-    }
-}
-
-impl<'a, F: Fence, O: Write> Committing<'a, F, O> {
-    /// Waits for the destination's word, asking again when the connection is lost.
-    ///
-    /// # Errors
-    /// [`Failure::NotSettled`] when there is none in time, [`Failure::RunsOn`] when the destination gives the container back.
-    pub fn settle(mut self) -> Result<HandedOff<'a, F, O>, Failure> {
-        let deadline = Instant::now() + self.fenced.session.plan.settle_limit_dur;
-        let began = Instant::now();
-        let mut last = match self.first_answer() {
-            Ok(()) => return Ok(self.handed_off(began)),
-            // Only a destination that has not committed, and therefore never will, aborts.
-            Err(error @ TransportError::Aborted { .. }) => {
-                return Err(self.returned(Returned(()), error.into()));
-            }
-            Err(error) => error,
-        };
-        self.fenced.session.progress.say(&format!(
-            "the commit was not answered ({}); asking again",
-            chain(&last)
-        ));
-        let mut signalled = false;
-        while Instant::now() < deadline {
-            if !signalled && let Err(error) = self.fenced.session.patience.check() {
-                signalled = true;
-                self.fenced.session.progress.say(&format!(
-                    "not {error}: the container was given away, and where it runs must be settled"
-                ));
-            }
-            match self.fenced.session.ask() {
-                Ok(Verdict::Running) => return Ok(self.handed_off(began)),
-                Ok(Verdict::RolledBack) => {
-                    return Err(self.returned(Returned(()), SourceError::Returned));
-                }
-                // It has the container and works on it, or is not the receiver that would know.
-                Ok(Verdict::Committed | Verdict::Unknown) => {}
-                Err(error) => last = error,
-            }
-            std::thread::sleep(ASK_AGAIN_DUR);
-        }
-        let session = &self.fenced.session;
-        let failure = Failure::NotSettled {
-            container: session.plan.preamble.container.clone(),
-            peer: session.plan.destination.to_string(),
-            source: Box::new(last.into()),
-        };
-        self.fenced.fenced.leave();
-        Err(failure)
-    }
-
-    fn first_answer(&mut self) -> Result<(), TransportError> {
-        std::mem::replace(&mut self.sent, Ok(()))?;
-        let session = &mut self.fenced.session;
-        session
-            .channel
-            .expect::<Running>(Patience::within(ANSWER_LIMIT_DUR))
-            .map(drop)
-    }
-
-    fn handed_off(self, began: Instant) -> HandedOff<'a, F, O> {
-        let downtime_dur = self.fenced.stopped_at.elapsed();
-        let fenced = self.fenced;
-        fenced.session.progress.lap("commit", began);
-        HandedOff {
-            fenced,
-            downtime_dur,
-        }
-    }
-
-    /// The one way back: the destination has said that it will never run the container.
-    fn returned(self, _proof: Returned, cause: SourceError) -> Failure {
-        let mut fenced = self.fenced;
-        fenced.session.images.keep = false;
-        fenced.roll_back(cause)
-    }
-}
-
-impl<F: Fence, O: Write> HandedOff<'_, F, O> {
-    /// Removes the container from this host and tells the destination.
-    ///
-    /// # Errors
-    /// [`Failure::Remains`].
-    pub fn finish(self) -> Result<Report, Failure> {
-        let Fenced {
-            mut session,
-            fenced,
-            images_bytes,
-            ..
-        } = self.fenced;
-        let began = Instant::now();
-        let plan = session.plan;
-        let recorded = session.journal.enter(Phase::Committed);
-        let finished = fenced.finish();
-        session.images.keep = false;
-        let settled = Message::Settled(Settled {
-            migration: plan.preamble.migration,
-        });
-        // The destination stops waiting for it after a while.
-        let _ = session
-            .channel
-            .send(&settled, Patience::within(ANSWER_LIMIT_DUR));
-        let remains = |source: Cause| Failure::Remains {
-            container: plan.preamble.container.clone(),
-            peer: plan.destination.to_string(),
-            source,
-        };
-        finished.map_err(remains)?;
-        recorded
-            .and_then(|()| session.journal.keep(&plan.root))
-            .map_err(|error| remains(error.into()))?;
-        drop(session.images);
-        session.progress.lap("clean up", began);
-        let report = Report {
-            downtime_dur: self.downtime_dur,
-            total_dur: session.progress.total_dur(),
-            predicted_dur: session.pre_copied.predicted_dur,
-            rounds: session.pre_copied.rounds,
-            rounds_bytes: session.pre_copied.images_bytes,
-            images_bytes,
-        };
-        session.progress.say(&report.summary(plan));
-        Ok(report)
     }
 }

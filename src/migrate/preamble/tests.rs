@@ -1,3 +1,4 @@
+use super::judge::release_series;
 use super::*;
 
 fn facts() -> Facts {

@@ -1,0 +1,210 @@
+//! The command line.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::mode::ModeArgs;
+use crate::cli::{Globals, absolute};
+use crate::migrate::address::Destination;
+use crate::migrate::journal::make_work_dir;
+use crate::migrate::preamble::CriuChoices;
+use crate::migrate::trust::{TlsFiles, Trust, TrustSettings};
+
+/// Move a running container to another host
+///
+/// On the destination, `rcm live-migrate ID --image-path=DIR` waits for the container; on the source, the same with `--destination=HOST` sends
+/// it. DIR is a directory that both hosts share. The container goes on at the destination from the instruction at which it was stopped; on
+/// any failure it runs on at the source.
+///
+/// Exit status: 0 the container was moved; 1 it was not, and runs on at the source; 2 wrong usage; 3 it is not settled where it runs, and the
+/// message names the command that settles it. A receiver without --detach stays as the container's parent and exits with its status.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The name of the container, the same on both hosts
+    #[arg(value_name = "CONTAINER-ID")]
+    pub id: String,
+    /// The image store: a directory that both hosts share
+    #[arg(long, value_name = "DIR", required_unless_present_any = ["status", "resolve"])]
+    pub image_path: Option<PathBuf>,
+    /// Send the container to the receiver at HOST; the default port is 7260
+    #[arg(long, value_name = "HOST[:PORT]")]
+    pub destination: Option<Destination>,
+    /// How long the container may stand still before it is let go again, such as 90s or 5m
+    #[arg(long, value_name = "TIME", default_value = "5m", value_parser = parse_time)]
+    pub timeout: Duration,
+    /// Say how the last migration of the container went
+    #[arg(long, conflicts_with_all = ["destination", "resolve"])]
+    pub status: bool,
+    /// Finish or roll back a migration that was left open
+    #[arg(long, conflicts_with_all = ["destination"])]
+    pub resolve: bool,
+    #[command(flatten)]
+    pub mode: ModeArgs,
+    #[command(flatten)]
+    pub receiver: ReceiverArgs,
+    #[command(flatten)]
+    pub trust: TrustArgs,
+    #[command(flatten)]
+    pub criu: CriuArgs,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Receiver")]
+#[group(id = "receiver-flags", multiple = true, conflicts_with_all = ["destination", "status", "resolve"])]
+pub struct ReceiverArgs {
+    /// Wait for the container; the default without --destination
+    #[arg(long)]
+    pub receiver: bool,
+    /// Where to listen [default: port 7260 of every address]
+    #[arg(long, value_name = "ADDR:PORT")]
+    pub listen: Option<SocketAddr>,
+    /// The bundle here [default: the path that it has at the source]
+    #[arg(long, short, value_name = "DIR")]
+    pub bundle: Option<PathBuf>,
+    /// Exit when the container runs here
+    #[arg(long, short)]
+    pub detach: bool,
+    /// Write the container's process id to FILE
+    #[arg(long, value_name = "FILE")]
+    pub pid_file: Option<PathBuf>,
+    /// The container's cgroup is PATH/ID, whatever its config says
+    #[arg(long, value_name = "PATH")]
+    pub cgroup_parent: Option<PathBuf>,
+    /// The Unix socket that gets the container's terminal
+    #[arg(long, value_name = "PATH")]
+    pub console_socket: Option<PathBuf>,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Trust, the same at both ends")]
+#[group(id = "trust-flags", multiple = true, conflicts_with_all = ["status", "resolve"])]
+pub struct TrustArgs {
+    /// A secret of at least 32 bytes that both ends must know too
+    #[arg(long, value_name = "FILE")]
+    pub token_file: Option<PathBuf>,
+    /// The authorities that must vouch for the other end, in PEM format
+    #[arg(long, value_name = "FILE", requires = "tls_cert", requires = "tls_key")]
+    pub tls_ca: Option<PathBuf>,
+    /// This end's certificate; a receiver's is for the name or address that --destination has
+    #[arg(long, value_name = "FILE", requires = "tls_ca", requires = "tls_key")]
+    pub tls_cert: Option<PathBuf>,
+    /// The private key of that certificate
+    #[arg(long, value_name = "FILE", requires = "tls_ca", requires = "tls_cert")]
+    pub tls_key: Option<PathBuf>,
+}
+
+impl TrustArgs {
+    pub fn trust(&self) -> anyhow::Result<Trust> {
+        let path = |path: &Option<PathBuf>| path.clone().map(absolute);
+        let tls = path(&self.tls_ca)
+            .zip(path(&self.tls_cert))
+            .zip(path(&self.tls_key));
+        Ok(Trust::of(&TrustSettings {
+            token_file: path(&self.token_file),
+            tls: tls.map(|((authorities, certificate), key)| TlsFiles {
+                authorities,
+                certificate,
+                key,
+            }),
+        })?)
+    }
+}
+
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "CRIU")]
+pub struct CriuArgs {
+    /// Where CRIU writes its logs
+    #[arg(long, value_name = "DIR")]
+    pub work_path: Option<PathBuf>,
+    /// Keep established TCP connections
+    #[arg(long)]
+    pub tcp_established: bool,
+    /// Accept Unix sockets that lead out of the container
+    #[arg(long)]
+    pub ext_unix_sk: bool,
+    /// Accept a terminal or session of the host
+    #[arg(long)]
+    pub shell_job: bool,
+    /// Keep file locks
+    #[arg(long)]
+    pub file_locks: bool,
+    /// Give deleted but open files a temporary name
+    #[arg(long)]
+    pub link_remap: bool,
+    /// How control groups are treated
+    #[arg(long, value_name = "MODE", value_parser = ["soft", "full", "strict", "ignore"])]
+    pub manage_cgroups_mode: Option<String>,
+    /// A namespace that is created, but whose contents are not restored
+    #[arg(long, value_name = "NAMESPACE", value_parser = ["network"])]
+    pub empty_ns: Vec<String>,
+}
+
+impl CriuArgs {
+    pub fn choices(&self) -> CriuChoices {
+        CriuChoices {
+            tcp_established: self.tcp_established,
+            ext_unix_sk: self.ext_unix_sk,
+            shell_job: self.shell_job,
+            file_locks: self.file_locks,
+            link_remap: self.link_remap,
+            manage_cgroups_mode: self.manage_cgroups_mode.clone().unwrap_or_default(),
+            empty_ns: self.empty_ns.clone(),
+        }
+    }
+
+    pub fn work_path(&self, globals: &Globals, id: &str) -> anyhow::Result<PathBuf> {
+        Ok(match &self.work_path {
+            Some(path) => absolute(path.clone()),
+            None => make_work_dir(&globals.root, id)?,
+        })
+    }
+}
+
+/// "90s", "5m", "1h", "300ms", or a number of seconds.
+pub fn parse_time(text: &str) -> Result<Duration, String> {
+    let digits = text
+        .find(|c: char| !c.is_ascii_digit())
+        .unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let milliseconds = match unit {
+        "ms" => 1,
+        "" | "s" => 1000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        _ => return Err("not a time such as 90s or 5m".into()),
+    };
+    number
+        .parse::<u64>()
+        .ok()
+        .and_then(|number| number.checked_mul(milliseconds))
+        .filter(|&total| total > 0)
+        .map(Duration::from_millis)
+        .ok_or_else(|| "not a time such as 90s or 5m".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times() {
+        assert_eq!(parse_time("300ms"), Ok(Duration::from_millis(300)));
+        assert_eq!(parse_time("90"), Ok(Duration::from_secs(90)));
+        assert_eq!(parse_time("90s"), Ok(Duration::from_secs(90)));
+        assert_eq!(parse_time("5m"), Ok(Duration::from_secs(300)));
+        assert_eq!(parse_time("1h"), Ok(Duration::from_secs(3600)));
+        for bad in [
+            "",
+            "s",
+            "0",
+            "-1s",
+            "1.5s",
+            "5 m",
+            "1d",
+            "99999999999999999999s",
+        ] {
+            assert!(parse_time(bad).is_err(), "{bad}");
+        }
+    }
+}

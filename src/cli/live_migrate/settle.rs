@@ -1,0 +1,78 @@
+//! `--status` and `--resolve`.
+
+use anyhow::bail;
+
+use crate::cli::Globals;
+use crate::migrate::journal::{self, JournalRecord, Lock};
+use crate::migrate::protocol::{Phase, Side};
+use crate::migrate::resolve::{Resolution, resolve};
+use crate::runtime::Container;
+
+pub fn status(globals: &Globals, id: &str) -> anyhow::Result<i32> {
+    let Some(record) = journal::read(&globals.root, id)? else {
+        bail!("no migration of container {id:?} is known on this host");
+    };
+    println!("{}", describe(&record));
+    let running = Container::load(&globals.root, id).map(|container| container.status());
+    if let Ok(status) = running {
+        println!("container {id} is {status} here");
+    }
+    Ok(0)
+}
+
+fn describe(record: &JournalRecord) -> String {
+    let JournalRecord {
+        container,
+        peer,
+        updated,
+        migration,
+        ..
+    } = record;
+    let at = updated.format("%Y-%m-%dT%H:%M:%SZ");
+    let how = match (record.side, record.phase) {
+        (Side::Source, Phase::Done) => format!("moved to {peer} at {at}"),
+        (Side::Destination, Phase::Done) => format!("came from {peer} at {at}"),
+        (Side::Source, Phase::RolledBack) => {
+            format!("was not moved to {peer} and stayed here at {at}")
+        }
+        (Side::Destination, Phase::RolledBack) => format!("did not come from {peer} at {at}"),
+        (_, phase) if record.is_driven() => {
+            format!("is being migrated ({peer}): {phase} since {at}")
+        }
+        (Side::Source, phase) if phase.may_roll_back() => {
+            format!(
+                "was left in the middle of a migration to {peer} ({phase} since {at}); --resolve rolls it back"
+            )
+        }
+        (_, phase) => format!("is not settled ({peer}, {phase} since {at}); --resolve settles it"),
+    };
+    let reason = record
+        .reason
+        .as_ref()
+        .map(|reason| format!(": {reason}"))
+        .unwrap_or_default();
+    format!("container {container} {how}{reason} (migration {migration})")
+}
+
+/// As for a migration: 0 moved, 1 the container is the source's, 3 still open.
+pub fn settle(globals: &Globals, id: &str) -> anyhow::Result<i32> {
+    let lock = Lock::take(&globals.root, id)?;
+    let (text, status) = match resolve(&globals.root, id, &lock)? {
+        Resolution::Moved { peer } => (format!("container {id} runs at {peer}"), 0),
+        Resolution::Arrived { peer } => (
+            format!("container {id} came from {peer} and is this host's"),
+            0,
+        ),
+        Resolution::RolledBack { side: Side::Source } => {
+            (format!("container {id} was not moved and runs on here"), 1)
+        }
+        Resolution::RolledBack {
+            side: Side::Destination,
+        } => (
+            format!("container {id} did not come here; it is the source's"),
+            1,
+        ),
+    };
+    println!("{text}");
+    Ok(status)
+}

@@ -1,0 +1,150 @@
+//! From the first guest to the agreement of both ends; nothing is stopped yet.
+
+use std::io::Write;
+
+use super::session::Session;
+use super::settlement::answer;
+use super::{ANSWER_LIMIT_DUR, Host, Prepared, Receiving, Result, Setup};
+use crate::migrate::chain;
+use crate::migrate::journal::{Journal, Start};
+use crate::migrate::lobby::Lobby;
+use crate::migrate::preamble::{Finding, Preamble, Severity, judge};
+use crate::migrate::progress::Progress;
+use crate::migrate::protocol::{Findings, Kind, Message, Side, Verdict};
+use crate::migrate::rendezvous::Rendezvous;
+use crate::migrate::transport::{Channel, Patience, TransportError};
+use crate::sys::interrupt::Interrupt;
+
+impl<H: Host> Prepared<H> {
+    /// A receiver whose secret is in the store and whose port is open.
+    #[must_use]
+    pub fn new(setup: Setup, host: H, rendezvous: Rendezvous, lobby: Lobby) -> Self {
+        Self {
+            setup,
+            host,
+            lobby,
+            rendezvous,
+        }
+    }
+
+    /// Waits for a source with which nothing speaks against the migration. One that is refused may come again.
+    ///
+    /// # Errors
+    /// [`TransportError::Interrupted`], errors of the journal.
+    pub fn agree<O: Write>(
+        mut self,
+        progress: &mut Progress<O>,
+        interrupt: Option<&Interrupt>,
+    ) -> Result<Receiving<H>> {
+        let patience = Patience::default().or_interrupt(interrupt);
+        loop {
+            let mut channel = self.lobby.admit(patience)?;
+            let asked = channel.receive(
+                &[Kind::Preamble, Kind::Inquiry],
+                patience.at_most(ANSWER_LIMIT_DUR),
+            );
+            let preamble = match asked {
+                Ok(Message::Preamble(preamble)) => *preamble,
+                Ok(Message::Inquiry(inquiry)) => {
+                    // Whoever has the secret of this receiver asks about a migration that it has not seen.
+                    answer(&mut channel, inquiry.migration, Verdict::Unknown);
+                    continue;
+                }
+                Err(error @ TransportError::Interrupted { .. }) => return Err(error.into()),
+                Ok(_) => continue,
+                Err(error) => {
+                    progress.say(&chain(&error));
+                    continue;
+                }
+            };
+            match self.answer_preamble(&mut channel, &preamble, progress, patience) {
+                Ok(true) => return self.begin(channel, preamble, progress),
+                Ok(false) => {}
+                Err(error @ TransportError::Interrupted { .. }) => return Err(error.into()),
+                Err(error) => progress.say(&chain(&error)),
+            }
+        }
+    }
+
+    /// Returns whether the migration may begin.
+    fn answer_preamble<O: Write>(
+        &self,
+        channel: &mut Channel,
+        preamble: &Preamble,
+        progress: &mut Progress<O>,
+        patience: Patience,
+    ) -> Result<bool, TransportError> {
+        let findings = judge(preamble, &self.host.facts(), &self.host.inspect(preamble));
+        for finding in &findings {
+            progress.say(&format!("{}: {finding}", weight(finding)));
+        }
+        let refused = findings
+            .iter()
+            .any(|finding| finding.severity == Severity::Error);
+        channel.send(
+            &Message::Findings(Findings { findings }),
+            patience.at_most(ANSWER_LIMIT_DUR),
+        )?;
+        if preamble.asks_only {
+            progress.say(&format!(
+                "{} only asked; waiting for the container",
+                channel.peer()
+            ));
+        } else if refused {
+            progress.say(&format!(
+                "refused {}; waiting for the next attempt",
+                channel.peer()
+            ));
+        }
+        Ok(!refused && !preamble.asks_only)
+    }
+
+    fn begin<O: Write>(
+        self,
+        channel: Channel,
+        preamble: Preamble,
+        progress: &mut Progress<O>,
+    ) -> Result<Receiving<H>> {
+        progress.say(&format!("coming from {}", channel.peer()));
+        let images = self.setup.image_path.join(preamble.migration.to_string());
+        let journal = Journal::begin(
+            &self.setup.root,
+            Start {
+                migration: preamble.migration,
+                container: self.setup.container.clone(),
+                side: Side::Destination,
+                peer: channel.peer().to_owned(),
+                images: images.clone(),
+                acquaintance: Some(self.rendezvous.acquaintance()),
+            },
+        );
+        let (journal, channel) = match journal {
+            Ok(journal) => (journal, channel),
+            Err(error) => {
+                let mut channel = channel;
+                channel.abort(&chain(&error));
+                return Err(error.into());
+            }
+        };
+        Ok(Receiving {
+            session: Session {
+                setup: self.setup,
+                host: self.host,
+                lobby: self.lobby,
+                channel,
+                journal,
+                preamble,
+                images,
+                rounds: 0,
+                _rendezvous: self.rendezvous,
+            },
+        })
+    }
+}
+
+fn weight(finding: &Finding) -> &'static str {
+    match finding.severity {
+        Severity::Error => "error",
+        Severity::Warning => "warning",
+    }
+}

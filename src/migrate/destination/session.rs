@@ -1,0 +1,151 @@
+//! What the states of a destination before the commit carry.
+
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use super::{ANSWER_LIMIT_DUR, DestinationError, Host, Result, Settlement, Setup};
+use crate::image::manifest::Manifest;
+use crate::image::rounds;
+use crate::migrate::journal::Journal;
+use crate::migrate::lobby::Lobby;
+use crate::migrate::preamble::Preamble;
+use crate::migrate::protocol::{Commit, Kind, Message, Phase, RoundVerified, Verdict};
+use crate::migrate::rendezvous::Rendezvous;
+use crate::migrate::transport::{Channel, Patience, TransportError};
+use crate::migrate::{Cause, chain};
+use crate::sys::interrupt::Interrupt;
+
+/// What the states before the commit carry.
+#[derive(Debug)]
+pub(super) struct Session<H> {
+    pub(super) setup: Setup,
+    pub(super) host: H,
+    pub(super) lobby: Lobby,
+    pub(super) channel: Channel,
+    pub(super) journal: Journal,
+    pub(super) preamble: Preamble,
+    /// The migration's directory in the store.
+    pub(super) images: PathBuf,
+    /// How many rounds of pre-copy are here and verified.
+    pub(super) rounds: u32,
+    /// Keeps the secret's file until the migration has ended, for a source that asks again.
+    pub(super) _rendezvous: Rendezvous,
+}
+
+pub(super) fn micros(dur: Duration) -> u64 {
+    u64::try_from(dur.as_micros()).unwrap_or(u64::MAX)
+}
+
+impl<H: Host> Session<H> {
+    pub(super) fn patience<'a>(&self, interrupt: Option<&'a Interrupt>) -> Patience<'a> {
+        Patience::within(self.setup.limit_dur).or_interrupt(interrupt)
+    }
+
+    /// The images of the final dump.
+    pub(super) fn dump(&self) -> PathBuf {
+        rounds::directory(&self.images, self.rounds)
+    }
+
+    pub(super) fn verify(&mut self, patience: Patience) -> Result<Duration> {
+        loop {
+            match self
+                .channel
+                .receive(&[Kind::Round, Kind::Shipped], patience)?
+            {
+                Message::Round(round) => {
+                    let verify_dur = self.verify_images(round.number, &round.manifest)?;
+                    self.rounds += 1;
+                    let verified = Message::RoundVerified(RoundVerified {
+                        verify_us: micros(verify_dur),
+                    });
+                    self.channel
+                        .send(&verified, patience.at_most(ANSWER_LIMIT_DUR))?;
+                }
+                Message::Shipped(shipped) => {
+                    let verify_dur = self.verify_images(shipped.number, &shipped.manifest)?;
+                    self.journal.enter(Phase::Shipped)?;
+                    patience.check()?;
+                    return Ok(verify_dur);
+                }
+                _ => unreachable!("only rounds and shipped were allowed"),
+            }
+        }
+    }
+
+    /// Compares the next images of the chain with what the source wrote.
+    pub(super) fn verify_images(&self, number: u32, manifest: &Manifest) -> Result<Duration> {
+        if number != self.rounds {
+            return Err(DestinationError::WrongRound {
+                number,
+                expected: self.rounds,
+            });
+        }
+        let began = Instant::now();
+        rounds::check_link(&self.images, number)
+            .map_err(|source| DestinationError::Chain { source })?;
+        manifest
+            .verify(&rounds::directory(&self.images, number))
+            .map_err(|source| DestinationError::Images { source })?;
+        Ok(began.elapsed())
+    }
+
+    /// Returns when the commit came. It is in the journal then.
+    pub(super) fn await_commit(&mut self, patience: Patience) -> Result<Instant> {
+        let commit: Commit = self.channel.expect(patience)?;
+        let committed_at = Instant::now();
+        if commit.migration != self.preamble.migration {
+            return Err(DestinationError::WrongMigration {
+                migration: commit.migration,
+            });
+        }
+        self.journal.enter(Phase::Committed)?;
+        Ok(committed_at)
+    }
+
+    /// The source's reason, if it has ended the migration meanwhile: it removes the images then, and that they are missing explains nothing.
+    pub(super) fn was_aborted(&mut self) -> Option<DestinationError> {
+        let now = Patience::within(Duration::ZERO);
+        match self.channel.receive(&[], now) {
+            Err(error @ TransportError::Aborted { .. }) => Some(error.into()),
+            _ => None,
+        }
+    }
+
+    /// Ends the migration: destroys what was restored and tells the source.
+    pub(super) fn give_up(
+        self,
+        error: DestinationError,
+        discard: impl FnOnce() -> Result<(), Cause>,
+    ) -> DestinationError {
+        self.give_up_but_answer(error, discard).0
+    }
+
+    pub(super) fn give_up_but_answer(
+        mut self,
+        error: DestinationError,
+        discard: impl FnOnce() -> Result<(), Cause>,
+    ) -> (DestinationError, Settlement) {
+        let reason = chain(&error);
+        // Destroyed first: "rolled back" must be true when it is said.
+        if let Err(error) = discard() {
+            tracing::warn!("{}", chain(&*error));
+        }
+        let recorded = self.journal.roll_back(&reason);
+        if let Err(error) = &recorded {
+            tracing::warn!("{}", chain(error));
+        }
+        self.channel.abort(&reason);
+        (error, self.settlement(Verdict::RolledBack))
+    }
+
+    pub(super) fn settlement(self, verdict: Verdict) -> Settlement {
+        Settlement {
+            lobby: self.lobby,
+            channel: Some(self.channel),
+            images: self.images,
+            migration: self.preamble.migration,
+            verdict,
+            _rendezvous: self._rendezvous,
+        }
+    }
+}

@@ -1,0 +1,140 @@
+//! After the commit: whose is the container?
+
+use std::io::Write;
+use std::time::{Duration, Instant};
+
+use super::{ANSWER_LIMIT_DUR, Committing, Failure, Fence, Fenced, HandedOff, Report, SourceError};
+use crate::migrate::protocol::{Message, Phase, Running, Settled, Verdict};
+use crate::migrate::transport::{Patience, TransportError};
+use crate::migrate::{Cause, chain};
+
+/// The pause between two questions after a commit without an answer.
+const ASK_AGAIN_DUR: Duration = Duration::from_millis(500);
+
+/// The destination's word that it will never run the container.
+#[derive(Debug)]
+pub struct Returned(());
+
+impl<'a, F: Fence, O: Write> Committing<'a, F, O> {
+    /// Waits for the destination's word, asking again when the connection is lost.
+    ///
+    /// # Errors
+    /// [`Failure::NotSettled`] when there is none in time, [`Failure::RunsOn`] when the destination gives the container back.
+    pub fn settle(mut self) -> Result<HandedOff<'a, F, O>, Failure> {
+        let deadline = Instant::now() + self.fenced.session.plan.settle_limit_dur;
+        let began = Instant::now();
+        let mut last = match self.first_answer() {
+            Ok(()) => return Ok(self.handed_off(began)),
+            // Only a destination that has not committed, and therefore never will, aborts.
+            Err(error @ TransportError::Aborted { .. }) => {
+                return Err(self.returned(Returned(()), error.into()));
+            }
+            Err(error) => error,
+        };
+        self.fenced.session.progress.say(&format!(
+            "the commit was not answered ({}); asking again",
+            chain(&last)
+        ));
+        let mut signalled = false;
+        while Instant::now() < deadline {
+            if !signalled && let Err(error) = self.fenced.session.patience.check() {
+                signalled = true;
+                self.fenced.session.progress.say(&format!(
+                    "not {error}: the container was given away, and where it runs must be settled"
+                ));
+            }
+            match self.fenced.session.ask() {
+                Ok(Verdict::Running) => return Ok(self.handed_off(began)),
+                Ok(Verdict::RolledBack) => {
+                    return Err(self.returned(Returned(()), SourceError::Returned));
+                }
+                // It has the container and works on it, or is not the receiver that would know.
+                Ok(Verdict::Committed | Verdict::Unknown) => {}
+                Err(error) => last = error,
+            }
+            std::thread::sleep(ASK_AGAIN_DUR);
+        }
+        let session = &self.fenced.session;
+        let failure = Failure::NotSettled {
+            container: session.plan.preamble.container.clone(),
+            peer: session.plan.destination.to_string(),
+            source: Box::new(last.into()),
+        };
+        self.fenced.fenced.leave();
+        Err(failure)
+    }
+
+    fn first_answer(&mut self) -> Result<(), TransportError> {
+        std::mem::replace(&mut self.sent, Ok(()))?;
+        let session = &mut self.fenced.session;
+        session
+            .channel
+            .expect::<Running>(Patience::within(ANSWER_LIMIT_DUR))
+            .map(drop)
+    }
+
+    fn handed_off(self, began: Instant) -> HandedOff<'a, F, O> {
+        let downtime_dur = self.fenced.stopped_at.elapsed();
+        let fenced = self.fenced;
+        fenced.session.progress.lap("commit", began);
+        HandedOff {
+            fenced,
+            downtime_dur,
+        }
+    }
+
+    /// The one way back: the destination has said that it will never run the container.
+    fn returned(self, _proof: Returned, cause: SourceError) -> Failure {
+        let mut fenced = self.fenced;
+        fenced.session.images.keep = false;
+        fenced.roll_back(cause)
+    }
+}
+
+impl<F: Fence, O: Write> HandedOff<'_, F, O> {
+    /// Removes the container from this host and tells the destination.
+    ///
+    /// # Errors
+    /// [`Failure::Remains`].
+    pub fn finish(self) -> Result<Report, Failure> {
+        let Fenced {
+            mut session,
+            fenced,
+            images_bytes,
+            ..
+        } = self.fenced;
+        let began = Instant::now();
+        let plan = session.plan;
+        let recorded = session.journal.enter(Phase::Committed);
+        let finished = fenced.finish();
+        session.images.keep = false;
+        let settled = Message::Settled(Settled {
+            migration: plan.preamble.migration,
+        });
+        // The destination stops waiting for it after a while.
+        let _ = session
+            .channel
+            .send(&settled, Patience::within(ANSWER_LIMIT_DUR));
+        let remains = |source: Cause| Failure::Remains {
+            container: plan.preamble.container.clone(),
+            peer: plan.destination.to_string(),
+            source,
+        };
+        finished.map_err(remains)?;
+        recorded
+            .and_then(|()| session.journal.keep(&plan.root))
+            .map_err(|error| remains(error.into()))?;
+        drop(session.images);
+        session.progress.lap("clean up", began);
+        let report = Report {
+            downtime_dur: self.downtime_dur,
+            total_dur: session.progress.total_dur(),
+            predicted_dur: session.pre_copied.predicted_dur,
+            rounds: session.pre_copied.rounds,
+            rounds_bytes: session.pre_copied.images_bytes,
+            images_bytes,
+        };
+        session.progress.say(&report.summary(plan));
+        Ok(report)
+    }
+}
