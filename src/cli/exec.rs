@@ -1,8 +1,9 @@
 use std::path::PathBuf;
 
-use anyhow::{Context, anyhow, bail, ensure};
+use anyhow::{Context, anyhow, ensure};
 use oci_spec::runtime::Process;
 
+use crate::runtime::cgroup::SubCgroups;
 use crate::runtime::exec::{self, ExecRequest};
 use crate::runtime::foreground::Foreground;
 use crate::runtime::{Container, spec};
@@ -57,8 +58,8 @@ pub struct Args {
     /// Pass N additional file descriptors to the container (stdio + $LISTEN_FDS + N in total)
     #[arg(long, value_name = "N", default_value_t = 0)]
     preserve_fds: i32,
-    /// Run the process in a sub-cgroup of the container's
-    #[arg(long, value_name = "CGROUP")]
+    /// Run the process in an existing sub-cgroup of the container's; on cgroup v1 also by controller, several times
+    #[arg(long, value_name = "[CONTROLLER[,CONTROLLER]:]CGROUP")]
     cgroup: Vec<String>,
     /// Allow exec in a paused container
     #[arg(long)]
@@ -82,7 +83,7 @@ pub fn run(globals: &Globals, args: Args) -> anyhow::Result<i32> {
         preserve_fds: args.preserve_fds,
         detach: args.detach,
         ignore_paused: args.ignore_paused,
-        sub_cgroup: sub_cgroup(&args.cgroup)?,
+        sub_cgroups: sub_cgroups(&args.cgroup)?,
     };
     let mut executed = exec::exec(&container, request)?;
     if args.detach {
@@ -192,20 +193,64 @@ fn set_user(process: &mut Process, args: &Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// One group below the container's, for all controllers.
-fn sub_cgroup(cgroups: &[String]) -> anyhow::Result<Option<PathBuf>> {
-    match cgroups {
-        [] => Ok(None),
-        [one] if !one.contains(':') => {
-            let path = PathBuf::from(one);
+/// One group below the container's for all controllers, or one for each controller that is named.
+fn sub_cgroups(arguments: &[String]) -> anyhow::Result<SubCgroups> {
+    let mut groups = SubCgroups::new();
+    for argument in arguments {
+        let Some((controllers, path)) = argument.split_once(':') else {
             ensure!(
-                !path.components().any(|part| part.as_os_str() == ".."),
-                "{one} is not a sub cgroup path"
+                arguments.len() == 1,
+                "invalid --cgroup argument: {argument} (missing <controller>: prefix)"
             );
-            Ok(Some(
-                path.strip_prefix("/").map_or(path.clone(), Into::into),
-            ))
+            groups.insert(String::new(), argument.into());
+            continue;
+        };
+        for controller in controllers.split(',') {
+            ensure!(
+                !controller.is_empty(),
+                "invalid --cgroup argument: {argument} (empty <controller> prefix)"
+            );
+            ensure!(
+                groups.insert(controller.to_owned(), path.into()).is_none(),
+                "invalid --cgroup argument(s): controller {controller} specified multiple times"
+            );
         }
-        _ => bail!("invalid --cgroup argument: groups by controller are not supported"),
+    }
+    Ok(groups)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn groups(arguments: &[&str]) -> anyhow::Result<Vec<String>> {
+        let arguments: Vec<String> = arguments.iter().map(|one| (*one).to_owned()).collect();
+        Ok(sub_cgroups(&arguments)?
+            .iter()
+            .map(|(controller, path)| format!("{controller}={}", path.display()))
+            .collect())
+    }
+
+    #[test]
+    fn groups_by_controller() {
+        assert_eq!(groups(&[]).unwrap(), [""; 0]);
+        assert_eq!(groups(&["a/b"]).unwrap(), ["=a/b"]);
+        assert_eq!(
+            groups(&["memory:m", "cpu,cpuacct:c:d"]).unwrap(),
+            ["cpu=c:d", "cpuacct=c:d", "memory=m"]
+        );
+        for (arguments, part) in [
+            (&["a", "b"][..], "missing <controller>: prefix"),
+            (&["cpu:a", "b"], "missing <controller>: prefix"),
+            (&[":a"], "empty <controller> prefix"),
+            (&["cpu,:a"], "empty <controller> prefix"),
+            (
+                &["cpu:a", "cpu:a"],
+                "controller cpu specified multiple times",
+            ),
+        ] {
+            let error = groups(arguments).unwrap_err().to_string();
+            assert!(error.contains(part), "{error}");
+        }
     }
 }

@@ -190,7 +190,7 @@ fn set_up(
         console: console.as_ref().map(Console::engine_end),
         preserve_fds: request.preserve_fds,
         tenant_errors: None,
-        sub_cgroup: None,
+        cgroup_path: container.record().cgroup_path.clone(),
     })
     .map_err(|reason| Error::Start { reason })?;
     let pid = launched.pid;

@@ -36,8 +36,8 @@ pub(crate) struct Launch<'a> {
     pub preserve_fds: i32,
     /// For a process that joins the container: where the engine reports a failure after the start.
     pub tenant_errors: Option<&'a OwnedFd>,
-    /// The group relative to the container's, for a process that joins it.
-    pub sub_cgroup: Option<PathBuf>,
+    /// The cgroup as the engine's manager is told.
+    pub cgroup_path: PathBuf,
 }
 
 /// Forks the process, sets everything up and leaves it waiting at its notify socket.
@@ -56,10 +56,6 @@ pub(crate) fn launch(mut launch: Launch) -> Result<Launched, String> {
     let notify_listener = NotifyListener::new(launch.notify_path).map_err(|error| chain(&error))?;
     let process = launch.spec.process().as_ref();
     let oom_score = process.and_then(|process| process.oom_score_adj());
-    let mut cgroup_path = record.cgroup_path.clone();
-    if let Some(sub) = &launch.sub_cgroup {
-        cgroup_path.push(sub);
-    }
     let executor = if init {
         let state = hook_state(launch.container, Status::Created).state;
         ProcessExecutor::of_init(take_start_hooks(&mut launch.spec), state)
@@ -82,7 +78,7 @@ pub(crate) fn launch(mut launch: Launch) -> Result<Launched, String> {
         preserve_fds: launch.preserve_fds,
         container: Some(hook_state(launch.container, Status::Creating)),
         user_ns_config,
-        cgroup_config: cgroup_config(record, cgroup_path),
+        cgroup_config: cgroup_config(record, launch.cgroup_path),
         // The engine only asks this where it has no console socket.
         detached: true,
         executor: Box::new(executor),

@@ -10,8 +10,9 @@ use oci_spec::runtime::{
     Linux, LinuxNamespace, LinuxNamespaceBuilder, LinuxNamespaceType, Process, Spec,
 };
 
+use super::cgroup::SubCgroups;
 use super::container::{Container, Status};
-use super::create::{check_preserved, connect, console_size, write_pid_file};
+use super::create::{cgroup_error, check_preserved, connect, console_size, write_pid_file};
 use super::engine::{self, Launch};
 use super::error::{Error, Result};
 use super::terminal::{Console, Master};
@@ -35,8 +36,8 @@ pub struct ExecRequest {
     pub detach: bool,
     /// Execute although the container is paused: the process waits until it is resumed.
     pub ignore_paused: bool,
-    /// A group below the container's.
-    pub sub_cgroup: Option<PathBuf>,
+    /// Groups below the container's.
+    pub sub_cgroups: SubCgroups,
 }
 
 /// A process that joined a container.
@@ -91,6 +92,16 @@ pub fn exec(container: &Container, mut request: ExecRequest) -> Result<Executed>
     check_preserved(request.preserve_fds)?;
     let init = container.live_init()?;
     let spec = tenant_spec(container.spec()?, request.process.clone(), init)?;
+    let base = container.cgroup();
+    let target = base
+        .below(&request.sub_cgroups)
+        .map_err(cgroup_error("join", container.id()))?;
+    let cgroup_path = if base.is_v2() {
+        base.joined_by(&request.sub_cgroups, init)
+            .map_err(cgroup_error("join", container.id()))?
+    } else {
+        container.record().cgroup_path.clone()
+    };
 
     let console = terminal.then(Console::new).transpose()?;
     let console_socket = match &request.console_socket {
@@ -113,7 +124,7 @@ pub fn exec(container: &Container, mut request: ExecRequest) -> Result<Executed>
         console: console.as_ref().map(Console::engine_end),
         preserve_fds: request.preserve_fds,
         tenant_errors: Some(&writer),
-        sub_cgroup: request.sub_cgroup.clone(),
+        cgroup_path,
     });
     let start = StartGate {
         socket_path,
@@ -133,6 +144,12 @@ pub fn exec(container: &Container, mut request: ExecRequest) -> Result<Executed>
         start,
     };
     let wired = (|| {
+        if !base.is_v2() {
+            // The engine knows one path for all hierarchies.
+            target
+                .take(pid, &base)
+                .map_err(cgroup_error("join", container.id()))?;
+        }
         if let Some(console) = console {
             let master = console.receive()?;
             if let Some(size) = console_size(&request.process) {
