@@ -18,6 +18,7 @@ mod mode;
 mod receive;
 mod send;
 mod settle;
+mod streaming;
 
 pub use args::Args;
 
@@ -72,7 +73,7 @@ pub fn run(globals: &Globals, args: Args) -> anyhow::Result<i32> {
     let image_path = super::absolute(image_path.clone());
     if !image_path.is_dir() {
         bail!(
-            "{} is not a directory: --image-path names one that both hosts share",
+            "{} is not a directory: --image-path names one, best one that both hosts share",
             image_path.display()
         );
     }

@@ -69,7 +69,7 @@ pub enum ManifestError {
 type Result<T, E = ManifestError> = std::result::Result<T, E>;
 
 /// The files of one dump.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Manifest {
     /// In the order of their names.
@@ -94,20 +94,7 @@ impl Manifest {
     /// # Errors
     /// [`ManifestError::File`].
     pub fn of_directory(dir: &Path) -> Result<Self> {
-        let mut names = Vec::new();
-        let entries = fs::read_dir(dir).map_err(file("list", dir))?;
-        for entry in entries {
-            let entry = entry.map_err(file("list", dir))?;
-            let kind = entry.file_type().map_err(file("read", &entry.path()))?;
-            // CRIU's file names are ASCII; logs are not part of the dump and still grow.
-            if let Ok(name) = entry.file_name().into_string()
-                && kind.is_file()
-                && is_image(&name)
-            {
-                names.push(name);
-            }
-        }
-        names.sort();
+        let names: Vec<String> = list(dir)?.into_iter().map(|(name, _)| name).collect();
         let opened = open_all(dir, &names)?;
         let digests = digests(&opened)?;
         let files = names
@@ -117,7 +104,7 @@ impl Manifest {
             .map(|((name, image), digest)| Entry {
                 name,
                 size_bytes: image.size_bytes,
-                digest: format!("{digest:016x}"),
+                digest: text_of(digest),
             })
             .collect();
         Ok(Self { files })
@@ -148,7 +135,7 @@ impl Manifest {
         }
         let found = digests(&opened)?;
         for ((entry, image), digest) in self.files.iter().zip(&opened).zip(found) {
-            if entry.digest != format!("{digest:016x}") {
+            if entry.digest != text_of(digest) {
                 return Err(ManifestError::Digest {
                     path: image.path.clone(),
                 });
@@ -181,7 +168,60 @@ impl Manifest {
     }
 }
 
-fn is_image(name: &str) -> bool {
+impl Entry {
+    /// That of a file whose pieces have the XXH3-64 digests `pieces`, in order.
+    #[must_use]
+    pub fn of_pieces(name: String, size_bytes: u64, pieces: &[u64]) -> Self {
+        Self {
+            name,
+            size_bytes,
+            digest: text_of(digest_of(pieces)),
+        }
+    }
+}
+
+/// How many pieces a file has.
+#[must_use]
+pub const fn pieces_of(size_bytes: u64) -> u64 {
+    size_bytes.div_ceil(PIECE_BYTES)
+}
+
+fn digest_of(pieces: &[u64]) -> u64 {
+    let bytes: Vec<u8> = pieces
+        .iter()
+        .flat_map(|piece| piece.to_le_bytes())
+        .collect();
+    xxh3_64(&bytes)
+}
+
+fn text_of(digest: u64) -> String {
+    format!("{digest:016x}")
+}
+
+/// Names and lengths of the images in `dir`, in the order of their names.
+///
+/// # Errors
+/// [`ManifestError::File`].
+pub fn list(dir: &Path) -> Result<Vec<(String, u64)>> {
+    let mut images = Vec::new();
+    for entry in fs::read_dir(dir).map_err(file("list", dir))? {
+        let entry = entry.map_err(file("list", dir))?;
+        let metadata = entry.metadata().map_err(file("read", &entry.path()))?;
+        // CRIU's file names are ASCII; logs are not part of the dump and still grow.
+        if let Ok(name) = entry.file_name().into_string()
+            && metadata.is_file()
+            && is_image(&name)
+        {
+            images.push((name, metadata.len()));
+        }
+    }
+    images.sort();
+    Ok(images)
+}
+
+/// Whether a file of that name is part of a dump.
+#[must_use]
+pub fn is_image(name: &str) -> bool {
     !name.is_empty() && !name.starts_with('.') && !name.ends_with(".log")
 }
 
@@ -279,11 +319,11 @@ fn digests(images: &[Image]) -> Result<Vec<u64>> {
     let piece_digests = piece_digests
         .into_inner()
         .unwrap_or_else(|poisoned| poisoned.into_inner());
-    let mut text: Vec<Vec<u8>> = vec![Vec::new(); images.len()];
+    let mut by_image: Vec<Vec<u64>> = vec![Vec::new(); images.len()];
     for (piece, digest) in pieces.iter().zip(piece_digests) {
-        text[piece.image].extend(digest.to_le_bytes());
+        by_image[piece.image].push(digest);
     }
-    Ok(text.iter().map(|digests| xxh3_64(digests)).collect())
+    Ok(by_image.iter().map(|pieces| digest_of(pieces)).collect())
 }
 
 fn piece_digest(images: &[Image], piece: &Piece, buffer: &mut [u8]) -> Result<u64> {

@@ -15,7 +15,7 @@ use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
 /// CRIU's name of the link (criu/include/crtools.h, `CR_PARENT_LINK`).
-const PARENT: &str = "parent";
+pub const PARENT: &str = "parent";
 
 /// Images do not form the chain that they should.
 #[derive(Debug, thiserror::Error)]

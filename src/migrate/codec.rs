@@ -241,6 +241,7 @@ pub fn encode(message: &Message) -> Result<Vec<u8>> {
         Message::Answer(payload) => frame(Kind::Answer, payload),
         Message::Round(payload) => frame(Kind::Round, payload),
         Message::RoundVerified(payload) => frame(Kind::RoundVerified, payload),
+        Message::Join(payload) => frame(Kind::Join, payload),
     }
 }
 
@@ -291,6 +292,7 @@ pub fn decode_payload(kind: Kind, payload: &[u8]) -> Result<Message> {
         Kind::Answer => Message::Answer(parse(kind, payload)?),
         Kind::Round => Message::Round(parse(kind, payload)?),
         Kind::RoundVerified => Message::RoundVerified(parse(kind, payload)?),
+        Kind::Join => Message::Join(parse(kind, payload)?),
     })
 }
 

@@ -148,7 +148,17 @@ impl<H: Host> Verified<H> {
             verify_dur,
         } = self;
         let began = Instant::now();
-        let held = match session.host.restore(&session.preamble, &session.dump()) {
+        let dump = session.dump();
+        let (restored, synced) = std::thread::scope(|scope| {
+            let sync = session.images.owned.then(|| {
+                let (last, dump) = (&session.last, &dump);
+                scope.spawn(move || last.sync(dump))
+            });
+            let restored = session.host.restore(&session.preamble, &dump);
+            let synced = sync.map_or(Ok(()), |sync| sync.join().unwrap_or(Ok(())));
+            (restored, synced)
+        });
+        let held = match restored {
             Ok(held) => held,
             Err(source) => {
                 let container = session.setup.container.clone();
@@ -157,6 +167,11 @@ impl<H: Host> Verified<H> {
                 return Err(session.give_up(error, || Ok(())));
             }
         };
+        // Nowhere else are they kept: a crash of this host after the commit must not take them.
+        if let Err(source) = synced {
+            let error = DestinationError::Images { source };
+            return Err(session.give_up(error, || held.discard()));
+        }
         let restore_dur = began.elapsed();
         progress.lap_of("verify", verify_dur);
         progress.lap_of("restore", restore_dur);
@@ -242,6 +257,7 @@ impl<H: Host> Committed<H> {
         let running = match resumed {
             Ok(running) => running,
             Err(source) => {
+                session.images.keep = true;
                 let error = DestinationError::NotStarted {
                     container: session.setup.container.clone(),
                     images: session.dump(),

@@ -9,7 +9,7 @@ use nix::poll::{PollFd, PollFlags};
 use super::address::Destination;
 use super::codec;
 use super::protocol::{Challenge, Message, MigrationId, Proof, Side, VERSIONS, Welcome};
-use super::rendezvous::{Acquaintance, RendezvousError};
+use super::rendezvous::{Acquaintance, Binding, RendezvousError};
 use super::tls::TlsStream;
 use super::transport::{Channel, Patience, Stream, TransportError, prepare};
 use super::trust::Trust;
@@ -26,7 +26,7 @@ type Result<T, E = TransportError> = std::result::Result<T, E>;
 pub fn connect(
     destination: &Destination,
     trust: &Trust,
-    find: impl FnOnce(&MigrationId) -> std::result::Result<Acquaintance, RendezvousError>,
+    find: impl FnOnce(&MigrationId, &Binding) -> std::result::Result<Acquaintance, RendezvousError>,
     patience: Patience,
 ) -> Result<(Channel, Acquaintance)> {
     let stream = dial(destination, patience)?;
@@ -38,6 +38,23 @@ pub fn connect(
             source,
         })?;
     introduce(stream, peer, find, patience)
+}
+
+/// Connects once more to a receiver that is known.
+///
+/// # Errors
+/// All of [`TransportError`].
+pub fn reconnect(
+    destination: &Destination,
+    trust: &Trust,
+    acquaintance: Acquaintance,
+    patience: Patience,
+) -> Result<Channel> {
+    let known = |receiver: &MigrationId, _: &Binding| match *receiver == acquaintance.receiver {
+        true => Ok(acquaintance),
+        false => Err(RendezvousError::WrongProof),
+    };
+    connect(destination, trust, known, patience).map(|(channel, _)| channel)
 }
 
 /// Waits for the destination's part of the TLS handshake.
@@ -92,7 +109,7 @@ fn dial(destination: &Destination, patience: Patience) -> Result<TcpStream> {
 fn introduce(
     mut stream: TlsStream,
     peer: String,
-    find: impl FnOnce(&MigrationId) -> std::result::Result<Acquaintance, RendezvousError>,
+    find: impl FnOnce(&MigrationId, &Binding) -> std::result::Result<Acquaintance, RendezvousError>,
     patience: Patience,
 ) -> Result<(Channel, Acquaintance)> {
     agree(&mut stream, &peer, patience)?;
@@ -108,13 +125,15 @@ fn introduce(
     channel.write_all(&codec::encode_opening(VERSIONS), patience)?;
     channel.read_opening(patience)?;
     let challenge: Challenge = channel.expect_strictly(patience)?;
-    let acquaintance = find(&challenge.receiver).map_err(|source| stranger(&channel, source))?;
+    let acquaintance =
+        find(&challenge.receiver, &binding).map_err(|source| stranger(&channel, source))?;
     // Before the proof: nothing is said to who is not the receiver.
     acquaintance
         .recognize(&binding)
         .map_err(|source| stranger(&channel, source))?;
     let proof = Message::Proof(Proof {
         mac: acquaintance.proof(Side::Source, &binding),
+        shares_store: acquaintance.shares_store,
     });
     channel.send(&proof, patience)?;
     let welcome: Welcome = channel.expect_strictly(patience)?;

@@ -97,6 +97,12 @@ pub struct JournalRecord {
     pub receiver: Option<MigrationId>,
     /// The fingerprint of that receiver's certificate.
     pub fingerprint: Option<Bytes32>,
+    /// Whether the secret is that of a store that both ends share.
+    #[serde(default = "yes")]
+    pub shares_store: bool,
+    /// Whether the images are this end's own, and it is the one that removes them.
+    #[serde(default)]
+    pub owns_images: bool,
     /// The files of mutual TLS, for asking again.
     pub tls: Option<TlsFiles>,
     /// The rcm that writes this record.
@@ -107,6 +113,10 @@ pub struct JournalRecord {
     pub updated: DateTime<Utc>,
     /// Why it was rolled back, one line.
     pub reason: Option<String>,
+}
+
+const fn yes() -> bool {
+    true
 }
 
 /// The record of a migration that this process drives.
@@ -129,6 +139,8 @@ pub struct Start {
     pub peer: String,
     /// This migration's directory in the image store.
     pub images: PathBuf,
+    /// Whether this end removes that directory.
+    pub owns_images: bool,
     /// With what the ends recognize each other, if they have met.
     pub acquaintance: Option<Acquaintance>,
 }
@@ -160,6 +172,10 @@ impl Journal {
                 fingerprint: start
                     .acquaintance
                     .map(|acquaintance| acquaintance.fingerprint),
+                shares_store: start
+                    .acquaintance
+                    .is_none_or(|acquaintance| acquaintance.shares_store),
+                owns_images: start.owns_images,
                 tls: None,
                 writer,
                 started: now,
@@ -207,6 +223,7 @@ impl Journal {
         self.record.secret = Some(acquaintance.secret);
         self.record.receiver = Some(acquaintance.receiver);
         self.record.fingerprint = Some(acquaintance.fingerprint);
+        self.record.shares_store = acquaintance.shares_store;
         self.record.tls = tls.cloned();
         self.store()
     }

@@ -33,6 +33,8 @@ const ACCEPT_PAUSE_DUR: Duration = Duration::from_millis(10);
 pub struct Lobby {
     listener: TcpListener,
     acquaintance: Acquaintance,
+    /// For a source that does not share the store, where the flags make trust without it.
+    without_store: Option<Acquaintance>,
     trust: Trust,
     guests: VecDeque<Guest>,
 }
@@ -84,6 +86,11 @@ impl Lobby {
         };
         Ok(Self {
             listener,
+            without_store: trust.key_without_store().map(|secret| Acquaintance {
+                secret,
+                shares_store: false,
+                ..acquaintance
+            }),
             acquaintance,
             trust,
             guests: VecDeque::new(),
@@ -138,7 +145,7 @@ impl Lobby {
         self.accept();
         let mut place = 0;
         while place < self.guests.len() {
-            match self.guests[place].advance(&self.acquaintance) {
+            match self.guests[place].advance(&self.acquaintance, self.without_store.as_ref()) {
                 Ok(false) if Instant::now() < self.guests[place].until => place += 1,
                 Ok(true) => {
                     let mut guest = self.guests.remove(place)?;
@@ -221,7 +228,11 @@ impl Guest {
     }
 
     /// Reads what is there. Returns whether the guest has proved itself.
-    fn advance(&mut self, acquaintance: &Acquaintance) -> Result<bool, Refusal> {
+    fn advance(
+        &mut self,
+        acquaintance: &Acquaintance,
+        without_store: Option<&Acquaintance>,
+    ) -> Result<bool, Refusal> {
         loop {
             match &mut self.stage {
                 Stage::Handshake => match self.stream.handshake() {
@@ -262,6 +273,10 @@ impl Guest {
                         continue;
                     };
                     let binding = self.stream.binding()?;
+                    let acquaintance = match proof.shares_store {
+                        true => acquaintance,
+                        false => without_store.ok_or(RendezvousError::WrongProof)?,
+                    };
                     acquaintance.check(Side::Source, &binding, &proof.mac)?;
                     let welcome = Message::Welcome(Welcome {
                         mac: acquaintance.proof(Side::Destination, &binding),

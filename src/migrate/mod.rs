@@ -87,6 +87,7 @@
 //! * [`fence`], [`progress`], [`facts`]: what their names say.
 
 pub mod address;
+pub mod bulk;
 pub mod codec;
 pub mod destination;
 pub mod facts;

@@ -87,6 +87,9 @@ pub struct Preamble {
     /// The source's wall clock when it sent this, in milliseconds since 1970.
     #[serde(default)]
     pub clock_ms: Option<i64>,
+    /// How many connections carry the images; 0 where both ends share the store.
+    #[serde(default)]
+    pub streams: u32,
     /// The source only asks for findings and will not begin; the receiver goes on waiting.
     #[serde(default)]
     pub asks_only: bool,

@@ -15,7 +15,7 @@ mod payload;
 
 pub use id::{Bytes32, InvalidHex, MigrationId, hex, unhex};
 pub use payload::{
-    Abort, Answer, Challenge, Commit, Findings, Inquiry, Proof, Ready, Round, RoundVerified,
+    Abort, Answer, Challenge, Commit, Findings, Inquiry, Join, Proof, Ready, Round, RoundVerified,
     Running, Settled, Shipped, Welcome,
 };
 
@@ -149,11 +149,13 @@ pub enum Kind {
     Round = 14,
     /// [`RoundVerified`]
     RoundVerified = 15,
+    /// [`Join`]
+    Join = 16,
 }
 
 impl Kind {
     /// All kinds of this version.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::Challenge,
         Self::Proof,
         Self::Welcome,
@@ -169,6 +171,7 @@ impl Kind {
         Self::Answer,
         Self::Round,
         Self::RoundVerified,
+        Self::Join,
     ];
 
     /// The kind with this number.
@@ -188,7 +191,7 @@ impl Kind {
     pub const fn cap_bytes(self) -> u32 {
         match self {
             Self::Challenge | Self::Proof | Self::Welcome => 1 << 10,
-            Self::Settled | Self::Inquiry | Self::Answer | Self::Commit => 1 << 10,
+            Self::Settled | Self::Inquiry | Self::Answer | Self::Commit | Self::Join => 1 << 10,
             Self::Ready | Self::Running | Self::RoundVerified => 16 << 10,
             Self::Abort => 64 << 10,
             Self::Findings => 1 << 20,
@@ -220,6 +223,7 @@ pub enum Message {
     Answer(Answer),
     Round(Round),
     RoundVerified(RoundVerified),
+    Join(Join),
 }
 
 impl Message {
@@ -242,6 +246,7 @@ impl Message {
             Self::Answer(_) => Kind::Answer,
             Self::Round(_) => Kind::Round,
             Self::RoundVerified(_) => Kind::RoundVerified,
+            Self::Join(_) => Kind::Join,
         }
     }
 }
@@ -285,7 +290,8 @@ payloads!(
     Inquiry,
     Answer,
     Round,
-    RoundVerified
+    RoundVerified,
+    Join
 );
 
 #[cfg(test)]

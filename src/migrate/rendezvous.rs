@@ -24,7 +24,8 @@
 //! proof cannot be sent back. After the proofs every byte is protected by the session they are bound to.
 //!
 //! It is also how the ends find out that the path is shared, with nothing to configure: a source that does not find the file
-//! looks at another directory. `docs/security.md` says against whom all this stands.
+//! looks at another directory. Then only the flags can make trust, see [`Trust::key_without_store`], and the source takes the certificate that it sees:
+//! a proof made with the token binds it. `docs/security.md` says against whom all this stands.
 
 use std::fs;
 use std::io::{self, Read};
@@ -44,7 +45,7 @@ use crate::sys::file::write_atomic;
 pub enum RendezvousError {
     /// The store does not have the receiver's file.
     #[error(
-        "the receiver's file {path} is not in this image store: the destination uses another directory (give both ends the same shared --image-path)"
+        "the receiver's file {path} is not in this image store: the destination uses another directory (give both ends the same shared --image-path, or the same --token-file, or --tls-ca, --tls-cert and --tls-key: then the images cross the network)"
     )]
     NotShared {
         /// Where it was expected.
@@ -130,6 +131,8 @@ pub struct Acquaintance {
     pub secret: Bytes32,
     /// The fingerprint of its certificate.
     pub fingerprint: Bytes32,
+    /// Whether both ends have found each other in one image store. Without, the images cross the network, and the trust is that of the flags alone.
+    pub shares_store: bool,
 }
 
 impl Acquaintance {
@@ -197,6 +200,7 @@ impl Left {
             receiver,
             secret: trust.key(self.secret),
             fingerprint: self.fingerprint,
+            shares_store: true,
         }
     }
 

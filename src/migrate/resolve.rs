@@ -202,6 +202,7 @@ fn inquire(record: &JournalRecord) -> Result<(Verdict, impl FnOnce() + use<>)> {
         receiver,
         secret,
         fingerprint,
+        shares_store: record.shares_store,
     };
     // The token, if there was one, is in the secret already.
     let trust = Trust::of(&TrustSettings {
@@ -278,6 +279,7 @@ fn at_destination(root: &Path, record: JournalRecord) -> Result<Resolution> {
         peer: record.peer.clone(),
     };
     let (images, migration) = (record.images.clone(), record.migration);
+    let owned = record.owns_images;
     let loaded = match Container::load(root, &record.container) {
         Ok(container) => Some(container),
         Err(crate::runtime::Error::NotExist) => None,
@@ -286,16 +288,16 @@ fn at_destination(root: &Path, record: JournalRecord) -> Result<Resolution> {
     let status = loaded.as_ref().map(Container::status);
     match record.phase {
         Phase::Done => {
-            leave_if_asked(&images, migration, Verdict::Running)?;
+            leave_word(&images, owned, migration, Verdict::Running)?;
             Ok(arrived)
         }
         Phase::Committed if matches!(status, Some(Status::Running | Status::Paused)) => {
             Journal::adopt(root, record)?.enter(Phase::Done)?;
-            leave_if_asked(&images, migration, Verdict::Running)?;
+            leave_word(&images, owned, migration, Verdict::Running)?;
             Ok(arrived)
         }
         Phase::Committed => {
-            leave_if_asked(&images, migration, Verdict::Committed)?;
+            leave_word(&images, owned, migration, Verdict::Committed)?;
             let dump = image::rounds::last(&images).unwrap_or(images);
             Err(ResolveError::NotRunning {
                 container: record.container,
@@ -303,7 +305,7 @@ fn at_destination(root: &Path, record: JournalRecord) -> Result<Resolution> {
             })
         }
         Phase::RolledBack => {
-            leave_if_asked(&images, migration, Verdict::RolledBack)?;
+            leave_word(&images, owned, migration, Verdict::RolledBack)?;
             Ok(Resolution::RolledBack {
                 side: Side::Destination,
             })
@@ -314,7 +316,7 @@ fn at_destination(root: &Path, record: JournalRecord) -> Result<Resolution> {
                 delete::destroy_forcibly(container)?;
             }
             Journal::adopt(root, record)?.roll_back("rcm ended before the commit")?;
-            leave_if_asked(&images, migration, Verdict::RolledBack)?;
+            leave_word(&images, owned, migration, Verdict::RolledBack)?;
             Ok(Resolution::RolledBack {
                 side: Side::Destination,
             })
@@ -322,12 +324,20 @@ fn at_destination(root: &Path, record: JournalRecord) -> Result<Resolution> {
     }
 }
 
-/// A source that knows how the migration ended has removed the directory.
-fn leave_if_asked(
+/// For a source that looks into the store. One that knows how the migration ended has removed the directory; one that this end owns, nobody else
+/// looks into, and it goes unless it is still needed.
+fn leave_word(
     images: &Path,
+    owned: bool,
     migration: super::protocol::MigrationId,
     word: Verdict,
 ) -> Result<()> {
+    if owned {
+        return match word {
+            Verdict::Committed => Ok(()),
+            _ => remove_images(images),
+        };
+    }
     if images.is_dir() {
         verdict::leave(images, migration, word)?;
     }

@@ -9,6 +9,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use super::address::Destination;
+use super::bulk;
 use super::preamble::{Finding, Preamble};
 use super::precopy::Limits;
 use super::progress::Progress;
@@ -56,6 +57,10 @@ pub struct Plan {
     pub findings: Vec<Finding>,
     /// Whether memory is copied while the container runs, and for how long.
     pub pre_copy: Option<Limits>,
+    /// How many connections carry the images where the ends share no store.
+    pub streams: u32,
+    /// How they are sent over them.
+    pub sending: bulk::Settings,
     /// How long the container may stand still before it is let go again.
     pub freeze_limit_dur: Duration,
     /// How long an unanswered commit is asked about.

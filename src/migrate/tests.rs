@@ -17,7 +17,7 @@ use super::protocol::{Kind, MigrationId, Phase};
 use super::rendezvous::{Rendezvous, random};
 use super::source::{self, Failure, Plan, SourceError};
 use super::trust::Trust;
-use super::{facts, journal};
+use super::{bulk, facts, journal};
 
 mod network;
 mod played;
@@ -161,11 +161,14 @@ fn play(
 
     let migration = MigrationId::new(random().unwrap());
     let plan = Plan {
+        streams: 2,
+        sending: bulk::Settings::default(),
         root: source_root.clone(),
         destination: address.to_string().parse().unwrap(),
         trust: Trust::fresh().unwrap(),
         image_path: store.clone(),
         preamble: Preamble {
+            streams: 0,
             migration,
             container: "web".into(),
             facts: facts::gather(40_201, BTreeSet::new()).unwrap(),

@@ -5,7 +5,7 @@
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::os::fd::{AsFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
@@ -251,6 +251,18 @@ impl Channel {
     #[must_use]
     pub fn peer(&self) -> &str {
         &self.peer
+    }
+
+    /// The socket once more: who shuts it down ends every wait of whoever has this channel.
+    ///
+    /// # Errors
+    /// [`TransportError::Broken`].
+    pub(super) fn handle(&self) -> Result<OwnedFd> {
+        let copied = self.stream.fd().try_clone_to_owned();
+        copied.map_err(|source| TransportError::Broken {
+            peer: self.peer.clone(),
+            source,
+        })
     }
 
     /// Sends a message whole.

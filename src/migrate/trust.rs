@@ -4,9 +4,11 @@
 //!
 //! | asked for | proves | how |
 //! | --- | --- | --- |
-//! | always | it reads the image store as root | the secret of the receiver's rendezvous file is in the proofs' key |
+//! | always, unless the ends share no store | it reads the image store as root | the secret of the receiver's rendezvous file is in the proofs' key |
 //! | `--token-file` | it knows the token | the token is in the proofs' key too |
 //! | `--tls-ca`, `--tls-cert`, `--tls-key` | the authority vouches for it | its certificate is verified in the TLS handshake |
+//!
+//! Where the ends share no store, one of the flags is needed.
 //!
 //! The session is always TLS 1.3 with a certificate on each side: a fresh self-signed one for each process unless the files say otherwise. What a
 //! self-signed certificate is worth is settled by [`super::rendezvous`]: the receiver's is pinned by its file, and both are in the proofs.
@@ -201,18 +203,35 @@ impl Trust {
     /// neither tells anything without the other.
     #[must_use]
     pub fn key(&self, secret: Bytes32) -> Bytes32 {
-        let Some(token) = &self.token else {
-            return secret;
-        };
-        #[expect(
-            clippy::expect_used,
-            reason = "HMAC takes keys of any length (RFC 2104)"
-        )]
-        let mut mac = <Hmac<Sha256> as Mac>::new_from_slice(&secret.0).expect("any key length");
-        mac.update(b"rcm migration: token\0");
-        mac.update(&token.0);
-        Bytes32(mac.finalize().into_bytes().into())
+        match &self.token {
+            None => secret,
+            Some(token) => derive(secret, b"rcm migration: token\0", token),
+        }
     }
+
+    /// The key of the proofs where the ends share no store: the token. With the certificates of an authority and no token a proof adds nothing to what
+    /// the TLS handshake has verified, and the key is no secret. `None` where the flags ask for neither: then nothing tells the other end from a stranger.
+    #[must_use]
+    pub fn key_without_store(&self) -> Option<Bytes32> {
+        const LABEL: &[u8] = b"rcm migration: no store\0";
+        let nothing = Bytes32([0; 32]);
+        match (&self.token, &self.files) {
+            (Some(token), _) => Some(derive(nothing, LABEL, token)),
+            (None, Some(_)) => Some(derive(nothing, LABEL, &Token(Vec::new()))),
+            (None, None) => None,
+        }
+    }
+}
+
+fn derive(secret: Bytes32, label: &[u8], token: &Token) -> Bytes32 {
+    #[expect(
+        clippy::expect_used,
+        reason = "HMAC takes keys of any length (RFC 2104)"
+    )]
+    let mut mac = <Hmac<Sha256> as Mac>::new_from_slice(&secret.0).expect("any key length");
+    mac.update(label);
+    mac.update(&token.0);
+    Bytes32(mac.finalize().into_bytes().into())
 }
 
 /// SHA-256 of a certificate in DER.

@@ -100,6 +100,7 @@ pub fn preamble(
         criu: choices.clone(),
         observed,
         clock_ms: None,
+        streams: 0,
         asks_only: false,
     }
 }

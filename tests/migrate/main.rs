@@ -11,6 +11,7 @@ mod mode;
 mod network;
 mod pair;
 mod preflight;
+mod streaming;
 mod trainer;
 mod trust;
 

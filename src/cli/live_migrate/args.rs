@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::mode::ModeArgs;
+use super::streaming::StreamingArgs;
 use crate::cli::{Globals, absolute};
 use crate::migrate::address::Destination;
 use crate::migrate::journal::make_work_dir;
@@ -14,7 +15,8 @@ use crate::migrate::trust::{TlsFiles, Trust, TrustSettings};
 /// Move a running container to another host
 ///
 /// On the destination, `rcm live-migrate ID --image-path=DIR` waits for the container; on the source, the same with `--destination=HOST` sends
-/// it. DIR is a directory that both hosts share. The container goes on at the destination from the instruction at which it was stopped; on
+/// it. DIR is a directory that both hosts share, or each host's own: then the images cross the network, and both ends need the same --token-file, or
+/// certificates. The container goes on at the destination from the instruction at which it was stopped; on
 /// any failure it runs on at the source.
 ///
 /// Exit status: 0 the container was moved; 1 it was not, and runs on at the source; 2 wrong usage; 3 it is not settled where it runs, and the
@@ -24,7 +26,7 @@ pub struct Args {
     /// The name of the container, the same on both hosts
     #[arg(value_name = "CONTAINER-ID")]
     pub id: String,
-    /// The image store: a directory that both hosts share
+    /// The image store: a directory that both hosts share, or this host's own
     #[arg(long, value_name = "DIR", required_unless_present_any = ["status", "resolve"])]
     pub image_path: Option<PathBuf>,
     /// Send the container to the receiver at HOST; the default port is 7260
@@ -41,6 +43,8 @@ pub struct Args {
     pub resolve: bool,
     #[command(flatten)]
     pub mode: ModeArgs,
+    #[command(flatten)]
+    pub streaming: StreamingArgs,
     #[command(flatten)]
     pub receiver: ReceiverArgs,
     #[command(flatten)]

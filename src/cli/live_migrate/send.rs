@@ -62,6 +62,8 @@ pub fn send(
         ),
         findings: survey.findings,
         pre_copy,
+        streams: args.streaming.streams(),
+        sending: args.streaming.settings(),
         freeze_limit_dur: args.timeout,
         settle_limit_dur: SETTLE_LIMIT_DUR,
     };

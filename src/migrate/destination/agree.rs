@@ -2,9 +2,10 @@
 
 use std::io::Write;
 
-use super::session::Session;
+use super::session::{Images, Session};
 use super::settlement::answer;
 use super::{ANSWER_LIMIT_DUR, Host, Prepared, Receiving, Result, Setup};
+use crate::image::manifest::Manifest;
 use crate::migrate::chain;
 use crate::migrate::journal::{Journal, Start};
 use crate::migrate::lobby::Lobby;
@@ -115,6 +116,7 @@ impl<H: Host> Prepared<H> {
                 side: Side::Destination,
                 peer: channel.peer().to_owned(),
                 images: images.clone(),
+                owns_images: preamble.streams > 0,
                 acquaintance: Some(self.rendezvous.acquaintance()),
             },
         );
@@ -133,9 +135,15 @@ impl<H: Host> Prepared<H> {
                 lobby: self.lobby,
                 channel,
                 journal,
+                images: Images {
+                    path: images,
+                    owned: preamble.streams > 0,
+                    keep: false,
+                },
                 preamble,
-                images,
+                bulk: None,
                 rounds: 0,
+                last: Manifest::default(),
                 _rendezvous: self.rendezvous,
             },
         })

@@ -1,10 +1,12 @@
 //! How a migration fails at the destination.
 
+use std::io;
 use std::path::PathBuf;
 
 use crate::image::manifest::ManifestError;
 use crate::image::rounds::ChainError;
 use crate::migrate::Cause;
+use crate::migrate::bulk::BulkError;
 use crate::migrate::journal::JournalError;
 use crate::migrate::protocol::MigrationId;
 use crate::migrate::transport::TransportError;
@@ -25,6 +27,18 @@ pub enum DestinationError {
         /// Why.
         #[source]
         source: ManifestError,
+    },
+    /// The images do not get here.
+    #[error(transparent)]
+    Bulk(#[from] BulkError),
+    /// There is no place for them.
+    #[error("cannot create the image directory {path}")]
+    Store {
+        /// Its path.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
     },
     /// The images do not build on those that came before.
     #[error("the images cannot be restored")]

@@ -1,11 +1,16 @@
 //! What the states of a destination before the commit carry.
 
+use std::fs::DirBuilder;
+use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use super::settlement::answer;
 use super::{ANSWER_LIMIT_DUR, DestinationError, Host, Result, Settlement, Setup};
+use crate::image;
 use crate::image::manifest::Manifest;
 use crate::image::rounds;
+use crate::migrate::bulk;
 use crate::migrate::journal::Journal;
 use crate::migrate::lobby::Lobby;
 use crate::migrate::preamble::Preamble;
@@ -24,12 +29,38 @@ pub(super) struct Session<H> {
     pub(super) channel: Channel,
     pub(super) journal: Journal,
     pub(super) preamble: Preamble,
+    /// Takes the images where the ends share no store. Before `images`: it must be gone when those are removed.
+    pub(super) bulk: Option<bulk::Receiver>,
     /// The migration's directory in the store.
-    pub(super) images: PathBuf,
+    pub(super) images: Images,
     /// How many rounds of pre-copy are here and verified.
     pub(super) rounds: u32,
+    /// What the final dump consists of.
+    pub(super) last: Manifest,
     /// Keeps the secret's file until the migration has ended, for a source that asks again.
     pub(super) _rendezvous: Rendezvous,
+}
+
+/// A migration's directory in the store; one that is this end's own is removed when dropped, unless kept.
+#[derive(Debug)]
+pub(super) struct Images {
+    pub(super) path: PathBuf,
+    pub(super) owned: bool,
+    pub(super) keep: bool,
+}
+
+impl Drop for Images {
+    fn drop(&mut self) {
+        if self.owned
+            && !self.keep
+            && let Err(error) = image::remove_dir(&self.path)
+        {
+            tracing::warn!(
+                "cannot remove the images in {}: {error}",
+                self.path.display()
+            );
+        }
+    }
 }
 
 pub(super) fn micros(dur: Duration) -> u64 {
@@ -43,18 +74,22 @@ impl<H: Host> Session<H> {
 
     /// The images of the final dump.
     pub(super) fn dump(&self) -> PathBuf {
-        rounds::directory(&self.images, self.rounds)
+        rounds::directory(&self.images.path, self.rounds)
     }
 
     pub(super) fn verify(&mut self, patience: Patience) -> Result<Duration> {
+        self.open_streams(patience)?;
         loop {
             match self
                 .channel
                 .receive(&[Kind::Round, Kind::Shipped], patience)?
             {
                 Message::Round(round) => {
-                    let verify_dur = self.verify_images(round.number, &round.manifest)?;
+                    let verify_dur = self.verify_images(round.number, &round.manifest, patience)?;
                     self.rounds += 1;
+                    if let Some(bulk) = &self.bulk {
+                        bulk.go_on()?;
+                    }
                     let verified = Message::RoundVerified(RoundVerified {
                         verify_us: micros(verify_dur),
                     });
@@ -62,7 +97,10 @@ impl<H: Host> Session<H> {
                         .send(&verified, patience.at_most(ANSWER_LIMIT_DUR))?;
                 }
                 Message::Shipped(shipped) => {
-                    let verify_dur = self.verify_images(shipped.number, &shipped.manifest)?;
+                    let verify_dur =
+                        self.verify_images(shipped.number, &shipped.manifest, patience)?;
+                    self.last = shipped.manifest;
+                    self.bulk = None;
                     self.journal.enter(Phase::Shipped)?;
                     patience.check()?;
                     return Ok(verify_dur);
@@ -73,7 +111,12 @@ impl<H: Host> Session<H> {
     }
 
     /// Compares the next images of the chain with what the source wrote.
-    pub(super) fn verify_images(&self, number: u32, manifest: &Manifest) -> Result<Duration> {
+    pub(super) fn verify_images(
+        &self,
+        number: u32,
+        manifest: &Manifest,
+        patience: Patience,
+    ) -> Result<Duration> {
         if number != self.rounds {
             return Err(DestinationError::WrongRound {
                 number,
@@ -81,12 +124,49 @@ impl<H: Host> Session<H> {
             });
         }
         let began = Instant::now();
-        rounds::check_link(&self.images, number)
+        rounds::check_link(&self.images.path, number)
             .map_err(|source| DestinationError::Chain { source })?;
-        manifest
-            .verify(&rounds::directory(&self.images, number))
-            .map_err(|source| DestinationError::Images { source })?;
+        match &self.bulk {
+            Some(bulk) => bulk.verify(number, manifest, patience.at_most(ANSWER_LIMIT_DUR))?,
+            None => manifest
+                .verify(&rounds::directory(&self.images.path, number))
+                .map_err(|source| DestinationError::Images { source })?,
+        }
         Ok(began.elapsed())
+    }
+
+    /// Where the ends share no store: makes a directory and waits for the connections that carry the images.
+    fn open_streams(&mut self, patience: Patience) -> Result<()> {
+        if !self.images.owned {
+            return Ok(());
+        }
+        let path = &self.images.path;
+        DirBuilder::new()
+            .mode(0o700)
+            .create(path)
+            .map_err(|source| DestinationError::Store {
+                path: path.clone(),
+                source,
+            })?;
+        let mut channels = Vec::new();
+        let patience = patience.at_most(ANSWER_LIMIT_DUR);
+        while channels.len() < self.preamble.streams as usize {
+            let mut channel = self.lobby.admit(patience)?;
+            match channel.receive(&[Kind::Join, Kind::Inquiry, Kind::Preamble], patience) {
+                Ok(Message::Join(join)) if join.migration == self.preamble.migration => {
+                    channels.push(channel);
+                }
+                Ok(Message::Inquiry(inquiry)) => {
+                    answer(&mut channel, inquiry.migration, Verdict::Unknown);
+                }
+                Ok(_) => channel.abort("this receiver is busy with another migration"),
+                Err(error @ TransportError::Interrupted { .. }) => return Err(error.into()),
+                // Whoever it was has gone; the source would say so on its first connection.
+                Err(_) => {}
+            }
+        }
+        self.bulk = Some(bulk::Receiver::start(channels, path)?);
+        Ok(())
     }
 
     /// Returns when the commit came. It is in the journal then.
@@ -142,7 +222,7 @@ impl<H: Host> Session<H> {
         Settlement {
             lobby: self.lobby,
             channel: Some(self.channel),
-            images: self.images,
+            images: self.images.path.clone(),
             migration: self.preamble.migration,
             verdict,
             _rendezvous: self._rendezvous,

@@ -7,7 +7,9 @@ fn start(side: Side) -> Start {
         side,
         peer: "192.0.2.1:7260".into(),
         images: "/pool/05".into(),
+        owns_images: false,
         acquaintance: Some(Acquaintance {
+            shares_store: true,
             secret: Bytes32([9; 32]),
             receiver: MigrationId::new([6; 16]),
             fingerprint: Bytes32([4; 32]),

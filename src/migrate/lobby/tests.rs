@@ -21,6 +21,7 @@ struct Receiver {
 fn receiver() -> Receiver {
     let trust = Trust::fresh().unwrap();
     let acquaintance = Acquaintance {
+        shares_store: true,
         receiver: MigrationId::new([7; 16]),
         secret: Bytes32([8; 32]),
         fingerprint: trust.fingerprint(),
@@ -39,7 +40,7 @@ fn come(destination: &Destination, found: Acquaintance) -> Result<Channel, Trans
     connect(
         destination,
         &trust,
-        |receiver| {
+        |receiver, _| {
             assert_eq!(*receiver, found.receiver);
             Ok(found)
         },
@@ -86,6 +87,7 @@ fn who_does_not_stays_out_and_disturbs_nobody() {
     let mut receiver = receiver();
     let address = receiver.destination.clone();
     let found = Acquaintance {
+        shares_store: true,
         secret: Bytes32([9; 32]),
         ..receiver.acquaintance
     };
@@ -107,6 +109,7 @@ fn a_receiver_with_another_certificate_is_told_nothing() {
     let mut receiver = receiver();
     let address = receiver.destination.clone();
     let found = Acquaintance {
+        shares_store: true,
         fingerprint: Trust::fresh().unwrap().fingerprint(),
         ..receiver.acquaintance
     };
@@ -220,6 +223,7 @@ fn both_ends_must_know_the_same_token() {
     let address = receiver.destination.clone();
     for wrong in [secret, with_token("b").key(secret)] {
         let found = Acquaintance {
+            shares_store: true,
             secret: wrong,
             ..receiver.acquaintance
         };
@@ -296,6 +300,7 @@ fn a_proof_is_worth_nothing_on_another_connection() {
         destination: receiver.acquaintance.fingerprint,
     };
     let recorded = Message::Proof(Proof {
+        shares_store: true,
         mac: receiver.acquaintance.proof(Side::Source, &former),
     });
     let replay = dial(&receiver.destination);

@@ -4,6 +4,7 @@ use core::net::IpAddr;
 use std::path::PathBuf;
 
 use super::{CgroupMode, Facts, Finding, Preamble, observed};
+use crate::migrate::bulk::MAX_STREAMS;
 use crate::migrate::protocol::Side;
 
 /// Processor features that programs use after asking for them once: a container that has found one at the source dies of
@@ -223,7 +224,14 @@ fn judge_container(preamble: &Preamble, local: &Local, findings: &mut Vec<Findin
             "provide it with the same contents as at the source".into(),
         );
     }
-    if !local.images_visible {
+    if preamble.streams > MAX_STREAMS {
+        error(
+            Side::Source,
+            format!("{} connections for the images", preamble.streams),
+            format!("at most {MAX_STREAMS} are allowed (--streams)"),
+        );
+    }
+    if preamble.streams == 0 && !local.images_visible {
         error(
             Side::Destination,
             format!(

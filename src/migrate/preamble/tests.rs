@@ -16,6 +16,7 @@ fn facts() -> Facts {
 
 fn preamble() -> Preamble {
     Preamble {
+        streams: 0,
         migration: MigrationId::new([1; 16]),
         container: "web".into(),
         facts: facts(),

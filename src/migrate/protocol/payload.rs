@@ -20,6 +20,8 @@ pub struct Challenge {
 pub struct Proof {
     /// HMAC-SHA256 over what identifies the TLS session, see [`crate::migrate::rendezvous`].
     pub mac: Bytes32,
+    /// Whether the source has found the receiver's file in its own store, and so knows the secret in it.
+    pub shares_store: bool,
 }
 
 /// Destination to source: the destination's own proof.
@@ -112,6 +114,14 @@ pub struct Abort {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Inquiry {
+    /// Which migration.
+    pub migration: MigrationId,
+}
+
+/// Source to destination, on a new connection: it carries images of a migration that is under way.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Join {
     /// Which migration.
     pub migration: MigrationId,
 }

@@ -3,12 +3,11 @@
 use std::fs::DirBuilder;
 use std::io::Write;
 use std::os::unix::fs::DirBuilderExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::session::Session;
 use super::{ANSWER_LIMIT_DUR, Failure, Frozen, Held, Negotiated, SourceError, Stopped, Workload};
-use crate::image::manifest::Manifest;
 use crate::image::rounds;
 use crate::migrate::precopy::{self, Decision, Forecast, Limits, Reason, Round};
 use crate::migrate::progress::{bytes, milliseconds};
@@ -88,14 +87,14 @@ impl<'a, W: Workload, O: Write> PreCopying<'a, W, O> {
         session.patience.check()?;
         let dir = session.make_dir()?;
         let began_at = Instant::now();
+        session.begin_images(&dir);
         let stats = self
             .workload
             .pre_dump(&dir, rounds::parent(number).as_deref())
             .map_err(|source| SourceError::PreDump { number, source })?;
         rounds::check_link(&session.images.path, number)
             .map_err(|source| SourceError::Chain { source })?;
-        let manifest =
-            Manifest::of_directory(&dir).map_err(|source| SourceError::Manifest { source })?;
+        let manifest = session.hand_over(session.patience)?;
         let images_bytes = manifest.total_bytes();
         session.channel.send(
             &Message::Round(protocol::Round {
@@ -105,9 +104,11 @@ impl<'a, W: Workload, O: Write> PreCopying<'a, W, O> {
             session.patience.at_most(ANSWER_LIMIT_DUR),
         )?;
         // Meanwhile, and not in the freeze: the whole chain must survive a crash before the commit.
-        manifest
-            .sync(&dir)
-            .map_err(|source| SourceError::Manifest { source })?;
+        if session.bulk.is_none() {
+            manifest
+                .sync(&dir)
+                .map_err(|source| SourceError::Manifest { source })?;
+        }
         // The destination reads as long as there is something to read; that it lives, the connection shows.
         let _: RoundVerified = session.channel.expect(session.patience)?;
         let round = Round {
@@ -181,6 +182,7 @@ impl<'a, W: Workload, O: Write> PreCopying<'a, W, O> {
         let began = Instant::now();
         let dumped = ready.and_then(|dir| {
             let parent = rounds::parent(session.pre_copied.rounds);
+            session.begin_images(&dir);
             workload
                 .dump(&dir, parent.as_deref())
                 .map_err(|source| SourceError::Dump { source })
@@ -206,6 +208,13 @@ impl<O: Write> Session<'_, O> {
     /// The directory of the next images of the chain: a round's, or the final dump's.
     pub(super) fn next_dir(&self) -> PathBuf {
         rounds::directory(&self.images.path, self.pre_copied.rounds)
+    }
+
+    /// CRIU is about to write images into `dir`.
+    fn begin_images(&self, dir: &Path) {
+        if let Some(bulk) = &self.bulk {
+            bulk.begin(self.pre_copied.rounds, dir);
+        }
     }
 
     fn make_dir(&self) -> Result<PathBuf, SourceError> {

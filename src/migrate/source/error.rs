@@ -7,6 +7,7 @@ use std::time::Duration;
 use crate::image::manifest::ManifestError;
 use crate::image::rounds::ChainError;
 use crate::migrate::Cause;
+use crate::migrate::bulk::BulkError;
 use crate::migrate::journal::JournalError;
 use crate::migrate::preamble::Finding;
 use crate::migrate::transport::TransportError;
@@ -64,6 +65,12 @@ pub enum SourceError {
         /// Why.
         #[source]
         source: ManifestError,
+    },
+    /// The images do not get to a destination with a store of its own.
+    #[error(transparent)]
+    Bulk {
+        /// Why.
+        source: BulkError,
     },
     /// The container cannot be fenced.
     #[error("the container cannot be fenced, so the commit would not be safe")]

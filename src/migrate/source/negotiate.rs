@@ -1,18 +1,20 @@
 //! From the command to the agreement of both ends; nothing is stopped yet.
 
 use std::io::Write;
+use std::sync::Arc;
 use std::time::Instant;
 
 use super::copying::PreCopied;
 use super::session::{Images, Session, images_path};
 use super::{ANSWER_LIMIT_DUR, Negotiated, Plan, SourceError, Workload};
-use crate::migrate::handshake::connect;
+use crate::migrate::bulk;
+use crate::migrate::handshake::{connect, reconnect};
 use crate::migrate::journal::{Journal, Start};
 use crate::migrate::preamble::{Finding, Preamble, Severity};
 use crate::migrate::progress::Progress;
-use crate::migrate::protocol::{Findings, Message, Side};
-use crate::migrate::rendezvous::Acquaintance;
-use crate::migrate::transport::{Channel, Patience};
+use crate::migrate::protocol::{Findings, Join, Message, Side};
+use crate::migrate::rendezvous::{Acquaintance, RendezvousError};
+use crate::migrate::transport::{Channel, Patience, TransportError};
 use crate::migrate::{chain, preflight, rendezvous};
 use crate::sys::interrupt::Interrupt;
 
@@ -24,8 +26,9 @@ pub fn preflight(plan: &Plan, interrupt: Option<&Interrupt>) -> Result<Vec<Findi
     let patience = Patience::default().or_interrupt(interrupt);
     // Its name is how the destination finds out whether the store is the same.
     let images = Images::create(&plan.image_path, plan.preamble.migration)?;
-    let (mut channel, _) = meet(plan, &images, patience)?;
-    ask_findings(plan, &mut channel, true, patience)
+    let (mut channel, acquaintance) = meet(plan, &images, patience)?;
+    let shares_store = acquaintance.shares_store;
+    ask_findings(plan, &mut channel, shares_store, true, patience)
 }
 
 fn meet(
@@ -36,14 +39,19 @@ fn meet(
     Ok(connect(
         &plan.destination,
         &plan.trust,
-        |receiver| {
-            rendezvous::find(
-                &plan.image_path,
-                &plan.preamble.container,
-                receiver,
-                images.owner,
-            )
-            .map(|left| left.acquaintance(*receiver, &plan.trust))
+        |receiver, binding| {
+            let container = &plan.preamble.container;
+            let found = rendezvous::find(&plan.image_path, container, receiver, images.owner);
+            match (found, plan.trust.key_without_store()) {
+                (Ok(left), _) => Ok(left.acquaintance(*receiver, &plan.trust)),
+                (Err(RendezvousError::NotShared { .. }), Some(secret)) => Ok(Acquaintance {
+                    receiver: *receiver,
+                    secret,
+                    fingerprint: binding.destination,
+                    shares_store: false,
+                }),
+                (Err(error), _) => Err(error),
+            }
         },
         patience.at_most(ANSWER_LIMIT_DUR),
     )?)
@@ -53,11 +61,13 @@ fn meet(
 fn ask_findings(
     plan: &Plan,
     channel: &mut Channel,
+    shares_store: bool,
     asks_only: bool,
     patience: Patience,
 ) -> Result<Vec<Finding>, SourceError> {
     let patience = patience.at_most(ANSWER_LIMIT_DUR);
     let preamble = Preamble {
+        streams: if shares_store { 0 } else { plan.streams },
         clock_ms: Some(preflight::clock_ms()),
         asks_only,
         ..plan.preamble.clone()
@@ -66,6 +76,30 @@ fn ask_findings(
     let answer: Findings = channel.expect(patience)?;
     let own = plan.findings.iter().cloned();
     Ok(own.chain(answer.findings).collect())
+}
+
+/// The connections that carry the images to a destination with a store of its own.
+fn open_streams(
+    plan: &Plan,
+    acquaintance: Acquaintance,
+    patience: Patience,
+) -> Result<Option<bulk::Sender>, SourceError> {
+    if acquaintance.shares_store {
+        return Ok(None);
+    }
+    let patience = patience.at_most(ANSWER_LIMIT_DUR);
+    let join = Message::Join(Join {
+        migration: plan.preamble.migration,
+    });
+    let open = |_| {
+        let mut channel = reconnect(&plan.destination, &plan.trust, acquaintance, patience)?;
+        channel.send(&join, patience)?;
+        Ok::<_, TransportError>(channel)
+    };
+    let channels = (0..plan.streams).map(open).collect::<Result<_, _>>()?;
+    bulk::Sender::start(channels, plan.sending, Arc::default())
+        .map(Some)
+        .map_err(|source| SourceError::Bulk { source })
 }
 
 fn speaks_against(finding: &Finding) -> bool {
@@ -94,15 +128,19 @@ impl<'a, W: Workload, O: Write> Negotiated<'a, W, O> {
                 side: Side::Source,
                 peer: plan.destination.to_string(),
                 images: images_path(&plan.image_path, preamble.migration),
+                owns_images: true,
                 acquaintance: None,
             },
         )?;
         let met = Self::meet(plan, progress, patience).and_then(|met| {
-            journal.acquaint(met.2, plan.trust.files())?;
-            Ok(met)
+            let (images, mut channel, acquaintance) = met;
+            journal.acquaint(acquaintance, plan.trust.files())?;
+            let bulk = open_streams(plan, acquaintance, patience)
+                .inspect_err(|error| channel.abort(&chain(error)))?;
+            Ok((images, channel, acquaintance, bulk))
         });
         match met {
-            Ok((images, channel, acquaintance)) => {
+            Ok((images, channel, acquaintance, bulk)) => {
                 progress.lap("negotiate", began);
                 Ok(Self {
                     session: Session {
@@ -114,6 +152,7 @@ impl<'a, W: Workload, O: Write> Negotiated<'a, W, O> {
                         progress,
                         patience,
                         pre_copied: PreCopied::default(),
+                        bulk,
                     },
                     workload,
                 })
@@ -134,7 +173,8 @@ impl<'a, W: Workload, O: Write> Negotiated<'a, W, O> {
     ) -> Result<(Images, Channel, Acquaintance), SourceError> {
         let images = Images::create(&plan.image_path, plan.preamble.migration)?;
         let (mut channel, acquaintance) = meet(plan, &images, patience)?;
-        Self::agree(plan, &mut channel, progress, patience)
+        let shares_store = acquaintance.shares_store;
+        Self::agree(plan, &mut channel, shares_store, progress, patience)
             .inspect_err(|error| channel.abort(&chain(error)))?;
         Ok((images, channel, acquaintance))
     }
@@ -142,12 +182,13 @@ impl<'a, W: Workload, O: Write> Negotiated<'a, W, O> {
     fn agree(
         plan: &Plan,
         channel: &mut Channel,
+        shares_store: bool,
         progress: &mut Progress<O>,
         patience: Patience,
     ) -> Result<(), SourceError> {
         // With an error of this end the destination is only asked for its own, so that all are known, and goes on waiting.
         let asks_only = plan.findings.iter().any(speaks_against);
-        let findings = ask_findings(plan, channel, asks_only, patience)?;
+        let findings = ask_findings(plan, channel, shares_store, asks_only, patience)?;
         let (errors, warnings): (Vec<Finding>, Vec<Finding>) =
             findings.into_iter().partition(speaks_against);
         for finding in &warnings {

@@ -11,16 +11,20 @@ use super::{ANSWER_LIMIT_DUR, Failure, Plan, SourceError};
 use crate::image;
 use crate::image::manifest::Manifest;
 use crate::migrate::address::Destination;
-use crate::migrate::handshake::connect;
+use crate::migrate::bulk::{self, BulkError};
+use crate::migrate::handshake::reconnect;
 use crate::migrate::journal::Journal;
 use crate::migrate::progress::Progress;
 use crate::migrate::protocol::{
     Answer, Inquiry, Message, MigrationId, Phase, Ready, Shipped, Verdict,
 };
-use crate::migrate::rendezvous::{Acquaintance, RendezvousError};
+use crate::migrate::rendezvous::Acquaintance;
 use crate::migrate::transport::{Channel, Patience, TransportError};
 use crate::migrate::trust::Trust;
 use crate::migrate::{Cause, chain, verdict};
+
+/// How long a destination that has given up takes to say so.
+const FAREWELL_LIMIT_DUR: Duration = Duration::from_secs(1);
 
 /// This migration's directory in the image store; removed when dropped, unless kept.
 #[derive(Debug)]
@@ -85,13 +89,14 @@ pub(super) struct Session<'a, O> {
     /// Until the freeze: only signals end a wait. Then the freeze's budget.
     pub(super) patience: Patience<'a>,
     pub(super) pre_copied: PreCopied,
+    /// Carries the images to a destination that does not share the store.
+    pub(super) bulk: Option<bulk::Sender>,
 }
 
 impl<O: Write> Session<'_, O> {
     pub(super) fn ship(&mut self) -> Result<Manifest, SourceError> {
         self.patience.check()?;
-        let manifest = Manifest::of_directory(&self.next_dir())
-            .map_err(|source| SourceError::Manifest { source })?;
+        let manifest = self.hand_over(self.patience)?;
         let shipped = Message::Shipped(Shipped {
             number: self.pre_copied.rounds,
             manifest: manifest.clone(),
@@ -102,11 +107,37 @@ impl<O: Write> Session<'_, O> {
         Ok(manifest)
     }
 
-    /// Meanwhile the images are synced: before the commit they must survive a crash, but the destination can read them now.
+    /// The next images of the chain are complete: they are sent to a destination that does not see them.
+    pub(super) fn hand_over(&mut self, patience: Patience) -> Result<Manifest, SourceError> {
+        match &self.bulk {
+            None => Manifest::of_directory(&self.next_dir())
+                .map_err(|source| SourceError::Manifest { source }),
+            Some(bulk) => match bulk.finish(patience) {
+                Ok(manifest) => Ok(manifest),
+                Err(error) => Err(self.explain(error)),
+            },
+        }
+    }
+
+    /// A destination that gives up ends the connections of the images; why, it says on this one.
+    fn explain(&mut self, error: BulkError) -> SourceError {
+        match self
+            .channel
+            .receive(&[], Patience::within(FAREWELL_LIMIT_DUR))
+        {
+            Err(aborted @ TransportError::Aborted { .. }) => aborted.into(),
+            _ => SourceError::Bulk { source: error },
+        }
+    }
+
+    /// Meanwhile the images are synced: before the commit they must survive a crash, but the destination can read them now. It syncs its own where it
+    /// has its own.
     pub(super) fn await_ready(&mut self, manifest: &Manifest) -> Result<(), SourceError> {
-        manifest
-            .sync(&self.next_dir())
-            .map_err(|source| SourceError::Manifest { source })?;
+        if self.bulk.is_none() {
+            manifest
+                .sync(&self.next_dir())
+                .map_err(|source| SourceError::Manifest { source })?;
+        }
         let ready: Ready = match self.channel.expect(self.patience) {
             Ok(ready) => ready,
             Err(TransportError::Late { .. }) => {
@@ -177,18 +208,7 @@ pub fn ask(
     migration: MigrationId,
 ) -> Result<(Channel, Verdict), TransportError> {
     let patience = Patience::within(ANSWER_LIMIT_DUR);
-    let (mut channel, _) = connect(
-        destination,
-        trust,
-        |receiver| {
-            if *receiver == acquaintance.receiver {
-                Ok(acquaintance)
-            } else {
-                Err(RendezvousError::WrongProof)
-            }
-        },
-        patience,
-    )?;
+    let mut channel = reconnect(destination, trust, acquaintance, patience)?;
     channel.send(&Message::Inquiry(Inquiry { migration }), patience)?;
     let answer: Answer = channel.expect(patience)?;
     match answer.migration == migration {

@@ -1,0 +1,101 @@
+//! How the images cross the network, where the ends share no store.
+
+use clap::ValueEnum;
+
+use crate::migrate::bulk::{self, MAX_STREAMS};
+
+/// More connections than this gain nothing, and cost memory.
+const DEFAULT_STREAMS: usize = 4;
+
+/// The ways of `--compress`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Compress {
+    /// What is found to be faster while it goes on
+    Auto,
+    /// Nothing is compressed
+    None,
+    /// Zstandard
+    Zstd,
+    /// gzip
+    Gzip,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Source, where the ends share no directory")]
+#[group(id = "streaming-flags", multiple = true, requires = "destination")]
+pub struct StreamingArgs {
+    /// How many connections carry the images [default: as many as processors, at most 4]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_STREAMS)))]
+    streams: Option<u32>,
+    /// How images are compressed on their way
+    #[arg(long, value_name = "WAY", value_enum, default_value = "auto")]
+    compress: Compress,
+    /// How much the images may take of the network each second, such as 100MB/s or 1GiB/s
+    #[arg(long, value_name = "RATE", value_parser = parse_rate)]
+    bandwidth: Option<u64>,
+}
+
+impl StreamingArgs {
+    pub fn streams(&self) -> u32 {
+        self.streams.unwrap_or_else(|| {
+            let processors = std::thread::available_parallelism().map_or(1, usize::from);
+            processors.min(DEFAULT_STREAMS) as u32
+        })
+    }
+
+    pub fn settings(&self) -> bulk::Settings {
+        bulk::Settings {
+            compression: match self.compress {
+                Compress::Auto => bulk::Compression::Auto,
+                Compress::None => bulk::Compression::None,
+                Compress::Zstd => bulk::Compression::Zstd,
+                Compress::Gzip => bulk::Compression::Gzip,
+            },
+            bandwidth_bytes_per_s: self.bandwidth,
+        }
+    }
+}
+
+/// "100MB/s", "1GiB/s", "12.5M", or a number of bytes; the unit is of bytes, with or without "/s".
+fn parse_rate(text: &str) -> Result<u64, String> {
+    let wrong = || format!("{text:?} is not a rate such as 100MB/s, 1GiB/s or 500KB/s");
+    let rate = text.strip_suffix("/s").unwrap_or(text).trim();
+    let digits = rate
+        .find(|c: char| !c.is_ascii_digit() && c != '.')
+        .unwrap_or(rate.len());
+    let (number, unit) = rate.split_at(digits);
+    let scale = match unit {
+        "" | "B" => 1.0,
+        "K" | "kB" | "KB" => 1e3,
+        "M" | "MB" => 1e6,
+        "G" | "GB" => 1e9,
+        "KiB" => 1024.0,
+        "MiB" => 1024.0 * 1024.0,
+        "GiB" => 1024.0 * 1024.0 * 1024.0,
+        _ => return Err(wrong()),
+    };
+    let bytes = number.parse::<f64>().map_err(|_| wrong())? * scale;
+    // A float that is no number or too large for a u64 is no rate; less than a byte a second never ends.
+    match (1.0..1e18).contains(&bytes) {
+        true => Ok(bytes as u64),
+        false => Err(wrong()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rates() {
+        assert_eq!(parse_rate("100MB/s"), Ok(100_000_000));
+        assert_eq!(parse_rate("1GiB/s"), Ok(1 << 30));
+        assert_eq!(parse_rate("12.5M"), Ok(12_500_000));
+        assert_eq!(parse_rate("4096"), Ok(4096));
+        for bad in [
+            "", "MB/s", "0", "-1", "1e400", "100Mbit", "1..2M", "0.1", "9e99",
+        ] {
+            assert!(parse_rate(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,59 @@
+//! The bandwidth that a migration may use.
+
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+/// What may be sent at once after a pause.
+const BURST_DUR: Duration = Duration::from_millis(50);
+
+/// A cap that all connections share. Each waits until what it sends fits in.
+#[derive(Debug)]
+pub struct Pace {
+    bytes_per_s: u64,
+    /// When everything that was let through is paid for.
+    paid_until: Mutex<Option<Instant>>,
+}
+
+impl Pace {
+    pub fn new(bytes_per_s: u64) -> Self {
+        Self {
+            bytes_per_s: bytes_per_s.max(1),
+            paid_until: Mutex::new(None),
+        }
+    }
+
+    /// How long to wait before `count_bytes` are sent.
+    pub fn wait_for(&self, count_bytes: usize, now: Instant) -> Duration {
+        let cost_dur = Duration::from_secs_f64(count_bytes as f64 / self.bytes_per_s as f64);
+        let mut paid_until = self
+            .paid_until
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner);
+        let credit = now.checked_sub(BURST_DUR).unwrap_or(now);
+        let begins = paid_until.map_or(credit, |paid_until| paid_until.max(credit));
+        *paid_until = Some(begins + cost_dur);
+        (begins + cost_dur).saturating_duration_since(now)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_rate_holds_whoever_sends_and_a_pause_is_no_credit() {
+        let pace = Pace::new(1_000_000);
+        let start = Instant::now();
+        let mut now = start;
+        for _ in 0..100 {
+            now += pace.wait_for(100_000, now);
+        }
+        let took_dur = now - start + BURST_DUR;
+        assert_eq!(took_dur.as_secs(), 10);
+        let later = now + Duration::from_secs(60);
+        assert_eq!(
+            pace.wait_for(1_000_000, later),
+            Duration::from_secs(1) - BURST_DUR
+        );
+    }
+}
