@@ -19,6 +19,7 @@ use oci_spec::runtime::{Hook, Process, Spec};
 
 use super::container::{Container, Record, Status};
 use super::executor::ProcessExecutor;
+use super::mounts::{self, Stage};
 use crate::sys::trail::Trail;
 
 /// What is to be started.
@@ -47,6 +48,13 @@ pub(crate) struct Launch<'a> {
 pub(crate) fn launch(mut launch: Launch) -> Result<Launched, String> {
     let record = launch.container.record();
     let init = launch.tenant_errors.is_none();
+    // Every namespace that is joined or made could otherwise look into this process before it has dropped what the host
+    // gave it (ptrace(2), PTRACE_MODE; CVE-2016-9962).
+    let _dumpable = Undumpable::enter();
+    let _stage = match init {
+        true => Stage::prepare(&mut launch.spec).map_err(|error| chain(&error))?,
+        false => None,
+    };
     let user_ns_config = if init {
         UserNamespaceConfig::new(&launch.spec).map_err(|error| chain(&error))?
     } else {
@@ -90,12 +98,12 @@ pub(crate) fn launch(mut launch: Launch) -> Result<Launched, String> {
         pid_file: None,
     };
     let mut trail = Trail::start().map_err(|errno| errno.to_string())?;
-    // Every namespace that is joined or made could otherwise look into this process before it has dropped what the host
-    // gave it (ptrace(2), PTRACE_MODE; CVE-2016-9962).
-    let _dumpable = Undumpable::enter();
     let _oom_score = oom_score.map(OomScore::enter).transpose()?;
     match container_main_process(&args) {
         Ok(pid) => {
+            if init {
+                mounts::propagate(pid, &spec).map_err(|error| chain(&error))?;
+            }
             let seen = trail.records().len();
             Ok(Launched { pid, trail, seen })
         }

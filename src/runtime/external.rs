@@ -12,6 +12,7 @@ use serde::{Deserialize, Serialize};
 
 use super::error::{Error, Result};
 use super::lower;
+use super::mounts::place;
 use crate::criu::{External, JoinNamespace};
 use crate::sys::rooted::{Kind, Root};
 
@@ -327,13 +328,12 @@ fn runc_cgroup_mounts(
 /// # Errors
 /// Errors of the file system.
 pub fn make_mount_points(spec: &Spec, bundle: &Path, rootfs: &Path) -> Result<()> {
-    let mounts: Vec<&Mount> = spec.mounts().iter().flatten().collect();
+    let mounts = spec.mounts().as_deref().unwrap_or_default();
     for (index, mount) in mounts.iter().enumerate() {
         if mount.typ().as_deref() == Some("cgroup") {
             // In sysfs, or in a tmpfs whose contents are in the images.
             continue;
         }
-        let destination = Path::new("/").join(mount.destination());
         let kind = if lower::is_bind(mount)
             && let Some(source) = mount.source()
             && !bundle.join(source).is_dir()
@@ -342,19 +342,9 @@ pub fn make_mount_points(spec: &Spec, bundle: &Path, rootfs: &Path) -> Result<()
         } else {
             Kind::Directory
         };
-        let cover = mounts[..index].iter().rev().find_map(|cover| {
-            let at = Path::new("/").join(cover.destination());
-            let below = destination.strip_prefix(&at).ok()?.to_path_buf();
-            (!below.as_os_str().is_empty()).then_some((*cover, below))
-        });
-        let (base, below) = match &cover {
-            None => (rootfs.to_path_buf(), destination.clone()),
-            Some((cover, below)) if lower::is_bind(cover) => {
-                let source = cover.source().clone().unwrap_or_default();
-                (bundle.join(source), below.clone())
-            }
-            // What is in a tmpfs is in the images; other file systems have their own.
-            Some(_) => continue,
+        // What is in a tmpfs is in the images; other file systems have their own.
+        let Some((base, below)) = place(mounts, index, bundle, rootfs) else {
+            continue;
         };
         Root::open(&base)
             .and_then(|root| root.make(&below, kind))

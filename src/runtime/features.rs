@@ -2,9 +2,10 @@
 //!
 //! Engines ask it to decide what they may put into a spec. It says what this build can do, not what the host has turned on.
 
-use libcontainer::syscall::linux::MountOption;
 use libseccomp::{ScmpAction, ScmpArch, ScmpFilterContext, ScmpVersion};
 use serde_json::{Value, json};
+
+use super::mounts;
 
 /// The oldest version of the OCI runtime specification that is accepted.
 const OLDEST_SPEC: &str = "1.0.0";
@@ -20,28 +21,6 @@ const HOOKS: &[&str] = &[
 
 const NAMESPACES: &[&str] = &[
     "cgroup", "ipc", "mount", "network", "pid", "time", "user", "uts",
-];
-
-/// Mount options that apply to all mounts below, too (mount_setattr(2)): the engine has no list of those.
-const RECURSIVE_MOUNT_OPTIONS: &[&str] = &[
-    "ratime",
-    "rdev",
-    "rdiratime",
-    "rexec",
-    "rnoatime",
-    "rnodev",
-    "rnodiratime",
-    "rnoexec",
-    "rnorelatime",
-    "rnostrictatime",
-    "rnosuid",
-    "rnosymfollow",
-    "rrelatime",
-    "rro",
-    "rrw",
-    "rstrictatime",
-    "rsuid",
-    "rsymfollow",
 ];
 
 /// In the order of their numbers (capabilities(7)).
@@ -169,18 +148,11 @@ pub fn libseccomp_version() -> Option<String> {
 /// The document. `version` and `commit` are this build's.
 #[must_use]
 pub fn document(version: &str, commit: Option<&str>) -> Value {
-    let mut mount_options = MountOption::known_options();
-    mount_options.extend(
-        RECURSIVE_MOUNT_OPTIONS
-            .iter()
-            .map(|option| (*option).to_owned()),
-    );
-    mount_options.sort();
     json!({
         "ociVersionMin": OLDEST_SPEC,
         "ociVersionMax": oci_spec::runtime::VERSION,
         "hooks": HOOKS,
-        "mountOptions": mount_options,
+        "mountOptions": mounts::names().collect::<Vec<_>>(),
         "linux": {
             "namespaces": NAMESPACES,
             "capabilities": CAPABILITIES,
@@ -205,7 +177,7 @@ pub fn document(version: &str, commit: Option<&str>) -> Value {
                 ],
                 "flags": ["MPOL_F_NUMA_BALANCING", "MPOL_F_RELATIVE_NODES", "MPOL_F_STATIC_NODES"]
             },
-            "mountExtensions": {"idmap": {"enabled": false}},
+            "mountExtensions": {"idmap": {"enabled": true}},
             "netDevices": {"enabled": true}
         },
         "annotations": annotations(version, commit),
@@ -264,13 +236,12 @@ fn annotations(version: &str, commit: Option<&str>) -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use libcontainer::syscall::linux::MountRecursive;
+    use libcontainer::syscall::linux::MountOption;
     use oci_spec::runtime::{
         Arch, Capability, Features, LinuxNamespaceType, LinuxSeccompAction, LinuxSeccompFilterFlag,
         LinuxSeccompOperator, MemoryPolicyFlagType, MemoryPolicyModeType,
     };
     use serde::de::DeserializeOwned;
-    use std::str::FromStr;
 
     fn all_are<T: DeserializeOwned>(names: &Value) {
         let names = names.as_array().unwrap();
@@ -292,12 +263,10 @@ mod tests {
         all_are::<LinuxSeccompFilterFlag>(&linux["seccomp"]["knownFlags"]);
         all_are::<MemoryPolicyModeType>(&linux["memoryPolicy"]["modes"]);
         all_are::<MemoryPolicyFlagType>(&linux["memoryPolicy"]["flags"]);
-        for option in document["mountOptions"].as_array().unwrap() {
-            let option = option.as_str().unwrap();
-            assert!(
-                MountOption::from_str(option).is_ok() || MountRecursive::from_str(option).is_ok(),
-                "{option}"
-            );
+        // What the engine knows is understood here, too.
+        let options = document["mountOptions"].as_array().unwrap();
+        for option in MountOption::known_options() {
+            assert!(options.contains(&option.as_str().into()), "{option}");
         }
         assert!(serde_json::from_value::<Features>(document).is_ok());
     }

@@ -9,6 +9,8 @@ use libcontainer::syscall::syscall::create_syscall;
 use libcontainer::validator::Validator;
 use oci_spec::runtime::{LinuxNamespaceType, Mount, Process, Spec};
 
+use super::mounts::{self, InvalidMount};
+
 /// A spec asks for what no runtime can do, or for what this host cannot.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
@@ -62,13 +64,14 @@ pub enum InvalidSpec {
         /// Which.
         kind: LinuxNamespaceType,
     },
-    /// The engine would mount it without the mapping: files would belong to others than the spec says.
-    #[error(
-        "mount {destination} has id mappings, and rcm cannot make idmapped mounts yet; leave out idmap, uidMappings and gidMappings"
-    )]
-    IdMappedMount {
+    /// A mount that cannot be made.
+    #[error("invalid mount {destination}")]
+    Mount {
         /// Where it would be mounted.
         destination: PathBuf,
+        /// What is wrong with it.
+        #[source]
+        source: InvalidMount,
     },
     /// `unified` names files of cgroup v2; the engine would ignore it.
     #[error("invalid configuration: cannot use unified on cgroup v1")]
@@ -143,6 +146,12 @@ pub fn validate(spec: &Spec) -> Result<()> {
         .linux()
         .as_ref()
         .ok_or(InvalidSpec::Missing { property: "linux" })?;
+    for mount in spec.mounts().iter().flatten() {
+        mounts::validate(mount, spec).map_err(|source| InvalidSpec::Mount {
+            destination: mount.destination().clone(),
+            source,
+        })?;
+    }
     refuse_unsupported(spec)?;
     let namespaces = linux.namespaces().as_deref().unwrap_or_default();
     for (index, namespace) in namespaces.iter().enumerate() {
@@ -160,21 +169,6 @@ pub fn validate(spec: &Spec) -> Result<()> {
 
 /// What the engine would leave undone without a word.
 fn refuse_unsupported(spec: &Spec) -> Result<()> {
-    let is_mapped = |mount: &&Mount| {
-        let mappings = |list: &Option<Vec<_>>| list.as_ref().is_some_and(|list| !list.is_empty());
-        mappings(mount.uid_mappings())
-            || mappings(mount.gid_mappings())
-            || mount
-                .options()
-                .iter()
-                .flatten()
-                .any(|option| option == "idmap" || option == "ridmap")
-    };
-    if let Some(mount) = spec.mounts().iter().flatten().find(is_mapped) {
-        return Err(InvalidSpec::IdMappedMount {
-            destination: mount.destination().clone(),
-        });
-    }
     let unified = spec
         .linux()
         .as_ref()
@@ -392,25 +386,6 @@ mod tests {
         let bundle = tempfile::tempdir().unwrap();
         let error = lower(spec(minimal()), "web", bundle.path(), false).unwrap_err();
         assert!(matches!(error, InvalidSpec::Rootfs { .. }), "{error}");
-    }
-
-    #[test]
-    fn idmapped_mounts_are_refused() {
-        for mount in [
-            serde_json::json!({"destination": "/x", "source": "/y", "options": ["rbind", "idmap"]}),
-            serde_json::json!({"destination": "/x", "source": "/y", "options": ["ridmap"]}),
-            serde_json::json!({
-                "destination": "/x", "source": "/y", "options": ["bind"],
-                "uidMappings": [{"containerID": 0, "hostID": 1000, "size": 1}]
-            }),
-        ] {
-            let mut json = minimal();
-            json["mounts"] = serde_json::json!([mount]);
-            assert!(matches!(
-                validate(&spec(json)),
-                Err(InvalidSpec::IdMappedMount { .. })
-            ));
-        }
     }
 
     #[test]

@@ -1,8 +1,9 @@
 //! Containers on this host: the facade over `libcontainer`, completed where it lacks what runc does.
 //!
-//! Three places complete the engine, none of them a fork of it:
+//! Four places complete the engine, none of them a fork of it:
 //!
 //! * **before it**, [`lower`]: the OCI spec is validated as runc does and turned into an equivalent that the engine runs;
+//! * **beside it**, [`mounts`]: mounts that it cannot make are made for it to bind;
 //! * **inside the container**, [`executor`]: rcm's code just before `execve`;
 //! * **around it**: state, cgroups, terminals, hooks' and error texts in the other modules.
 
@@ -24,6 +25,7 @@ pub mod foreground;
 pub mod host_file;
 pub mod kill;
 pub mod lower;
+pub mod mounts;
 pub mod pause;
 pub mod quiesce;
 pub mod resctrl;

@@ -7,6 +7,7 @@ pub mod keyring;
 #[cfg(test)]
 pub mod mapping;
 pub mod mount;
+pub mod namespace;
 pub mod network;
 pub mod node;
 pub mod process;
@@ -17,4 +18,5 @@ pub mod spawn;
 pub mod terminal;
 pub mod thaw_guard;
 pub mod trail;
+pub mod tree;
 pub mod xattr;

@@ -1,0 +1,226 @@
+//! Mounts that the engine cannot make: what it mounts otherwise than runc is prepared here, so that a plain bind is left to it.
+//!
+//! Idmapped mounts, the attributes of bind mounts and file systems that are filled first become trees in a mount namespace of their own,
+//! the [`Stage`], which the engine then enters instead of making one. The propagation of mounts is set when everything is mounted.
+
+mod copy_up;
+mod options;
+mod stage;
+
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::mount::{MsFlags, mount};
+use nix::unistd::{Pid, geteuid};
+use oci_spec::runtime::{LinuxIdMapping, LinuxNamespaceType, Mount, Spec};
+
+pub use options::{Options, names};
+pub use stage::{Stage, StageError};
+
+use super::lower;
+use crate::sys::namespace::{IdRange, within_mounts_of};
+
+/// What is wrong with a mount. The sentences are runc's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum InvalidMount {
+    /// Only a path can be mounted again with other ids.
+    #[error("id-mapped mounts are only supported for bind-mounts")]
+    MappedFileSystem,
+    /// The kernel wants the rights of the one who mounted the file system.
+    #[error("id-mapped mounts are not supported for rootless containers")]
+    MappedRootless,
+    /// User ids without group ids, or none and no user namespace whose ids could be meant.
+    #[error("id-mapped mounts must have both uid and gid mappings specified")]
+    IncompleteMapping,
+    /// The mount would have to be made on the host.
+    #[error("id-mapped mounts need a mount namespace of the container")]
+    MappedOnHost,
+    /// The kernel would ignore it.
+    #[error("bind mounts cannot have any filesystem-specific options applied")]
+    BindData,
+}
+
+/// The ids of an idmapped mount.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Mapping {
+    /// These.
+    Ranges {
+        /// User ids.
+        uids: Vec<IdRange>,
+        /// Group ids.
+        gids: Vec<IdRange>,
+    },
+    /// Those of the existing user namespace that the container joins.
+    Joined(PathBuf),
+}
+
+/// The options of a mount.
+#[must_use]
+pub fn options(mount: &Mount) -> Options {
+    Options::parse(mount.options().iter().flatten())
+}
+
+/// The ids of a mount, if it is idmapped.
+///
+/// # Errors
+/// [`InvalidMount::IncompleteMapping`].
+fn mapping(mount: &Mount, options: &Options, spec: &Spec) -> Result<Option<Mapping>, InvalidMount> {
+    let own = (mount.uid_mappings(), mount.gid_mappings());
+    let (uids, gids) = match own {
+        (None, None) if options.id_mapped.is_none() => return Ok(None),
+        (None, None) => {
+            let user = lower::namespace(spec, LinuxNamespaceType::User)
+                .ok_or(InvalidMount::IncompleteMapping)?;
+            if let Some(path) = user.path()
+                && !path.as_os_str().is_empty()
+            {
+                return Ok(Some(Mapping::Joined(path.clone())));
+            }
+            let linux = spec.linux().as_ref();
+            (
+                linux.and_then(|linux| linux.uid_mappings().as_ref()),
+                linux.and_then(|linux| linux.gid_mappings().as_ref()),
+            )
+        }
+        (uids, gids) => (uids.as_ref(), gids.as_ref()),
+    };
+    let (uids, gids) = (ranges(uids), ranges(gids));
+    if uids.is_empty() || gids.is_empty() {
+        return Err(InvalidMount::IncompleteMapping);
+    }
+    Ok(Some(Mapping::Ranges { uids, gids }))
+}
+
+fn ranges(mappings: Option<&Vec<LinuxIdMapping>>) -> Vec<IdRange> {
+    mappings
+        .into_iter()
+        .flatten()
+        .map(|mapping| IdRange {
+            inside: mapping.container_id(),
+            outside: mapping.host_id(),
+            count: mapping.size(),
+        })
+        .collect()
+}
+
+/// Checks a mount of a spec.
+///
+/// # Errors
+/// [`InvalidMount`].
+pub fn validate(mount: &Mount, spec: &Spec) -> Result<(), InvalidMount> {
+    let options = options(mount);
+    let is_bind = lower::is_bind(mount);
+    if is_bind && !options.data.is_empty() {
+        return Err(InvalidMount::BindData);
+    }
+    let is_mapped = options.id_mapped.is_some()
+        || mount.uid_mappings().is_some()
+        || mount.gid_mappings().is_some();
+    if !is_mapped {
+        return Ok(());
+    }
+    if !is_bind {
+        return Err(InvalidMount::MappedFileSystem);
+    }
+    if !geteuid().is_root() {
+        return Err(InvalidMount::MappedRootless);
+    }
+    mapping(mount, &options, spec)?;
+    match lower::has_namespace(spec, LinuxNamespaceType::Mount) {
+        true => Ok(()),
+        false => Err(InvalidMount::MappedOnHost),
+    }
+}
+
+/// Where the mount point of `mounts[index]` lies: a directory on the host, and the path below it. None where an earlier mount covers it with a file system
+/// of its own, whose contents are not the host's.
+pub(super) fn place(
+    mounts: &[Mount],
+    index: usize,
+    bundle: &Path,
+    rootfs: &Path,
+) -> Option<(PathBuf, PathBuf)> {
+    let destination = Path::new("/").join(mounts[index].destination());
+    let cover = mounts[..index].iter().rev().find_map(|cover| {
+        let at = Path::new("/").join(cover.destination());
+        let below = destination.strip_prefix(&at).ok()?.to_path_buf();
+        (!below.as_os_str().is_empty()).then_some((cover, below))
+    });
+    match cover {
+        None => Some((rootfs.to_path_buf(), destination)),
+        Some((cover, below)) if lower::is_bind(cover) => {
+            let source = cover.source().clone().unwrap_or_default();
+            Some((bundle.join(source), below))
+        }
+        Some(_) => None,
+    }
+}
+
+/// Puts the options of a mount that is left to the engine into words that it knows.
+///
+/// It passes what it does not know to the file system, and what is about a file system and not about a mount it forgets. fsconfig(2) takes these as
+/// parameters of any file system, whatever type and value they have, so that they pass as unknown ones.
+pub(super) fn translate(mount: &mut Mount) {
+    let is_bind = lower::is_bind(mount);
+    let Some(given) = mount.options() else {
+        return;
+    };
+    let mut translated = Vec::with_capacity(given.len());
+    for option in given {
+        match option.as_str() {
+            // Inode versions are counted without being asked for (ext4 since Linux 6.1, others always), messages of the kernel stay as they are.
+            "iversion" | "noiversion" | "silent" | "loud" | "tmpcopyup" => {}
+            "lazytime" | "nolazytime" | "sync" | "async" | "dirsync" | "mand" | "nomand"
+                if is_bind => {}
+            "sync" | "async" | "dirsync" | "mand" | "nomand" => {
+                translated.push(format!("{option}="));
+            }
+            // The engine knows these for a tree of mounts, and a new one has no mounts below.
+            "nosymfollow" => translated.push("rnosymfollow".to_owned()),
+            "symfollow" => translated.retain(|option| option != "rnosymfollow"),
+            _ => translated.push(option.clone()),
+        }
+    }
+    mount.set_options(Some(translated));
+}
+
+/// Sets the propagation of the mounts of a container whose first process waits to be started.
+///
+/// # Errors
+/// The mount that cannot have what its options say.
+pub(super) fn propagate(init: Pid, spec: &Spec) -> Result<(), StageError> {
+    let changes: Vec<(&Path, MsFlags)> = spec
+        .mounts()
+        .iter()
+        .flatten()
+        .flat_map(|mount| {
+            let propagation = options(mount).propagation;
+            propagation
+                .into_iter()
+                .map(|flags| (mount.destination().as_path(), flags))
+        })
+        .collect();
+    if changes.is_empty() || !lower::has_namespace(spec, LinuxNamespaceType::Mount) {
+        return Ok(());
+    }
+    let mut failed = None;
+    let result = within_mounts_of(init, || {
+        for (destination, flags) in changes {
+            let none = None::<&str>;
+            match mount(none, destination, none, flags, none) {
+                // A later mount has covered it.
+                Ok(()) | Err(Errno::EINVAL | Errno::ENOENT | Errno::ENOTDIR) => {}
+                Err(errno) => {
+                    failed = Some(destination);
+                    return Err(errno.into());
+                }
+            }
+        }
+        Ok(())
+    });
+    result.map_err(|source| StageError::Propagation {
+        destination: failed.unwrap_or(Path::new("/")).to_path_buf(),
+        source,
+    })
+}

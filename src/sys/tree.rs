@@ -1,0 +1,187 @@
+//! Mount trees that are attached nowhere: copied, changed, then moved to where they are wanted (open_tree(2), mount_setattr(2), move_mount(2);
+//! Linux 5.12).
+#![allow(unsafe_code)]
+
+use std::ffi::{CStr, CString};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+use nix::errno::Errno;
+use nix::mount::MsFlags;
+use nix::sys::stat::{SFlag, fstat};
+
+/// A detached copy of mounts. Dropped, it is gone.
+#[derive(Debug)]
+pub struct Tree(OwnedFd);
+
+/// To which mounts of a tree a change applies.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Scope {
+    /// The one at its root.
+    Top,
+    /// All.
+    Recursive,
+}
+
+impl Scope {
+    fn flags(self) -> libc::c_int {
+        match self {
+            Self::Top => 0,
+            Self::Recursive => libc::AT_RECURSIVE,
+        }
+    }
+}
+
+/// Attributes of mounts as bits of `MOUNT_ATTR_*` (mount_setattr(2)); what is in both is set.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Attributes {
+    /// What is set.
+    pub set: u64,
+    /// What is cleared.
+    pub clear: u64,
+}
+
+impl Attributes {
+    /// Whether nothing is changed.
+    #[must_use]
+    pub fn is_empty(self) -> bool {
+        self == Self::default()
+    }
+}
+
+impl Tree {
+    /// Copies the mount at `path`, from this path on, alone or with what is mounted below. The copies belong to the peer groups of the originals.
+    ///
+    /// # Errors
+    /// As open_tree(2).
+    pub fn copy(path: &Path, scope: Scope) -> nix::Result<Self> {
+        let path = text(path)?;
+        let flags = libc::OPEN_TREE_CLONE | libc::OPEN_TREE_CLOEXEC | scope.flags() as libc::c_uint;
+        // SAFETY: the path is NUL-terminated and only read.
+        let fd =
+            unsafe { libc::syscall(libc::SYS_open_tree, libc::AT_FDCWD, path.as_ptr(), flags) };
+        let fd = Errno::result(fd)?;
+        // SAFETY: the kernel has just given this descriptor to us; nobody else owns it.
+        Ok(Self(unsafe { OwnedFd::from_raw_fd(fd as RawFd) }))
+    }
+
+    /// Whether its root is a directory.
+    ///
+    /// # Errors
+    /// As fstat(2).
+    pub fn is_directory(&self) -> nix::Result<bool> {
+        let mode = SFlag::from_bits_truncate(fstat(self.0.as_raw_fd())?.st_mode);
+        Ok(mode & SFlag::S_IFMT == SFlag::S_IFDIR)
+    }
+
+    /// Changes attributes.
+    ///
+    /// # Errors
+    /// As mount_setattr(2); `EPERM` where an attribute is locked (mount_namespaces(7)).
+    pub fn change(&self, attributes: Attributes, scope: Scope) -> nix::Result<()> {
+        if attributes.is_empty() {
+            return Ok(());
+        }
+        self.set(scope, attributes, MsFlags::empty(), 0)
+    }
+
+    /// Makes the ids of its files those that they are mapped to in a user namespace.
+    ///
+    /// # Errors
+    /// As mount_setattr(2); `EINVAL` where the file system cannot have that, `EPERM` where it has a mapping already.
+    pub fn map_ids(&self, user_namespace: BorrowedFd, scope: Scope) -> nix::Result<()> {
+        let attributes = Attributes {
+            set: libc::MOUNT_ATTR_IDMAP,
+            clear: 0,
+        };
+        let fd = user_namespace.as_raw_fd() as u64;
+        self.set(scope, attributes, MsFlags::empty(), fd)
+    }
+
+    /// Sets the propagation of all its mounts: one of `MS_PRIVATE`, `MS_SLAVE`, `MS_SHARED` and `MS_UNBINDABLE`.
+    ///
+    /// # Errors
+    /// As mount_setattr(2).
+    pub fn propagate(&self, propagation: MsFlags) -> nix::Result<()> {
+        self.set(Scope::Recursive, Attributes::default(), propagation, 0)
+    }
+
+    fn set(
+        &self,
+        scope: Scope,
+        attributes: Attributes,
+        propagation: MsFlags,
+        userns_fd: u64,
+    ) -> nix::Result<()> {
+        let change = libc::mount_attr {
+            attr_set: attributes.set,
+            attr_clr: attributes.clear,
+            propagation: propagation.bits(),
+            userns_fd,
+        };
+        // SAFETY: the empty path is NUL-terminated, `change` has the size that is told; both outlive the call and are only read.
+        let result = unsafe {
+            libc::syscall(
+                libc::SYS_mount_setattr,
+                self.0.as_raw_fd(),
+                c"".as_ptr(),
+                libc::AT_EMPTY_PATH | scope.flags(),
+                &raw const change,
+                size_of::<libc::mount_attr>(),
+            )
+        };
+        Errno::result(result).map(drop)
+    }
+
+    /// Attaches it at `target`, a directory, or a file where its root is one.
+    ///
+    /// # Errors
+    /// As move_mount(2).
+    pub fn attach(self, target: &Path) -> nix::Result<()> {
+        let target = text(target)?;
+        let empty: &CStr = c"";
+        // SAFETY: both paths are NUL-terminated and only read.
+        let result = unsafe {
+            libc::syscall(
+                libc::SYS_move_mount,
+                self.0.as_raw_fd(),
+                empty.as_ptr(),
+                libc::AT_FDCWD,
+                target.as_ptr(),
+                libc::MOVE_MOUNT_F_EMPTY_PATH,
+            )
+        };
+        Errno::result(result).map(drop)
+    }
+}
+
+fn text(path: &Path) -> nix::Result<CString> {
+    CString::new(path.as_os_str().as_bytes()).map_err(|_| Errno::EINVAL)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs;
+
+    #[test]
+    fn what_is_copied_is_known() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::write(dir.path().join("file"), "").unwrap();
+        match Tree::copy(dir.path(), Scope::Top) {
+            Ok(tree) => {
+                assert_eq!(tree.is_directory(), Ok(true));
+                let read_only = Attributes {
+                    set: libc::MOUNT_ATTR_RDONLY,
+                    clear: 0,
+                };
+                tree.change(read_only, Scope::Recursive).unwrap();
+                let file = Tree::copy(&dir.path().join("file"), Scope::Top).unwrap();
+                assert_eq!(file.is_directory(), Ok(false));
+            }
+            // Without root nothing can be mounted.
+            Err(errno) => assert_eq!(errno, Errno::EPERM),
+        }
+    }
+}
