@@ -18,6 +18,7 @@ mod mode;
 mod receive;
 mod send;
 mod settle;
+mod show;
 mod streaming;
 
 pub use args::Args;

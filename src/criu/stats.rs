@@ -13,7 +13,7 @@ const SERVICE_MAGIC: u32 = 0x5510_5940;
 /// Heads a statistics image (criu/include/magic.h).
 const STATS_MAGIC: u32 = 0x5709_3306;
 /// Bytes of a page, the unit that CRIU counts in.
-const PAGE_BYTES: u64 = 4096;
+pub const PAGE_BYTES: u64 = 4096;
 
 /// What a dump or pre-dump cost.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

@@ -4,7 +4,6 @@
 //! that has given up says so in its journal and answers it to whoever asks, because the source may have sent a commit that never arrived: it may let
 //! its container run again only on this word.
 
-use std::io::Write;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -103,9 +102,9 @@ pub struct Arrived<R> {
 ///
 /// # Errors
 /// [`DestinationError::NotStarted`] after the commit; all others mean that the container is not here.
-pub fn receive<H: Host, O: Write>(
+pub fn receive<H: Host>(
     prepared: Prepared<H>,
-    progress: &mut Progress<O>,
+    progress: &mut Progress,
     interrupt: Option<&Interrupt>,
 ) -> Result<Arrived<<H::Held as Held>::Running>> {
     prepared
@@ -142,11 +141,13 @@ impl<H: Host> Verified<H> {
     ///
     /// # Errors
     /// The source is told and lets the container run on.
-    pub fn restore<O: Write>(self, progress: &mut Progress<O>) -> Result<Restored<H>> {
+    pub fn restore(self, progress: &mut Progress) -> Result<Restored<H>> {
         let Self {
             mut session,
             verify_dur,
         } = self;
+        progress.lap_of("verify", verify_dur);
+        progress.begin("restore");
         let began = Instant::now();
         let dump = session.dump();
         let (restored, synced) = std::thread::scope(|scope| {
@@ -173,7 +174,6 @@ impl<H: Host> Verified<H> {
             return Err(session.give_up(error, || held.discard()));
         }
         let restore_dur = began.elapsed();
-        progress.lap_of("verify", verify_dur);
         progress.lap_of("restore", restore_dur);
         // Before "ready" leaves: from its arrival on the source may commit.
         let ready = Message::Ready(Ready {
@@ -233,10 +233,7 @@ impl<H: Host> Committed<H> {
     ///
     /// # Errors
     /// [`DestinationError::NotStarted`].
-    pub fn resume<O: Write>(
-        self,
-        progress: &mut Progress<O>,
-    ) -> Result<Arrived<<H::Held as Held>::Running>> {
+    pub fn resume(self, progress: &mut Progress) -> Result<Arrived<<H::Held as Held>::Running>> {
         let Self {
             mut session,
             held,

@@ -84,7 +84,8 @@
 //! * [`journal`], [`verdict`], [`resolve`]: what is left of a migration after a crash, and settling it.
 //! * [`preflight`]: what is found out before anything is stopped.
 //! * [`precopy`]: when the rounds end.
-//! * [`fence`], [`progress`], [`facts`]: what their names say.
+//! * [`progress`], [`report`]: what can be seen of it, and what came of it.
+//! * [`fence`], [`facts`]: what their names say.
 
 pub mod address;
 pub mod bulk;
@@ -102,6 +103,7 @@ pub mod preflight;
 pub mod progress;
 pub mod protocol;
 pub mod rendezvous;
+pub mod report;
 pub mod resolve;
 pub mod source;
 pub mod tls;

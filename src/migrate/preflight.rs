@@ -27,6 +27,8 @@ pub struct Survey {
     pub observed: Observed,
     /// The limit for deleted files that the dump needs; `None` where CRIU's own suffices.
     pub ghost_limit_bytes: Option<u32>,
+    /// The memory that the images will hold.
+    pub memory_bytes: u64,
 }
 
 /// Looks at the container without disturbing it.
@@ -56,7 +58,8 @@ pub fn survey(
     findings.extend(processes::nested(init, &moving));
     findings.extend(open.findings);
     findings.extend(connections.findings);
-    findings.extend(space::judge(&moving, image_path));
+    let memory_bytes = space::memory_bytes(&moving);
+    findings.extend(space::judge(memory_bytes, image_path));
     Survey {
         findings,
         observed: Observed {
@@ -64,6 +67,7 @@ pub fn survey(
             tcp_addresses: connections.addresses,
         },
         ghost_limit_bytes: open.ghost_limit_bytes,
+        memory_bytes,
     }
 }
 

@@ -1,58 +1,129 @@
-//! What an operator sees of a migration: its phases with their durations, one line each.
+//! What can be seen of a migration while it is under way.
+//!
+//! The states of both ends tell a [`Progress`] what happens. It writes that into a [`Report`], and passes it on to an [`Observer`], which shows it: lines,
+//! a bar, JSON. What a phase moves is counted by a [`Meter`], which an observer reads as often as it likes; nobody is called for each buffer.
 
-use std::io::Write;
+use std::fmt::Debug;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
-/// A phase that has ended.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Lap {
-    /// Its name.
-    pub name: &'static str,
-    /// How long it took.
-    pub took_dur: Duration,
+use super::preamble::Finding;
+use super::report::Report;
+
+mod event;
+mod meter;
+
+pub use event::{Event, Lap, Round, bytes_per_second};
+pub use meter::Meter;
+
+pub(super) use event::{ms, optional_ms};
+
+/// Shows what happens. It must not fail: a closed terminal is no reason to stop a migration.
+pub trait Observer: Debug + Send {
+    /// `container` is the one that it happens to.
+    fn on(&mut self, container: &str, event: &Event);
 }
 
-/// Prints lines and remembers durations.
+/// Shows nothing.
+impl Observer for () {
+    fn on(&mut self, _container: &str, _event: &Event) {}
+}
+
+/// What has happened up to now.
 #[derive(Debug)]
-pub struct Progress<W> {
-    out: W,
-    prefix: String,
+pub struct Progress {
+    observer: Box<dyn Observer>,
     began: Instant,
-    laps: Vec<Lap>,
+    /// Of the phase under way.
+    meter: Meter,
+    /// What has gone over the network, all phases together.
+    sent: Arc<AtomicU64>,
+    report: Report,
 }
 
-impl<W: Write> Progress<W> {
-    /// Lines go to `out` with the container's id in front.
-    pub fn new(out: W, container: &str) -> Self {
+impl Progress {
+    /// Nothing has happened yet. `report` names the container.
+    #[must_use]
+    pub fn new(observer: Box<dyn Observer>, report: Report) -> Self {
         Self {
-            out,
-            prefix: format!("{container}: "),
+            observer,
             began: Instant::now(),
-            laps: Vec::new(),
+            meter: Meter::default(),
+            sent: Arc::default(),
+            report,
+        }
+    }
+
+    /// Something happens.
+    pub fn tell(&mut self, event: Event) {
+        self.observer.on(&self.report.container, &event);
+        match event {
+            Event::Ended(lap) => self.report.phases.push(lap),
+            Event::Round(round) => self.report.rounds.push(round),
+            Event::Freezing { predicted_dur, .. } => self.report.predicted_dur = predicted_dur,
+            _ => {}
         }
     }
 
     /// A line.
     pub fn say(&mut self, text: &str) {
-        // A closed stderr is no reason to stop a migration.
-        let _ = writeln!(self.out, "{}{text}", self.prefix);
+        self.tell(Event::Message { text: text.into() });
+    }
+
+    /// Something that speaks against the migration and does not prevent it.
+    pub fn warn(&mut self, finding: &Finding) {
+        self.report.findings.push(finding.clone());
+        self.tell(Event::Warning {
+            text: finding.to_string(),
+        });
+    }
+
+    /// A phase begins. What is returned counts its bytes.
+    pub fn begin(&mut self, phase: &'static str) -> Meter {
+        self.meter = Meter::default();
+        let meter = self.meter.clone();
+        self.tell(Event::Began {
+            phase,
+            meter: meter.clone(),
+        });
+        meter
     }
 
     /// A phase has ended that began at `since`.
     pub fn lap(&mut self, name: &'static str, since: Instant) {
-        self.lap_of(name, since.elapsed());
+        let done_bytes = std::mem::take(&mut self.meter).done_bytes();
+        self.tell(Event::Ended(Lap {
+            name,
+            took_dur: since.elapsed(),
+            bytes: (done_bytes > 0).then_some(done_bytes),
+        }));
     }
 
     /// A phase has ended that the other end has measured.
     pub fn lap_of(&mut self, name: &'static str, took_dur: Duration) {
-        self.say(&format!("{name:<10} {:>12}", milliseconds(took_dur)));
-        self.laps.push(Lap { name, took_dur });
+        self.tell(Event::Ended(Lap {
+            name,
+            took_dur,
+            bytes: None,
+        }));
     }
 
-    /// All phases so far.
+    /// Counts the bytes of images that go over the network.
     #[must_use]
-    pub fn laps(&self) -> &[Lap] {
-        &self.laps
+    pub fn sent(&self) -> &Arc<AtomicU64> {
+        &self.sent
+    }
+
+    /// What has come of it up to now.
+    #[must_use]
+    pub fn report(&self) -> &Report {
+        &self.report
+    }
+
+    /// For what no event says.
+    pub fn report_mut(&mut self) -> &mut Report {
+        &mut self.report
     }
 
     /// Since the beginning.
@@ -64,8 +135,8 @@ impl<W: Write> Progress<W> {
 
 /// "12.3 ms".
 #[must_use]
-pub fn milliseconds(dur: Duration) -> String {
-    format!("{:.1} ms", dur.as_secs_f64() * 1e3)
+pub fn milliseconds(dur: impl std::borrow::Borrow<Duration>) -> String {
+    format!("{:.1} ms", dur.borrow().as_secs_f64() * 1e3)
 }
 
 /// "1.4 GiB", "318 KiB".
@@ -91,19 +162,63 @@ pub fn bytes(count: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::Mutex;
+
+    #[derive(Debug, Default, Clone)]
+    struct Seen(Arc<Mutex<Vec<String>>>);
+
+    impl Observer for Seen {
+        fn on(&mut self, container: &str, event: &Event) {
+            let json = serde_json::to_string(event).unwrap();
+            let line = event.line().map(|line| format!("{container}: {line}"));
+            let mut seen = self.0.lock().unwrap();
+            seen.push(line.unwrap_or_default());
+            seen.push(json);
+        }
+    }
 
     #[test]
-    fn lines_are_plain_and_aligned() {
-        let mut out = Vec::new();
-        let mut progress = Progress::new(&mut out, "web");
-        progress.lap_of("dump", Duration::from_micros(12_345));
+    fn what_is_shown_and_what_is_kept() {
+        let seen = Seen::default();
+        let mut progress = Progress::new(Box::new(seen.clone()), Report::of("web"));
+        let meter = progress.begin("dump");
+        meter.add(300);
+        progress.tell(Event::Ended(Lap {
+            name: "dump",
+            took_dur: Duration::from_micros(12_345),
+            bytes: Some(300),
+        }));
         progress.lap_of("restore", Duration::from_millis(1234));
-        assert_eq!(progress.laps().len(), 2);
-        let text = String::from_utf8(out).unwrap();
+        progress.say("done");
         assert_eq!(
-            text,
-            "web: dump            12.3 ms\nweb: restore       1234.0 ms\n"
+            *seen.0.lock().unwrap(),
+            [
+                "",
+                r#"{"event":"began","phase":"dump"}"#,
+                "web: dump            12.3 ms  300 B",
+                r#"{"event":"ended","phase":"dump","tookMs":12.345,"bytes":300}"#,
+                "web: restore       1234.0 ms",
+                r#"{"event":"ended","phase":"restore","tookMs":1234.0}"#,
+                "web: done",
+                r#"{"event":"message","text":"done"}"#,
+            ]
         );
+        assert_eq!(progress.report().phases.len(), 2);
+    }
+
+    #[test]
+    fn a_phase_without_bytes_has_none() {
+        let mut progress = Progress::new(Box::new(()), Report::of("web"));
+        progress.begin("ship").add(7);
+        progress.lap("ship", Instant::now());
+        progress.lap("fence", Instant::now());
+        let counts: Vec<_> = progress
+            .report()
+            .phases
+            .iter()
+            .map(|lap| lap.bytes)
+            .collect();
+        assert_eq!(counts, [Some(7), None]);
     }
 
     #[test]

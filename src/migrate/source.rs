@@ -4,7 +4,6 @@
 //! on [`Fenced`]; [`Committing`] has none. The one way back from there takes a [`Returned`], and only the destination's word that it will
 //! never run the container makes one.
 
-use std::io::Write;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
@@ -23,7 +22,6 @@ mod copying;
 mod error;
 mod handover;
 mod negotiate;
-mod report;
 mod session;
 mod workload;
 
@@ -31,7 +29,6 @@ pub use copying::PreCopying;
 pub use error::{Failure, SourceError};
 pub use handover::Returned;
 pub use negotiate::preflight;
-pub use report::Report;
 pub use session::ask;
 pub use workload::{Fence, Held, Workload};
 
@@ -55,6 +52,8 @@ pub struct Plan {
     pub preamble: Preamble,
     /// What this end has found itself.
     pub findings: Vec<Finding>,
+    /// How large the images of all memory will be, about.
+    pub memory_bytes: u64,
     /// Whether memory is copied while the container runs, and for how long.
     pub pre_copy: Option<Limits>,
     /// How many connections carry the images where the ends share no store.
@@ -73,12 +72,12 @@ pub struct Plan {
 ///
 /// # Errors
 /// [`Failure`] says what became of the container.
-pub fn migrate<W: Workload, O: Write>(
+pub fn migrate<W: Workload>(
     plan: &Plan,
     workload: W,
-    progress: &mut Progress<O>,
+    progress: &mut Progress,
     interrupt: Option<&Interrupt>,
-) -> Result<Report, Failure> {
+) -> Result<(), Failure> {
     let negotiated = match Negotiated::negotiate(plan, workload, progress, interrupt) {
         Ok(negotiated) => negotiated,
         Err(source) => {
@@ -100,15 +99,15 @@ pub fn migrate<W: Workload, O: Write>(
 
 /// Both ends agreed; the container runs.
 #[derive(Debug)]
-pub struct Negotiated<'a, W, O> {
-    session: Session<'a, O>,
+pub struct Negotiated<'a, W> {
+    session: Session<'a>,
     workload: W,
 }
 
 /// A state in which the container stands still and is this host's.
 #[derive(Debug)]
-pub struct Stopped<'a, H, O, S> {
-    session: Session<'a, O>,
+pub struct Stopped<'a, H, S> {
+    session: Session<'a>,
     held: H,
     stopped_at: Instant,
     state: S,
@@ -124,35 +123,32 @@ pub struct ShippedImages {
 }
 /// Marks [`Stopped`]: the destination holds the restored container.
 #[derive(Debug)]
-pub struct PeerReady {
-    images_bytes: u64,
-}
+pub struct PeerReady;
 
 /// The container is fenced and still this host's.
 #[derive(Debug)]
-pub struct Fenced<'a, F, O> {
-    session: Session<'a, O>,
+pub struct Fenced<'a, F> {
+    session: Session<'a>,
     fenced: F,
     stopped_at: Instant,
-    images_bytes: u64,
 }
 
 /// The commit is on its way. The container is the destination's unless that says otherwise.
 #[derive(Debug)]
 #[must_use = "the container stands still until it is known whose it is"]
-pub struct Committing<'a, F, O> {
-    fenced: Fenced<'a, F, O>,
+pub struct Committing<'a, F> {
+    fenced: Fenced<'a, F>,
+    sent_at: Instant,
     sent: Result<(), TransportError>,
 }
 
 /// The container runs at the destination.
 #[derive(Debug)]
-pub struct HandedOff<'a, F, O> {
-    fenced: Fenced<'a, F, O>,
-    downtime_dur: Duration,
+pub struct HandedOff<'a, F> {
+    fenced: Fenced<'a, F>,
 }
 
-impl<'a, H: Held, O: Write, S> Stopped<'a, H, O, S> {
+impl<'a, H: Held, S> Stopped<'a, H, S> {
     /// Lets the container run on and tells the destination.
     #[must_use]
     pub fn roll_back(self, cause: SourceError) -> Failure {
@@ -160,7 +156,7 @@ impl<'a, H: Held, O: Write, S> Stopped<'a, H, O, S> {
         self.session.rolled_back(cause, || held.release())
     }
 
-    fn advance<T>(self, state: T) -> Stopped<'a, H, O, T> {
+    fn advance<T>(self, state: T) -> Stopped<'a, H, T> {
         Stopped {
             session: self.session,
             held: self.held,
@@ -170,16 +166,19 @@ impl<'a, H: Held, O: Write, S> Stopped<'a, H, O, S> {
     }
 }
 
-impl<'a, H: Held, O: Write> Stopped<'a, H, O, Frozen> {
+impl<'a, H: Held> Stopped<'a, H, Frozen> {
     /// Tells the destination what lies in the image store.
     ///
     /// # Errors
     /// [`Failure::RunsOn`].
-    pub fn ship(mut self) -> Result<Stopped<'a, H, O, ShippedImages>, Failure> {
+    pub fn ship(mut self) -> Result<Stopped<'a, H, ShippedImages>, Failure> {
         let began = Instant::now();
+        let meter = self.session.progress.begin("ship");
+        meter.follow(self.session.progress.sent());
         match self.session.ship() {
             Ok(manifest) => {
                 self.session.progress.lap("ship", began);
+                self.session.progress.report_mut().images_bytes = Some(manifest.total_bytes());
                 Ok(self.advance(ShippedImages { manifest }))
             }
             Err(cause) => Err(self.roll_back(cause)),
@@ -187,33 +186,31 @@ impl<'a, H: Held, O: Write> Stopped<'a, H, O, Frozen> {
     }
 }
 
-impl<'a, H: Held, O: Write> Stopped<'a, H, O, ShippedImages> {
+impl<'a, H: Held> Stopped<'a, H, ShippedImages> {
     /// Waits until the destination has restored the container and holds it.
     ///
     /// # Errors
     /// [`Failure::RunsOn`].
-    pub fn await_peer(mut self) -> Result<Stopped<'a, H, O, PeerReady>, Failure> {
+    pub fn await_peer(mut self) -> Result<Stopped<'a, H, PeerReady>, Failure> {
         match self.session.await_ready(&self.state.manifest) {
-            Ok(()) => {
-                let images_bytes = self.state.manifest.total_bytes();
-                Ok(self.advance(PeerReady { images_bytes }))
-            }
+            Ok(()) => Ok(self.advance(PeerReady)),
             Err(cause) => Err(self.roll_back(cause)),
         }
     }
 }
 
-impl<'a, H: Held, O: Write> Stopped<'a, H, O, PeerReady> {
+impl<'a, H: Held> Stopped<'a, H, PeerReady> {
     /// Makes the container stand still by its cgroup too; [`Fenced::commit`] then makes that last.
     ///
     /// # Errors
     /// [`Failure::RunsOn`].
-    pub fn fence(mut self) -> Result<Fenced<'a, H::Fenced, O>, Failure> {
+    pub fn fence(mut self) -> Result<Fenced<'a, H::Fenced>, Failure> {
         // "Fenced" is entered before the freezer is: a crash in between leaves a record that says to look at the freezer.
         if let Err(error) = self.session.journal.enter(Phase::Fenced) {
             return Err(self.roll_back(error.into()));
         }
         let began = Instant::now();
+        self.session.progress.begin("fence");
         match self.held.fence() {
             Ok(fenced) => {
                 self.session.progress.lap("fence", began);
@@ -221,7 +218,6 @@ impl<'a, H: Held, O: Write> Stopped<'a, H, O, PeerReady> {
                     session: self.session,
                     fenced,
                     stopped_at: self.stopped_at,
-                    images_bytes: self.state.images_bytes,
                 })
             }
             Err((held, source)) => Err(self
@@ -231,7 +227,7 @@ impl<'a, H: Held, O: Write> Stopped<'a, H, O, PeerReady> {
     }
 }
 
-impl<'a, F: Fence, O: Write> Fenced<'a, F, O> {
+impl<'a, F: Fence> Fenced<'a, F> {
     /// Lets the container run on and tells the destination.
     #[must_use]
     pub fn roll_back(self, cause: SourceError) -> Failure {
@@ -243,7 +239,7 @@ impl<'a, F: Fence, O: Write> Fenced<'a, F, O> {
     ///
     /// # Errors
     /// [`Failure::RunsOn`] as long as nothing was sent.
-    pub fn commit(mut self) -> Result<Committing<'a, F, O>, Failure> {
+    pub fn commit(mut self) -> Result<Committing<'a, F>, Failure> {
         let session = &mut self.session;
         if session.patience.is_over() {
             let limit_dur = session.plan.freeze_limit_dur;
@@ -262,12 +258,18 @@ impl<'a, F: Fence, O: Write> Fenced<'a, F, O> {
         let session = &mut self.session;
         // What follows cannot be undone: neither a signal nor the freeze's budget ends a wait from here on.
         session.images.keep = true;
+        session.progress.begin("commit");
         let commit = Message::Commit(Commit {
             migration: session.plan.preamble.migration,
         });
+        let sent_at = Instant::now();
         let sent = session
             .channel
             .send(&commit, Patience::within(ANSWER_LIMIT_DUR));
-        Ok(Committing { fenced: self, sent })
+        Ok(Committing {
+            fenced: self,
+            sent_at,
+            sent,
+        })
     }
 }

@@ -15,6 +15,7 @@ use super::precopy::Limits;
 use super::progress::Progress;
 use super::protocol::{Kind, MigrationId, Phase};
 use super::rendezvous::{Rendezvous, random};
+use super::report::Report;
 use super::source::{self, Failure, Plan, SourceError};
 use super::trust::Trust;
 use super::{bulk, facts, journal};
@@ -29,7 +30,7 @@ use played::{Container, Fault, Node, Shared, State, World};
 struct Outcome {
     world: Shared,
     /// `None` when it died.
-    source: Option<Result<source::Report, Failure>>,
+    source: Option<Result<Report, Failure>>,
     /// `None` when it died.
     destination: Option<Result<bool, DestinationError>>,
     source_phase: Option<Phase>,
@@ -150,7 +151,7 @@ fn play(
         if at_destination == Fault::DamagedImage {
             damage_images(store_of_destination);
         }
-        let mut progress = Progress::new(Vec::new(), "web");
+        let mut progress = Progress::new(Box::new(()), Report::of("web"));
         let mut arrived = destination::receive(
             Prepared::new(setup, node, rendezvous, lobby),
             &mut progress,
@@ -183,6 +184,7 @@ fn play(
             asks_only: false,
         },
         findings: Vec::new(),
+        memory_bytes: 0,
         pre_copy,
         freeze_limit_dur: Duration::from_secs(20),
         settle_limit_dur,
@@ -194,8 +196,8 @@ fn play(
         rounds: 0,
     };
     let sender = std::thread::spawn(move || {
-        let mut progress = Progress::new(Vec::new(), "web");
-        source::migrate(&plan, container, &mut progress, None)
+        let mut progress = Progress::new(Box::new(()), Report::of("web"));
+        source::migrate(&plan, container, &mut progress, None).map(|()| progress.report().clone())
     });
     let source = sender.join().ok();
     let destination = receiver.join().ok();

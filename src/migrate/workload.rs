@@ -163,6 +163,10 @@ impl Held for HeldContainer {
         self.held.stopped_at()
     }
 
+    fn frozen_at(&self) -> Instant {
+        self.held.frozen_at()
+    }
+
     fn fence(self) -> Result<FencedContainer, (Self, Cause)> {
         match Fence::set(self.held.container().cgroup()) {
             Ok(fence) => Ok(FencedContainer {

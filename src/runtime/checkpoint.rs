@@ -83,6 +83,7 @@ pub fn begin(
         may_run_on: dump.leave_running || dump.common.lazy_pages,
         container: container.clone(),
         stopped_at: held.notify_mut().stopped_at,
+        frozen_at: held.notify_mut().frozen_at,
         held: Some(held),
     };
     if dump.parent_images.is_some() {
@@ -199,6 +200,7 @@ fn prepare(
             freezer,
             guard: None,
             stopped_at: Instant::now(),
+            frozen_at: Instant::now(),
             status_fd: options.status_fd,
         },
     })
@@ -296,6 +298,8 @@ struct Stages {
     guard: Option<ThawGuard>,
     /// Just before the first task stops, as far as rcm stops them.
     stopped_at: Instant,
+    /// When rcm had stopped all of them.
+    frozen_at: Instant,
     status_fd: Option<OwnedFd>,
 }
 
@@ -310,6 +314,7 @@ impl Stages {
             false => ThawGuard::start(&dir.join("freezer.state"), b"THAWED")?,
         });
         self.stopped_at = quiesce::freeze(&self.cgroup)?;
+        self.frozen_at = Instant::now();
         Ok(())
     }
 
@@ -353,6 +358,7 @@ pub struct HeldCheckpoint {
     /// Whether the tasks may live after a commit: they shall, or a lazy dump fails while its pages are fetched.
     may_run_on: bool,
     stopped_at: Instant,
+    frozen_at: Instant,
 }
 
 impl HeldCheckpoint {
@@ -366,6 +372,12 @@ impl HeldCheckpoint {
     #[must_use]
     pub fn stopped_at(&self) -> Instant {
         self.stopped_at
+    }
+
+    /// When all of it stood still; about the same as [`Self::stopped_at`] where CRIU stops the tasks.
+    #[must_use]
+    pub fn frozen_at(&self) -> Instant {
+        self.frozen_at
     }
 
     /// Completes the dump: CRIU kills the processes, or lets them run on with [`CheckpointOptions::leave_running`]. The container is not

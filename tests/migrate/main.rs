@@ -9,6 +9,7 @@ mod fence;
 mod link;
 mod mode;
 mod network;
+mod operator;
 mod pair;
 mod preflight;
 mod streaming;

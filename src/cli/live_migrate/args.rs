@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::mode::ModeArgs;
+use super::show::OutputArgs;
 use super::streaming::StreamingArgs;
 use crate::cli::{Globals, absolute};
 use crate::migrate::address::Destination;
@@ -47,6 +48,8 @@ pub struct Args {
     pub streaming: StreamingArgs,
     #[command(flatten)]
     pub receiver: ReceiverArgs,
+    #[command(flatten)]
+    pub output: OutputArgs,
     #[command(flatten)]
     pub trust: TrustArgs,
     #[command(flatten)]

@@ -1,6 +1,5 @@
 //! The destination.
 
-use std::io::{Stderr, stderr};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
@@ -11,9 +10,10 @@ use crate::migrate::destination::{self, Arrived, Prepared, Setup};
 use crate::migrate::journal::{self, Lock};
 use crate::migrate::lobby::Lobby;
 use crate::migrate::node::Node;
-use crate::migrate::progress::Progress;
+use crate::migrate::progress::{Event, Progress};
 use crate::migrate::protocol::{Phase, Side};
 use crate::migrate::rendezvous::Rendezvous;
+use crate::migrate::report::Outcome;
 use crate::migrate::resolve::resolve;
 use crate::runtime::foreground::Foreground;
 use crate::runtime::restore::{RestoreRequest, Restored};
@@ -22,6 +22,39 @@ use crate::sys::interrupt::Interrupt;
 use crate::sys::process::become_subreaper;
 
 pub fn receive(globals: &Globals, args: &Args, image_path: &Path) -> anyhow::Result<i32> {
+    let mut progress = args.output.begin(&args.id, Side::Destination);
+    let taken = take(globals, args, image_path, &mut progress);
+    // In the foreground too the migration is over now, and the container's own output comes after the report.
+    args.output
+        .end(progress, Outcome::Moved, taken.as_ref().map(|_| 0));
+    let Taken {
+        arrived,
+        interrupt,
+        lock,
+    } = taken?;
+    if args.receiver.detach {
+        return Ok(stay_until_settled(arrived, &args.id, &interrupt));
+    }
+    // The container may be sent on from here.
+    drop(lock);
+    stay(arrived, interrupt)
+}
+
+/// A container that runs here.
+struct Taken {
+    arrived: Arrived<Restored>,
+    interrupt: Interrupt,
+    lock: Lock,
+}
+
+/// Waits for the container, up to its first instruction here.
+fn take(
+    globals: &Globals,
+    args: &Args,
+    image_path: &Path,
+    progress: &mut Progress,
+) -> anyhow::Result<Taken> {
+    args.output.check()?;
     let lock = Lock::take(&globals.root, &args.id)?;
     tidy_up(globals, &args.id, &lock)?;
     if globals.root.join(&args.id).exists() {
@@ -55,7 +88,6 @@ pub fn receive(globals: &Globals, args: &Args, image_path: &Path) -> anyhow::Res
         work_path: args.criu.work_path(globals, &args.id)?,
     };
     let interrupt = Interrupt::install().context("cannot catch signals")?;
-    let mut progress = Progress::new(stderr(), &args.id);
     let trust = args.trust.trust()?;
     let rendezvous = Rendezvous::leave(image_path, &args.id, &trust)?;
     journal::remember_litter(&globals.root, &args.id, rendezvous.path())?;
@@ -63,7 +95,7 @@ pub fn receive(globals: &Globals, args: &Args, image_path: &Path) -> anyhow::Res
     let address = lobby
         .address()
         .context("cannot find the listening address")?;
-    progress.say(&format!("waiting on {address}"));
+    progress.tell(Event::Listening { address });
     let setup = Setup {
         root: globals.root.clone(),
         container: args.id.clone(),
@@ -72,11 +104,12 @@ pub fn receive(globals: &Globals, args: &Args, image_path: &Path) -> anyhow::Res
         linger_dur: LINGER_DUR,
     };
     let prepared = Prepared::new(setup, node, rendezvous, lobby);
-    let arrived = destination::receive(prepared, &mut progress, Some(&interrupt))?;
-    if receiver.detach {
-        return stay_until_settled(arrived, &mut progress, &interrupt);
-    }
-    stay(arrived, interrupt)
+    let arrived = destination::receive(prepared, progress, Some(&interrupt))?;
+    Ok(Taken {
+        arrived,
+        interrupt,
+        lock,
+    })
 }
 
 /// Removes what an earlier receiver has left that was killed before the commit.
@@ -95,17 +128,13 @@ fn tidy_up(globals: &Globals, id: &str, lock: &Lock) -> anyhow::Result<()> {
 }
 
 /// With `--detach`: the source should know before this process is gone.
-fn stay_until_settled(
-    mut arrived: Arrived<Restored>,
-    progress: &mut Progress<Stderr>,
-    interrupt: &Interrupt,
-) -> anyhow::Result<i32> {
+fn stay_until_settled(mut arrived: Arrived<Restored>, id: &str, interrupt: &Interrupt) -> i32 {
     if !arrived.settlement.answer(SETTLE_LIMIT_DUR, Some(interrupt)) {
-        progress.say(
-            "the source has not confirmed; its --resolve will find the answer in the image store",
+        tracing::warn!(
+            "the source of container {id} has not confirmed; its --resolve will find the answer in the image store"
         );
     }
-    Ok(0)
+    0
 }
 
 /// The container's parent: forwards signals and terminal, exits with its status.

@@ -1,6 +1,5 @@
 //! The source.
 
-use std::io::stderr;
 use std::path::Path;
 
 use anyhow::{Context, bail};
@@ -12,8 +11,9 @@ use crate::migrate::journal::Lock;
 use crate::migrate::preamble::Severity;
 use crate::migrate::preflight::survey;
 use crate::migrate::progress::Progress;
-use crate::migrate::protocol::MigrationId;
+use crate::migrate::protocol::{MigrationId, Side};
 use crate::migrate::rendezvous::random;
+use crate::migrate::report::Outcome;
 use crate::migrate::source::{self, Plan};
 use crate::migrate::workload::{RunningContainer, preamble};
 use crate::runtime::container::Status;
@@ -25,6 +25,24 @@ pub fn send(
     destination: Destination,
     image_path: &Path,
 ) -> anyhow::Result<i32> {
+    let mut progress = args.output.begin(&args.id, Side::Source);
+    let sent = try_send(globals, args, destination, image_path, &mut progress);
+    let succeeded = match args.mode.dry_run {
+        true => Outcome::WouldMove,
+        false => Outcome::Moved,
+    };
+    args.output.end(progress, succeeded, sent.as_ref().copied());
+    sent
+}
+
+fn try_send(
+    globals: &Globals,
+    args: &Args,
+    destination: Destination,
+    image_path: &Path,
+    progress: &mut Progress,
+) -> anyhow::Result<i32> {
+    args.output.check()?;
     let container = globals.load(&args.id)?;
     let _lock = Lock::take(&globals.root, &args.id)?;
     refuse_if_open(globals, &args.id)?;
@@ -61,6 +79,7 @@ pub fn send(
             survey.observed,
         ),
         findings: survey.findings,
+        memory_bytes: survey.memory_bytes,
         pre_copy,
         streams: args.streaming.streams(),
         sending: args.streaming.settings(),
@@ -69,9 +88,8 @@ pub fn send(
     };
     let interrupt = Interrupt::install().context("cannot catch signals")?;
     if args.mode.dry_run {
-        return dry_run(&plan, &interrupt);
+        return dry_run(&plan, progress, args.output.json(), &interrupt);
     }
-    let mut progress = Progress::new(stderr(), &args.id);
     if let Some(why_not) = why_not {
         progress.say(why_not);
     }
@@ -83,15 +101,26 @@ pub fn send(
         auto_dedup: args.mode.auto_dedup,
         ghost_limit_bytes: survey.ghost_limit_bytes,
     };
-    source::migrate(&plan, workload, &mut progress, Some(&interrupt))?;
+    source::migrate(&plan, workload, progress, Some(&interrupt))?;
     Ok(0)
 }
 
-/// Says what speaks against the migration, each finding on a line of stdout: 0 where it would begin, 1 where not.
-fn dry_run(plan: &Plan, interrupt: &Interrupt) -> anyhow::Result<i32> {
-    let asked = source::preflight(plan, Some(interrupt));
+/// Says what speaks against the migration, each finding on a line of stdout: 0 where it would begin, 1 where not. With `quiet` the report says it.
+fn dry_run(
+    plan: &Plan,
+    progress: &mut Progress,
+    quiet: bool,
+    interrupt: &Interrupt,
+) -> anyhow::Result<i32> {
+    let asked = source::preflight(plan, progress, Some(interrupt));
     // A destination that cannot be asked is no reason to keep back what this end knows.
     let findings = asked.as_ref().unwrap_or(&plan.findings);
+    progress.report_mut().findings.clone_from(findings);
+    let say = |line: String| {
+        if !quiet {
+            println!("{line}");
+        }
+    };
     let mut errors = 0;
     for finding in findings {
         let weight = match finding.severity {
@@ -101,13 +130,17 @@ fn dry_run(plan: &Plan, interrupt: &Interrupt) -> anyhow::Result<i32> {
             }
             Severity::Warning => "warning",
         };
-        println!("{weight}: {finding}");
+        say(format!("{weight}: {finding}"));
     }
     asked?;
     let (container, destination) = (&plan.preamble.container, &plan.destination);
     match errors {
-        0 => println!("container {container} can be moved to {destination}"),
-        _ => println!("container {container} cannot be moved to {destination}: {errors} errors"),
+        0 => say(format!(
+            "container {container} can be moved to {destination}"
+        )),
+        _ => say(format!(
+            "container {container} cannot be moved to {destination}: {errors} errors"
+        )),
     }
     Ok(i32::from(errors > 0))
 }

@@ -1,7 +1,5 @@
 //! From the first guest to the agreement of both ends; nothing is stopped yet.
 
-use std::io::Write;
-
 use super::session::{Images, Session};
 use super::settlement::answer;
 use super::{ANSWER_LIMIT_DUR, Host, Prepared, Receiving, Result, Setup};
@@ -9,7 +7,7 @@ use crate::image::manifest::Manifest;
 use crate::migrate::chain;
 use crate::migrate::journal::{Journal, Start};
 use crate::migrate::lobby::Lobby;
-use crate::migrate::preamble::{Finding, Preamble, Severity, judge};
+use crate::migrate::preamble::{Preamble, Severity, judge};
 use crate::migrate::progress::Progress;
 use crate::migrate::protocol::{Findings, Kind, Message, Side, Verdict};
 use crate::migrate::rendezvous::Rendezvous;
@@ -32,9 +30,9 @@ impl<H: Host> Prepared<H> {
     ///
     /// # Errors
     /// [`TransportError::Interrupted`], errors of the journal.
-    pub fn agree<O: Write>(
+    pub fn agree(
         mut self,
-        progress: &mut Progress<O>,
+        progress: &mut Progress,
         interrupt: Option<&Interrupt>,
     ) -> Result<Receiving<H>> {
         let patience = Patience::default().or_interrupt(interrupt);
@@ -68,22 +66,28 @@ impl<H: Host> Prepared<H> {
     }
 
     /// Returns whether the migration may begin.
-    fn answer_preamble<O: Write>(
+    fn answer_preamble(
         &self,
         channel: &mut Channel,
         preamble: &Preamble,
-        progress: &mut Progress<O>,
+        progress: &mut Progress,
         patience: Patience,
     ) -> Result<bool, TransportError> {
         let findings = judge(preamble, &self.host.facts(), &self.host.inspect(preamble));
         for finding in &findings {
-            progress.say(&format!("{}: {finding}", weight(finding)));
+            match finding.severity {
+                Severity::Warning => progress.warn(finding),
+                Severity::Error => progress.say(&format!("error: {finding}")),
+            }
         }
         let refused = findings
             .iter()
             .any(|finding| finding.severity == Severity::Error);
         channel.send(
-            &Message::Findings(Findings { findings }),
+            &Message::Findings(Findings {
+                findings,
+                facts: Some(self.host.facts()),
+            }),
             patience.at_most(ANSWER_LIMIT_DUR),
         )?;
         if preamble.asks_only {
@@ -100,12 +104,17 @@ impl<H: Host> Prepared<H> {
         Ok(!refused && !preamble.asks_only)
     }
 
-    fn begin<O: Write>(
+    fn begin(
         self,
         channel: Channel,
         preamble: Preamble,
-        progress: &mut Progress<O>,
+        progress: &mut Progress,
     ) -> Result<Receiving<H>> {
+        let report = progress.report_mut();
+        report.migration = Some(preamble.migration);
+        report.peer = Some(channel.peer().to_owned());
+        report.versions.note(Side::Source, &preamble.facts);
+        report.versions.note(Side::Destination, &self.host.facts());
         progress.say(&format!("coming from {}", channel.peer()));
         let images = self.setup.image_path.join(preamble.migration.to_string());
         let journal = Journal::begin(
@@ -128,6 +137,7 @@ impl<H: Host> Prepared<H> {
                 return Err(error.into());
             }
         };
+        progress.begin("receive");
         Ok(Receiving {
             session: Session {
                 setup: self.setup,
@@ -147,12 +157,5 @@ impl<H: Host> Prepared<H> {
                 _rendezvous: self.rendezvous,
             },
         })
-    }
-}
-
-fn weight(finding: &Finding) -> &'static str {
-    match finding.severity {
-        Severity::Error => "error",
-        Severity::Warning => "warning",
     }
 }

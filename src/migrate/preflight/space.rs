@@ -11,8 +11,7 @@ use crate::migrate::preamble::Finding;
 use crate::migrate::progress::bytes;
 
 /// Compares the memory that the images will hold with what is free in the store.
-pub(super) fn judge(moving: &[Pid], image_path: &Path) -> Option<Finding> {
-    let needed_bytes = moving.iter().filter_map(|pid| memory_bytes(*pid)).sum();
+pub(super) fn judge(needed_bytes: u64, image_path: &Path) -> Option<Finding> {
     let stats = statvfs(image_path).ok()?;
     #[allow(
         clippy::useless_conversion,
@@ -37,9 +36,14 @@ fn lacking(needed_bytes: u64, free_bytes: u64, image_path: &Path) -> Option<Find
     })
 }
 
+/// The memory of all of them that goes into the images.
+pub(super) fn memory_bytes(moving: &[Pid]) -> u64 {
+    moving.iter().filter_map(|pid| private_bytes(*pid)).sum()
+}
+
 /// What no file holds: CRIU reads the rest from the root file system again (proc_pid_smaps_rollup(5); kibibytes there). Shares, so that pages
 /// which a fork has left in common count once.
-fn memory_bytes(pid: Pid) -> Option<u64> {
+fn private_bytes(pid: Pid) -> Option<u64> {
     let rollup = Process::new(pid.as_raw()).ok()?.smaps_rollup().ok()?;
     let map = rollup.memory_map_rollup.0.first()?;
     let counts = &map.extension.map;
@@ -57,9 +61,9 @@ mod tests {
 
     #[test]
     fn memory_of_its_own_counts() {
-        let before_bytes = memory_bytes(Pid::this()).unwrap();
+        let before_bytes = memory_bytes(&[Pid::this()]);
         let memory = vec![7_u8; 64 << 20];
-        let after_bytes = memory_bytes(Pid::this()).unwrap();
+        let after_bytes = memory_bytes(&[Pid::this()]);
         assert!(std::hint::black_box(&memory).iter().all(|&byte| byte == 7));
         assert!(
             after_bytes > before_bytes + (32 << 20),

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Bytes32, MigrationId, Verdict};
 use crate::image::manifest::Manifest;
-use crate::migrate::preamble::Finding;
+use crate::migrate::preamble::{Facts, Finding};
 
 /// Destination to source: prove that you can read my rendezvous file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -38,6 +38,9 @@ pub struct Welcome {
 pub struct Findings {
     /// Errors and warnings.
     pub findings: Vec<Finding>,
+    /// What the destination is.
+    #[serde(default)]
+    pub facts: Option<Facts>,
 }
 
 /// Source to destination: a round of the memory is complete in the store; the container runs on.

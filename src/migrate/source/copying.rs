@@ -1,45 +1,34 @@
 //! Rounds of pre-copy, and the freeze after them.
 
 use std::fs::DirBuilder;
-use std::io::Write;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::session::Session;
 use super::{ANSWER_LIMIT_DUR, Failure, Frozen, Held, Negotiated, SourceError, Stopped, Workload};
+use crate::criu::stats::PAGE_BYTES;
 use crate::image::rounds;
-use crate::migrate::precopy::{self, Decision, Forecast, Limits, Reason, Round};
-use crate::migrate::progress::{bytes, milliseconds};
+use crate::migrate::precopy::{self, Decision, Forecast, Round};
+use crate::migrate::progress::{self, Event};
 use crate::migrate::protocol::{self, Message, Phase, RoundVerified};
-
-/// What was copied while the container ran.
-#[derive(Debug, Default)]
-pub(super) struct PreCopied {
-    /// How many rounds; also the number of the directory of the final dump.
-    pub(super) rounds: u32,
-    /// The size of their images.
-    pub(super) images_bytes: u64,
-    /// The downtime that was expected just before the freeze.
-    pub(super) predicted_dur: Option<Duration>,
-}
 
 /// The container runs, and rounds of its memory may be in the store. Rolling back removes them.
 #[derive(Debug)]
-pub struct PreCopying<'a, W, O> {
-    session: Session<'a, O>,
+pub struct PreCopying<'a, W> {
+    session: Session<'a>,
     workload: W,
     rounds: Vec<Round>,
     /// When the last one began.
     began_at: Option<Instant>,
 }
 
-impl<'a, W: Workload, O: Write> Negotiated<'a, W, O> {
+impl<'a, W: Workload> Negotiated<'a, W> {
     /// Copies the memory while the container runs, if that is part of the plan.
     ///
     /// # Errors
     /// [`Failure::RunsOn`].
-    pub fn pre_copy(self) -> Result<PreCopying<'a, W, O>, Failure> {
+    pub fn pre_copy(self) -> Result<PreCopying<'a, W>, Failure> {
         let limits = self.session.plan.pre_copy;
         let mut copying = PreCopying {
             session: self.session,
@@ -58,14 +47,16 @@ impl<'a, W: Workload, O: Write> Negotiated<'a, W, O> {
                 return Err(copying.roll_back(cause));
             }
             if let Decision::Freeze(reason) = precopy::decide(&copying.rounds, &limits) {
-                copying.say_why(reason, &limits);
+                let (rounds, forecast) = (copying.number(), copying.forecast());
+                let event = Event::freezing(rounds, forecast, &limits, reason);
+                copying.session.progress.tell(event);
                 return Ok(copying);
             }
         }
     }
 }
 
-impl<'a, W: Workload, O: Write> PreCopying<'a, W, O> {
+impl<'a, W: Workload> PreCopying<'a, W> {
     /// Removes the rounds, which the container does not notice, and tells the destination.
     #[must_use]
     pub fn roll_back(self, cause: SourceError) -> Failure {
@@ -73,7 +64,7 @@ impl<'a, W: Workload, O: Write> PreCopying<'a, W, O> {
     }
 
     fn number(&self) -> u32 {
-        self.session.pre_copied.rounds
+        self.session.rounds
     }
 
     fn forecast(&self) -> Option<Forecast> {
@@ -83,9 +74,13 @@ impl<'a, W: Workload, O: Write> PreCopying<'a, W, O> {
     /// Copies what has changed since the last round, and waits until the destination has seen it.
     fn round(&mut self) -> Result<(), SourceError> {
         let number = self.number();
+        let expected_bytes = self.expected_bytes();
         let session = &mut self.session;
         session.patience.check()?;
         let dir = session.make_dir()?;
+        let meter = session.progress.begin("round");
+        meter.watch(&dir);
+        meter.expect(expected_bytes);
         let began_at = Instant::now();
         session.begin_images(&dir);
         let stats = self
@@ -122,52 +117,37 @@ impl<'a, W: Workload, O: Write> PreCopying<'a, W, O> {
         };
         self.began_at = Some(began_at);
         self.rounds.push(round);
-        session.pre_copied.rounds += 1;
-        session.pre_copied.images_bytes += images_bytes;
-        self.say_round(number, &round, stats.frozen_dur);
+        session.rounds += 1;
+        let forecast = self.forecast();
+        self.session.progress.tell(Event::Round(progress::Round {
+            number,
+            took_dur: round.took_dur,
+            stopped_dur: stats.frozen_dur,
+            pages: round.written_bytes / PAGE_BYTES,
+            written_bytes: round.written_bytes,
+            unchanged_bytes: round.unchanged_bytes,
+            images_bytes,
+            remaining_bytes: forecast.map(|forecast| forecast.remaining_bytes),
+            predicted_dur: forecast.map(|forecast| forecast.downtime_dur()),
+        }));
         Ok(())
     }
 
-    fn say_round(&mut self, number: u32, round: &Round, frozen_dur: Duration) {
-        let predicted = self.forecast().map_or(String::new(), |forecast| {
-            format!(
-                "; {} left, a freeze now would take {}",
-                bytes(forecast.remaining_bytes),
-                milliseconds(forecast.downtime_dur())
-            )
-        });
-        self.session.progress.say(&format!(
-            "{:<10} {:>12}  {} copied, {} unchanged, stopped for {}{predicted}",
-            format!("round {number}"),
-            milliseconds(round.took_dur),
-            bytes(round.written_bytes),
-            bytes(round.unchanged_bytes),
-            milliseconds(frozen_dur),
-        ));
-    }
-
-    fn say_why(&mut self, reason: Reason, limits: &Limits) {
-        let predicted_dur = self.forecast().map(|forecast| forecast.downtime_dur());
-        self.session.pre_copied.predicted_dur = predicted_dur;
-        let why = match reason {
-            Reason::LimitMet => "that is within the limit",
-            Reason::NotShrinking => "the rounds no longer shrink",
-            Reason::FixedCosts => "more rounds would not shorten it",
-            Reason::MaxRounds => "no more rounds are allowed",
-        };
-        let predicted = predicted_dur.map_or_else(|| "unknown".into(), milliseconds);
-        self.session.progress.say(&format!(
-            "freezing after {} rounds: predicted downtime {predicted}, limit {}; {why}",
-            self.number(),
-            milliseconds(limits.downtime_limit_dur),
-        ));
+    /// What the next images will hold: all memory at first, then what has changed since.
+    fn expected_bytes(&self) -> u64 {
+        match (self.forecast(), self.rounds.last()) {
+            (Some(forecast), _) => forecast.remaining_bytes,
+            (None, Some(first)) => first.written_bytes,
+            (None, None) => self.session.plan.memory_bytes,
+        }
     }
 
     /// Stops and dumps the container.
     ///
     /// # Errors
     /// [`Failure::RunsOn`].
-    pub fn freeze(self) -> Result<Stopped<'a, W::Held, O, Frozen>, Failure> {
+    pub fn freeze(self) -> Result<Stopped<'a, W::Held, Frozen>, Failure> {
+        let expected_bytes = self.expected_bytes();
         let Self {
             mut session,
             workload,
@@ -180,8 +160,11 @@ impl<'a, W: Workload, O: Write> PreCopying<'a, W, O> {
             .and_then(|()| Ok(session.patience.check()?))
             .and_then(|()| session.make_dir());
         let began = Instant::now();
+        let meter = session.progress.begin("dump");
+        meter.expect(expected_bytes);
         let dumped = ready.and_then(|dir| {
-            let parent = rounds::parent(session.pre_copied.rounds);
+            meter.watch(&dir);
+            let parent = rounds::parent(session.rounds);
             session.begin_images(&dir);
             workload
                 .dump(&dir, parent.as_deref())
@@ -190,7 +173,10 @@ impl<'a, W: Workload, O: Write> PreCopying<'a, W, O> {
         match dumped {
             Ok(held) => {
                 session.progress.lap("dump", began);
-                let stopped_at = held.stopped_at();
+                let (stopped_at, frozen_at) = (held.stopped_at(), held.frozen_at());
+                let freeze = &mut session.progress.report_mut().freeze;
+                freeze.freeze_dur = Some(frozen_at.saturating_duration_since(stopped_at));
+                freeze.dump_dur = Some(frozen_at.elapsed());
                 session.patience.deadline = Some(stopped_at + session.plan.freeze_limit_dur);
                 Ok(Stopped {
                     session,
@@ -204,16 +190,16 @@ impl<'a, W: Workload, O: Write> PreCopying<'a, W, O> {
     }
 }
 
-impl<O: Write> Session<'_, O> {
+impl Session<'_> {
     /// The directory of the next images of the chain: a round's, or the final dump's.
     pub(super) fn next_dir(&self) -> PathBuf {
-        rounds::directory(&self.images.path, self.pre_copied.rounds)
+        rounds::directory(&self.images.path, self.rounds)
     }
 
     /// CRIU is about to write images into `dir`.
     fn begin_images(&self, dir: &Path) {
         if let Some(bulk) = &self.bulk {
-            bulk.begin(self.pre_copied.rounds, dir);
+            bulk.begin(self.rounds, dir);
         }
     }
 

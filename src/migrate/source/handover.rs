@@ -1,9 +1,8 @@
 //! After the commit: whose is the container?
 
-use std::io::Write;
 use std::time::{Duration, Instant};
 
-use super::{ANSWER_LIMIT_DUR, Committing, Failure, Fence, Fenced, HandedOff, Report, SourceError};
+use super::{ANSWER_LIMIT_DUR, Committing, Failure, Fence, Fenced, HandedOff, SourceError};
 use crate::migrate::protocol::{Message, Phase, Running, Settled, Verdict};
 use crate::migrate::transport::{Patience, TransportError};
 use crate::migrate::{Cause, chain};
@@ -15,16 +14,15 @@ const ASK_AGAIN_DUR: Duration = Duration::from_millis(500);
 #[derive(Debug)]
 pub struct Returned(());
 
-impl<'a, F: Fence, O: Write> Committing<'a, F, O> {
+impl<'a, F: Fence> Committing<'a, F> {
     /// Waits for the destination's word, asking again when the connection is lost.
     ///
     /// # Errors
     /// [`Failure::NotSettled`] when there is none in time, [`Failure::RunsOn`] when the destination gives the container back.
-    pub fn settle(mut self) -> Result<HandedOff<'a, F, O>, Failure> {
+    pub fn settle(mut self) -> Result<HandedOff<'a, F>, Failure> {
         let deadline = Instant::now() + self.fenced.session.plan.settle_limit_dur;
-        let began = Instant::now();
         let mut last = match self.first_answer() {
-            Ok(()) => return Ok(self.handed_off(began)),
+            Ok(()) => return Ok(self.handed_off()),
             // Only a destination that has not committed, and therefore never will, aborts.
             Err(error @ TransportError::Aborted { .. }) => {
                 return Err(self.returned(Returned(()), error.into()));
@@ -44,7 +42,7 @@ impl<'a, F: Fence, O: Write> Committing<'a, F, O> {
                 ));
             }
             match self.fenced.session.ask() {
-                Ok(Verdict::Running) => return Ok(self.handed_off(began)),
+                Ok(Verdict::Running) => return Ok(self.handed_off()),
                 Ok(Verdict::RolledBack) => {
                     return Err(self.returned(Returned(()), SourceError::Returned));
                 }
@@ -67,20 +65,18 @@ impl<'a, F: Fence, O: Write> Committing<'a, F, O> {
     fn first_answer(&mut self) -> Result<(), TransportError> {
         std::mem::replace(&mut self.sent, Ok(()))?;
         let session = &mut self.fenced.session;
-        session
-            .channel
-            .expect::<Running>(Patience::within(ANSWER_LIMIT_DUR))
-            .map(drop)
+        let running: Running = session.channel.expect(Patience::within(ANSWER_LIMIT_DUR))?;
+        session.progress.report_mut().freeze.resume_dur =
+            Some(Duration::from_micros(running.resume_us));
+        Ok(())
     }
 
-    fn handed_off(self, began: Instant) -> HandedOff<'a, F, O> {
+    fn handed_off(self) -> HandedOff<'a, F> {
         let downtime_dur = self.fenced.stopped_at.elapsed();
         let fenced = self.fenced;
-        fenced.session.progress.lap("commit", began);
-        HandedOff {
-            fenced,
-            downtime_dur,
-        }
+        fenced.session.progress.lap("commit", self.sent_at);
+        fenced.session.progress.report_mut().downtime_dur = Some(downtime_dur);
+        HandedOff { fenced }
     }
 
     /// The one way back: the destination has said that it will never run the container.
@@ -91,19 +87,19 @@ impl<'a, F: Fence, O: Write> Committing<'a, F, O> {
     }
 }
 
-impl<F: Fence, O: Write> HandedOff<'_, F, O> {
+impl<F: Fence> HandedOff<'_, F> {
     /// Removes the container from this host and tells the destination.
     ///
     /// # Errors
     /// [`Failure::Remains`].
-    pub fn finish(self) -> Result<Report, Failure> {
+    pub fn finish(self) -> Result<(), Failure> {
         let Fenced {
             mut session,
             fenced,
-            images_bytes,
             ..
         } = self.fenced;
         let began = Instant::now();
+        session.progress.begin("clean up");
         let plan = session.plan;
         let recorded = session.journal.enter(Phase::Committed);
         let finished = fenced.finish();
@@ -126,15 +122,9 @@ impl<F: Fence, O: Write> HandedOff<'_, F, O> {
             .map_err(|error| remains(error.into()))?;
         drop(session.images);
         session.progress.lap("clean up", began);
-        let report = Report {
-            downtime_dur: self.downtime_dur,
-            total_dur: session.progress.total_dur(),
-            predicted_dur: session.pre_copied.predicted_dur,
-            rounds: session.pre_copied.rounds,
-            rounds_bytes: session.pre_copied.images_bytes,
-            images_bytes,
-        };
-        session.progress.say(&report.summary(plan));
-        Ok(report)
+        let total_dur = session.progress.total_dur();
+        let summary = session.progress.report().summary(total_dur);
+        session.progress.say(&summary);
+        Ok(())
     }
 }

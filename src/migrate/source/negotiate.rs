@@ -1,16 +1,15 @@
 //! From the command to the agreement of both ends; nothing is stopped yet.
 
-use std::io::Write;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::Instant;
 
-use super::copying::PreCopied;
 use super::session::{Images, Session, images_path};
 use super::{ANSWER_LIMIT_DUR, Negotiated, Plan, SourceError, Workload};
 use crate::migrate::bulk;
 use crate::migrate::handshake::{connect, reconnect};
 use crate::migrate::journal::{Journal, Start};
-use crate::migrate::preamble::{Finding, Preamble, Severity};
+use crate::migrate::preamble::{Facts, Finding, Preamble, Severity};
 use crate::migrate::progress::Progress;
 use crate::migrate::protocol::{Findings, Join, Message, Side};
 use crate::migrate::rendezvous::{Acquaintance, RendezvousError};
@@ -22,13 +21,36 @@ use crate::sys::interrupt::Interrupt;
 ///
 /// # Errors
 /// Where the destination cannot be asked.
-pub fn preflight(plan: &Plan, interrupt: Option<&Interrupt>) -> Result<Vec<Finding>, SourceError> {
+pub fn preflight(
+    plan: &Plan,
+    progress: &mut Progress,
+    interrupt: Option<&Interrupt>,
+) -> Result<Vec<Finding>, SourceError> {
+    introduce(plan, progress);
     let patience = Patience::default().or_interrupt(interrupt);
     // Its name is how the destination finds out whether the store is the same.
     let images = Images::create(&plan.image_path, plan.preamble.migration)?;
     let (mut channel, acquaintance) = meet(plan, &images, patience)?;
     let shares_store = acquaintance.shares_store;
-    ask_findings(plan, &mut channel, shares_store, true, patience)
+    let Findings { findings, facts } =
+        ask_findings(plan, &mut channel, shares_store, true, patience)?;
+    note_destination(progress, facts.as_ref());
+    Ok(findings)
+}
+
+/// What is known before the destination is asked.
+fn introduce(plan: &Plan, progress: &mut Progress) {
+    let report = progress.report_mut();
+    report.migration = Some(plan.preamble.migration);
+    report.peer = Some(plan.destination.to_string());
+    report.versions.note(Side::Source, &plan.preamble.facts);
+}
+
+fn note_destination(progress: &mut Progress, facts: Option<&Facts>) {
+    if let Some(facts) = facts {
+        let versions = &mut progress.report_mut().versions;
+        versions.note(Side::Destination, facts);
+    }
 }
 
 fn meet(
@@ -64,7 +86,7 @@ fn ask_findings(
     shares_store: bool,
     asks_only: bool,
     patience: Patience,
-) -> Result<Vec<Finding>, SourceError> {
+) -> Result<Findings, SourceError> {
     let patience = patience.at_most(ANSWER_LIMIT_DUR);
     let preamble = Preamble {
         streams: if shares_store { 0 } else { plan.streams },
@@ -75,13 +97,17 @@ fn ask_findings(
     channel.send(&Message::Preamble(Box::new(preamble)), patience)?;
     let answer: Findings = channel.expect(patience)?;
     let own = plan.findings.iter().cloned();
-    Ok(own.chain(answer.findings).collect())
+    Ok(Findings {
+        findings: own.chain(answer.findings).collect(),
+        ..answer
+    })
 }
 
 /// The connections that carry the images to a destination with a store of its own.
 fn open_streams(
     plan: &Plan,
     acquaintance: Acquaintance,
+    sent: &Arc<AtomicU64>,
     patience: Patience,
 ) -> Result<Option<bulk::Sender>, SourceError> {
     if acquaintance.shares_store {
@@ -97,7 +123,7 @@ fn open_streams(
         Ok::<_, TransportError>(channel)
     };
     let channels = (0..plan.streams).map(open).collect::<Result<_, _>>()?;
-    bulk::Sender::start(channels, plan.sending, Arc::default())
+    bulk::Sender::start(channels, plan.sending, Arc::clone(sent))
         .map(Some)
         .map_err(|source| SourceError::Bulk { source })
 }
@@ -106,11 +132,11 @@ fn speaks_against(finding: &Finding) -> bool {
     finding.severity == Severity::Error
 }
 
-impl<'a, W: Workload, O: Write> Negotiated<'a, W, O> {
+impl<'a, W: Workload> Negotiated<'a, W> {
     pub(super) fn negotiate(
         plan: &'a Plan,
         workload: W,
-        progress: &'a mut Progress<O>,
+        progress: &'a mut Progress,
         interrupt: Option<&'a Interrupt>,
     ) -> Result<Self, SourceError> {
         let patience = Patience {
@@ -119,6 +145,8 @@ impl<'a, W: Workload, O: Write> Negotiated<'a, W, O> {
         };
         let began = Instant::now();
         let preamble = &plan.preamble;
+        introduce(plan, progress);
+        progress.begin("negotiate");
         // Before anything is made in the store: who is killed now leaves a record of it.
         let mut journal = Journal::begin(
             &plan.root,
@@ -135,7 +163,7 @@ impl<'a, W: Workload, O: Write> Negotiated<'a, W, O> {
         let met = Self::meet(plan, progress, patience).and_then(|met| {
             let (images, mut channel, acquaintance) = met;
             journal.acquaint(acquaintance, plan.trust.files())?;
-            let bulk = open_streams(plan, acquaintance, patience)
+            let bulk = open_streams(plan, acquaintance, progress.sent(), patience)
                 .inspect_err(|error| channel.abort(&chain(error)))?;
             Ok((images, channel, acquaintance, bulk))
         });
@@ -151,7 +179,7 @@ impl<'a, W: Workload, O: Write> Negotiated<'a, W, O> {
                         images,
                         progress,
                         patience,
-                        pre_copied: PreCopied::default(),
+                        rounds: 0,
                         bulk,
                     },
                     workload,
@@ -168,7 +196,7 @@ impl<'a, W: Workload, O: Write> Negotiated<'a, W, O> {
 
     fn meet(
         plan: &Plan,
-        progress: &mut Progress<O>,
+        progress: &mut Progress,
         patience: Patience,
     ) -> Result<(Images, Channel, Acquaintance), SourceError> {
         let images = Images::create(&plan.image_path, plan.preamble.migration)?;
@@ -183,20 +211,23 @@ impl<'a, W: Workload, O: Write> Negotiated<'a, W, O> {
         plan: &Plan,
         channel: &mut Channel,
         shares_store: bool,
-        progress: &mut Progress<O>,
+        progress: &mut Progress,
         patience: Patience,
     ) -> Result<(), SourceError> {
         // With an error of this end the destination is only asked for its own, so that all are known, and goes on waiting.
         let asks_only = plan.findings.iter().any(speaks_against);
-        let findings = ask_findings(plan, channel, shares_store, asks_only, patience)?;
+        let Findings { findings, facts } =
+            ask_findings(plan, channel, shares_store, asks_only, patience)?;
+        note_destination(progress, facts.as_ref());
         let (errors, warnings): (Vec<Finding>, Vec<Finding>) =
             findings.into_iter().partition(speaks_against);
         for finding in &warnings {
-            progress.say(&format!("warning: {finding}"));
+            progress.warn(finding);
         }
         if errors.is_empty() {
             Ok(())
         } else {
+            progress.report_mut().findings.extend_from_slice(&errors);
             Err(SourceError::Refused { findings: errors })
         }
     }

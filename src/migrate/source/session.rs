@@ -1,12 +1,10 @@
 //! What every state of a source carries.
 
 use std::fs;
-use std::io::Write;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::copying::PreCopied;
 use super::{ANSWER_LIMIT_DUR, Failure, Plan, SourceError};
 use crate::image;
 use crate::image::manifest::Manifest;
@@ -79,26 +77,27 @@ impl Drop for Images {
 
 /// What all states carry.
 #[derive(Debug)]
-pub(super) struct Session<'a, O> {
+pub(super) struct Session<'a> {
     pub(super) plan: &'a Plan,
     pub(super) channel: Channel,
     pub(super) acquaintance: Acquaintance,
     pub(super) journal: Journal,
     pub(super) images: Images,
-    pub(super) progress: &'a mut Progress<O>,
+    pub(super) progress: &'a mut Progress,
     /// Until the freeze: only signals end a wait. Then the freeze's budget.
     pub(super) patience: Patience<'a>,
-    pub(super) pre_copied: PreCopied,
+    /// How many rounds of pre-copy are in the store; also the number of the directory of the final dump.
+    pub(super) rounds: u32,
     /// Carries the images to a destination that does not share the store.
     pub(super) bulk: Option<bulk::Sender>,
 }
 
-impl<O: Write> Session<'_, O> {
+impl Session<'_> {
     pub(super) fn ship(&mut self) -> Result<Manifest, SourceError> {
         self.patience.check()?;
         let manifest = self.hand_over(self.patience)?;
         let shipped = Message::Shipped(Shipped {
-            number: self.pre_copied.rounds,
+            number: self.rounds,
             manifest: manifest.clone(),
         });
         self.channel
@@ -133,6 +132,7 @@ impl<O: Write> Session<'_, O> {
     /// Meanwhile the images are synced: before the commit they must survive a crash, but the destination can read them now. It syncs its own where it
     /// has its own.
     pub(super) fn await_ready(&mut self, manifest: &Manifest) -> Result<(), SourceError> {
+        self.progress.begin("restore");
         if self.bulk.is_none() {
             manifest
                 .sync(&self.next_dir())

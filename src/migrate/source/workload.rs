@@ -36,6 +36,9 @@ pub trait Held: Sized {
     /// When the container stopped.
     fn stopped_at(&self) -> Instant;
 
+    /// When all of it stood still; as [`Self::stopped_at`] where that is not known.
+    fn frozen_at(&self) -> Instant;
+
     /// Makes it stand still by its cgroup, too.
     ///
     /// # Errors

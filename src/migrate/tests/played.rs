@@ -165,6 +165,10 @@ impl source::Held for HeldDump {
         self.stopped_at
     }
 
+    fn frozen_at(&self) -> Instant {
+        self.stopped_at
+    }
+
     fn fence(mut self) -> Result<FencedDump, (Self, Cause)> {
         match self.fault {
             Fault::Fence => Err((self, "the freezer is busy".into())),

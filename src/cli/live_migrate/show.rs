@@ -1,0 +1,125 @@
+//! What is shown of a migration, and what is told of it at the end.
+
+use std::io::{IsTerminal, stderr};
+use std::path::PathBuf;
+use std::sync::atomic::Ordering;
+
+use anyhow::bail;
+use clap::ValueEnum;
+
+use super::{NOT_SETTLED, failure_status};
+use crate::cli::absolute;
+use crate::migrate::progress::{Observer, Progress};
+use crate::migrate::protocol::Side;
+use crate::migrate::report::{Outcome, Report};
+use crate::runtime::engine::chain;
+
+mod bar;
+mod lines;
+mod ticker;
+
+/// The values of `--progress`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Style {
+    /// A bar where stderr is a terminal, else plain lines
+    Auto,
+    /// A line for each phase
+    Plain,
+    /// A JSON object for each event, one in a line
+    Json,
+    /// Nothing but warnings and errors of the log
+    None,
+}
+
+#[derive(Debug, clap::Args)]
+#[command(next_help_heading = "Output")]
+#[group(id = "output-flags", multiple = true)]
+pub struct OutputArgs {
+    /// How progress is shown on stderr
+    #[arg(long, value_name = "STYLE", value_enum, default_value = "auto")]
+    progress: Style,
+    /// Write what came of it to FILE, as JSON, also if it failed
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
+    /// Print the same on stdout, in one line
+    #[arg(long)]
+    json: bool,
+}
+
+impl OutputArgs {
+    /// Begins to show what `side` does with container `id`.
+    pub fn begin(&self, id: &str, side: Side) -> Progress {
+        let report = Report {
+            side,
+            ..Report::of(id)
+        };
+        Progress::new(self.observer(), report)
+    }
+
+    /// Finds out before anything is stopped, not when all is over, that a report could not be written.
+    pub fn check(&self) -> anyhow::Result<()> {
+        if let Some(path) = &self.report {
+            let path = absolute(path.clone());
+            match path.parent() {
+                Some(dir) if dir.is_dir() && !path.is_dir() => {}
+                _ => bail!(
+                    "{} cannot be written (--report): its directory must exist",
+                    path.display()
+                ),
+            }
+        }
+        Ok(())
+    }
+
+    fn observer(&self) -> Box<dyn Observer> {
+        match self.progress {
+            Style::Auto if stderr().is_terminal() => Box::new(bar::Bar::new()),
+            Style::Auto | Style::Plain => Box::new(lines::Plain),
+            Style::Json => Box::new(lines::Json::new()),
+            Style::None => Box::new(()),
+        }
+    }
+
+    /// Whether stdout belongs to the report.
+    pub fn json(&self) -> bool {
+        self.json
+    }
+
+    /// Tells what came of it. `ended` has the exit status, `succeeded` what 0 means.
+    pub fn end(
+        &self,
+        mut progress: Progress,
+        succeeded: Outcome,
+        ended: Result<i32, &anyhow::Error>,
+    ) {
+        let total_dur = progress.total_dur();
+        let sent_bytes = progress.sent().load(Ordering::Relaxed);
+        let report = progress.report_mut();
+        report.sent_bytes = sent_bytes;
+        let status = match ended {
+            Ok(status) => u8::try_from(status).unwrap_or(u8::MAX),
+            Err(error) => {
+                report.error = Some(chain(error.as_ref()));
+                failure_status(error).unwrap_or(crate::cli::FAILED)
+            }
+        };
+        let outcome = match status {
+            0 => succeeded,
+            status if i32::from(status) == NOT_SETTLED => Outcome::NotSettled,
+            _ => Outcome::NotMoved,
+        };
+        report.close(outcome, status, total_dur);
+        let report = report.clone();
+        // The bar goes before anything else is printed.
+        drop(progress);
+        if self.json {
+            lines::print(&report);
+        }
+        if let Some(path) = &self.report
+            && let Err(error) = report.write(&absolute(path.clone()))
+        {
+            // Neither what has happened nor the exit status depends on it.
+            tracing::error!("{}", chain(&error));
+        }
+    }
+}
