@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use super::chain;
 use super::lobby::Lobby;
 use super::progress::{Progress, milliseconds};
-use super::protocol::{Message, Phase, Ready, Running, Verdict};
+use super::protocol::{Message, Phase, Running, Verdict};
 use super::rendezvous::Rendezvous;
 use super::transport::{Patience, TransportError};
 use crate::sys::interrupt::Interrupt;
@@ -18,6 +18,7 @@ use crate::sys::interrupt::Interrupt;
 mod agree;
 mod error;
 mod host;
+mod rehearsal;
 mod session;
 mod settlement;
 
@@ -107,8 +108,13 @@ pub fn receive<H: Host>(
     progress: &mut Progress,
     interrupt: Option<&Interrupt>,
 ) -> Result<Arrived<<H::Held as Held>::Running>> {
-    prepared
-        .agree(progress, interrupt)?
+    let mut receiving = prepared.agree(progress, interrupt)?;
+    while receiving.is_rehearsal() {
+        receiving = receiving
+            .rehearse(progress, interrupt)?
+            .agree(progress, interrupt)?;
+    }
+    receiving
         .verify(interrupt)?
         .restore(progress)?
         .await_commit(interrupt)?
@@ -146,52 +152,9 @@ impl<H: Host> Verified<H> {
             mut session,
             verify_dur,
         } = self;
-        progress.lap_of("verify", verify_dur);
-        progress.begin("restore");
-        let began = Instant::now();
-        let dump = session.dump();
-        let (restored, synced) = std::thread::scope(|scope| {
-            let sync = session.images.owned.then(|| {
-                let (last, dump) = (&session.last, &dump);
-                scope.spawn(move || last.sync(dump))
-            });
-            let restored = session.host.restore(&session.preamble, &dump);
-            let synced = sync.map_or(Ok(()), |sync| sync.join().unwrap_or(Ok(())));
-            (restored, synced)
-        });
-        let held = match restored {
-            Ok(held) => held,
-            Err(source) => {
-                let container = session.setup.container.clone();
-                let error = DestinationError::Restore { container, source };
-                let error = session.was_aborted().unwrap_or(error);
-                return Err(session.give_up(error, || Ok(())));
-            }
-        };
-        // Nowhere else are they kept: a crash of this host after the commit must not take them.
-        if let Err(source) = synced {
-            let error = DestinationError::Images { source };
-            return Err(session.give_up(error, || held.discard()));
-        }
-        let restore_dur = began.elapsed();
-        progress.lap_of("restore", restore_dur);
-        // Before "ready" leaves: from its arrival on the source may commit.
-        let ready = Message::Ready(Ready {
-            verify_us: micros(verify_dur),
-            restore_us: micros(restore_dur),
-        });
-        let told = session
-            .journal
-            .enter(Phase::PeerReady)
-            .map_err(DestinationError::from)
-            .and_then(|()| {
-                Ok(session
-                    .channel
-                    .send(&ready, Patience::within(ANSWER_LIMIT_DUR))?)
-            });
-        match told {
-            Ok(()) => Ok(Restored { session, held }),
-            Err(error) => Err(session.give_up(error, || held.discard())),
+        match session.hold(verify_dur, progress) {
+            Ok(held) => Ok(Restored { session, held }),
+            Err(error) => Err(session.give_up(error, || Ok(()))),
         }
     }
 }

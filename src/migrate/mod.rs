@@ -38,7 +38,8 @@
 //!    | -------------- settled -----------------------------------> |
 //! ```
 //!
-//! Up to the commit each side may send `abort` with a reason instead, and a lost connection means the same.
+//! Up to the commit each side may send `abort` with a reason instead, and a lost connection means the same. A rehearsal ends with the source's `abort` in
+//! the place of the commit, and the destination waits for the next source.
 //!
 //! # States
 //!

@@ -93,6 +93,9 @@ pub struct Preamble {
     /// The source only asks for findings and will not begin; the receiver goes on waiting.
     #[serde(default)]
     pub asks_only: bool,
+    /// The source will not commit: it wants to know whether it could, and how long that would take. The receiver goes on waiting.
+    #[serde(default)]
+    pub rehearses: bool,
 }
 
 /// The flags of CRIU's family that concern both ends. Either end may give them; both together count.

@@ -79,6 +79,15 @@ impl Progress {
         });
     }
 
+    /// Another attempt begins: the report is about that alone.
+    pub fn forget(&mut self) {
+        self.report = Report {
+            side: self.report.side,
+            started: self.report.started,
+            ..Report::of(&self.report.container)
+        };
+    }
+
     /// A phase begins. What is returned counts its bytes.
     pub fn begin(&mut self, phase: &'static str) -> Meter {
         self.meter = Meter::default();

@@ -22,6 +22,7 @@ mod copying;
 mod error;
 mod handover;
 mod negotiate;
+mod rehearsal;
 mod session;
 mod workload;
 
@@ -29,6 +30,7 @@ pub use copying::PreCopying;
 pub use error::{Failure, SourceError};
 pub use handover::Returned;
 pub use negotiate::preflight;
+pub use rehearsal::rehearse;
 pub use session::ask;
 pub use workload::{Fence, Held, Workload};
 
@@ -78,23 +80,28 @@ pub fn migrate<W: Workload>(
     progress: &mut Progress,
     interrupt: Option<&Interrupt>,
 ) -> Result<(), Failure> {
-    let negotiated = match Negotiated::negotiate(plan, workload, progress, interrupt) {
-        Ok(negotiated) => negotiated,
-        Err(source) => {
-            return Err(Failure::RunsOn {
-                container: plan.preamble.container.clone(),
-                source: Box::new(source),
-            });
-        }
-    };
-    let committing = negotiated
-        .pre_copy()?
-        .freeze()?
-        .ship()?
-        .await_peer()?
-        .fence()?
-        .commit()?;
-    committing.settle()?.finish()
+    let fenced = up_to_the_commit(plan, workload, progress, interrupt)?;
+    fenced.commit()?.settle()?.finish()
+}
+
+fn up_to_the_commit<'a, W: Workload>(
+    plan: &'a Plan,
+    workload: W,
+    progress: &'a mut Progress,
+    interrupt: Option<&'a Interrupt>,
+) -> Result<Fenced<'a, <W::Held as Held>::Fenced>, Failure> {
+    match Negotiated::negotiate(plan, workload, progress, interrupt) {
+        Ok(negotiated) => negotiated
+            .pre_copy()?
+            .freeze()?
+            .ship()?
+            .await_peer()?
+            .fence(),
+        Err(source) => Err(Failure::RunsOn {
+            container: plan.preamble.container.clone(),
+            source: Box::new(source),
+        }),
+    }
 }
 
 /// Both ends agreed; the container runs.

@@ -182,6 +182,7 @@ fn play(
             observed: Observed::default(),
             clock_ms: None,
             asks_only: false,
+            rehearses: false,
         },
         findings: Vec::new(),
         memory_bytes: 0,

@@ -102,6 +102,7 @@ pub fn preamble(
         clock_ms: None,
         streams: 0,
         asks_only: false,
+        rehearses: false,
     }
 }
 

@@ -203,3 +203,50 @@ fn a_terminal_gets_a_bar() {
     receiver.running.wait().ok();
     pair.assert_at_destination();
 }
+
+#[test]
+fn a_rehearsal_moves_nothing() {
+    let pair = Pair::new("rehearsed");
+    let mut receiver = pair.receiver(&["--detach"]);
+    // Twice: the first one leaves nothing that is in the way of the second.
+    for _ in 0..2 {
+        let flags = ["--rehearse", "--json"];
+        let output = pair.send_with(receiver.address, &flags).wait().ok();
+        let report = output.json();
+        assert_eq!(report["outcome"], "would-move");
+        assert!(number(&report, "/predictedMs") > 0.0);
+        assert!(number(&report, "/freeze/restoreMs") > 0.0);
+        assert!(report["freeze"]["commitMs"].is_null());
+        let stderr = output.stderr();
+        assert!(stderr.contains("predicted downtime"), "{stderr}");
+        assert_eq!(pair.source.status("rehearsed"), "running");
+        pair.assert_counts();
+        assert_eq!(pair.destination.status("rehearsed"), "gone");
+        assert_eq!(pair.left_in_store().len(), 1, "the receiver's file");
+    }
+    crate::common::wait_until("the receiver waits again", || {
+        let stderr = receiver.running.stderr();
+        stderr.matches("rehearsed; waiting").count() == 2
+    });
+    assert!(receiver.running.is_running());
+    pair.send_to(receiver.address).wait().ok();
+    receiver.running.wait().ok();
+    pair.assert_at_destination();
+}
+
+#[test]
+fn a_rehearsal_that_fails_leaves_the_receiver_waiting() {
+    let pair = Pair::with("stumbles", crate::pair::Gate::hook);
+    let gate = crate::pair::Gate::close(pair.source.dir());
+    let receiver = pair.receiver(&["--detach"]);
+    let flags = ["--rehearse", "--timeout", "1s"];
+    runs_on(
+        pair.send_with(receiver.address, &flags).wait(),
+        "stood still for 1s",
+    );
+    gate.open();
+    pair.assert_counts();
+    pair.send_to(receiver.address).wait().ok();
+    receiver.running.wait().ok();
+    pair.assert_at_destination();
+}

@@ -43,6 +43,11 @@ pub struct ModeArgs {
     /// Each finding is a line on stdout, with what to do. Exit status: 0 the migration would begin, 1 it would not.
     #[arg(long)]
     pub dry_run: bool,
+    /// Do everything up to the commit, then let the container run on here; the receiver goes on waiting
+    ///
+    /// The container stands still for as long as in a migration, and the last line predicts its downtime.
+    #[arg(long, conflicts_with = "dry_run")]
+    pub rehearse: bool,
 }
 
 impl ModeArgs {

@@ -8,7 +8,7 @@ use super::{Args, SETTLE_LIMIT_DUR, look_around, refuse_if_open};
 use crate::cli::Globals;
 use crate::migrate::address::Destination;
 use crate::migrate::journal::Lock;
-use crate::migrate::preamble::Severity;
+use crate::migrate::preamble::{Preamble, Severity};
 use crate::migrate::preflight::survey;
 use crate::migrate::progress::Progress;
 use crate::migrate::protocol::{MigrationId, Side};
@@ -27,7 +27,7 @@ pub fn send(
 ) -> anyhow::Result<i32> {
     let mut progress = args.output.begin(&args.id, Side::Source);
     let sent = try_send(globals, args, destination, image_path, &mut progress);
-    let succeeded = match args.mode.dry_run {
+    let succeeded = match args.mode.dry_run || args.mode.rehearse {
         true => Outcome::WouldMove,
         false => Outcome::Moved,
     };
@@ -69,15 +69,18 @@ fn try_send(
         destination,
         trust: args.trust.trust()?,
         image_path: image_path.to_path_buf(),
-        preamble: preamble(
-            &container,
-            migration,
-            facts,
-            image_path,
-            &choices,
-            &spec,
-            survey.observed,
-        ),
+        preamble: Preamble {
+            rehearses: args.mode.rehearse,
+            ..preamble(
+                &container,
+                migration,
+                facts,
+                image_path,
+                &choices,
+                &spec,
+                survey.observed,
+            )
+        },
         findings: survey.findings,
         memory_bytes: survey.memory_bytes,
         pre_copy,
@@ -101,7 +104,10 @@ fn try_send(
         auto_dedup: args.mode.auto_dedup,
         ghost_limit_bytes: survey.ghost_limit_bytes,
     };
-    source::migrate(&plan, workload, progress, Some(&interrupt))?;
+    match args.mode.rehearse {
+        true => source::rehearse(&plan, workload, progress, Some(&interrupt))?,
+        false => source::migrate(&plan, workload, progress, Some(&interrupt))?,
+    }
     Ok(0)
 }
 

@@ -56,6 +56,8 @@ impl<H: Host> Prepared<H> {
                     continue;
                 }
             };
+            // What was said of an attempt that was refused, or of a rehearsal, does not concern the next one.
+            progress.forget();
             match self.answer_preamble(&mut channel, &preamble, progress, patience) {
                 Ok(true) => return self.begin(channel, preamble, progress),
                 Ok(false) => {}
@@ -115,7 +117,10 @@ impl<H: Host> Prepared<H> {
         report.peer = Some(channel.peer().to_owned());
         report.versions.note(Side::Source, &preamble.facts);
         report.versions.note(Side::Destination, &self.host.facts());
-        progress.say(&format!("coming from {}", channel.peer()));
+        progress.say(&match preamble.rehearses {
+            true => format!("{} rehearses", channel.peer()),
+            false => format!("coming from {}", channel.peer()),
+        });
         let images = self.setup.image_path.join(preamble.migration.to_string());
         let journal = Journal::begin(
             &self.setup.root,
@@ -154,7 +159,7 @@ impl<H: Host> Prepared<H> {
                 bulk: None,
                 rounds: 0,
                 last: Manifest::default(),
-                _rendezvous: self.rendezvous,
+                rendezvous: self.rendezvous,
             },
         })
     }

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use super::settlement::answer;
-use super::{ANSWER_LIMIT_DUR, DestinationError, Host, Result, Settlement, Setup};
+use super::{ANSWER_LIMIT_DUR, DestinationError, Held, Host, Result, Settlement, Setup};
 use crate::image;
 use crate::image::manifest::Manifest;
 use crate::image::rounds;
@@ -14,7 +14,8 @@ use crate::migrate::bulk;
 use crate::migrate::journal::Journal;
 use crate::migrate::lobby::Lobby;
 use crate::migrate::preamble::Preamble;
-use crate::migrate::protocol::{Commit, Kind, Message, Phase, RoundVerified, Verdict};
+use crate::migrate::progress::Progress;
+use crate::migrate::protocol::{Commit, Kind, Message, Phase, Ready, RoundVerified, Verdict};
 use crate::migrate::rendezvous::Rendezvous;
 use crate::migrate::transport::{Channel, Patience, TransportError};
 use crate::migrate::{Cause, chain};
@@ -38,7 +39,7 @@ pub(super) struct Session<H> {
     /// What the final dump consists of.
     pub(super) last: Manifest,
     /// Keeps the secret's file until the migration has ended, for a source that asks again.
-    pub(super) _rendezvous: Rendezvous,
+    pub(super) rendezvous: Rendezvous,
 }
 
 /// A migration's directory in the store; one that is this end's own is removed when dropped, unless kept.
@@ -169,6 +170,64 @@ impl<H: Host> Session<H> {
         Ok(())
     }
 
+    /// Restores the container and holds it, and tells the source. On failure nothing of it is left.
+    pub(super) fn hold(
+        &mut self,
+        verify_dur: Duration,
+        progress: &mut Progress,
+    ) -> Result<H::Held> {
+        progress.lap_of("verify", verify_dur);
+        progress.begin("restore");
+        let began = Instant::now();
+        let dump = self.dump();
+        let (restored, synced) = std::thread::scope(|scope| {
+            let sync = self.images.owned.then(|| {
+                let (last, dump) = (&self.last, &dump);
+                scope.spawn(move || last.sync(dump))
+            });
+            let restored = self.host.restore(&self.preamble, &dump);
+            let synced = sync.map_or(Ok(()), |sync| sync.join().unwrap_or(Ok(())));
+            (restored, synced)
+        });
+        let held = match restored {
+            Ok(held) => held,
+            Err(source) => {
+                let container = self.preamble.container.clone();
+                let error = DestinationError::Restore { container, source };
+                return Err(self.was_aborted().unwrap_or(error));
+            }
+        };
+        // Nowhere else are they kept: a crash of this host after the commit must not take them.
+        let told = synced
+            .map_err(|source| DestinationError::Images { source })
+            .and_then(|()| {
+                let restore_dur = began.elapsed();
+                progress.lap_of("restore", restore_dur);
+                self.tell_ready(verify_dur, restore_dur)
+            });
+        match told {
+            Ok(()) => Ok(held),
+            Err(error) => {
+                if let Err(error) = held.discard() {
+                    tracing::warn!("{}", chain(&*error));
+                }
+                Err(error)
+            }
+        }
+    }
+
+    /// From the arrival of "ready" on the source may commit.
+    fn tell_ready(&mut self, verify_dur: Duration, restore_dur: Duration) -> Result<()> {
+        self.journal.enter(Phase::PeerReady)?;
+        let ready = Message::Ready(Ready {
+            verify_us: micros(verify_dur),
+            restore_us: micros(restore_dur),
+        });
+        Ok(self
+            .channel
+            .send(&ready, Patience::within(ANSWER_LIMIT_DUR))?)
+    }
+
     /// Returns when the commit came. It is in the journal then.
     pub(super) fn await_commit(&mut self, patience: Patience) -> Result<Instant> {
         let commit: Commit = self.channel.expect(patience)?;
@@ -225,7 +284,7 @@ impl<H: Host> Session<H> {
             images: self.images.path.clone(),
             migration: self.preamble.migration,
             verdict,
-            _rendezvous: self._rendezvous,
+            _rendezvous: self.rendezvous,
         }
     }
 }

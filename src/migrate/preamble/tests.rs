@@ -29,6 +29,7 @@ fn preamble() -> Preamble {
         observed: Observed::default(),
         clock_ms: Some(1_000_000),
         asks_only: false,
+        rehearses: false,
     }
 }
 

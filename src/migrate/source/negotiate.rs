@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use super::session::{Images, Session, images_path};
 use super::{ANSWER_LIMIT_DUR, Negotiated, Plan, SourceError, Workload};
@@ -180,6 +180,7 @@ impl<'a, W: Workload> Negotiated<'a, W> {
                         progress,
                         patience,
                         rounds: 0,
+                        round_trip_dur: Duration::ZERO,
                         bulk,
                     },
                     workload,

@@ -3,7 +3,7 @@
 use std::fs;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::{ANSWER_LIMIT_DUR, Failure, Plan, SourceError};
 use crate::image;
@@ -88,6 +88,8 @@ pub(super) struct Session<'a> {
     pub(super) patience: Patience<'a>,
     /// How many rounds of pre-copy are in the store; also the number of the directory of the final dump.
     pub(super) rounds: u32,
+    /// How long an answer takes that needs no work at the other end, about.
+    pub(super) round_trip_dur: Duration,
     /// Carries the images to a destination that does not share the store.
     pub(super) bulk: Option<bulk::Sender>,
 }
@@ -133,6 +135,7 @@ impl Session<'_> {
     /// has its own.
     pub(super) fn await_ready(&mut self, manifest: &Manifest) -> Result<(), SourceError> {
         self.progress.begin("restore");
+        let began = Instant::now();
         if self.bulk.is_none() {
             manifest
                 .sync(&self.next_dir())
@@ -147,10 +150,11 @@ impl Session<'_> {
             }
             Err(error) => return Err(error.into()),
         };
-        self.progress
-            .lap_of("verify", Duration::from_micros(ready.verify_us));
-        self.progress
-            .lap_of("restore", Duration::from_micros(ready.restore_us));
+        let verify_dur = Duration::from_micros(ready.verify_us);
+        let restore_dur = Duration::from_micros(ready.restore_us);
+        self.round_trip_dur = began.elapsed().saturating_sub(verify_dur + restore_dur);
+        self.progress.lap_of("verify", verify_dur);
+        self.progress.lap_of("restore", restore_dur);
         Ok(self.journal.enter(Phase::PeerReady)?)
     }
 

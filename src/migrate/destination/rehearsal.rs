@@ -1,0 +1,81 @@
+//! A migration that is only rehearsed: everything but the commit.
+
+use super::session::Session;
+use super::{DestinationError, Held, Host, Prepared, Receiving, Result};
+use crate::migrate::chain;
+use crate::migrate::progress::Progress;
+use crate::migrate::transport::{Patience, TransportError};
+use crate::sys::interrupt::Interrupt;
+
+impl<H: Host> Receiving<H> {
+    /// Whether the source has said that it will not commit. No commit is accepted then.
+    #[must_use]
+    pub fn is_rehearsal(&self) -> bool {
+        self.session.preamble.rehearses
+    }
+
+    /// Restores and holds the container until the source has seen enough, and destroys it. How it went, the source says.
+    ///
+    /// # Errors
+    /// [`TransportError::Interrupted`] alone ends the receiver.
+    pub fn rehearse(
+        self,
+        progress: &mut Progress,
+        interrupt: Option<&Interrupt>,
+    ) -> Result<Prepared<H>> {
+        let mut session = self.session;
+        let patience = Patience::default().or_interrupt(interrupt);
+        let held = session
+            .verify(patience)
+            .and_then(|verify_dur| session.hold(verify_dur, progress));
+        let ended = held.and_then(|held| {
+            let patience = session.patience(interrupt);
+            let ended = session.await_end(patience);
+            held.discard()
+                .map_err(|source| DestinationError::Restore {
+                    container: session.preamble.container.clone(),
+                    source,
+                })
+                .and(ended)
+        });
+        match ended {
+            Ok(()) => {
+                progress.say("rehearsed; waiting for the container");
+                Ok(session.end_rehearsal("it was a rehearsal"))
+            }
+            Err(error @ DestinationError::Transport(TransportError::Interrupted { .. })) => {
+                Err(session.give_up(error, || Ok(())))
+            }
+            Err(error) => {
+                let reason = chain(&session.was_aborted().unwrap_or(error));
+                progress.say(&format!(
+                    "the rehearsal failed: {reason}; waiting for the container"
+                ));
+                session.channel.abort(&reason);
+                Ok(session.end_rehearsal(&reason))
+            }
+        }
+    }
+}
+
+impl<H: Host> Session<H> {
+    /// The end of a rehearsal is the source's word that it ends.
+    fn await_end(&mut self, patience: Patience) -> Result<()> {
+        match self.channel.receive(&[], patience) {
+            Err(TransportError::Aborted { .. }) | Ok(_) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn end_rehearsal(mut self, reason: &str) -> Prepared<H> {
+        if let Err(error) = self.journal.roll_back(reason) {
+            tracing::warn!("{}", chain(&error));
+        }
+        Prepared {
+            setup: self.setup,
+            host: self.host,
+            lobby: self.lobby,
+            rendezvous: self.rendezvous,
+        }
+    }
+}
