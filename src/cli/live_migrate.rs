@@ -54,7 +54,8 @@ pub fn failure_status(error: &anyhow::Error) -> Option<u8> {
             ResolveError::NoAnswer { .. }
                 | ResolveError::Trust(_)
                 | ResolveError::NotYet { .. }
-                | ResolveError::NotRunning { .. }
+                | ResolveError::NotRestored { .. }
+                | ResolveError::Runtime(crate::runtime::Error::CriuAtWork { .. })
         )
     );
     unsettled.then_some(NOT_SETTLED as u8)
@@ -66,7 +67,7 @@ pub fn run(globals: &Globals, args: Args) -> anyhow::Result<i32> {
         return status(globals, &args.id);
     }
     if args.resolve {
-        return settle(globals, &args.id);
+        return settle(globals, &args.id, args.receiver.console_socket.as_deref());
     }
     let Some(image_path) = &args.image_path else {
         bail!("--image-path is missing");

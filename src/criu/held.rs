@@ -14,6 +14,8 @@ use super::rpc::{self, Directories};
 use super::session::{Job, Notify, Pause, Session, Surroundings};
 use crate::sys::mount;
 
+const RESTORE_LOG: &str = "restore.log";
+
 /// Opens the directories of a request. CRIU reads them through `/proc/PID/fd` of this process, so they must stay open.
 fn open_directories(common: &Common) -> Result<(File, Option<File>), Error> {
     let open = |what, path: &Path| {
@@ -71,6 +73,17 @@ pub struct HeldRestore<N> {
     pid: i32,
 }
 
+/// Whether the last restore that logged to `work_dir` came to the point at which the tasks execute. Only for a CRIU that has ended.
+///
+/// The sentence is criu/cr-restore.c's, at a level that rcm's restores have.
+#[must_use]
+pub fn has_resumed(work_dir: &Path) -> bool {
+    const SENTENCE: &[u8] = b"Restore finished successfully. Tasks resumed.";
+    // Names in a log need not be UTF-8.
+    std::fs::read(work_dir.join(RESTORE_LOG))
+        .is_ok_and(|log| log.windows(SENTENCE.len()).any(|window| window == SENTENCE))
+}
+
 impl Criu {
     /// Dumps, and holds when the images are complete and the tasks are still stopped.
     ///
@@ -86,6 +99,7 @@ impl Criu {
         let (images, work) = open_directories(&options.common)?;
         remove_old_log(&job);
         let mut session = Session::start(self.path(), job, Surroundings::default())?;
+        session.introduce(&mut notify, |_| Ok(()))?;
         let directories = numbers(&images, work.as_ref());
         session.send(&rpc::dump_request(options, directories, LOG, false))?;
         match session.talk(&mut notify, Some("post-dump"))? {
@@ -107,6 +121,7 @@ impl Criu {
         let (images, work) = open_directories(&options.common)?;
         remove_old_log(&job);
         let mut session = Session::start(self.path(), job, Surroundings::default())?;
+        session.introduce(notify, |_| Ok(()))?;
         let directories = numbers(&images, work.as_ref());
         session.send(&rpc::dump_request(options, directories, LOG, true))?;
         session.talk(notify, None).map(drop)
@@ -125,7 +140,7 @@ impl Criu {
         mut notify: N,
         prepare: impl FnOnce(i32, &mut RestoreOptions) -> Result<(), CallbackError>,
     ) -> Result<HeldRestore<N>, Error> {
-        const LOG: &str = "restore.log";
+        const LOG: &str = RESTORE_LOG;
         let mut job = Job::work(Action::Restore, &options.common, LOG);
         // A shell job shares the session and the process group of the one who restores it.
         job.foreground = options.common.shell_job;
@@ -158,14 +173,7 @@ impl Criu {
             _ => start(),
         };
         let (mut session, images, work) = started?;
-        let subject = options.common.subject.clone();
-        let pid = session.pid().unwrap_or_default();
-        prepare(pid, &mut options).map_err(|source| Error::Refused {
-            action: Action::Restore,
-            subject,
-            stage: "the preparation".to_owned(),
-            source,
-        })?;
+        session.introduce(&mut notify, |pid| prepare(pid, &mut options))?;
         let directories = numbers(&images, work.as_ref());
         session.send(&rpc::restore_request(&options, directories, LOG))?;
         match session.talk(&mut notify, Some("post-restore"))? {

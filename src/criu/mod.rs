@@ -40,7 +40,7 @@ pub mod stats;
 pub use binary::{Criu, Version};
 pub use error::{Action, Error};
 pub use feature::Features;
-pub use held::{HeldDump, HeldRestore};
+pub use held::{HeldDump, HeldRestore, has_resumed};
 pub use options::{
     CgroupMode, CgroupRoot, Common, DumpOptions, External, InheritedFd, JoinNamespace, NetworkLock,
     PageServer, PreDumpMode, RestoreOptions,

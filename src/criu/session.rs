@@ -71,6 +71,14 @@ pub struct Reply {
 
 /// Gets CRIU's notifications.
 pub trait Notify {
+    /// CRIU was started as process `pid` and told nothing yet. It ends by itself when the conversation does.
+    ///
+    /// # Errors
+    /// An error ends the conversation and comes out as [`Error::Refused`].
+    fn started(&mut self, _pid: Pid) -> Result<(), CallbackError> {
+        Ok(())
+    }
+
     /// Is called at each stage except `post-dump` and `post-restore`, at which the conversation is held instead.
     ///
     /// # Errors
@@ -214,9 +222,25 @@ impl Session {
         })
     }
 
-    /// The worker's process id.
-    pub(super) fn pid(&self) -> Option<i32> {
-        self.worker.as_ref().map(|worker| worker.child.id() as i32)
+    /// Tells `notify` and `prepare` the worker's process id, before it is told anything.
+    pub(super) fn introduce(
+        &self,
+        notify: &mut dyn Notify,
+        prepare: impl FnOnce(i32) -> Result<(), CallbackError>,
+    ) -> Result<(), Error> {
+        let Some(worker) = &self.worker else {
+            return Ok(());
+        };
+        let pid = worker.child.id() as i32;
+        notify
+            .started(Pid::from_raw(pid))
+            .and_then(|()| prepare(pid))
+            .map_err(|source| Error::Refused {
+                action: self.job.action,
+                subject: self.job.subject.clone(),
+                stage: "the preparation".to_owned(),
+                source,
+            })
     }
 
     /// One question, one answer.

@@ -221,7 +221,6 @@ impl<H: Host> Committed<H> {
                 let error = DestinationError::NotStarted {
                     container: session.setup.container.clone(),
                     images: session.dump(),
-                    bundle: session.host.inspect(&session.preamble).bundle,
                     source,
                 };
                 let linger_dur = session.setup.linger_dur;

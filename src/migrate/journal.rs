@@ -4,7 +4,8 @@
 //! "committing" is on the disk before the first byte of the commit leaves, so whoever reads it later knows that
 //! the container may run elsewhere. The source's record lies beside the container's state, `ROOT/ID/migration.json`: it goes
 //! with the container. The destination's lies in `ROOT/@migrations/ID.json`, because the container does not exist there at
-//! first; the final word of a source is kept there too, when the container is gone.
+//! first; a source's record goes on there when the container is about to be removed. A final phase is entered when nothing is left to do: whoever is
+//! killed before leaves a record by which [`resolve`](super::resolve) does the rest.
 //!
 //! A record also names the process that writes it, so that a dead one is told from a living one, and the `flock` on `ROOT/@migrations/ID.lock`
 //! keeps two migrations of one container apart.
@@ -20,6 +21,7 @@ use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
 use super::protocol::{Bytes32, MigrationId, Phase, Side};
+use super::recipe::Recipe;
 use super::rendezvous::Acquaintance;
 use super::trust::TlsFiles;
 use crate::sys::file::write_atomic;
@@ -113,6 +115,8 @@ pub struct JournalRecord {
     pub updated: DateTime<Utc>,
     /// Why it was rolled back, one line.
     pub reason: Option<String>,
+    /// At the destination: how the container is restored.
+    pub recipe: Option<Recipe>,
 }
 
 const fn yes() -> bool {
@@ -143,6 +147,8 @@ pub struct Start {
     pub owns_images: bool,
     /// With what the ends recognize each other, if they have met.
     pub acquaintance: Option<Acquaintance>,
+    /// At the destination: how the container is restored.
+    pub recipe: Option<Recipe>,
 }
 
 impl Journal {
@@ -181,6 +187,7 @@ impl Journal {
                 started: now,
                 updated: now,
                 reason: None,
+                recipe: start.recipe,
             },
         };
         make_dir(root)?;
@@ -243,14 +250,15 @@ impl Journal {
         &self.record
     }
 
-    /// Moves the record of a source to where it survives the container, in the phase [`Phase::Done`].
+    /// Goes on with the record of a source where it survives the container, in the phase [`Phase::Committed`]. The one beside the container goes with
+    /// it.
     ///
     /// # Errors
-    /// [`JournalError::File`].
-    pub fn keep(mut self, root: &Path) -> Result<()> {
+    /// [`JournalError::File`]: then the container must stay.
+    pub fn keep(&mut self, root: &Path) -> Result<()> {
         self.record.secret = None;
         self.path = kept_path(root, &self.record.container);
-        self.enter(Phase::Done)
+        self.enter(Phase::Committed)
     }
 
     fn store(&self) -> Result<()> {

@@ -76,13 +76,16 @@
 //! destination answers: "running", and it removes its copy; "rolled back", which the destination has written to its journal before it said so, and the
 //! container runs on at the source. Without an answer it stands still, and `--resolve` asks again later. It never runs on a guess.
 //!
+//! A destination that is killed after "committed" is in its journal may have let the container run or not. Its `--resolve` waits for CRIU's end, by which
+//! that is decided ([`crate::runtime::worker`]), and restores the container again if nothing of it has executed.
+//!
 //! # Modules
 //!
 //! * [`protocol`], [`codec`], [`preamble`]: what is said, as bytes, and how it is judged. No input or output.
 //! * [`trust`], [`rendezvous`], [`handshake`], [`lobby`], [`tls`], [`transport`], [`address`]: who may say it, and the connection.
 //! * [`source`], [`destination`]: the states, over traits for the container and the host; neither knows the other.
 //! * [`workload`], [`node`]: those traits for real containers.
-//! * [`journal`], [`verdict`], [`resolve`]: what is left of a migration after a crash, and settling it.
+//! * [`journal`], [`verdict`], [`recipe`], [`resolve`]: what is left of a migration after a crash, and settling it.
 //! * [`preflight`]: what is found out before anything is stopped.
 //! * [`precopy`]: when the rounds end.
 //! * [`progress`], [`report`]: what can be seen of it, and what came of it.
@@ -103,6 +106,7 @@ pub mod precopy;
 pub mod preflight;
 pub mod progress;
 pub mod protocol;
+pub mod recipe;
 pub mod rendezvous;
 pub mod report;
 pub mod resolve;

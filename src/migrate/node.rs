@@ -10,7 +10,7 @@ use super::Cause;
 use super::destination::{Held, Host};
 use super::preamble::{CriuChoices, Facts, Local, Preamble};
 use super::preflight;
-use super::workload::flags;
+use super::recipe::Recipe;
 use crate::criu::Criu;
 use crate::runtime::lower;
 use crate::runtime::restore::{self, HeldRestore, RestoreRequest, Restored};
@@ -119,11 +119,25 @@ impl Host for Node {
         }
     }
 
-    fn restore(&mut self, preamble: &Preamble, images: &Path) -> Result<HeldRestore, Cause> {
-        let request = RestoreRequest {
+    fn recipe(&self, preamble: &Preamble) -> Recipe {
+        Recipe {
             bundle: self.bundle(preamble).to_path_buf(),
-            flags: flags(&preamble.criu.or(&self.choices), images, &self.work_path),
-            ..self.request.clone()
+            systemd_cgroup: self.request.systemd_cgroup,
+            cgroup_parent: self.request.cgroup_parent.clone(),
+            console_socket: self.request.console_socket.clone(),
+            pid_file: self.request.pid_file.clone(),
+            choices: preamble.criu.or(&self.choices),
+            work_path: self.work_path.clone(),
+        }
+    }
+
+    fn restore(&mut self, preamble: &Preamble, images: &Path) -> Result<HeldRestore, Cause> {
+        let RestoreRequest {
+            root, id, detach, ..
+        } = &self.request;
+        let request = RestoreRequest {
+            detach: *detach,
+            ..self.recipe(preamble).request(root, id, images)
         };
         Ok(restore::begin(&self.criu, &request)?)
     }

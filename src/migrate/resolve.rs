@@ -1,8 +1,10 @@
 //! Settling what a crash, or a silent peer, has left open.
 
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
+use super::Cause;
 use super::address::{Destination, InvalidDestination};
 use super::fence::Fence;
 use super::journal::{self, Journal, JournalError, JournalRecord, Lock};
@@ -12,12 +14,11 @@ use super::source::ask;
 use super::transport::{Patience, TransportError};
 use super::trust::{Trust, TrustError, TrustSettings};
 use super::verdict::{self, VerdictError};
+use crate::criu::{self, Criu};
 use crate::image;
 use crate::runtime::cgroup::CgroupError;
 use crate::runtime::container::{Container, Status};
-use crate::runtime::delete;
-
-use std::time::Duration;
+use crate::runtime::{delete, restore, worker};
 
 /// How a migration ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -28,9 +29,14 @@ pub enum Resolution {
         /// The other end.
         peer: String,
     },
-    /// It came here.
+    /// It came here. It may have ended since.
     Arrived {
         /// From where.
+        peer: String,
+    },
+    /// It had come here and not run yet: it was restored from its images.
+    Restored {
+        /// From where it came.
         peer: String,
     },
     /// It stayed at the source.
@@ -100,13 +106,16 @@ pub enum ResolveError {
     },
     /// It is this host's and does not run.
     #[error(
-        "container \"{container}\" belongs to this host and does not run; restore it from its images: `rcm delete --force {container}`, `rcm restore --image-path {images} --bundle BUNDLE {container}`, then --resolve again"
+        "container \"{container}\" belongs to this host, but cannot be restored from its images in {images}; they are kept: remove the cause, then `rcm live-migrate {container} --resolve` again"
     )]
-    NotRunning {
+    NotRestored {
         /// Which.
         container: String,
         /// Where they are.
         images: String,
+        /// Why.
+        #[source]
+        source: Cause,
     },
     /// The freezer does not obey.
     #[error("cannot thaw or kill container \"{container}\"")]
@@ -136,18 +145,28 @@ pub enum ResolveError {
 
 type Result<T, E = ResolveError> = std::result::Result<T, E>;
 
+/// With what a container is restored that belongs to this host and does not run.
+#[derive(Debug, Clone, Default)]
+pub struct Means {
+    /// Which CRIU, as for [`Criu::find`].
+    pub criu: Option<PathBuf>,
+    /// The socket that gets the terminal, if it is not the receiver's.
+    pub console_socket: Option<PathBuf>,
+}
+
 /// Finishes the last migration of `container` or rolls it back, on either end.
 ///
 /// # Errors
-/// [`ResolveError::NoAnswer`] and [`ResolveError::NotYet`] where it stays open. That none is under way is what the lock shows.
-pub fn resolve(root: &Path, container: &str, _lock: &Lock) -> Result<Resolution> {
+/// [`ResolveError::NoAnswer`], [`ResolveError::NotYet`] and [`ResolveError::NotRestored`] where it stays open. That none is under way is what the lock
+/// shows.
+pub fn resolve(root: &Path, container: &str, means: &Means, _lock: &Lock) -> Result<Resolution> {
     journal::remove_litter(root, container)?;
     let record = journal::read(root, container)?.ok_or_else(|| ResolveError::Unknown {
         container: container.to_owned(),
     })?;
     match record.side {
         Side::Source => at_source(root, record),
-        Side::Destination => at_destination(root, record),
+        Side::Destination => at_destination(root, record, means),
     }
 }
 
@@ -240,69 +259,57 @@ fn inquire(record: &JournalRecord) -> Result<(Verdict, impl FnOnce() + use<>)> {
 fn finish_source(root: &Path, record: JournalRecord) -> Result<()> {
     let container = record.container.clone();
     let images = record.images.clone();
+    let mut journal = Journal::adopt(root, record)?;
+    journal.keep(root)?;
     match Container::load(root, &container) {
         Ok(loaded) => {
             Fence::adopt(loaded.cgroup())
                 .kill()
-                .map_err(|source| ResolveError::Cgroup {
-                    container: container.clone(),
-                    source,
-                })?;
+                .map_err(cgroup_error(&container))?;
             delete::destroy_forcibly(&loaded)?;
         }
         Err(crate::runtime::Error::NotExist) => {}
         Err(error) => return Err(error.into()),
     }
-    Journal::adopt(root, record)?.keep(root)?;
-    remove_images(&images)
+    remove_images(&images)?;
+    Ok(journal.enter(Phase::Done)?)
 }
 
 fn roll_back_source(root: &Path, record: JournalRecord, reason: &str) -> Result<Resolution> {
     let container = Container::load(root, &record.container)?;
+    // It may still write images, and freeze and thaw.
+    worker::wait_for_end(root, &record.container)?;
     // The cgroup is this migration's doing: a paused container is not migrated.
     if container.cgroup().is_frozen() {
         Fence::adopt(container.cgroup())
             .lift()
-            .map_err(|source| ResolveError::Cgroup {
-                container: record.container.clone(),
-                source,
-            })?;
+            .map_err(cgroup_error(&record.container))?;
     }
-    let images = record.images.clone();
+    remove_images(&record.images)?;
     Journal::adopt(root, record)?.roll_back(reason)?;
-    remove_images(&images)?;
     Ok(Resolution::RolledBack { side: Side::Source })
 }
 
-fn at_destination(root: &Path, record: JournalRecord) -> Result<Resolution> {
-    let arrived = Resolution::Arrived {
-        peer: record.peer.clone(),
-    };
+fn cgroup_error(container: &str) -> impl FnOnce(CgroupError) -> ResolveError {
+    let container = container.to_owned();
+    move |source| ResolveError::Cgroup { container, source }
+}
+
+fn at_destination(root: &Path, record: JournalRecord, means: &Means) -> Result<Resolution> {
     let (images, migration) = (record.images.clone(), record.migration);
     let owned = record.owns_images;
-    let loaded = match Container::load(root, &record.container) {
-        Ok(container) => Some(container),
-        Err(crate::runtime::Error::NotExist) => None,
-        Err(error) => return Err(error.into()),
-    };
-    let status = loaded.as_ref().map(Container::status);
+    // Until CRIU has ended, a container that it is about to kill looks like one that runs.
+    worker::wait_for_end(root, &record.container)?;
     match record.phase {
         Phase::Done => {
             leave_word(&images, owned, migration, Verdict::Running)?;
-            Ok(arrived)
-        }
-        Phase::Committed if matches!(status, Some(Status::Running | Status::Paused)) => {
-            Journal::adopt(root, record)?.enter(Phase::Done)?;
-            leave_word(&images, owned, migration, Verdict::Running)?;
-            Ok(arrived)
+            Ok(Resolution::Arrived { peer: record.peer })
         }
         Phase::Committed => {
-            leave_word(&images, owned, migration, Verdict::Committed)?;
-            let dump = image::rounds::last(&images).unwrap_or(images);
-            Err(ResolveError::NotRunning {
-                container: record.container,
-                images: dump.display().to_string(),
-            })
+            let resolution = take_over(root, &record, means)?;
+            Journal::adopt(root, record)?.enter(Phase::Done)?;
+            leave_word(&images, owned, migration, Verdict::Running)?;
+            Ok(resolution)
         }
         Phase::RolledBack => {
             leave_word(&images, owned, migration, Verdict::RolledBack)?;
@@ -312,9 +319,7 @@ fn at_destination(root: &Path, record: JournalRecord) -> Result<Resolution> {
         }
         // The receiver died before the commit; CRIU killed what it had restored when nobody answered any more.
         _ => {
-            if let Some(container) = &loaded {
-                delete::destroy_forcibly(container)?;
-            }
+            delete::delete(root, &record.container, true)?;
             Journal::adopt(root, record)?.roll_back("rcm ended before the commit")?;
             leave_word(&images, owned, migration, Verdict::RolledBack)?;
             Ok(Resolution::RolledBack {
@@ -322,6 +327,60 @@ fn at_destination(root: &Path, record: JournalRecord) -> Result<Resolution> {
             })
         }
     }
+}
+
+/// The container is this host's. Lets it run, unless it has run: then it is what it is now.
+fn take_over(root: &Path, record: &JournalRecord, means: &Means) -> Result<Resolution> {
+    let loaded = Container::load(root, &record.container).ok();
+    match loaded
+        .as_ref()
+        .map(|container| (container, container.status()))
+    {
+        Some((container, Status::Paused)) => {
+            // CRIU restores the freezer of cgroup v1 as the dump found it; a paused container is not migrated.
+            let thawed = container.cgroup().thaw();
+            thawed.map_err(cgroup_error(container.id()))?;
+        }
+        Some((_, Status::Running)) => {}
+        _ if has_run(record) => {}
+        _ => return restore_again(root, record, means),
+    }
+    Ok(Resolution::Arrived {
+        peer: record.peer.clone(),
+    })
+}
+
+fn restore_again(root: &Path, record: &JournalRecord, means: &Means) -> Result<Resolution> {
+    delete::delete(root, &record.container, true)?;
+    // For a source that looks into the store meanwhile.
+    let owned = record.owns_images;
+    leave_word(&record.images, owned, record.migration, Verdict::Committed)?;
+    let dump = image::rounds::last(&record.images).unwrap_or_else(|| record.images.clone());
+    restore(root, record, &dump, means).map_err(|source| ResolveError::NotRestored {
+        container: record.container.clone(),
+        images: dump.display().to_string(),
+        source,
+    })?;
+    Ok(Resolution::Restored {
+        peer: record.peer.clone(),
+    })
+}
+
+/// Whether something of the container has executed here. It may have ended, and must not be restored then: what it has done it would do twice.
+fn has_run(record: &JournalRecord) -> bool {
+    let recipe = record.recipe.as_ref();
+    recipe.is_some_and(|recipe| criu::has_resumed(&recipe.work_path))
+}
+
+fn restore(root: &Path, record: &JournalRecord, dump: &Path, means: &Means) -> Result<(), Cause> {
+    let recipe = (record.recipe.as_ref()).ok_or("the migration record does not say how")?;
+    let mut request = recipe.request(root, &record.container, dump);
+    if means.console_socket.is_some() {
+        request.console_socket.clone_from(&means.console_socket);
+    }
+    let criu = Criu::find(means.criu.as_deref())?;
+    restore::begin(&criu, &request)?.resume()?;
+    Ok(())
 }
 
 /// For a source that looks into the store. One that knows how the migration ended has removed the directory; one that this end owns, nobody else

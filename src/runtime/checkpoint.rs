@@ -31,6 +31,7 @@ use super::host_file;
 use super::lower;
 use super::quiesce;
 use super::snapshot::{self, Details};
+use super::worker;
 use crate::criu::error::CallbackError;
 use crate::criu::{
     self, CgroupMode, Criu, DumpOptions, Event, NetworkLock, Notify, PageServer, Reply, Version,
@@ -105,7 +106,7 @@ pub fn begin(
 pub fn pre_dump(criu: &Criu, container: &Container, options: CheckpointOptions) -> Result<()> {
     criu.require_memory_tracking()?;
     let prepared = prepare(criu, container, options, false)?;
-    criu.pre_dump(&prepared.dump, &mut ())?;
+    criu.pre_dump(&prepared.dump, &mut Recorded(container))?;
     Ok(())
 }
 
@@ -193,6 +194,7 @@ fn prepare(
     Ok(Prepared {
         dump,
         stages: Stages {
+            container: container.clone(),
             init,
             images: options.flags.image_path,
             cgroup,
@@ -289,6 +291,7 @@ fn thaw_after(cgroup: &Cgroup, paused: bool, id: &str) {
 /// What rcm does at the stages of a dump.
 #[derive(Debug)]
 struct Stages {
+    container: Container,
     init: Pid,
     images: PathBuf,
     cgroup: Cgroup,
@@ -332,7 +335,24 @@ impl Stages {
     }
 }
 
+/// A conversation of which nothing but its worker matters.
+struct Recorded<'a>(&'a Container);
+
+impl Notify for Recorded<'_> {
+    fn started(&mut self, pid: Pid) -> Result<(), CallbackError> {
+        worker::record(self.0, pid)
+    }
+
+    fn on(&mut self, _event: Event) -> Result<Reply, CallbackError> {
+        Ok(Reply::default())
+    }
+}
+
 impl Notify for Stages {
+    fn started(&mut self, pid: Pid) -> Result<(), CallbackError> {
+        worker::record(&self.container, pid)
+    }
+
     fn on(&mut self, event: Event) -> Result<Reply, CallbackError> {
         match event {
             Event::PreDump => self.freeze()?,

@@ -6,6 +6,7 @@
 //! | --- | --- |
 //! | `state.json` | the [`Record`], replaced atomically |
 //! | `config.json` | the OCI spec as the bundle had it when the container was created |
+//! | `criu.json` | the [CRIU](super::worker) that works on it, or did last |
 //! | `notify.sock` | the socket that `start` writes to; it is there as long as the container was not started |
 //!
 //! The [`Status`] is never stored: it follows from whether the first process executes, from the freezer and from the socket, so

@@ -236,6 +236,16 @@ pub enum Error {
         /// The image directory.
         path: PathBuf,
     },
+    /// The CRIU of a killed rcm does not end.
+    #[error(
+        "CRIU (process {pid}), left at work on container \"{id}\" by an rcm that was killed, has not ended yet: try again when it has"
+    )]
+    CriuAtWork {
+        /// The container.
+        id: String,
+        /// CRIU's process id.
+        pid: i32,
+    },
     /// A file beside the images is damaged.
     #[error("the images are damaged: {path} cannot be understood")]
     DamagedImages {

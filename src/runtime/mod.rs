@@ -37,6 +37,7 @@ pub mod stats;
 mod stdio;
 pub mod terminal;
 pub mod update;
+pub mod worker;
 
 pub use cgroup::Cgroup;
 pub use container::{Container, Record, Status};

@@ -22,7 +22,7 @@ use super::error::{Error, Result};
 use super::external;
 use super::snapshot::{self, Details};
 use super::terminal::Master;
-use super::{delete, engine, lower, spec, start};
+use super::{delete, engine, lower, spec, start, worker};
 use crate::criu::error::CallbackError;
 use crate::criu::{
     self, CgroupMode, CgroupRoot, Criu, Event, InheritedFd, Notify, Reply, RestoreOptions, Version,
@@ -49,7 +49,7 @@ pub struct RestoreRequest {
     pub cgroup_parent: Option<PathBuf>,
     /// Where the terminal's master goes if rcm does not stay.
     pub console_socket: Option<PathBuf>,
-    /// The file that gets the first process's id, once it executes.
+    /// The file that gets the first process's id, just before it executes.
     pub pid_file: Option<PathBuf>,
     /// As for `create`.
     pub no_pivot: bool,
@@ -379,6 +379,10 @@ impl Stages {
 }
 
 impl Notify for Stages {
+    fn started(&mut self, pid: Pid) -> Result<(), CallbackError> {
+        worker::record(&self.container, pid)
+    }
+
     fn on(&mut self, event: Event) -> Result<Reply, CallbackError> {
         match event {
             Event::SetupNamespaces { pid } => self.set_up(pid)?,
@@ -431,8 +435,9 @@ impl HeldRestore {
             return Err(Error::NotRunning);
         };
         let pid = held.pid();
-        // Before anything executes: were rcm killed now, the container would be known for what it is.
+        // Before anything executes: were rcm killed now, the container would be known for what it is; and what fails may be tried again.
         self.register(pid)?;
+        create::write_pid_file(self.pid_file.as_deref(), pid)?;
         let stages = held.resume()?;
         let cgroup = self.container.cgroup();
         if cgroup.freezer_dir().is_ok() {
@@ -441,9 +446,15 @@ impl HeldRestore {
                 true => cgroup.freeze(),
                 false => cgroup.thaw(),
             };
-            changed.map_err(cgroup_error("thaw", self.container.id()))?;
+            if let Err(error) = changed {
+                // It executes or has executed: no reason to take it away.
+                let id = self.container.id();
+                tracing::error!(
+                    "cannot pause or resume the restored container {id}: {}",
+                    engine::chain(&error)
+                );
+            }
         }
-        create::write_pid_file(self.pid_file.as_deref(), pid)?;
         Ok(Restored {
             container: self.container.clone(),
             pid,

@@ -3,9 +3,9 @@
 use std::fs;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use crate::common::{Bundle, Host, Output, Running, wait_until};
+use crate::common::{Bundle, COMMAND_LIMIT_DUR, Host, Output, Running, wait_until};
 
 /// Counts in its memory. The file stays open; whoever writes `stop` ends it with status 7.
 pub const COUNTER: &str = "exec </dev/null >/dev/null 2>&1 3>>/numbers
@@ -91,10 +91,8 @@ impl Pair {
         });
         self.assert_counts();
         assert_eq!(self.destination.status(self.id()), "gone");
-        wait_until("nothing is left at the destination", || {
-            self.destination.remains().is_empty()
-        });
-        wait_until("the store is empty", || self.left_in_store().is_empty());
+        wait_until_empty("left at the destination", || self.destination.remains());
+        wait_until_empty("left in the store", || self.left_in_store());
     }
 
     #[track_caller]
@@ -106,7 +104,7 @@ impl Pair {
             self.source.cgroup_dirs(self.id()),
             [""; 0].map(PathBuf::from)
         );
-        wait_until("the store is empty", || self.left_in_store().is_empty());
+        wait_until_empty("left in the store", || self.left_in_store());
     }
 
     pub fn left_in_store(&self) -> Vec<String> {
@@ -116,27 +114,12 @@ impl Pair {
             .collect()
     }
 
-    /// Settles the destination's part after a crash; a container that it was given and could not start is restored as the message says.
-    pub fn resolve_destination(&self) {
-        let resolve = || {
-            self.destination
-                .cmd("live-migrate")
-                .args([self.id(), "--resolve"])
-                .run()
-        };
-        let output = resolve();
-        let stderr = output.stderr();
-        let images = stderr
-            .split_once("`rcm restore --image-path ")
-            .and_then(|(_, rest)| rest.split_once(' '))
-            .map(|(images, _)| images);
-        if let Some(images) = images {
-            self.destination.delete(self.id());
-            let restore = self.destination.cmd("restore").arg("--detach");
-            let restore = restore.arg("--image-path").arg(images);
-            restore.bundle(&self.bundle).run().ok();
-            resolve().ok();
-        }
+    /// `--resolve` at the destination.
+    pub fn resolve_destination(&self) -> Output {
+        self.destination
+            .cmd("live-migrate")
+            .args([self.id(), "--resolve"])
+            .run()
     }
 
     pub fn receiver(&self, flags: &[&str]) -> Receiver {
@@ -149,6 +132,20 @@ impl Pair {
 
     pub fn send_with(&self, address: SocketAddr, flags: &[&str]) -> Running {
         send(&self.source, self.id(), &self.store(), address, flags)
+    }
+}
+
+/// Says what there is if it does not go.
+#[track_caller]
+fn wait_until_empty(what: &str, mut list: impl FnMut() -> Vec<String>) {
+    let deadline = Instant::now() + COMMAND_LIMIT_DUR;
+    loop {
+        let left = list();
+        if left.is_empty() {
+            return;
+        }
+        assert!(Instant::now() < deadline, "{what}: {left:#?}");
+        std::thread::sleep(Duration::from_millis(5));
     }
 }
 

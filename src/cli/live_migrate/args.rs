@@ -40,7 +40,7 @@ pub struct Args {
     #[arg(long, conflicts_with_all = ["destination", "resolve"])]
     pub status: bool,
     /// Finish or roll back a migration that was left open
-    #[arg(long, conflicts_with_all = ["destination"])]
+    #[arg(long, conflicts_with_all = ["destination", "receiver", "listen", "bundle", "detach", "pid_file", "cgroup_parent"])]
     pub resolve: bool,
     #[command(flatten)]
     pub mode: ModeArgs,
@@ -58,7 +58,7 @@ pub struct Args {
 
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Receiver")]
-#[group(id = "receiver-flags", multiple = true, conflicts_with_all = ["destination", "status", "resolve"])]
+#[group(id = "receiver-flags", multiple = true, conflicts_with_all = ["destination", "status"])]
 pub struct ReceiverArgs {
     /// Wait for the container; the default without --destination
     #[arg(long)]
@@ -78,7 +78,7 @@ pub struct ReceiverArgs {
     /// The container's cgroup is PATH/ID, whatever its config says
     #[arg(long, value_name = "PATH")]
     pub cgroup_parent: Option<PathBuf>,
-    /// The Unix socket that gets the container's terminal
+    /// The Unix socket that gets the container's terminal; with --resolve, of a container that it restores
     #[arg(long, value_name = "PATH")]
     pub console_socket: Option<PathBuf>,
 }

@@ -14,7 +14,7 @@ use crate::migrate::progress::{Event, Progress};
 use crate::migrate::protocol::{Phase, Side};
 use crate::migrate::rendezvous::Rendezvous;
 use crate::migrate::report::Outcome;
-use crate::migrate::resolve::resolve;
+use crate::migrate::resolve::{Means, resolve};
 use crate::runtime::foreground::Foreground;
 use crate::runtime::restore::{RestoreRequest, Restored};
 use crate::runtime::{Error, delete, engine};
@@ -112,17 +112,22 @@ fn take(
     })
 }
 
-/// Removes what an earlier receiver has left that was killed before the commit.
+/// Removes what an earlier receiver has left that was killed before the commit, and an earlier source after the end.
 fn tidy_up(globals: &Globals, id: &str, lock: &Lock) -> anyhow::Result<()> {
     journal::remove_litter(&globals.root, id)?;
-    match journal::read_side(&globals.root, id, Side::Destination)? {
-        Some(record) if record.phase.may_roll_back() && !record.phase.is_final() => {
-            resolve(&globals.root, id, lock)?;
-        }
-        Some(record) if record.phase == Phase::Committed => bail!(
+    let Some(record) = journal::read(&globals.root, id)? else {
+        return Ok(());
+    };
+    let left = match record.side {
+        Side::Source => record.phase == Phase::Committed,
+        Side::Destination => record.phase.may_roll_back() && !record.phase.is_final(),
+    };
+    if left {
+        resolve(&globals.root, id, &Means::default(), lock)?;
+    } else if record.side == Side::Destination && record.phase == Phase::Committed {
+        bail!(
             "the last migration of container {id:?} to this host is not settled: `rcm live-migrate {id} --resolve` settles it"
-        ),
-        _ => {}
+        );
     }
     Ok(())
 }

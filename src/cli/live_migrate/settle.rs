@@ -1,12 +1,15 @@
 //! `--status` and `--resolve`.
 
+use std::path::Path;
+
 use anyhow::bail;
 
-use crate::cli::Globals;
+use crate::cli::{Globals, absolute};
 use crate::migrate::journal::{self, JournalRecord, Lock};
 use crate::migrate::protocol::{Phase, Side};
-use crate::migrate::resolve::{Resolution, resolve};
+use crate::migrate::resolve::{Means, Resolution, resolve};
 use crate::runtime::Container;
+use crate::sys::process::become_subreaper;
 
 pub fn status(globals: &Globals, id: &str) -> anyhow::Result<i32> {
     let Some(record) = journal::read(&globals.root, id)? else {
@@ -55,12 +58,25 @@ fn describe(record: &JournalRecord) -> String {
 }
 
 /// As for a migration: 0 moved, 1 the container is the source's, 3 still open.
-pub fn settle(globals: &Globals, id: &str) -> anyhow::Result<i32> {
+///
+/// A container that is restored gets its terminal to `console_socket`, if it is not to be the receiver's.
+pub fn settle(globals: &Globals, id: &str, console_socket: Option<&Path>) -> anyhow::Result<i32> {
+    if let Err(errno) = become_subreaper() {
+        tracing::warn!("cannot become a subreaper: {errno}");
+    }
+    let means = Means {
+        criu: globals.criu.clone(),
+        console_socket: console_socket.map(|path| absolute(path.to_path_buf())),
+    };
     let lock = Lock::take(&globals.root, id)?;
-    let (text, status) = match resolve(&globals.root, id, &lock)? {
+    let (text, status) = match resolve(&globals.root, id, &means, &lock)? {
         Resolution::Moved { peer } => (format!("container {id} runs at {peer}"), 0),
         Resolution::Arrived { peer } => (
             format!("container {id} came from {peer} and is this host's"),
+            0,
+        ),
+        Resolution::Restored { peer } => (
+            format!("container {id} came from {peer}, was restored from its images and runs here"),
             0,
         ),
         Resolution::RolledBack { side: Side::Source } => {

@@ -132,6 +132,7 @@ impl<H: Host> Prepared<H> {
                 images: images.clone(),
                 owns_images: preamble.streams > 0,
                 acquaintance: Some(self.rendezvous.acquaintance()),
+                recipe: Some(self.host.recipe(&preamble)),
             },
         );
         let (journal, channel) = match journal {

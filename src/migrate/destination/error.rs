@@ -72,17 +72,14 @@ pub enum DestinationError {
     },
     /// The container is this host's and does not run.
     #[error(
-        "container \"{container}\" belongs to this host now but could not be started; its images are kept: `rcm restore --image-path {} --bundle {} {container}`",
-        images.display(),
-        bundle.display()
+        "container \"{container}\" belongs to this host now but could not be started; its images are kept in {}: `rcm live-migrate {container} --resolve` tries again",
+        images.display()
     )]
     NotStarted {
         /// Which.
         container: String,
         /// Where they are.
         images: PathBuf,
-        /// The bundle here.
-        bundle: PathBuf,
         /// Why.
         #[source]
         source: Cause,

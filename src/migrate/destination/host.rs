@@ -4,6 +4,7 @@ use std::path::Path;
 
 use crate::migrate::Cause;
 use crate::migrate::preamble::{Facts, Local, Preamble};
+use crate::migrate::recipe::Recipe;
 
 /// This host, as one that containers come to.
 pub trait Host {
@@ -15,6 +16,9 @@ pub trait Host {
 
     /// What a container would find here.
     fn inspect(&self, preamble: &Preamble) -> Local;
+
+    /// What [`Self::restore`] is told, for whoever restores the container if this process dies.
+    fn recipe(&self, preamble: &Preamble) -> Recipe;
 
     /// Restores the container from `images` without letting it run. What was done is undone on failure.
     ///

@@ -14,6 +14,10 @@ fn start(side: Side) -> Start {
             receiver: MigrationId::new([6; 16]),
             fingerprint: Bytes32([4; 32]),
         }),
+        recipe: (side == Side::Destination).then(|| Recipe {
+            bundle: "/bundles/web".into(),
+            ..Recipe::default()
+        }),
     }
 }
 
@@ -34,8 +38,12 @@ fn every_phase_is_on_the_disk() {
         assert_eq!(&stored, journal.record());
         assert!(stored.is_driven());
     }
-    fs::remove_dir_all(root.path().join("web")).unwrap();
     journal.keep(root.path()).unwrap();
+    fs::remove_dir_all(root.path().join("web")).unwrap();
+    // Who is killed now has the images to remove.
+    let kept = read(root.path(), "web").unwrap().unwrap();
+    assert_eq!((kept.phase, kept.side), (Phase::Committed, Side::Source));
+    journal.enter(Phase::Done).unwrap();
     let kept = read(root.path(), "web").unwrap().unwrap();
     assert_eq!(
         (kept.phase, kept.side, kept.secret),
@@ -69,7 +77,8 @@ fn secrets_are_for_root_alone() {
 fn a_dead_writer_is_told_from_a_living_one() {
     let root = tempfile::tempdir().unwrap();
     let journal = Journal::begin(root.path(), start(Side::Destination)).unwrap();
-    let mut record = journal.record().clone();
+    let mut record = read(root.path(), "web").unwrap().unwrap();
+    assert_eq!(&record, journal.record());
     assert!(record.is_driven());
     record.writer.start_time += 1;
     assert!(!record.is_driven());

@@ -101,7 +101,8 @@ impl<F: Fence> HandedOff<'_, F> {
         let began = Instant::now();
         session.progress.begin("clean up");
         let plan = session.plan;
-        let recorded = session.journal.enter(Phase::Committed);
+        let recorded = (session.journal.enter(Phase::Committed))
+            .and_then(|()| session.journal.keep(&plan.root));
         let finished = fenced.finish();
         session.images.keep = false;
         let settled = Message::Settled(Settled {
@@ -117,10 +118,11 @@ impl<F: Fence> HandedOff<'_, F> {
             source,
         };
         finished.map_err(remains)?;
-        recorded
-            .and_then(|()| session.journal.keep(&plan.root))
-            .map_err(|error| remains(error.into()))?;
+        // Before the last word: who is killed now leaves a record by which `--resolve` removes them.
         drop(session.images);
+        recorded
+            .and_then(|()| session.journal.enter(Phase::Done))
+            .map_err(|error| remains(error.into()))?;
         session.progress.lap("clean up", began);
         let total_dur = session.progress.total_dur();
         let summary = session.progress.report().summary(total_dur);

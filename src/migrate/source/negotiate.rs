@@ -158,6 +158,7 @@ impl<'a, W: Workload> Negotiated<'a, W> {
                 images: images_path(&plan.image_path, preamble.migration),
                 owns_images: true,
                 acquaintance: None,
+                recipe: None,
             },
         )?;
         let met = Self::meet(plan, progress, patience).and_then(|met| {

@@ -183,6 +183,8 @@ impl Session<'_> {
         // The container first: it stands still.
         let released = release();
         self.channel.abort(&reason);
+        // Before the last word: who is killed now leaves a record by which `--resolve` removes them.
+        drop(self.images);
         if let Err(error) = self.journal.roll_back(&reason) {
             tracing::warn!("{}", chain(&error));
         }

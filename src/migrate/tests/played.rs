@@ -12,6 +12,7 @@ use crate::criu::stats::DumpStats;
 use crate::migrate::destination::{self, Host};
 use crate::migrate::preamble::{Facts, Local, Preamble};
 use crate::migrate::protocol::Side;
+use crate::migrate::recipe::Recipe;
 use crate::migrate::source::{self, Workload};
 use crate::migrate::{Cause, facts};
 
@@ -250,6 +251,10 @@ impl Host for Node {
             image_path: preamble.image_path.clone(),
             ..Local::default()
         }
+    }
+
+    fn recipe(&self, _: &Preamble) -> Recipe {
+        Recipe::default()
     }
 
     fn restore(&mut self, _: &Preamble, images: &Path) -> Result<HeldRestore, Cause> {

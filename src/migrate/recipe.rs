@@ -1,0 +1,48 @@
+//! How a container is restored at the destination: what its receiver was told, kept in the journal for whoever goes on after the receiver's death.
+
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::preamble::CriuChoices;
+use super::workload::flags;
+use crate::runtime::restore::RestoreRequest;
+
+/// Everything that a restore needs besides the images, the state directory and the container's name.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Recipe {
+    /// The bundle here.
+    pub bundle: PathBuf,
+    /// Whether systemd manages the cgroup.
+    pub systemd_cgroup: bool,
+    /// The container's cgroup is this and its name, whatever its spec says.
+    pub cgroup_parent: Option<PathBuf>,
+    /// Where the terminal's master goes if rcm does not stay.
+    pub console_socket: Option<PathBuf>,
+    /// The file that gets the first process's id.
+    pub pid_file: Option<PathBuf>,
+    /// CRIU's flags of both ends.
+    pub choices: CriuChoices,
+    /// Where CRIU logs.
+    pub work_path: PathBuf,
+}
+
+impl Recipe {
+    /// The restore of the container `id` below `root` from `images`, by an rcm that then leaves it to itself.
+    #[must_use]
+    pub fn request(&self, root: &Path, id: &str, images: &Path) -> RestoreRequest {
+        RestoreRequest {
+            root: root.to_path_buf(),
+            id: id.to_owned(),
+            bundle: self.bundle.clone(),
+            systemd_cgroup: self.systemd_cgroup,
+            cgroup_parent: self.cgroup_parent.clone(),
+            console_socket: self.console_socket.clone(),
+            pid_file: self.pid_file.clone(),
+            detach: true,
+            flags: flags(&self.choices, images, &self.work_path),
+            ..RestoreRequest::default()
+        }
+    }
+}
