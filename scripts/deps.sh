@@ -74,6 +74,8 @@ util-linux                have_command nsenter
 busybox-static            have_static busybox
 jq                        have_command jq
 python3                   have_command python3
+openssh-client            have_command ssh
+openssh-server            have_file /usr/sbin/sshd
 redis-server              have_command redis-server
 redis-tools               have_command redis-cli
 runc                      have_command runc
@@ -90,7 +92,6 @@ debian-archive-keyring    have_file /usr/share/keyrings/debian-archive-keyring.g
 e2fsprogs                 have_command mkfs.ext4
 cpio                      have_command cpio
 xz-utils                  have_command xz
-openssh-client            have_command ssh
 LIST
     fi
 }
@@ -154,6 +155,7 @@ or newer by hand"
                 redis-server) units="redis-server.service" ;;
                 docker.io) units="docker.service docker.socket" ;;
                 containerd) units="containerd.service" ;;
+                openssh-server) units="ssh.service ssh.socket" ;;
                 *) continue ;;
             esac
             # shellcheck disable=SC2086

@@ -9,6 +9,7 @@ use crate::migrate::facts;
 use crate::migrate::journal;
 use crate::migrate::preamble::Facts;
 use crate::migrate::protocol::Side;
+use crate::migrate::relay;
 use crate::migrate::resolve::ResolveError;
 use crate::migrate::source::Failure;
 use crate::runtime::container::validate_id;
@@ -68,6 +69,10 @@ pub fn run(globals: &Globals, args: Args) -> anyhow::Result<i32> {
     }
     if args.resolve {
         return settle(globals, &args.id, args.receiver.console_socket.as_deref());
+    }
+    if args.relay {
+        relay::run(&globals.root, &args.id)?;
+        return Ok(0);
     }
     let Some(image_path) = &args.image_path else {
         bail!("--image-path is missing");

@@ -6,10 +6,11 @@ use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags};
 
-use super::address::Destination;
+use super::address::{Destination, Way};
 use super::codec;
 use super::protocol::{Challenge, Message, MigrationId, Proof, Side, VERSIONS, Welcome};
-use super::rendezvous::{Acquaintance, Binding, RendezvousError};
+use super::rendezvous::{Acquaintance, Binding, Left, RendezvousError};
+use super::ssh;
 use super::tls::TlsStream;
 use super::transport::{Channel, Patience, Stream, TransportError, prepare};
 use super::trust::Trust;
@@ -19,25 +20,48 @@ const CONNECT_LIMIT_DUR: Duration = Duration::from_secs(5);
 
 type Result<T, E = TransportError> = std::result::Result<T, E>;
 
-/// Connects to a receiver and proves itself with what `find` gives for it.
+/// A receiver as it shows itself, before anything is proved.
+#[derive(Debug)]
+pub struct Met {
+    /// Which receiver it says it is.
+    pub receiver: MigrationId,
+    /// The session with it.
+    pub binding: Binding,
+    /// What it has left in its store, where ssh vouches for that.
+    pub told: Option<Left>,
+}
+
+/// Connects to the receiver for `container` and proves itself with what `find` gives for it.
 ///
 /// # Errors
 /// All of [`TransportError`].
 pub fn connect(
     destination: &Destination,
+    container: &str,
     trust: &Trust,
-    find: impl FnOnce(&MigrationId, &Binding) -> std::result::Result<Acquaintance, RendezvousError>,
+    find: impl FnOnce(&Met) -> std::result::Result<Acquaintance, RendezvousError>,
     patience: Patience,
 ) -> Result<(Channel, Acquaintance)> {
-    let stream = dial(destination, patience)?;
     let peer = destination.to_string();
-    let stream = prepare(&stream)
-        .and_then(|()| TlsStream::client(Box::new(stream), trust, &destination.host))
-        .map_err(|source| TransportError::Broken {
+    let (stream, told): (Box<dyn Stream>, _) = match &destination.way {
+        Way::Tcp { port } => (Box::new(dial(&destination.host, *port, patience)?), None),
+        Way::Ssh { user, port } => {
+            let login = ssh::Login {
+                user: user.as_deref(),
+                host: &destination.host,
+                port: *port,
+            };
+            let (stream, told) = ssh::dial(&login, container, patience)?;
+            (Box::new(stream), Some(told))
+        }
+    };
+    let stream = TlsStream::client(stream, trust, &destination.host).map_err(|source| {
+        TransportError::Broken {
             peer: peer.clone(),
             source,
-        })?;
-    introduce(stream, peer, find, patience)
+        }
+    })?;
+    introduce(stream, peer, told, find, patience)
 }
 
 /// Connects once more to a receiver that is known.
@@ -46,15 +70,16 @@ pub fn connect(
 /// All of [`TransportError`].
 pub fn reconnect(
     destination: &Destination,
+    container: &str,
     trust: &Trust,
     acquaintance: Acquaintance,
     patience: Patience,
 ) -> Result<Channel> {
-    let known = |receiver: &MigrationId, _: &Binding| match *receiver == acquaintance.receiver {
+    let known = |met: &Met| match met.receiver == acquaintance.receiver {
         true => Ok(acquaintance),
         false => Err(RendezvousError::WrongProof),
     };
-    connect(destination, trust, known, patience).map(|(channel, _)| channel)
+    connect(destination, container, trust, known, patience).map(|(channel, _)| channel)
 }
 
 /// Waits for the destination's part of the TLS handshake.
@@ -84,23 +109,30 @@ fn agree(stream: &mut TlsStream, peer: &str, patience: Patience) -> Result<()> {
     }
 }
 
-fn dial(destination: &Destination, patience: Patience) -> Result<TcpStream> {
-    let addresses = (destination.host.as_str(), destination.port)
+fn dial(host: &str, port: u16, patience: Patience) -> Result<TcpStream> {
+    let addresses = (host, port)
         .to_socket_addrs()
         .map_err(|source| TransportError::Resolve {
-            host: destination.host.clone(),
+            host: host.to_owned(),
             source,
         })?;
     let mut last_error = io::Error::from(ErrorKind::AddrNotAvailable);
     for address in addresses {
         patience.check()?;
-        match TcpStream::connect_timeout(&address, CONNECT_LIMIT_DUR) {
+        let dialled = TcpStream::connect_timeout(&address, CONNECT_LIMIT_DUR)
+            .and_then(|stream| prepare(&stream).map(|()| stream));
+        match dialled {
             Ok(stream) => return Ok(stream),
             Err(error) => last_error = error,
         }
     }
+    let way = Way::Tcp { port };
+    let peer = Destination {
+        host: host.to_owned(),
+        way,
+    };
     Err(TransportError::Connect {
-        peer: destination.to_string(),
+        peer: peer.to_string(),
         source: last_error,
     })
 }
@@ -109,7 +141,8 @@ fn dial(destination: &Destination, patience: Patience) -> Result<TcpStream> {
 fn introduce(
     mut stream: TlsStream,
     peer: String,
-    find: impl FnOnce(&MigrationId, &Binding) -> std::result::Result<Acquaintance, RendezvousError>,
+    told: Option<Left>,
+    find: impl FnOnce(&Met) -> std::result::Result<Acquaintance, RendezvousError>,
     patience: Patience,
 ) -> Result<(Channel, Acquaintance)> {
     agree(&mut stream, &peer, patience)?;
@@ -125,15 +158,19 @@ fn introduce(
     channel.write_all(&codec::encode_opening(VERSIONS), patience)?;
     channel.read_opening(patience)?;
     let challenge: Challenge = channel.expect_strictly(patience)?;
-    let acquaintance =
-        find(&challenge.receiver, &binding).map_err(|source| stranger(&channel, source))?;
+    let met = Met {
+        receiver: challenge.receiver,
+        binding,
+        told,
+    };
+    let acquaintance = find(&met).map_err(|source| stranger(&channel, source))?;
     // Before the proof: nothing is said to who is not the receiver.
     acquaintance
         .recognize(&binding)
         .map_err(|source| stranger(&channel, source))?;
     let proof = Message::Proof(Proof {
         mac: acquaintance.proof(Side::Source, &binding),
-        shares_store: acquaintance.shares_store,
+        knows_secret: acquaintance.knows_secret,
     });
     channel.send(&proof, patience)?;
     let welcome: Welcome = channel.expect_strictly(patience)?;

@@ -99,9 +99,9 @@ pub struct JournalRecord {
     pub receiver: Option<MigrationId>,
     /// The fingerprint of that receiver's certificate.
     pub fingerprint: Option<Bytes32>,
-    /// Whether the secret is that of a store that both ends share.
+    /// Whether the secret is that of the receiver's file, and not made from the flags alone.
     #[serde(default = "yes")]
-    pub shares_store: bool,
+    pub knows_secret: bool,
     /// Whether the images are this end's own, and it is the one that removes them.
     #[serde(default)]
     pub owns_images: bool,
@@ -178,9 +178,9 @@ impl Journal {
                 fingerprint: start
                     .acquaintance
                     .map(|acquaintance| acquaintance.fingerprint),
-                shares_store: start
+                knows_secret: start
                     .acquaintance
-                    .is_none_or(|acquaintance| acquaintance.shares_store),
+                    .is_none_or(|acquaintance| acquaintance.knows_secret),
                 owns_images: start.owns_images,
                 tls: None,
                 writer,
@@ -230,7 +230,7 @@ impl Journal {
         self.record.secret = Some(acquaintance.secret);
         self.record.receiver = Some(acquaintance.receiver);
         self.record.fingerprint = Some(acquaintance.fingerprint);
-        self.record.shares_store = acquaintance.shares_store;
+        self.record.knows_secret = acquaintance.knows_secret;
         self.record.tls = tls.cloned();
         self.store()
     }
@@ -387,6 +387,13 @@ pub fn remember_litter(root: &Path, container: &str, litter: &Path) -> Result<()
 /// [`JournalError::File`].
 pub fn remove_litter(root: &Path, container: &str) -> Result<()> {
     use std::os::unix::ffi::OsStrExt;
+    let door = doorbell_path(root, container);
+    match fs::remove_file(&door) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            return Err(file("remove", &door)(error));
+        }
+        _ => {}
+    }
     let path = litter_path(root, container);
     let litter = match fs::read(&path) {
         Ok(text) => PathBuf::from(std::ffi::OsStr::from_bytes(&text)),
@@ -426,6 +433,11 @@ fn source_path(root: &Path, container: &str) -> PathBuf {
 
 fn litter_path(root: &Path, container: &str) -> PathBuf {
     root.join(DIR).join(format!("{container}.litter"))
+}
+
+/// Where a receiver leaves where it listens, see [`super::relay`].
+pub(super) fn doorbell_path(root: &Path, container: &str) -> PathBuf {
+    root.join(DIR).join(format!("{container}.door"))
 }
 
 fn kept_path(root: &Path, container: &str) -> PathBuf {

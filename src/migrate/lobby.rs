@@ -8,12 +8,14 @@ use std::collections::VecDeque;
 use std::io::{ErrorKind, Read};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsFd;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags};
 
 use super::codec::{self, CodecError, Decoder};
 use super::protocol::{Challenge, DEFAULT_PORT, Kind, Message, Side, VERSIONS, Welcome};
+use super::relay::{Doorbell, RelayError};
 use super::rendezvous::{Acquaintance, RendezvousError};
 use super::tls::TlsStream;
 use super::transport::{Channel, Patience, Stream, TransportError, prepare};
@@ -33,9 +35,11 @@ const ACCEPT_PAUSE_DUR: Duration = Duration::from_millis(10);
 pub struct Lobby {
     listener: TcpListener,
     acquaintance: Acquaintance,
-    /// For a source that does not share the store, where the flags make trust without it.
+    /// For a source that does not know the secret of the store, where the flags make trust without it.
     without_store: Option<Acquaintance>,
     trust: Trust,
+    /// For those who come through ssh.
+    doorbell: Option<Doorbell>,
     guests: VecDeque<Guest>,
 }
 
@@ -88,11 +92,12 @@ impl Lobby {
             listener,
             without_store: trust.key_without_store().map(|secret| Acquaintance {
                 secret,
-                shares_store: false,
+                knows_secret: false,
                 ..acquaintance
             }),
             acquaintance,
             trust,
+            doorbell: None,
             guests: VecDeque::new(),
         })
     }
@@ -103,6 +108,21 @@ impl Lobby {
     /// As getsockname(2).
     pub fn address(&self) -> std::io::Result<SocketAddr> {
         self.listener.local_addr()
+    }
+
+    /// Tells relays on this host where it is, as long as it is there.
+    ///
+    /// # Errors
+    /// [`RelayError::File`].
+    pub fn announce(
+        &mut self,
+        root: &Path,
+        container: &str,
+        address: SocketAddr,
+        rendezvous: &Path,
+    ) -> Result<(), RelayError> {
+        self.doorbell = Some(Doorbell::hang(root, container, address, rendezvous)?);
+        Ok(())
     }
 
     /// Waits for the next peer that proves itself.
@@ -273,7 +293,7 @@ impl Guest {
                         continue;
                     };
                     let binding = self.stream.binding()?;
-                    let acquaintance = match proof.shares_store {
+                    let acquaintance = match proof.knows_secret {
                         true => acquaintance,
                         false => without_store.ok_or(RendezvousError::WrongProof)?,
                     };

@@ -131,8 +131,8 @@ pub struct Acquaintance {
     pub secret: Bytes32,
     /// The fingerprint of its certificate.
     pub fingerprint: Bytes32,
-    /// Whether both ends have found each other in one image store. Without, the images cross the network, and the trust is that of the flags alone.
-    pub shares_store: bool,
+    /// Whether the secret of the receiver's file is in it. Without, the trust is that of the flags alone.
+    pub knows_secret: bool,
 }
 
 impl Acquaintance {
@@ -200,7 +200,7 @@ impl Left {
             receiver,
             secret: trust.key(self.secret),
             fingerprint: self.fingerprint,
-            shares_store: true,
+            knows_secret: true,
         }
     }
 
@@ -208,7 +208,7 @@ impl Left {
         format!("{}\n{}\n", hex(&self.secret.0), hex(&self.fingerprint.0))
     }
 
-    fn decode(text: &str) -> Option<Self> {
+    pub(super) fn decode(text: &str) -> Option<Self> {
         let (secret, fingerprint) = text.strip_suffix('\n')?.split_once('\n')?;
         Some(Self {
             secret: Bytes32(unhex(secret).ok()?),

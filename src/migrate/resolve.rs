@@ -221,14 +221,20 @@ fn inquire(record: &JournalRecord) -> Result<(Verdict, impl FnOnce() + use<>)> {
         receiver,
         secret,
         fingerprint,
-        shares_store: record.shares_store,
+        knows_secret: record.knows_secret,
     };
     // The token, if there was one, is in the secret already.
     let trust = Trust::of(&TrustSettings {
         token_file: None,
         tls: record.tls.clone(),
     })?;
-    let asked = ask(&destination, &trust, acquaintance, migration);
+    let asked = ask(
+        &destination,
+        &record.container,
+        &trust,
+        acquaintance,
+        migration,
+    );
     let (verdict, channel) = match asked {
         Ok((channel, verdict)) if verdict != Verdict::Unknown => (verdict, Some(channel)),
         asked => match (verdict::find(&record.images, migration), asked) {

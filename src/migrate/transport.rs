@@ -45,6 +45,14 @@ pub enum TransportError {
         #[source]
         source: io::Error,
     },
+    /// ssh ended, or the other end does not answer as rcm does.
+    #[error(
+        "cannot reach a receiver at {peer}: does ssh get there without a question, and is rcm on the PATH there (RCM_REMOTE says otherwise)?"
+    )]
+    Ssh {
+        /// The host.
+        peer: String,
+    },
     /// The listening address cannot be used.
     #[error("cannot listen on {address}: choose another one with --listen")]
     Listen {

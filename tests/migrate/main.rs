@@ -13,6 +13,7 @@ mod operator;
 mod pair;
 mod preflight;
 mod settle;
+mod ssh;
 mod streaming;
 mod trainer;
 mod trust;

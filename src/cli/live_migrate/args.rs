@@ -28,10 +28,10 @@ pub struct Args {
     #[arg(value_name = "CONTAINER-ID")]
     pub id: String,
     /// The image store: a directory that both hosts share, or this host's own
-    #[arg(long, value_name = "DIR", required_unless_present_any = ["status", "resolve"])]
+    #[arg(long, value_name = "DIR", required_unless_present_any = ["relay", "status", "resolve"])]
     pub image_path: Option<PathBuf>,
-    /// Send the container to the receiver at HOST; the default port is 7260
-    #[arg(long, value_name = "HOST[:PORT]")]
+    /// Send the container to the receiver at HOST; the default port is 7260. With ssh:// in front through ssh, whose port follows
+    #[arg(long, value_name = "[ssh://[USER@]]HOST[:PORT]")]
     pub destination: Option<Destination>,
     /// How long the container may stand still before it is let go again, such as 90s or 5m
     #[arg(long, value_name = "TIME", default_value = "5m", value_parser = parse_time)]
@@ -42,6 +42,9 @@ pub struct Args {
     /// Finish or roll back a migration that was left open
     #[arg(long, conflicts_with_all = ["destination", "receiver", "listen", "bundle", "detach", "pid_file", "cgroup_parent"])]
     pub resolve: bool,
+    /// Carry a source that came through ssh to the receiver on this host
+    #[arg(long, hide = true, conflicts_with_all = ["destination", "status", "resolve", "receiver-flags", "trust-flags"])]
+    pub relay: bool,
     #[command(flatten)]
     pub mode: ModeArgs,
     #[command(flatten)]

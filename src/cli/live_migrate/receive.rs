@@ -91,10 +91,11 @@ fn take(
     let trust = args.trust.trust()?;
     let rendezvous = Rendezvous::leave(image_path, &args.id, &trust)?;
     journal::remember_litter(&globals.root, &args.id, rendezvous.path())?;
-    let lobby = Lobby::open(receiver.listen, rendezvous.acquaintance(), trust)?;
+    let mut lobby = Lobby::open(receiver.listen, rendezvous.acquaintance(), trust)?;
     let address = lobby
         .address()
         .context("cannot find the listening address")?;
+    lobby.announce(&globals.root, &args.id, address, rendezvous.path())?;
     progress.tell(Event::Listening { address });
     let setup = Setup {
         root: globals.root.clone(),

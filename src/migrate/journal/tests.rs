@@ -9,7 +9,7 @@ fn start(side: Side) -> Start {
         images: "/pool/05".into(),
         owns_images: false,
         acquaintance: Some(Acquaintance {
-            shares_store: true,
+            knows_secret: true,
             secret: Bytes32([9; 32]),
             receiver: MigrationId::new([6; 16]),
             fingerprint: Bytes32([4; 32]),

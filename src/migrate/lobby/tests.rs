@@ -21,7 +21,7 @@ struct Receiver {
 fn receiver() -> Receiver {
     let trust = Trust::fresh().unwrap();
     let acquaintance = Acquaintance {
-        shares_store: true,
+        knows_secret: true,
         receiver: MigrationId::new([7; 16]),
         secret: Bytes32([8; 32]),
         fingerprint: trust.fingerprint(),
@@ -39,9 +39,10 @@ fn come(destination: &Destination, found: Acquaintance) -> Result<Channel, Trans
     let trust = Trust::fresh().unwrap();
     connect(
         destination,
+        "web",
         &trust,
-        |receiver, _| {
-            assert_eq!(*receiver, found.receiver);
+        |met| {
+            assert_eq!(met.receiver, found.receiver);
             Ok(found)
         },
         Patience::within(SOON),
@@ -50,7 +51,7 @@ fn come(destination: &Destination, found: Acquaintance) -> Result<Channel, Trans
 }
 
 fn dial(destination: &Destination) -> TcpStream {
-    TcpStream::connect((destination.host.as_str(), destination.port)).unwrap()
+    TcpStream::connect(destination.to_string()).unwrap()
 }
 
 impl Receiver {
@@ -87,7 +88,7 @@ fn who_does_not_stays_out_and_disturbs_nobody() {
     let mut receiver = receiver();
     let address = receiver.destination.clone();
     let found = Acquaintance {
-        shares_store: true,
+        knows_secret: true,
         secret: Bytes32([9; 32]),
         ..receiver.acquaintance
     };
@@ -109,7 +110,7 @@ fn a_receiver_with_another_certificate_is_told_nothing() {
     let mut receiver = receiver();
     let address = receiver.destination.clone();
     let found = Acquaintance {
-        shares_store: true,
+        knows_secret: true,
         fingerprint: Trust::fresh().unwrap().fingerprint(),
         ..receiver.acquaintance
     };
@@ -223,7 +224,7 @@ fn both_ends_must_know_the_same_token() {
     let address = receiver.destination.clone();
     for wrong in [secret, with_token("b").key(secret)] {
         let found = Acquaintance {
-            shares_store: true,
+            knows_secret: true,
             secret: wrong,
             ..receiver.acquaintance
         };
@@ -300,7 +301,7 @@ fn a_proof_is_worth_nothing_on_another_connection() {
         destination: receiver.acquaintance.fingerprint,
     };
     let recorded = Message::Proof(Proof {
-        shares_store: true,
+        knows_secret: true,
         mac: receiver.acquaintance.proof(Side::Source, &former),
     });
     let replay = dial(&receiver.destination);

@@ -20,8 +20,8 @@ pub struct Challenge {
 pub struct Proof {
     /// HMAC-SHA256 over what identifies the TLS session, see [`crate::migrate::rendezvous`].
     pub mac: Bytes32,
-    /// Whether the source has found the receiver's file in its own store, and so knows the secret in it.
-    pub shares_store: bool,
+    /// Whether the source knows the secret in the receiver's file: it has found the file in its own store, or was told over ssh.
+    pub knows_secret: bool,
 }
 
 /// Destination to source: the destination's own proof.

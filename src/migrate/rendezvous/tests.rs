@@ -83,7 +83,7 @@ fn only_both_lines_are_a_rendezvous() {
 #[test]
 fn proofs_bind_role_key_receiver_and_session() {
     let acquaintance = Acquaintance {
-        shares_store: true,
+        knows_secret: true,
         receiver: MigrationId::new([1; 16]),
         secret: Bytes32([4; 32]),
         fingerprint: Bytes32([6; 32]),
@@ -100,12 +100,12 @@ fn proofs_bind_role_key_receiver_and_session() {
     let other = Bytes32([9; 32]);
     for who in [
         Acquaintance {
-            shares_store: true,
+            knows_secret: true,
             secret: other,
             ..acquaintance
         },
         Acquaintance {
-            shares_store: true,
+            knows_secret: true,
             receiver: MigrationId::new([9; 16]),
             ..acquaintance
         },

@@ -30,10 +30,8 @@ pub fn preflight(
     let patience = Patience::default().or_interrupt(interrupt);
     // Its name is how the destination finds out whether the store is the same.
     let images = Images::create(&plan.image_path, plan.preamble.migration)?;
-    let (mut channel, acquaintance) = meet(plan, &images, patience)?;
-    let shares_store = acquaintance.shares_store;
-    let Findings { findings, facts } =
-        ask_findings(plan, &mut channel, shares_store, true, patience)?;
+    let mut contact = meet(plan, &images, patience)?;
+    let Findings { findings, facts } = ask_findings(plan, &mut contact, true, patience)?;
     note_destination(progress, facts.as_ref());
     Ok(findings)
 }
@@ -53,47 +51,65 @@ fn note_destination(progress: &mut Progress, facts: Option<&Facts>) {
     }
 }
 
-fn meet(
-    plan: &Plan,
-    images: &Images,
-    patience: Patience,
-) -> Result<(Channel, Acquaintance), SourceError> {
-    Ok(connect(
+/// The destination, which has proved who it is.
+struct Contact {
+    channel: Channel,
+    acquaintance: Acquaintance,
+    /// The receiver's file is in this end's store: the images need not be sent.
+    shares_store: bool,
+}
+
+fn meet(plan: &Plan, images: &Images, patience: Patience) -> Result<Contact, SourceError> {
+    let container = &plan.preamble.container;
+    let mut shares_store = false;
+    let (channel, acquaintance) = connect(
         &plan.destination,
+        container,
         &plan.trust,
-        |receiver, binding| {
-            let container = &plan.preamble.container;
-            let found = rendezvous::find(&plan.image_path, container, receiver, images.owner);
-            match (found, plan.trust.key_without_store()) {
-                (Ok(left), _) => Ok(left.acquaintance(*receiver, &plan.trust)),
-                (Err(RendezvousError::NotShared { .. }), Some(secret)) => Ok(Acquaintance {
-                    receiver: *receiver,
+        |met| {
+            let found = rendezvous::find(&plan.image_path, container, &met.receiver, images.owner);
+            shares_store = found.is_ok();
+            match (found, met.told, plan.trust.key_without_store()) {
+                (Ok(left), ..) | (Err(RendezvousError::NotShared { .. }), Some(left), _) => {
+                    Ok(left.acquaintance(met.receiver, &plan.trust))
+                }
+                (Err(RendezvousError::NotShared { .. }), None, Some(secret)) => Ok(Acquaintance {
+                    receiver: met.receiver,
                     secret,
-                    fingerprint: binding.destination,
-                    shares_store: false,
+                    fingerprint: met.binding.destination,
+                    knows_secret: false,
                 }),
-                (Err(error), _) => Err(error),
+                (Err(error), ..) => Err(error),
             }
         },
         patience.at_most(ANSWER_LIMIT_DUR),
-    )?)
+    )?;
+    Ok(Contact {
+        channel,
+        acquaintance,
+        shares_store,
+    })
 }
 
 /// This end's findings, then the destination's.
 fn ask_findings(
     plan: &Plan,
-    channel: &mut Channel,
-    shares_store: bool,
+    contact: &mut Contact,
     asks_only: bool,
     patience: Patience,
 ) -> Result<Findings, SourceError> {
     let patience = patience.at_most(ANSWER_LIMIT_DUR);
     let preamble = Preamble {
-        streams: if shares_store { 0 } else { plan.streams },
+        streams: if contact.shares_store {
+            0
+        } else {
+            plan.streams
+        },
         clock_ms: Some(preflight::clock_ms()),
         asks_only,
         ..plan.preamble.clone()
     };
+    let channel = &mut contact.channel;
     channel.send(&Message::Preamble(Box::new(preamble)), patience)?;
     let answer: Findings = channel.expect(patience)?;
     let own = plan.findings.iter().cloned();
@@ -106,11 +122,11 @@ fn ask_findings(
 /// The connections that carry the images to a destination with a store of its own.
 fn open_streams(
     plan: &Plan,
-    acquaintance: Acquaintance,
+    contact: &Contact,
     sent: &Arc<AtomicU64>,
     patience: Patience,
 ) -> Result<Option<bulk::Sender>, SourceError> {
-    if acquaintance.shares_store {
+    if contact.shares_store {
         return Ok(None);
     }
     let patience = patience.at_most(ANSWER_LIMIT_DUR);
@@ -118,7 +134,9 @@ fn open_streams(
         migration: plan.preamble.migration,
     });
     let open = |_| {
-        let mut channel = reconnect(&plan.destination, &plan.trust, acquaintance, patience)?;
+        let container = &plan.preamble.container;
+        let known = contact.acquaintance;
+        let mut channel = reconnect(&plan.destination, container, &plan.trust, known, patience)?;
         channel.send(&join, patience)?;
         Ok::<_, TransportError>(channel)
     };
@@ -162,20 +180,20 @@ impl<'a, W: Workload> Negotiated<'a, W> {
             },
         )?;
         let met = Self::meet(plan, progress, patience).and_then(|met| {
-            let (images, mut channel, acquaintance) = met;
-            journal.acquaint(acquaintance, plan.trust.files())?;
-            let bulk = open_streams(plan, acquaintance, progress.sent(), patience)
-                .inspect_err(|error| channel.abort(&chain(error)))?;
-            Ok((images, channel, acquaintance, bulk))
+            let (images, mut contact) = met;
+            journal.acquaint(contact.acquaintance, plan.trust.files())?;
+            let bulk = open_streams(plan, &contact, progress.sent(), patience)
+                .inspect_err(|error| contact.channel.abort(&chain(error)))?;
+            Ok((images, contact, bulk))
         });
         match met {
-            Ok((images, channel, acquaintance, bulk)) => {
+            Ok((images, contact, bulk)) => {
                 progress.lap("negotiate", began);
                 Ok(Self {
                     session: Session {
                         plan,
-                        channel,
-                        acquaintance,
+                        channel: contact.channel,
+                        acquaintance: contact.acquaintance,
                         journal,
                         images,
                         progress,
@@ -200,26 +218,23 @@ impl<'a, W: Workload> Negotiated<'a, W> {
         plan: &Plan,
         progress: &mut Progress,
         patience: Patience,
-    ) -> Result<(Images, Channel, Acquaintance), SourceError> {
+    ) -> Result<(Images, Contact), SourceError> {
         let images = Images::create(&plan.image_path, plan.preamble.migration)?;
-        let (mut channel, acquaintance) = meet(plan, &images, patience)?;
-        let shares_store = acquaintance.shares_store;
-        Self::agree(plan, &mut channel, shares_store, progress, patience)
-            .inspect_err(|error| channel.abort(&chain(error)))?;
-        Ok((images, channel, acquaintance))
+        let mut contact = meet(plan, &images, patience)?;
+        Self::agree(plan, &mut contact, progress, patience)
+            .inspect_err(|error| contact.channel.abort(&chain(error)))?;
+        Ok((images, contact))
     }
 
     fn agree(
         plan: &Plan,
-        channel: &mut Channel,
-        shares_store: bool,
+        contact: &mut Contact,
         progress: &mut Progress,
         patience: Patience,
     ) -> Result<(), SourceError> {
         // With an error of this end the destination is only asked for its own, so that all are known, and goes on waiting.
         let asks_only = plan.findings.iter().any(speaks_against);
-        let Findings { findings, facts } =
-            ask_findings(plan, channel, shares_store, asks_only, patience)?;
+        let Findings { findings, facts } = ask_findings(plan, contact, asks_only, patience)?;
         note_destination(progress, facts.as_ref());
         let (errors, warnings): (Vec<Finding>, Vec<Finding>) =
             findings.into_iter().partition(speaks_against);

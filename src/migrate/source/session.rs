@@ -164,7 +164,8 @@ impl Session<'_> {
         let Plan {
             destination, trust, ..
         } = self.plan;
-        match ask(destination, trust, self.acquaintance, migration) {
+        let container = &self.plan.preamble.container;
+        match ask(destination, container, trust, self.acquaintance, migration) {
             Ok((channel, verdict)) => {
                 // The last word to the destination goes where it answered.
                 self.channel = channel;
@@ -209,12 +210,13 @@ impl Session<'_> {
 /// All of [`TransportError`].
 pub fn ask(
     destination: &Destination,
+    container: &str,
     trust: &Trust,
     acquaintance: Acquaintance,
     migration: MigrationId,
 ) -> Result<(Channel, Verdict), TransportError> {
     let patience = Patience::within(ANSWER_LIMIT_DUR);
-    let mut channel = reconnect(destination, trust, acquaintance, patience)?;
+    let mut channel = reconnect(destination, container, trust, acquaintance, patience)?;
     channel.send(&Message::Inquiry(Inquiry { migration }), patience)?;
     let answer: Answer = channel.expect(patience)?;
     match answer.migration == migration {
