@@ -493,3 +493,60 @@ fn a_tmpfs_begins_with_what_a_bind_brought() {
     let printed = prints(&host, bundle, "cat /mnt/below/file; ls /mnt/new");
     assert_eq!(printed, "below");
 }
+
+/// Dumps the container and restores it.
+#[track_caller]
+fn dump_and_restore(host: &Host, bundle: &Bundle) {
+    let images = host.dir().join(format!("images-{}", bundle.id()));
+    let checkpoint = host.cmd("checkpoint").arg("--image-path").arg(&images);
+    checkpoint.arg(bundle.id()).run().ok();
+    let restore = host.cmd("restore").arg("--image-path").arg(&images);
+    restore.arg("--detach").bundle(bundle).run().ok();
+}
+
+#[test]
+fn a_restored_container_has_its_mounts() {
+    const LOOK: &str = "stat -c '%n %u:%g' /mapped/file /mapped/below/file /plain/file; cut -d' ' -f5,6 /proc/self/mountinfo | sort; \
+        cat /seed/link /seed/new; ls -l /proc/1/fd | grep -o /mapped/.* || true";
+    let host = Host::new();
+    let (top, below) = (source(&host, "top", 1), source(&host, "below", 2));
+    fs::create_dir(top.join("below")).unwrap();
+    let _mount = HostMount::bind(&below, &top.join("below"));
+    for user_namespace in [false, true] {
+        let (bundle, base) = match user_namespace {
+            false => (host.bundle("web"), 0),
+            true => (host.bundle("mapped").user_namespace(BASE), BASE),
+        };
+        seed(&bundle, base);
+        let options = ["rbind", "ridmap", "nosymfollow", "rprivate"];
+        let map = ids(0, base + 1000, 10);
+        let bundle = with_mapped(bundle, &top, "/mapped", &options, &map)
+            .bind(&top, "/plain", "ro")
+            .mount(
+                "tmpfs",
+                Path::new("tmpfs"),
+                "/seed",
+                &["tmpcopyup", "size=1m", "lazytime"],
+            )
+            .script("exec 5<>/mapped/file; echo new > /seed/new; sleep 1000");
+        let bundle = match user_namespace {
+            // Its root does not own the file.
+            true => bundle.script("exec 5</mapped/file; echo new > /seed/new; sleep 1000"),
+            false => bundle,
+        };
+        host.run_detached(&bundle);
+        let look = || host.exec(bundle.id(), ["sh", "-c", LOOK]).ok().stdout();
+        common::wait_until("it has written", || look().contains("herenew"));
+        let before = look();
+        assert!(before.contains("/mapped/file 1001:1001"), "{before}");
+        assert!(before.contains("/mapped/below/file 1002:1002"), "{before}");
+        assert!(
+            before.contains("/mapped rw,relatime,nosymfollow,idmapped"),
+            "{before}"
+        );
+        for _ in 0..2 {
+            dump_and_restore(&host, &bundle);
+            assert_eq!(look(), before);
+        }
+    }
+}

@@ -9,7 +9,7 @@ use nix::unistd::Pid;
 
 use super::binary::Criu;
 use super::error::{Action, CallbackError, Error};
-use super::options::{Common, DumpOptions, RestoreOptions};
+use super::options::{Common, DumpOptions, RestoreOptions, Trees};
 use super::rpc::{self, Directories};
 use super::session::{Job, Notify, Pause, Session, Surroundings};
 use crate::sys::mount;
@@ -163,13 +163,19 @@ impl Criu {
             ))
         };
         let started = match (&options.rootfs, &options.common.root) {
-            (Some(rootfs), Some(root)) => mount::with_private_bind(rootfs, root, start)
-                .unwrap_or_else(|source| {
+            (Some(rootfs), Some(root)) => {
+                let trees = options.trees.take();
+                let prepare = || {
+                    mount::bind(rootfs, root)?;
+                    trees.map_or(Ok(()), Trees::attach)
+                };
+                mount::with_private_mounts(prepare, start).unwrap_or_else(|source| {
                     Err(Error::Rootfs {
                         path: rootfs.clone(),
                         source,
                     })
-                }),
+                })
+            }
             _ => start(),
         };
         let (mut session, images, work) = started?;

@@ -43,6 +43,6 @@ pub use feature::Features;
 pub use held::{HeldDump, HeldRestore, has_resumed};
 pub use options::{
     CgroupMode, CgroupRoot, Common, DumpOptions, External, InheritedFd, JoinNamespace, NetworkLock,
-    PageServer, PreDumpMode, RestoreOptions,
+    PageServer, PreDumpMode, RestoreOptions, Trees,
 };
 pub use session::{Event, Notify, Reply};

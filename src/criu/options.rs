@@ -1,9 +1,13 @@
 //! What CRIU is told, typed. One field per option of `criu.proto` that rcm uses; criu(8) describes them.
 
 use std::fmt;
+use std::io;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 use std::time::Duration;
+
+use crate::sys::mount;
+use crate::sys::tree::Tree;
 
 /// What dumps and restores have in common.
 #[derive(Debug, Clone, Default)]
@@ -79,6 +83,8 @@ pub struct RestoreOptions {
     pub common: Common,
     /// What is bound at [`Common::root`], where only CRIU sees it: CRIU wants a mount point whose parent is not overmounted.
     pub rootfs: Option<PathBuf>,
+    /// Mounts that only CRIU sees, for [`External::Mount`]; where there is a [`Self::rootfs`].
+    pub trees: Option<Trees>,
     /// Open descriptors that take the place of resources by key.
     pub inherited: Vec<InheritedFd>,
     /// Namespaces that are joined instead of made.
@@ -93,6 +99,26 @@ pub struct RestoreOptions {
     pub skip_file_rwx_check: bool,
     /// What CRIU has as stdin. With [`Common::shell_job`] it is the terminal that tasks get.
     pub stdin: Option<OwnedFd>,
+}
+
+/// Mount trees that are attached below an empty directory, each by its number.
+#[derive(Debug)]
+pub struct Trees {
+    /// The directory.
+    pub place: PathBuf,
+    /// The trees.
+    pub trees: Vec<Tree>,
+}
+
+impl Trees {
+    /// Attaches them, in a mount namespace of this thread's own.
+    pub(super) fn attach(self) -> io::Result<()> {
+        mount::cover(&self.place)?;
+        for (number, tree) in self.trees.into_iter().enumerate() {
+            tree.attach(&self.place.join(number.to_string()))?;
+        }
+        Ok(())
+    }
 }
 
 /// A descriptor that CRIU takes for the resource `key`.

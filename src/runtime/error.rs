@@ -128,6 +128,9 @@ pub enum Error {
     /// The spec asks for what no runtime can do.
     #[error(transparent)]
     Invalid(#[from] super::lower::InvalidSpec),
+    /// A mount could not be made again for a restore.
+    #[error(transparent)]
+    Mount(#[from] super::mounts::StageError),
     /// `--console-socket` is missing.
     #[error("cannot allocate tty if rcm will detach without setting console socket")]
     ConsoleSocketNeeded,

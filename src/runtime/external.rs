@@ -1,8 +1,9 @@
 //! What of a container belongs to the host: mounts and namespaces that a checkpoint leaves out and a restore finds again.
 
+mod namespaces;
+
 use std::collections::{BTreeMap, HashSet};
 use std::fs;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use nix::unistd::Pid;
@@ -13,8 +14,10 @@ use serde::{Deserialize, Serialize};
 use super::error::{Error, Result};
 use super::lower;
 use super::mounts::place;
-use crate::criu::{External, JoinNamespace};
+use crate::criu::External;
 use crate::sys::rooted::{Kind, Root};
+
+pub use namespaces::{RestoredNamespaces, dumped_namespaces, restored_namespaces};
 
 /// The directory in a restored container's own that has an empty one for each mask. Were it one for all, CRIU would take the masks for binds of
 /// each other at the next dump.
@@ -234,10 +237,38 @@ pub fn dumped_mounts(mounts: &[HostMount]) -> Vec<External> {
         .collect()
 }
 
-/// What CRIU is told about host mounts at a restore: those that the checkpoint found, with the sources of the spec that is restored
-/// where it has them, and those that runc's images name. `masks` are from [`make_masks`].
+/// A bind mount of a spec.
+#[derive(Debug)]
+pub(super) struct Bind<'a> {
+    /// Where it is in the container, symbolic links resolved.
+    pub path: PathBuf,
+    /// What the host has there.
+    pub source: PathBuf,
+    /// The spec's words.
+    pub mount: &'a Mount,
+}
+
+/// The bind mounts of a spec.
+pub(super) fn declared_binds<'a>(spec: &'a Spec, bundle: &Path, rootfs: &Root) -> Vec<Bind<'a>> {
+    spec.mounts()
+        .iter()
+        .flatten()
+        .filter(|mount| lower::is_bind(mount))
+        .map(|mount| {
+            let path = Path::new("/").join(mount.destination());
+            Bind {
+                path: rootfs.resolve(&path).unwrap_or(path),
+                source: bundle.join(mount.source().clone().unwrap_or_default()),
+                mount,
+            }
+        })
+        .collect()
+}
+
+/// The host mounts of a restore with their sources, by their paths in the container: those that the checkpoint found, with the sources of the spec that is
+/// restored where it has them, and those that runc's images name. `masks` are from [`make_masks`].
 #[must_use]
-pub fn restored_mounts(
+pub fn restored_sources(
     found: &[HostMount],
     spec: &Spec,
     bundle: &Path,
@@ -245,7 +276,7 @@ pub fn restored_mounts(
     host: &[MountInfo],
     cgroups: &BTreeMap<String, PathBuf>,
     masks: &[PathBuf],
-) -> Vec<External> {
+) -> BTreeMap<PathBuf, PathBuf> {
     let mut sources: BTreeMap<PathBuf, PathBuf> = BTreeMap::new();
     let mut masks = masks.iter();
     for mount in found {
@@ -258,14 +289,11 @@ pub fn restored_mounts(
         };
         sources.extend(source.map(|source| (mount.path.clone(), source)));
     }
-    for mount in spec.mounts().iter().flatten() {
-        if lower::is_bind(mount) {
-            let path = Path::new("/").join(mount.destination());
-            let path = rootfs.resolve(&path).unwrap_or(path);
-            let source = mount.source().clone().unwrap_or_default();
-            sources.insert(path, bundle.join(source));
-        }
-    }
+    sources.extend(
+        declared_binds(spec, bundle, rootfs)
+            .into_iter()
+            .map(|bind| (bind.path, bind.source)),
+    );
     let linux = spec.linux().as_ref();
     let masked = linux.is_some_and(|linux| linux.masked_paths().is_some());
     // runc's images know masked files as binds of this, and devices as binds of themselves.
@@ -285,6 +313,12 @@ pub fn restored_mounts(
     for (path, source) in runc_cgroup_mounts(spec, host, cgroups) {
         sources.entry(path).or_insert(source);
     }
+    sources
+}
+
+/// What CRIU is told about host mounts at a restore, from their paths and sources.
+#[must_use]
+pub fn restored_mounts(sources: BTreeMap<PathBuf, PathBuf>) -> Vec<External> {
     sources
         .into_iter()
         .map(|(path, source)| External::Mount {
@@ -351,67 +385,6 @@ pub fn make_mount_points(spec: &Spec, bundle: &Path, rootfs: &Path) -> Result<()
             .map_err(Error::file("make the mount point", base.join(&below)))?;
     }
     Ok(())
-}
-
-/// The namespaces that are left out of a dump because the spec names existing ones, as runc calls them.
-///
-/// # Errors
-/// Where the namespace is gone.
-pub fn dumped_namespaces(spec: &Spec) -> Result<Vec<External>> {
-    let mut found = Vec::new();
-    for (typ, kind, name) in OUTER_NAMESPACES {
-        let path = lower::namespace(spec, *typ).and_then(|namespace| namespace.path().as_ref());
-        if let Some(path) = path {
-            let inode = fs::metadata(path)
-                .map_err(Error::file("use the namespace", path))?
-                .ino();
-            found.push(External::Namespace { kind, inode, name });
-        }
-    }
-    Ok(found)
-}
-
-/// Kinds of namespaces that CRIU can leave out, with CRIU's and runc's names.
-const OUTER_NAMESPACES: &[(LinuxNamespaceType, &str, &str)] = &[
-    (LinuxNamespaceType::Network, "net", "extRootNetNS"),
-    (LinuxNamespaceType::Pid, "pid", "extRootPidNS"),
-];
-
-/// Namespaces by CRIU's key for a descriptor of theirs, and those that CRIU joins by path.
-pub type RestoredNamespaces = (Vec<(&'static str, PathBuf)>, Vec<JoinNamespace>);
-
-/// The existing namespaces that a restore enters: those of [`dumped_namespaces`] by descriptor, and others that CRIU joins by path.
-///
-/// # Errors
-/// [`Error::UnsupportedNamespace`] for a cgroup namespace, which CRIU cannot join.
-pub fn restored_namespaces(spec: &Spec) -> Result<RestoredNamespaces> {
-    let (mut inherited, mut joined) = (Vec::new(), Vec::new());
-    let linux = spec.linux().as_ref();
-    for namespace in linux
-        .and_then(|linux| linux.namespaces().as_ref())
-        .into_iter()
-        .flatten()
-    {
-        let path = match namespace.path() {
-            Some(path) if !path.as_os_str().is_empty() => path.clone(),
-            _ => continue,
-        };
-        let typ = namespace.typ();
-        if let Some((_, _, name)) = OUTER_NAMESPACES.iter().find(|(outer, ..)| *outer == typ) {
-            inherited.push((*name, path));
-            continue;
-        }
-        let kind = match typ {
-            LinuxNamespaceType::Ipc => "ipc",
-            LinuxNamespaceType::Uts => "uts",
-            LinuxNamespaceType::User => "user",
-            LinuxNamespaceType::Time => "time",
-            LinuxNamespaceType::Mount => "mnt",
-            _ => return Err(Error::UnsupportedNamespace { kind: typ }),
-        };
-        joined.push(JoinNamespace { kind, path });
-    }
-    Ok((inherited, joined))
 }
 
 /// CRIU's protocol takes UTF-8 only.
@@ -513,25 +486,5 @@ mod tests {
         assert!(!rootfs.join("a/b/inner").exists());
         assert!(!rootfs.join("run/in-tmpfs").exists());
         assert!(!rootfs.join("sys").exists());
-    }
-
-    #[test]
-    fn namespaces_with_a_path_are_entered() {
-        let spec: Spec = serde_json::from_value(serde_json::json!({
-            "ociVersion": "1.0.2",
-            "linux": {"namespaces": [
-                {"type": "network", "path": "/proc/self/ns/net"},
-                {"type": "ipc", "path": "/proc/self/ns/ipc"},
-                {"type": "pid"}
-            ]}
-        }))
-        .unwrap();
-        let dumped = dumped_namespaces(&spec).unwrap();
-        let inode = fs::metadata("/proc/self/ns/net").unwrap().ino();
-        assert_eq!(dumped.len(), 1);
-        assert_eq!(dumped[0].to_string(), format!("net[{inode}]:extRootNetNS"));
-        let (inherited, joined) = restored_namespaces(&spec).unwrap();
-        assert_eq!(inherited, [("extRootNetNS", "/proc/self/ns/net".into())]);
-        assert_eq!(joined[0].kind, "ipc");
     }
 }

@@ -3,6 +3,8 @@
 //! [`begin`] restores everything but lets nothing execute, and [`HeldRestore`] decides: a plain `restore` resumes at once, the destination of a
 //! migration when the source has committed.
 
+mod cgroup;
+
 use std::fs::{self, File};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
@@ -10,22 +12,21 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
 use chrono::Utc;
-use libcgroups::common::{CgroupManager, ControllerOpt};
 use nix::unistd::Pid;
 use oci_spec::runtime::{LinuxNamespaceType, Spec};
 
-use super::cgroup::{Cgroup, CgroupError};
 use super::container::{Container, Status, validate_id};
 use super::create::{self, CreateRequest, cgroup_error};
 use super::criu_flags::CriuFlags;
 use super::error::{Error, Result};
 use super::external;
+use super::mounts::{self, Prepared};
 use super::snapshot::{self, Details};
 use super::terminal::Master;
-use super::{delete, engine, lower, spec, start, worker};
+use super::{Cgroup, delete, engine, lower, spec, start, worker};
 use crate::criu::error::CallbackError;
 use crate::criu::{
-    self, CgroupMode, CgroupRoot, Criu, Event, InheritedFd, Notify, Reply, RestoreOptions, Version,
+    self, CgroupMode, Criu, Event, InheritedFd, Notify, Reply, RestoreOptions, Version,
 };
 use crate::sys;
 use crate::sys::process::ProcessId;
@@ -186,6 +187,8 @@ fn restore(
         inherited.push(file.inherit(own_user)?);
     }
 
+    let rootfs = Root::open(container.rootfs()).map_err(Error::file("open", container.rootfs()))?;
+    let prepared = Prepared::new(spec, container.bundle(), &rootfs, &details.mounts)?;
     let mut common = flags.common(container, spec);
     common.root = Some(criu_root.clone());
     if details.cgroups_left_out && flags.manage_cgroups == CgroupMode::Default {
@@ -194,6 +197,7 @@ fn restore(
     let options = RestoreOptions {
         common,
         rootfs: Some(container.rootfs().to_path_buf()),
+        trees: prepared.trees,
         inherited,
         join_namespaces,
         lsm_profile: request.lsm_profile.clone(),
@@ -216,10 +220,9 @@ fn restore(
         own_network: lower::namespace(spec, LinuxNamespaceType::Network)
             .is_some_and(|namespace| namespace.path().is_none()),
     };
-    let rootfs = Root::open(container.rootfs()).map_err(Error::file("open", container.rootfs()))?;
     let prepare = |pid: i32, options: &mut RestoreOptions| -> Result<(), CallbackError> {
-        let cgroup = enter_cgroup(container, spec, Pid::from_raw(pid))?;
-        options.common.external = external::restored_mounts(
+        let cgroup = cgroup::enter(container, spec, Pid::from_raw(pid))?;
+        let mut sources = external::restored_sources(
             &details.mounts,
             spec,
             container.bundle(),
@@ -228,7 +231,9 @@ fn restore(
             cgroup.paths(),
             &masks,
         );
-        options.cgroup_roots = cgroup_roots(pid)?;
+        sources.extend(prepared.sources);
+        options.common.external = external::restored_mounts(sources);
+        options.cgroup_roots = cgroup::roots(pid)?;
         Ok(())
     };
     // CRIU moves the old root onto `tmp`, or onto a directory that it makes, which a read-only root does not let it (criu/mount.c,
@@ -244,6 +249,7 @@ fn restore(
     let removed = fs::remove_dir(&criu_root).map_err(Error::file("remove", &criu_root));
     let held = held?;
     removed?;
+    mounts::complete(held.pid(), spec)?;
     Ok(held)
 }
 
@@ -285,60 +291,6 @@ fn inherited_pipes(images: &Path) -> Result<Vec<InheritedFd>> {
 pub(super) fn copy(fd: BorrowedFd) -> Result<OwnedFd> {
     fd.try_clone_to_owned()
         .map_err(Error::file("copy a descriptor", "/proc/self/fd"))
-}
-
-/// Puts CRIU into the container's cgroup, with the container's limits, so that what it restores is born there.
-fn enter_cgroup(container: &Container, spec: &Spec, criu: Pid) -> Result<Cgroup> {
-    let record = container.record();
-    let manager_error = |error: &dyn std::error::Error| Error::Cgroup {
-        action: "set up",
-        id: container.id().to_owned(),
-        source: CgroupError::Manager {
-            reason: engine::chain(error),
-        },
-    };
-    let config = engine::cgroup_config(record, record.cgroup_path.clone());
-    let manager =
-        libcgroups::common::create_cgroup_manager(config).map_err(|error| manager_error(&error))?;
-    manager
-        .add_task(criu)
-        .map_err(|error| manager_error(&error))?;
-    let resources = spec
-        .linux()
-        .as_ref()
-        .and_then(|linux| linux.resources().as_ref());
-    if let Some(resources) = resources {
-        let limits = ControllerOpt {
-            resources,
-            freezer_state: None,
-            oom_score_adj: None,
-            disable_oom_killer: false,
-        };
-        manager
-            .apply(&limits)
-            .map_err(|error| manager_error(&error))?;
-    }
-    Cgroup::of_process(criu).map_err(cgroup_error("find", container.id()))
-}
-
-/// CRIU restores the dumped groups below the ones that it is in itself, hierarchy by hierarchy (cgroups(7), `/proc/PID/cgroup`).
-fn cgroup_roots(criu: i32) -> Result<Vec<CgroupRoot>> {
-    let path = PathBuf::from(format!("/proc/{criu}/cgroup"));
-    let text = fs::read_to_string(&path).map_err(Error::file("read", &path))?;
-    Ok(parse_cgroup_roots(&text))
-}
-
-fn parse_cgroup_roots(text: &str) -> Vec<CgroupRoot> {
-    text.lines()
-        .filter_map(|line| {
-            let (_, rest) = line.split_once(':')?;
-            let (controllers, path) = rest.split_once(':')?;
-            Some(CgroupRoot {
-                controller: Some(controllers.to_owned()),
-                path: path.to_owned(),
-            })
-        })
-        .collect()
 }
 
 /// What rcm does at the stages of a restore.
@@ -493,23 +445,5 @@ impl HeldRestore {
 impl Drop for HeldRestore {
     fn drop(&mut self) {
         self.roll_back();
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn roots_of_every_hierarchy() {
-        let roots = parse_cgroup_roots("5:cpu,cpuacct:/x\n1:name=systemd:/\n0::/y:z\n");
-        let pairs: Vec<_> = roots
-            .iter()
-            .map(|root| (root.controller.as_deref().unwrap(), root.path.as_str()))
-            .collect();
-        assert_eq!(
-            pairs,
-            [("cpu,cpuacct", "/x"), ("name=systemd", "/"), ("", "/y:z")]
-        );
     }
 }

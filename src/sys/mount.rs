@@ -7,17 +7,16 @@ use std::thread;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 
-/// Calls `work` where the directory `source` is seen also at `target`, a directory, and nobody else sees it there. Programs that `work` starts and paths
-/// that it opens stay in that view. The mount is gone when the last of those programs has ended, however they end.
+/// Calls `work` where it alone sees what `prepare` has mounted. Programs that `work` starts and paths that it opens stay in that view. The mounts are
+/// gone when the last of those programs has ended, however they end.
 ///
-/// `work` runs on a thread of its own in a mount namespace of its own, in which every mount is a slave of the one that it was copied from: what is
+/// Both run on a thread of their own in a mount namespace of its own, in which every mount is a slave of the one that it was copied from: what is
 /// mounted on the host later is seen, what is mounted here is not seen on the host (mount_namespaces(7)).
 ///
 /// # Errors
-/// As unshare(2) and mount(2).
-pub fn with_private_bind<T: Send>(
-    source: &Path,
-    target: &Path,
+/// As unshare(2) and mount(2), and what `prepare` returns.
+pub fn with_private_mounts<T: Send>(
+    prepare: impl FnOnce() -> io::Result<()> + Send,
     work: impl FnOnce() -> T + Send,
 ) -> io::Result<T> {
     thread::scope(|scope| {
@@ -26,14 +25,38 @@ pub fn with_private_bind<T: Send>(
             // Takes the thread's working and root directory apart from the process's, too.
             unshare(CloneFlags::CLONE_NEWNS)?;
             mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_SLAVE, none)?;
-            let bind = MsFlags::MS_BIND | MsFlags::MS_REC;
-            mount(Some(source), target, none, bind, none)?;
+            prepare()?;
             Ok(work())
         })?;
         thread
             .join()
             .unwrap_or_else(|_| Err(io::Error::other("the thread panicked")))
     })
+}
+
+/// Makes what is at and below `source` seen also at `target`, a directory.
+///
+/// # Errors
+/// As mount(2).
+pub fn bind(source: &Path, target: &Path) -> io::Result<()> {
+    let none = None::<&str>;
+    let flags = MsFlags::MS_BIND | MsFlags::MS_REC;
+    Ok(mount(Some(source), target, none, flags, none)?)
+}
+
+/// Mounts an empty file system on a directory, for mount points.
+///
+/// # Errors
+/// As mount(2).
+pub fn cover(dir: &Path) -> io::Result<()> {
+    let flags = MsFlags::empty();
+    Ok(mount(
+        Some("rcm"),
+        dir,
+        Some("tmpfs"),
+        flags,
+        Some("mode=755"),
+    )?)
 }
 
 #[cfg(test)]
@@ -46,7 +69,8 @@ mod tests {
     fn only_the_work_sees_it() {
         let (source, target) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         fs::write(source.path().join("file"), "here").unwrap();
-        let result = with_private_bind(source.path(), target.path(), || {
+        let prepare = || bind(source.path(), target.path());
+        let result = with_private_mounts(prepare, || {
             let output = Command::new("cat")
                 .arg(target.path().join("file"))
                 .output()

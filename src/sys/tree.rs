@@ -3,13 +3,16 @@
 #![allow(unsafe_code)]
 
 use std::ffi::{CStr, CString};
+use std::fs::{self, File};
+use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::Path;
 
 use nix::errno::Errno;
+use nix::fcntl::{OFlag, open};
 use nix::mount::MsFlags;
-use nix::sys::stat::{SFlag, fstat};
+use nix::sys::stat::{Mode, SFlag, fstat};
 
 /// A detached copy of mounts. Dropped, it is gone.
 #[derive(Debug)]
@@ -66,11 +69,7 @@ impl Tree {
         Ok(Self(unsafe { OwnedFd::from_raw_fd(fd as RawFd) }))
     }
 
-    /// Whether its root is a directory.
-    ///
-    /// # Errors
-    /// As fstat(2).
-    pub fn is_directory(&self) -> nix::Result<bool> {
+    fn is_directory(&self) -> nix::Result<bool> {
         let mode = SFlag::from_bits_truncate(fstat(self.0.as_raw_fd())?.st_mode);
         Ok(mode & SFlag::S_IFMT == SFlag::S_IFDIR)
     }
@@ -134,11 +133,15 @@ impl Tree {
         Errno::result(result).map(drop)
     }
 
-    /// Attaches it at `target`, a directory, or a file where its root is one.
+    /// Makes a directory at `target`, or a file where its root is one, and attaches it there.
     ///
     /// # Errors
-    /// As move_mount(2).
-    pub fn attach(self, target: &Path) -> nix::Result<()> {
+    /// As mkdir(2), open(2) and move_mount(2).
+    pub fn attach(self, target: &Path) -> io::Result<()> {
+        match self.is_directory()? {
+            true => fs::create_dir(target)?,
+            false => drop(File::create(target)?),
+        }
         let target = text(target)?;
         let empty: &CStr = c"";
         // SAFETY: both paths are NUL-terminated and only read.
@@ -152,8 +155,20 @@ impl Tree {
                 libc::MOVE_MOUNT_F_EMPTY_PATH,
             )
         };
-        Errno::result(result).map(drop)
+        Ok(Errno::result(result).map(drop)?)
     }
+}
+
+/// Changes attributes of the mount at `path`.
+///
+/// # Errors
+/// As mount_setattr(2).
+pub fn change_at(path: &Path, attributes: Attributes, scope: Scope) -> nix::Result<()> {
+    let flags = OFlag::O_PATH | OFlag::O_CLOEXEC;
+    let fd = open(path, flags, Mode::empty())?;
+    // SAFETY: the kernel has just given this descriptor to us; nobody else owns it.
+    let mount = Tree(unsafe { OwnedFd::from_raw_fd(fd) });
+    mount.change(attributes, scope)
 }
 
 fn text(path: &Path) -> nix::Result<CString> {
@@ -163,7 +178,6 @@ fn text(path: &Path) -> nix::Result<CString> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::fs;
 
     #[test]
     fn what_is_copied_is_known() {

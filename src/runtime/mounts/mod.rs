@@ -4,7 +4,11 @@
 //! the [`Stage`], which the engine then enters instead of making one. The propagation of mounts is set when everything is mounted.
 
 mod copy_up;
+mod error;
+mod idmap;
 mod options;
+mod place;
+mod restored;
 mod stage;
 
 use std::path::{Path, PathBuf};
@@ -12,13 +16,17 @@ use std::path::{Path, PathBuf};
 use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
 use nix::unistd::{Pid, geteuid};
-use oci_spec::runtime::{LinuxIdMapping, LinuxNamespaceType, Mount, Spec};
+use oci_spec::runtime::{LinuxNamespaceType, Mount, Spec};
 
+pub use error::StageError;
 pub use options::{Options, names};
-pub use stage::{Stage, StageError};
+pub use stage::Stage;
+
+pub(super) use restored::{Prepared, complete};
 
 use super::lower;
-use crate::sys::namespace::{IdRange, within_mounts_of};
+use crate::sys::namespace::within_mounts_of;
+use idmap::mapping;
 
 /// What is wrong with a mount. The sentences are runc's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
@@ -41,67 +49,10 @@ pub enum InvalidMount {
     BindData,
 }
 
-/// The ids of an idmapped mount.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Mapping {
-    /// These.
-    Ranges {
-        /// User ids.
-        uids: Vec<IdRange>,
-        /// Group ids.
-        gids: Vec<IdRange>,
-    },
-    /// Those of the existing user namespace that the container joins.
-    Joined(PathBuf),
-}
-
 /// The options of a mount.
 #[must_use]
 pub fn options(mount: &Mount) -> Options {
     Options::parse(mount.options().iter().flatten())
-}
-
-/// The ids of a mount, if it is idmapped.
-///
-/// # Errors
-/// [`InvalidMount::IncompleteMapping`].
-fn mapping(mount: &Mount, options: &Options, spec: &Spec) -> Result<Option<Mapping>, InvalidMount> {
-    let own = (mount.uid_mappings(), mount.gid_mappings());
-    let (uids, gids) = match own {
-        (None, None) if options.id_mapped.is_none() => return Ok(None),
-        (None, None) => {
-            let user = lower::namespace(spec, LinuxNamespaceType::User)
-                .ok_or(InvalidMount::IncompleteMapping)?;
-            if let Some(path) = user.path()
-                && !path.as_os_str().is_empty()
-            {
-                return Ok(Some(Mapping::Joined(path.clone())));
-            }
-            let linux = spec.linux().as_ref();
-            (
-                linux.and_then(|linux| linux.uid_mappings().as_ref()),
-                linux.and_then(|linux| linux.gid_mappings().as_ref()),
-            )
-        }
-        (uids, gids) => (uids.as_ref(), gids.as_ref()),
-    };
-    let (uids, gids) = (ranges(uids), ranges(gids));
-    if uids.is_empty() || gids.is_empty() {
-        return Err(InvalidMount::IncompleteMapping);
-    }
-    Ok(Some(Mapping::Ranges { uids, gids }))
-}
-
-fn ranges(mappings: Option<&Vec<LinuxIdMapping>>) -> Vec<IdRange> {
-    mappings
-        .into_iter()
-        .flatten()
-        .map(|mapping| IdRange {
-            inside: mapping.container_id(),
-            outside: mapping.host_id(),
-            count: mapping.size(),
-        })
-        .collect()
 }
 
 /// Checks a mount of a spec.

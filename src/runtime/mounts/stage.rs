@@ -4,10 +4,10 @@
 //! were attached on the host would be there for everybody. So the namespace is made here, as a copy of this process's and owned by the container's user
 //! namespace; the prepared mounts are attached in it; and the engine is told to enter it. Hooks that run on the host are not affected.
 
-use std::fs::{self, DirBuilder, File, Permissions};
+use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
@@ -17,98 +17,16 @@ use nix::unistd::geteuid;
 use oci_spec::runtime::{LinuxNamespaceType, Mount, Spec};
 
 use super::copy_up::copy_up;
-use super::{Mapping, Options, mapping, options, place, ranges, translate};
-use crate::image::tree::TreeError;
+use super::error::{Result, StageError, failed};
+use super::idmap::{made, mapping, open_namespace, ranges, scope, set_attributes, source};
+use super::place::{STAGE, make_place, place_error, point};
+use super::{Options, options, place, translate};
 use crate::runtime::engine::chain;
 use crate::runtime::lower;
-use crate::sys::namespace::{NamespaceError, mount_namespace, user_namespace};
+use crate::sys::mount::cover;
+use crate::sys::namespace::{mount_namespace, user_namespace};
 use crate::sys::rooted::Root;
-use crate::sys::tree::{Attributes, Scope, Tree};
-
-/// An empty directory that is mounted on in mount namespaces only. The root of any user namespace must be able to reach it, which it need not be with the
-/// container's own directory.
-const STAGE: &str = "/run/rcm-mounts";
-
-/// A mount could not be prepared.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum StageError {
-    /// A step on the way to a mount failed.
-    #[error("error mounting {source_path} to rootfs at {destination}: cannot {action}")]
-    Mount {
-        /// What shall be mounted.
-        source_path: PathBuf,
-        /// Where.
-        destination: PathBuf,
-        /// What was tried.
-        action: &'static str,
-        /// Why it failed.
-        #[source]
-        source: io::Error,
-    },
-    /// The file system, or the kernel for it, does not have idmapped mounts.
-    #[error(
-        "failed to set MOUNT_ATTR_IDMAP on {source_path}: its file system does not support idmapped mounts on this kernel, or it is idmapped already"
-    )]
-    NotMappable {
-        /// What shall be mounted.
-        source_path: PathBuf,
-        /// Why it failed.
-        #[source]
-        source: Errno,
-    },
-    /// The host has these flags on the mount, and a user namespace cannot take them away.
-    #[error("error mounting to rootfs at {destination}: cannot clear locked flags {flags:?}")]
-    Locked {
-        /// Where it shall be mounted.
-        destination: PathBuf,
-        /// Which.
-        flags: MsFlags,
-    },
-    /// A tmpfs could not be filled.
-    #[error("tmpcopyup: failed to copy {source_path} to {destination}")]
-    CopyUp {
-        /// What was copied.
-        source_path: PathBuf,
-        /// Where the tmpfs shall be mounted.
-        destination: PathBuf,
-        /// Why it failed.
-        #[source]
-        source: TreeError,
-    },
-    /// The propagation could not be set.
-    #[error("cannot set the propagation of the mount {destination}")]
-    Propagation {
-        /// Where it is.
-        destination: PathBuf,
-        /// Why it failed.
-        #[source]
-        source: io::Error,
-    },
-    /// A namespace that the spec names cannot be used.
-    #[error("cannot use the namespace {path}")]
-    Namespace {
-        /// Its path.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
-    /// A namespace could not be made, or not filled.
-    #[error(transparent)]
-    Made(#[from] NamespaceError),
-    /// The place for the mounts cannot be had.
-    #[error("cannot use the directory {path}, where mounts are prepared")]
-    Place {
-        /// The directory.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
-}
-
-type Result<T> = std::result::Result<T, StageError>;
+use crate::sys::tree::{Scope, Tree};
 
 /// The namespaces of a container to be, with its prepared mounts. They are needed until the engine has entered them.
 #[derive(Debug)]
@@ -169,10 +87,7 @@ impl Stage {
     }
 
     fn build(spec: &mut Spec, props: Vec<(Mount, Options, Prop)>) -> Result<Self> {
-        make_place().map_err(|source| StageError::Place {
-            path: STAGE.into(),
-            source,
-        })?;
+        make_place()?;
         let user = container_user(spec)?;
         let existing = match namespace_path(spec, LinuxNamespaceType::Mount) {
             Some(path) => Some(open_namespace(&path)?),
@@ -258,71 +173,6 @@ fn bind(mount: &mut Mount, options: &Options, source: &Path) {
     mount.set_gid_mappings(None);
 }
 
-/// For `map_err` on a step of preparing a mount.
-fn failed<E: Into<io::Error>>(mount: &Mount, action: &'static str) -> impl FnOnce(E) -> StageError {
-    let source_path = mount.source().clone().unwrap_or_default();
-    let destination = mount.destination().clone();
-    move |source| StageError::Mount {
-        source_path,
-        destination,
-        action,
-        source: source.into(),
-    }
-}
-
-fn scope(recursive: bool) -> Scope {
-    match recursive {
-        true => Scope::Recursive,
-        false => Scope::Top,
-    }
-}
-
-fn source(mount: &Mount) -> &Path {
-    mount.source().as_deref().unwrap_or(Path::new(""))
-}
-
-/// An idmapped tree: it takes the rights over its file system, which the container's user namespace does not have.
-fn made(mount: &Mount, options: &Options, ids: &Mapping, spec: &Spec) -> Result<Tree> {
-    let tree = Tree::copy(source(mount), scope(options.is_recursive_bind()))
-        .map_err(failed(mount, "copy the mount"))?;
-    let user = match ids {
-        Mapping::Ranges { uids, gids } => user_namespace(uids, gids)?,
-        Mapping::Joined(path) => open_namespace(path)?,
-    };
-    tree.map_ids(user.as_fd(), scope(options.id_mapped == Some(true)))
-        .map_err(|source| match source {
-            Errno::EINVAL | Errno::EPERM => StageError::NotMappable {
-                source_path: mount.source().clone().unwrap_or_default(),
-                source,
-            },
-            errno => failed(mount, "map the ids of the mount")(errno),
-        })?;
-    set_attributes(&tree, mount, options, options.attributes())?;
-    // A copy is a peer of the host's mount; what is mounted in the container must not be seen there, see the engine's treatment of `/`.
-    let linux = spec.linux().as_ref();
-    let propagation = linux.and_then(|linux| linux.rootfs_propagation().as_deref());
-    let own_user = lower::has_namespace(spec, LinuxNamespaceType::User);
-    let propagation = match propagation {
-        Some("shared") if !own_user => return Ok(tree),
-        Some("private") => MsFlags::MS_PRIVATE,
-        _ => MsFlags::MS_SLAVE,
-    };
-    tree.propagate(propagation)
-        .map_err(failed(mount, "separate the mount from the host's"))?;
-    Ok(tree)
-}
-
-fn set_attributes(
-    tree: &Tree,
-    mount: &Mount,
-    options: &Options,
-    attributes: Attributes,
-) -> Result<()> {
-    tree.change(attributes, Scope::Top)
-        .and_then(|()| tree.change(options.recursive, Scope::Recursive))
-        .map_err(failed(mount, "set the mount's options"))
-}
-
 /// The user namespace of the container, made now where the spec wants a new one.
 fn container_user(spec: &Spec) -> Result<Option<OwnedFd>> {
     if !lower::has_namespace(spec, LinuxNamespaceType::User) {
@@ -341,14 +191,6 @@ fn namespace_path(spec: &Spec, kind: LinuxNamespaceType) -> Option<PathBuf> {
     lower::namespace(spec, kind)?.path().clone()
 }
 
-fn open_namespace(path: &Path) -> Result<OwnedFd> {
-    let file = File::open(path).map_err(|source| StageError::Namespace {
-        path: path.to_path_buf(),
-        source,
-    })?;
-    Ok(file.into())
-}
-
 /// Makes the spec's namespace of this kind the one of a descriptor, which the processes of the engine inherit.
 fn enter(spec: &mut Spec, kind: LinuxNamespaceType, fd: &OwnedFd) {
     let namespaces = spec
@@ -363,26 +205,9 @@ fn enter(spec: &mut Spec, kind: LinuxNamespaceType, fd: &OwnedFd) {
     }
 }
 
-/// Where a mount is attached.
-fn point(number: usize) -> PathBuf {
-    Path::new(STAGE).join(number.to_string())
-}
-
-fn make_place() -> io::Result<()> {
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o755)
-        .create(STAGE)?;
-    // Whatever the umask is.
-    fs::set_permissions(STAGE, Permissions::from_mode(0o755))
-}
-
 /// Attaches everything, in the namespace that this is for.
 fn furnish(props: Vec<(Mount, Options, Prop)>) -> Result<()> {
-    cover_place().map_err(|errno| StageError::Place {
-        path: STAGE.into(),
-        source: errno.into(),
-    })?;
+    cover_place().map_err(place_error)?;
     for (number, (mount, options, prop)) in props.into_iter().enumerate() {
         let point = point(number);
         match prop {
@@ -395,34 +220,20 @@ fn furnish(props: Vec<(Mount, Options, Prop)>) -> Result<()> {
 }
 
 /// Mounts a tmpfs on the place. The mount that the place is on must not pass this on to its peers on the host, nor to those in other containers.
-fn cover_place() -> nix::Result<()> {
+fn cover_place() -> io::Result<()> {
     let none = None::<&str>;
     for dir in Path::new(STAGE).ancestors() {
         // Fails where no mount begins.
         match mount(none, dir, none, MsFlags::MS_PRIVATE, none) {
             Err(Errno::EINVAL) => {}
-            Err(errno) => return Err(errno),
+            Err(errno) => return Err(errno.into()),
             Ok(()) => break,
         }
     }
-    mount(
-        Some("rcm"),
-        STAGE,
-        Some("tmpfs"),
-        MsFlags::empty(),
-        Some("mode=755"),
-    )
+    cover(Path::new(STAGE))
 }
 
 fn attach(tree: Tree, mount: &Mount, point: &Path) -> Result<()> {
-    let directory = tree
-        .is_directory()
-        .map_err(failed(mount, "look at the mount"))?;
-    match directory {
-        true => fs::create_dir(point),
-        false => File::create(point).map(drop),
-    }
-    .map_err(failed(mount, "make a mount point"))?;
     tree.attach(point)
         .map_err(failed(mount, "attach the mount"))
 }

@@ -1,0 +1,116 @@
+//! What can go wrong while mounts are prepared.
+
+use std::io;
+use std::path::PathBuf;
+
+use nix::errno::Errno;
+use nix::mount::MsFlags;
+use oci_spec::runtime::Mount;
+
+use crate::image::tree::TreeError;
+use crate::sys::namespace::NamespaceError;
+
+/// A mount could not be prepared.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum StageError {
+    /// A step on the way to a mount failed.
+    #[error("error mounting {source_path} to rootfs at {destination}: cannot {action}")]
+    Mount {
+        /// What shall be mounted.
+        source_path: PathBuf,
+        /// Where.
+        destination: PathBuf,
+        /// What was tried.
+        action: &'static str,
+        /// Why it failed.
+        #[source]
+        source: io::Error,
+    },
+    /// The file system, or the kernel for it, does not have idmapped mounts.
+    #[error(
+        "failed to set MOUNT_ATTR_IDMAP on {source_path}: its file system does not support idmapped mounts on this kernel, or it is idmapped already"
+    )]
+    NotMappable {
+        /// What shall be mounted.
+        source_path: PathBuf,
+        /// Why it failed.
+        #[source]
+        source: Errno,
+    },
+    /// The host has these flags on the mount, and a user namespace cannot take them away.
+    #[error("error mounting to rootfs at {destination}: cannot clear locked flags {flags:?}")]
+    Locked {
+        /// Where it shall be mounted.
+        destination: PathBuf,
+        /// Which.
+        flags: MsFlags,
+    },
+    /// A tmpfs could not be filled.
+    #[error("tmpcopyup: failed to copy {source_path} to {destination}")]
+    CopyUp {
+        /// What was copied.
+        source_path: PathBuf,
+        /// Where the tmpfs shall be mounted.
+        destination: PathBuf,
+        /// Why it failed.
+        #[source]
+        source: TreeError,
+    },
+    /// The propagation could not be set.
+    #[error("cannot set the propagation of the mount {destination}")]
+    Propagation {
+        /// Where it is.
+        destination: PathBuf,
+        /// Why it failed.
+        #[source]
+        source: io::Error,
+    },
+    /// A restored mount could not be completed.
+    #[error("cannot set the options of the restored mount {destination}")]
+    Restored {
+        /// Where it is.
+        destination: PathBuf,
+        /// Why it failed.
+        #[source]
+        source: io::Error,
+    },
+    /// A namespace that the spec names cannot be used.
+    #[error("cannot use the namespace {path}")]
+    Namespace {
+        /// Its path.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A namespace could not be made, or not filled.
+    #[error(transparent)]
+    Made(#[from] NamespaceError),
+    /// The place for the mounts cannot be had.
+    #[error("cannot use the directory {path}, where mounts are prepared")]
+    Place {
+        /// The directory.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+pub(super) type Result<T> = std::result::Result<T, StageError>;
+
+/// For `map_err` on a step of preparing a mount.
+pub(super) fn failed<E: Into<io::Error>>(
+    mount: &Mount,
+    action: &'static str,
+) -> impl FnOnce(E) -> StageError {
+    let source_path = mount.source().clone().unwrap_or_default();
+    let destination = mount.destination().clone();
+    move |source| StageError::Mount {
+        source_path,
+        destination,
+        action,
+        source: source.into(),
+    }
+}

@@ -1,0 +1,87 @@
+//! The control group of a container that is restored.
+
+use std::fs;
+use std::path::PathBuf;
+
+use libcgroups::common::{CgroupManager, ControllerOpt};
+use nix::unistd::Pid;
+use oci_spec::runtime::Spec;
+
+use crate::criu::CgroupRoot;
+use crate::runtime::cgroup::{Cgroup, CgroupError};
+use crate::runtime::container::Container;
+use crate::runtime::create::cgroup_error;
+use crate::runtime::engine;
+use crate::runtime::error::{Error, Result};
+
+/// Puts CRIU into the container's cgroup, with the container's limits, so that what it restores is born there.
+pub(super) fn enter(container: &Container, spec: &Spec, criu: Pid) -> Result<Cgroup> {
+    let record = container.record();
+    let manager_error = |error: &dyn std::error::Error| Error::Cgroup {
+        action: "set up",
+        id: container.id().to_owned(),
+        source: CgroupError::Manager {
+            reason: engine::chain(error),
+        },
+    };
+    let config = engine::cgroup_config(record, record.cgroup_path.clone());
+    let manager =
+        libcgroups::common::create_cgroup_manager(config).map_err(|error| manager_error(&error))?;
+    manager
+        .add_task(criu)
+        .map_err(|error| manager_error(&error))?;
+    let resources = spec
+        .linux()
+        .as_ref()
+        .and_then(|linux| linux.resources().as_ref());
+    if let Some(resources) = resources {
+        let limits = ControllerOpt {
+            resources,
+            freezer_state: None,
+            oom_score_adj: None,
+            disable_oom_killer: false,
+        };
+        manager
+            .apply(&limits)
+            .map_err(|error| manager_error(&error))?;
+    }
+    Cgroup::of_process(criu).map_err(cgroup_error("find", container.id()))
+}
+
+/// CRIU restores the dumped groups below the ones that it is in itself, hierarchy by hierarchy (cgroups(7), `/proc/PID/cgroup`).
+pub(super) fn roots(criu: i32) -> Result<Vec<CgroupRoot>> {
+    let path = PathBuf::from(format!("/proc/{criu}/cgroup"));
+    let text = fs::read_to_string(&path).map_err(Error::file("read", &path))?;
+    Ok(parse_cgroup_roots(&text))
+}
+
+fn parse_cgroup_roots(text: &str) -> Vec<CgroupRoot> {
+    text.lines()
+        .filter_map(|line| {
+            let (_, rest) = line.split_once(':')?;
+            let (controllers, path) = rest.split_once(':')?;
+            Some(CgroupRoot {
+                controller: Some(controllers.to_owned()),
+                path: path.to_owned(),
+            })
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn roots_of_every_hierarchy() {
+        let roots = parse_cgroup_roots("5:cpu,cpuacct:/x\n1:name=systemd:/\n0::/y:z\n");
+        let pairs: Vec<_> = roots
+            .iter()
+            .map(|root| (root.controller.as_deref().unwrap(), root.path.as_str()))
+            .collect();
+        assert_eq!(
+            pairs,
+            [("cpu,cpuacct", "/x"), ("name=systemd", "/"), ("", "/y:z")]
+        );
+    }
+}
