@@ -4,6 +4,7 @@ use anyhow::bail;
 
 use super::Globals;
 use crate::criu::{Criu, Version};
+use crate::migrate::cancel::CancelError;
 use crate::migrate::destination::DestinationError;
 use crate::migrate::facts;
 use crate::migrate::journal;
@@ -26,7 +27,7 @@ pub use args::Args;
 
 use receive::receive;
 use send::send;
-use settle::{settle, status};
+use settle::{cancel, settle, status};
 
 /// The name of the command.
 pub const VERB: &str = "live-migrate";
@@ -52,6 +53,13 @@ pub fn failure_status(error: &anyhow::Error) -> Option<u8> {
     ) || matches!(
         error.downcast_ref(),
         Some(
+            CancelError::Moved { .. }
+                | CancelError::Arrived { .. }
+                | CancelError::NotSettled { .. }
+        )
+    ) || matches!(
+        error.downcast_ref(),
+        Some(
             ResolveError::NoAnswer { .. }
                 | ResolveError::Trust(_)
                 | ResolveError::NotYet { .. }
@@ -69,6 +77,9 @@ pub fn run(globals: &Globals, args: Args) -> anyhow::Result<i32> {
     }
     if args.resolve {
         return settle(globals, &args.id, args.receiver.console_socket.as_deref());
+    }
+    if args.cancel {
+        return cancel(globals, &args.id);
     }
     if args.relay {
         relay::run(&globals.root, &args.id)?;

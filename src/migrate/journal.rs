@@ -338,7 +338,7 @@ impl Lock {
     /// [`JournalError::Busy`] where another process has it.
     pub fn take(root: &Path, container: &str) -> Result<Self> {
         make_dir(root)?;
-        let path = root.join(DIR).join(format!("{container}.lock"));
+        let path = lock_path(root, container);
         let opened = fs::OpenOptions::new()
             .write(true)
             .create(true)
@@ -369,6 +369,25 @@ fn make_dir(root: &Path) -> Result<PathBuf> {
         .create(&dir)
         .map_err(file("create", &dir))?;
     Ok(dir)
+}
+
+/// The file that whoever migrates `container` holds locked.
+#[must_use]
+pub fn lock_path(root: &Path, container: &str) -> PathBuf {
+    root.join(DIR).join(format!("{container}.lock"))
+}
+
+/// The directory of all migrations' records, if there ever was one.
+pub(super) fn open_dir(root: &Path) -> Result<Option<File>> {
+    match File::open(root.join(DIR)) {
+        Ok(dir) => Ok(Some(dir)),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(file("open", &root.join(DIR))(error)),
+    }
+}
+
+pub(super) fn dir_error(root: &Path, action: &'static str, errno: Errno) -> JournalError {
+    file(action, &root.join(DIR))(errno.into())
 }
 
 /// Remembers a file in the image store that must go if this process is killed; the next receiver or `--resolve` of the container removes it.

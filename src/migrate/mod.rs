@@ -86,6 +86,7 @@
 //! * [`source`], [`destination`]: the states, over traits for the container and the host; neither knows the other.
 //! * [`workload`], [`node`]: those traits for real containers.
 //! * [`journal`], [`verdict`], [`recipe`], [`resolve`]: what is left of a migration after a crash, and settling it.
+//! * [`cancel`]: ending one from another process.
 //! * [`preflight`]: what is found out before anything is stopped.
 //! * [`precopy`]: when the rounds end.
 //! * [`progress`], [`report`]: what can be seen of it, and what came of it.
@@ -93,6 +94,7 @@
 
 pub mod address;
 pub mod bulk;
+pub mod cancel;
 pub mod codec;
 pub mod destination;
 pub mod facts;

@@ -28,7 +28,7 @@ pub struct Args {
     #[arg(value_name = "CONTAINER-ID")]
     pub id: String,
     /// The image store: a directory that both hosts share, or this host's own
-    #[arg(long, value_name = "DIR", required_unless_present_any = ["relay", "status", "resolve"])]
+    #[arg(long, value_name = "DIR", required_unless_present_any = ["relay", "status", "resolve", "cancel"])]
     pub image_path: Option<PathBuf>,
     /// Send the container to the receiver at HOST; the default port is 7260. With ssh:// in front through ssh, whose port follows
     #[arg(long, value_name = "[ssh://[USER@]]HOST[:PORT]")]
@@ -42,6 +42,11 @@ pub struct Args {
     /// Finish or roll back a migration that was left open
     #[arg(long, conflicts_with_all = ["destination", "receiver", "listen", "bundle", "detach", "pid_file", "cgroup_parent"])]
     pub resolve: bool,
+    /// End the migration of the container that is under way, from either host; the container runs on at the source
+    ///
+    /// Exit status: 0 it was ended, 1 there is none, 3 it is too late, and the message says what has happened.
+    #[arg(long, conflicts_with_all = ["destination", "status", "resolve"])]
+    pub cancel: bool,
     /// Carry a source that came through ssh to the receiver on this host
     #[arg(long, hide = true, conflicts_with_all = ["destination", "status", "resolve", "receiver-flags", "trust-flags"])]
     pub relay: bool,
@@ -61,7 +66,7 @@ pub struct Args {
 
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Receiver")]
-#[group(id = "receiver-flags", multiple = true, conflicts_with_all = ["destination", "status"])]
+#[group(id = "receiver-flags", multiple = true, conflicts_with_all = ["destination", "status", "cancel"])]
 pub struct ReceiverArgs {
     /// Wait for the container; the default without --destination
     #[arg(long)]
@@ -88,7 +93,7 @@ pub struct ReceiverArgs {
 
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Trust, the same at both ends")]
-#[group(id = "trust-flags", multiple = true, conflicts_with_all = ["status", "resolve"])]
+#[group(id = "trust-flags", multiple = true, conflicts_with_all = ["status", "resolve", "cancel"])]
 pub struct TrustArgs {
     /// A secret of at least 32 bytes that both ends must know too
     #[arg(long, value_name = "FILE")]

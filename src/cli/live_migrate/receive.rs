@@ -6,6 +6,7 @@ use anyhow::{Context, bail};
 
 use super::{Args, LINGER_DUR, PROMPT_DUR, SETTLE_LIMIT_DUR, look_around};
 use crate::cli::{Globals, absolute};
+use crate::migrate::cancel::Gate;
 use crate::migrate::destination::{self, Arrived, Prepared, Setup};
 use crate::migrate::journal::{self, Lock};
 use crate::migrate::lobby::Lobby;
@@ -35,7 +36,8 @@ pub fn receive(globals: &Globals, args: &Args, image_path: &Path) -> anyhow::Res
     if args.receiver.detach {
         return Ok(stay_until_settled(arrived, &args.id, &interrupt));
     }
-    // The container may be sent on from here.
+    // A signal is for the container from here on, which may also be sent on.
+    drop(Gate::hold(&globals.root));
     drop(lock);
     stay(arrived, interrupt)
 }

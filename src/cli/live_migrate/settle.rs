@@ -1,10 +1,11 @@
-//! `--status` and `--resolve`.
+//! `--status`, `--resolve` and `--cancel`.
 
 use std::path::Path;
 
 use anyhow::bail;
 
 use crate::cli::{Globals, absolute};
+use crate::migrate;
 use crate::migrate::journal::{self, JournalRecord, Lock};
 use crate::migrate::protocol::{Phase, Side};
 use crate::migrate::resolve::{Means, Resolution, resolve};
@@ -55,6 +56,15 @@ fn describe(record: &JournalRecord) -> String {
         .map(|reason| format!(": {reason}"))
         .unwrap_or_default();
     format!("container {container} {how}{reason} (migration {migration})")
+}
+
+/// Returns when the migration has ended and nothing is left of it.
+pub fn cancel(globals: &Globals, id: &str) -> anyhow::Result<i32> {
+    match migrate::cancel::cancel(&globals.root, id)? {
+        Side::Source => println!("cancelled: container {id} runs on here"),
+        Side::Destination => println!("cancelled: container {id} runs on at its source"),
+    }
+    Ok(0)
 }
 
 /// As for a migration: 0 moved, 1 the container is the source's, 3 still open.

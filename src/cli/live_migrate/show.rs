@@ -33,7 +33,7 @@ enum Style {
 
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Output")]
-#[group(id = "output-flags", multiple = true)]
+#[group(id = "output-flags", multiple = true, conflicts_with_all = ["status", "resolve", "cancel"])]
 pub struct OutputArgs {
     /// How progress is shown on stderr
     #[arg(long, value_name = "STYLE", value_enum, default_value = "auto")]
