@@ -86,11 +86,17 @@ fn each_kind_gets_the_state_at_its_time() {
 fn a_failing_hook_of_the_creation_leaves_nothing() {
     let host = Host::new();
     for kind in ["prestart", "createRuntime", "createContainer"] {
-        let bundle = host.bundle("web").hook(kind, "echo because >&2; exit 3");
+        let bundle = host
+            .bundle("web")
+            .hook(kind, "true")
+            .hook(kind, "printf out; printf because >&2; exit 3");
         for verb in ["create", "run"] {
             let output = host.cmd(verb).bundle(&bundle).run().exits_with(1);
             let stderr = output.stderr();
-            assert!(stderr.contains("hook"), "{kind}: {output:?}");
+            let sentence = format!(
+                "error running {kind} hook #1: exit status 3, stdout: out, stderr: because"
+            );
+            assert!(stderr.contains(&sentence), "{kind}: {output:?}");
             assert!(!stderr.contains("panicked"), "{kind}: {output:?}");
             assert_eq!(host.remains(), Vec::<String>::new(), "{kind}");
         }
@@ -104,7 +110,7 @@ fn a_failing_start_container_hook_ends_the_container() {
     host.cmd("run")
         .bundle(&bundle)
         .run()
-        .fails_with(1, "error running startContainer hook");
+        .fails_with(1, "error running startContainer hook #0: exit status 3");
     assert_eq!(host.remains(), Vec::<String>::new());
 }
 
@@ -114,18 +120,18 @@ fn a_failing_poststart_hook_ends_the_container() {
     let bundle = host
         .bundle("web")
         .args(["sleep", "1000"])
-        .hook("poststart", "exit 3");
+        .hook("poststart", "kill $$");
     host.create(&bundle);
     host.cmd("start")
         .arg("web")
         .run()
-        .fails_with(1, "poststart hook");
+        .fails_with(1, "error running poststart hook #0: signal: 15");
     host.wait_for_status("web", "stopped");
     host.delete("web");
     host.cmd("run")
         .bundle(&bundle)
         .run()
-        .fails_with(1, "poststart hook");
+        .fails_with(1, "error running poststart hook #0");
     assert_eq!(host.remains(), Vec::<String>::new());
 }
 
@@ -144,24 +150,78 @@ fn a_missing_hook_is_named() {
     let bundle = host.bundle("web").edit(|config| {
         config["hooks"] = json!({"createRuntime": [{"path": "/no/such/hook"}]});
     });
-    host.cmd("create")
-        .bundle(&bundle)
-        .run()
-        .fails_with(1, "/no/such/hook");
+    host.cmd("create").bundle(&bundle).run().fails_with(
+        1,
+        "error running createRuntime hook #0: cannot execute /no/such/hook",
+    );
     assert_eq!(host.remains(), Vec::<String>::new());
 }
 
 #[test]
 fn a_hook_that_takes_too_long_is_ended() {
     let host = Host::new();
+    for kind in ["createRuntime", "createContainer"] {
+        let bundle = host.bundle("web").edit(|config| {
+            config["hooks"] = json!({kind: [
+                {"path": "/bin/sleep", "args": ["sleep", "1000"], "timeout": 1}
+            ]});
+        });
+        let sentence =
+            format!("error running {kind} hook #0: hook ran past specified timeout of 1.0s");
+        host.cmd("create")
+            .bundle(&bundle)
+            .run()
+            .fails_with(1, &sentence);
+        assert_eq!(host.remains(), Vec::<String>::new());
+    }
+}
+
+#[test]
+fn hooks_write_as_much_as_they_like() {
+    let host = Host::new();
+    let much = "head -c 1000000 /dev/zero; head -c 1000000 /dev/zero >&2; sleep 0.1; cat > state";
+    let bundle = host
+        .bundle("web")
+        .hook("prestart", much)
+        .hook("createContainer", "cat > /proc/self/cwd/state")
+        .annotation("long", &"x".repeat(100_000));
+    host.cmd("run").bundle(&bundle).run().ok();
+    // Outside they begin in the bundle, inside in the root file system.
+    let outside: Value =
+        serde_json::from_slice(&fs::read(bundle.dir().join("state")).unwrap()).unwrap();
+    assert_eq!(
+        outside["annotations"]["long"].as_str().unwrap().len(),
+        100_000
+    );
+    let inside: Value =
+        serde_json::from_slice(&fs::read(bundle.rootfs().join("state")).unwrap()).unwrap();
+    assert_eq!(inside["pid"], 1);
+}
+
+#[test]
+fn the_environment_of_hooks() {
+    let host = Host::new();
+    let out = host.dir().join("env");
+    let script = format!("env >> {}", out.display());
     let bundle = host.bundle("web").edit(|config| {
         config["hooks"] = json!({"createRuntime": [
-            {"path": "/bin/sleep", "args": ["sleep", "1000"], "timeout": 1}
+            {"path": "/bin/sh", "args": ["sh", "-c", script], "env": ["ONE=1", "EMPTY="]},
+            // Without one of its own it gets rcm's, as with runc.
+            {"path": "/bin/sh", "args": ["sh", "-c", script]},
         ]});
     });
-    let output = host.cmd("create").bundle(&bundle).run().exits_with(1);
-    assert!(output.stderr().contains("hook"), "{output:?}");
-    assert_eq!(host.remains(), Vec::<String>::new());
+    host.cmd("run")
+        .bundle(&bundle)
+        .env("OF_RCM", "2")
+        .run()
+        .ok();
+    let text = fs::read_to_string(&out).unwrap();
+    let (first, second) = text.split_once("OF_RCM=2\n").unwrap();
+    assert!(
+        first.contains("ONE=1\n") && first.contains("EMPTY=\n"),
+        "{text}"
+    );
+    assert!(!second.contains("ONE="), "{text}");
 }
 
 #[test]
@@ -172,12 +232,16 @@ fn hooks_see_the_namespaces_of_their_kind() {
     let path = dir.display();
     let mut bundle = host.bundle("web").args(["sleep", "1000"]);
     for kind in ["prestart", "createRuntime", "createContainer", "poststart"] {
-        bundle = bundle.hook(kind, &format!("readlink /proc/self/ns/net > {path}/{kind}"));
+        let script = "for kind in net mnt uts ipc pid; do readlink /proc/self/ns/$kind; done";
+        bundle = bundle.hook(kind, &format!("({script}) > {path}/{kind}"));
     }
     host.run_detached(&bundle);
     let link = |pid: &str| {
-        let link: PathBuf = fs::read_link(format!("/proc/{pid}/ns/net")).unwrap();
-        format!("{}\n", link.display())
+        let links = ["net", "mnt", "uts", "ipc", "pid"].map(|kind| {
+            let link: PathBuf = fs::read_link(format!("/proc/{pid}/ns/{kind}")).unwrap();
+            format!("{}\n", link.display())
+        });
+        links.concat()
     };
     let (outside, inside) = (link("self"), link(&host.pid("web").to_string()));
     let seen = |kind: &str| fs::read_to_string(dir.join(kind)).unwrap();

@@ -417,3 +417,25 @@ fn state_directories_are_closed_to_others() {
         assert_eq!(mode, 0o700, "{}", path.display());
     }
 }
+
+/// Those without limits, too: systemd looks there for what belongs together.
+#[test]
+fn every_hierarchy_has_the_container() {
+    let host = Host::new();
+    let bundle = host.bundle("web").args(["sleep", "1000"]);
+    host.run_detached(&bundle);
+    let group = format!("{}/web", host.cgroup_parent());
+    let text = fs::read_to_string(format!("/proc/{}/cgroup", host.pid("web"))).unwrap();
+    for line in text.lines() {
+        let (_, hierarchy) = line.split_once(':').unwrap();
+        let (controllers, path) = hierarchy.split_once(':').unwrap();
+        // As runc: others without controllers are their makers'.
+        if !controllers.starts_with("name=") || controllers == "name=systemd" {
+            assert_eq!(path, group, "{line}");
+        }
+    }
+    let joined = host.exec("web", ["cat", "/proc/self/cgroup"]).ok();
+    assert_eq!(joined.stdout(), text);
+    host.delete("web");
+    assert_eq!(host.remains(), Vec::<String>::new());
+}

@@ -6,7 +6,7 @@ use std::fs;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 
-use common::{Cmd, ConsoleSocket, Host};
+use common::{Cmd, ConsoleSocket, Host, skip};
 use serde_json::{Value, json};
 
 #[test]
@@ -256,4 +256,76 @@ fn a_container_in_a_user_namespace() {
     assert_eq!(words, ["0", "0", "200000", "65536", "0"], "{output:?}");
     let file = bundle.rootfs().join("root/mine");
     assert_eq!(file.metadata().unwrap().uid(), 200_000);
+}
+
+#[test]
+fn a_seccomp_listener_gets_the_filter_and_the_state() {
+    let host = Host::new();
+    let socket = ConsoleSocket::listen(&host.dir().join("seccomp.sock"));
+    let seccomp = json!({
+        "defaultAction": "SCMP_ACT_ALLOW", "listenerPath": socket.path(), "listenerMetadata": "mine",
+        "syscalls": [{"names": ["swapoff"], "action": "SCMP_ACT_NOTIFY"}]
+    });
+    let bundle = host
+        .bundle("web")
+        .args(["sleep", "1000"])
+        .set("/linux/seccomp", seccomp);
+    let receive = || {
+        let (message, listener) = socket.receive();
+        let link = fs::read_link(format!("/proc/self/fd/{}", listener.as_raw_fd())).unwrap();
+        assert_eq!(link.to_str(), Some("anon_inode:seccomp notify"));
+        serde_json::from_slice::<Value>(&message).unwrap()
+    };
+    host.run_detached(&bundle);
+    let message = receive();
+    assert_eq!(message["fds"], json!(["seccompFd"]));
+    assert_eq!(message["metadata"], "mine");
+    assert_eq!(message["pid"], host.pid("web"));
+    assert_eq!(message["state"]["id"], "web");
+    assert_eq!(message["state"]["status"], "creating");
+    assert_eq!(message["state"]["bundle"], bundle.dir().to_str().unwrap());
+    host.cmd("exec").args(["-d", "web", "true"]).run().ok();
+    let message = receive();
+    assert_eq!(message["state"]["status"], "running");
+    assert_ne!(message["pid"], host.pid("web"));
+}
+
+#[test]
+fn clocks_of_its_own() {
+    if fs::metadata("/proc/self/ns/time").is_err() {
+        skip!("the kernel has no time namespaces");
+    }
+    let host = Host::new();
+    let bundle = host
+        .bundle("web")
+        .namespace("time", None)
+        .set(
+            "/linux/timeOffsets",
+            json!({"boottime": {"secs": 1_000_000}}),
+        )
+        .args(["cut", "-d.", "-f1", "/proc/uptime"]);
+    let output = host.cmd("run").bundle(&bundle).run().ok();
+    let uptime: i64 = output.stdout().trim().parse().unwrap();
+    assert!(uptime >= 1_000_000, "{uptime}");
+}
+
+#[test]
+fn a_network_device_moves_in() {
+    let host = Host::new();
+    let bundle = host
+        .bundle("web")
+        .args(["ip", "addr", "show", "moved0"])
+        .set("/linux/netDevices", json!({"rcm-t0": {"name": "moved0"}}));
+    // In a network that goes with its last process.
+    let script = r#"ip link add rcm-t0 type veth peer name rcm-t1 && ip addr add 10.9.8.7/24 dev rcm-t0 && ip link set rcm-t0 up && exec "$@""#;
+    let output = Cmd::new("unshare")
+        .args(["--net", "sh", "-c", script, "sh"])
+        .arg(env!("CARGO_BIN_EXE_rcm"))
+        .arg("--root")
+        .arg(host.root())
+        .arg("run")
+        .bundle(&bundle)
+        .run()
+        .ok();
+    assert!(output.stdout().contains("10.9.8.7/24"), "{output:?}");
 }

@@ -2,7 +2,7 @@ use std::path::PathBuf;
 
 use crate::runtime::create::CreateRequest;
 
-use super::Globals;
+use super::{Globals, absolute};
 
 /// What `create` and `run` share.
 #[derive(Debug, clap::Args)]
@@ -40,9 +40,10 @@ impl CreateArgs {
             id: self.id,
             bundle: self.bundle,
             systemd_cgroup: globals.systemd_cgroup,
+            rootless: globals.rootless,
             console_socket: self.console_socket,
             pidfd_socket: self.pidfd_socket,
-            pid_file: self.pid_file,
+            pid_file: self.pid_file.map(absolute),
             no_pivot: self.no_pivot,
             no_new_keyring: self.no_new_keyring,
             preserve_fds: self.preserve_fds,

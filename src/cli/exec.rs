@@ -8,7 +8,7 @@ use crate::runtime::exec::{self, ExecRequest};
 use crate::runtime::foreground::Foreground;
 use crate::runtime::{Container, spec};
 
-use super::Globals;
+use super::{Globals, absolute};
 
 /// Execute new process inside the container
 #[derive(Debug, clap::Args)]
@@ -79,7 +79,7 @@ pub fn run(globals: &Globals, args: Args) -> anyhow::Result<i32> {
         process,
         console_socket: args.console_socket,
         pidfd_socket: args.pidfd_socket,
-        pid_file: args.pid_file,
+        pid_file: args.pid_file.map(absolute),
         preserve_fds: args.preserve_fds,
         detach: args.detach,
         ignore_paused: args.ignore_paused,

@@ -2,7 +2,7 @@
 //!
 //! One file per verb turns arguments into a request to [`crate::runtime`] or [`crate::migrate`] and prints the answer.
 
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
@@ -13,6 +13,7 @@ use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
 
 use crate::logging::{self, LogFormat};
 use crate::runtime::Container;
+use crate::sys::process::in_user_namespace;
 
 mod checkpoint;
 mod create;
@@ -83,8 +84,8 @@ struct GlobalArgs {
     #[arg(long)]
     systemd_cgroup: bool,
     /// Ignore cgroup permission errors: true, false, or auto
-    #[arg(long, value_name = "CHOICE", default_value = "auto", value_parser = ["true", "false", "auto"])]
-    rootless: String,
+    #[arg(long, value_name = "CHOICE", default_value = "auto", value_parser = rootless)]
+    rootless: Choice,
 }
 
 /// One is made per process: its size does not matter.
@@ -152,6 +153,8 @@ pub struct Globals {
     pub root_given: bool,
     /// Whether systemd manages the cgroups of new containers.
     pub systemd_cgroup: bool,
+    /// Whether new containers do without what this user may not do to cgroups.
+    pub rootless: bool,
     /// The CRIU that the user named.
     pub criu: Option<PathBuf>,
     /// Whether debug records are written.
@@ -162,16 +165,27 @@ pub struct Globals {
 
 impl Globals {
     fn new(args: GlobalArgs) -> Self {
+        let is_root = nix::unistd::geteuid().is_root();
+        let is_hosts_root = is_root && !in_user_namespace();
+        // As with runc, root of a user namespace counts as a user unless it is a container's root.
+        let has_own_root = !is_hosts_root
+            && (!is_root || std::env::var_os("USER").is_none_or(|user| user != "root"));
         let default = || match std::env::var_os("XDG_RUNTIME_DIR") {
-            Some(dir) if !dir.is_empty() && !nix::unistd::geteuid().is_root() => {
-                Path::new(&dir).join("rcm")
-            }
+            Some(dir) if !dir.is_empty() && has_own_root => Path::new(&dir).join("rcm"),
             _ => PathBuf::from("/run/rcm"),
         };
+        if let (None, true) = (&args.root, has_own_root) {
+            keep_root(&default());
+        }
         Self {
             root_given: args.root.is_some(),
             root: args.root.map_or_else(default, absolute),
             systemd_cgroup: args.systemd_cgroup,
+            // Root of a user namespace who uses systemd is taken for root of the systemd that runs there.
+            rootless: args
+                .rootless
+                .0
+                .unwrap_or(!(is_hosts_root || is_root && args.systemd_cgroup)),
             criu: args.criu,
             debug: args.debug,
             log_to_file: args.log.is_some(),
@@ -181,6 +195,33 @@ impl Globals {
     /// Loads the container called `id`.
     fn load(&self, id: &str) -> anyhow::Result<Container> {
         Ok(Container::load(&self.root, id)?)
+    }
+}
+
+/// Makes a state directory below `$XDG_RUNTIME_DIR`, with the sticky bit, without which what is old may be cleaned up there (XDG Base Directory
+/// Specification). Where that cannot be done the command's own error says why.
+fn keep_root(root: &Path) {
+    let made = std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(root);
+    if made.is_ok() {
+        let _ = std::fs::set_permissions(root, std::fs::Permissions::from_mode(0o1700));
+    }
+}
+
+/// `true` and `false`, or `auto`, for which there is no value here.
+#[derive(Debug, Clone, Copy)]
+struct Choice(Option<bool>);
+
+/// As runc reads it: with all of Go's words, and nothing for `auto`.
+fn rootless(text: &str) -> Result<Choice, String> {
+    match text {
+        "" => Ok(Choice(None)),
+        auto if auto.eq_ignore_ascii_case("auto") => Ok(Choice(None)),
+        "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(Choice(Some(true))),
+        "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(Choice(Some(false))),
+        _ => Err("it is true, false or auto".into()),
     }
 }
 

@@ -85,6 +85,9 @@ pub struct Record {
     pub systemd_cgroup: bool,
     /// The cgroup as the engine's manager was given it (`linux.cgroupsPath` or its default).
     pub cgroup_path: PathBuf,
+    /// Whether the container does without what its user may not do to cgroups (`--rootless`).
+    #[serde(default)]
+    pub rootless: bool,
     /// The directories of the cgroup, by controller; one with an empty key on cgroup v2.
     pub cgroup_paths: BTreeMap<String, PathBuf>,
     /// Where the first process's stdin, stdout and stderr lead, as links of `/proc/PID/fd` have it: a restore finds
@@ -345,6 +348,7 @@ mod tests {
             annotations: HashMap::new(),
             systemd_cgroup: false,
             cgroup_path: "/x".into(),
+            rootless: false,
             cgroup_paths: BTreeMap::new(),
             descriptors: Vec::new(),
             no_pivot: false,

@@ -13,13 +13,13 @@ use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::unistd::Pid;
 use oci_spec::runtime::{LinuxNamespaceType, Process, Spec};
 
-use super::cgroup::Cgroup;
+use super::cgroup::{self, Cgroup};
 use super::container::{Container, Record, validate_id};
-use super::engine::{self, Launch, Launched};
+use super::engine::{self, Launch, Launched, Role};
 use super::error::{Error, Result};
 use super::resctrl::Group;
 use super::terminal::{Console, Master};
-use super::{delete, lower, spec, stdio};
+use super::{delete, lower, spec, stdio, update};
 use crate::sys;
 use crate::sys::process::ProcessId;
 use crate::sys::rooted::{Kind, Root};
@@ -36,6 +36,8 @@ pub struct CreateRequest {
     pub bundle: PathBuf,
     /// Whether systemd manages the cgroup.
     pub systemd_cgroup: bool,
+    /// Whether the container does without what this user may not do to cgroups, where the spec asks for none of it.
+    pub rootless: bool,
     /// Where the terminal's master goes if rcm does not stay.
     pub console_socket: Option<PathBuf>,
     /// Where a descriptor of the first process goes.
@@ -82,7 +84,15 @@ pub fn create(request: &CreateRequest) -> Result<Created> {
         check_systemd()?;
     }
     check_preserved(request.preserve_fds)?;
-    let lowered = lower::lower(given, &request.id, &bundle, request.systemd_cgroup)?;
+    let names_cgroup = cgroups_path(&given).is_some_and(|path| !path.as_os_str().is_empty());
+    let lenient = request.rootless && !request.systemd_cgroup && !names_cgroup;
+    let mut lowered = lower::lower(given, &request.id, &bundle, request.systemd_cgroup)?;
+    if lenient
+        && let Some(linux) = lowered.linux_mut()
+        && let Some(path) = cgroup::delegated_path(&request.id)
+    {
+        linux.set_cgroups_path(Some(path));
+    }
 
     let record = new_record(request, &bundle, &lowered)?;
     let mut container = Container::claim(&request.root, record, &text)?;
@@ -91,7 +101,7 @@ pub fn create(request: &CreateRequest) -> Result<Created> {
         let _ = fs::remove_dir_all(container.dir());
         return Err(error);
     }
-    match set_up(request, &mut container, lowered, wants_terminal) {
+    match set_up(request, &mut container, lowered, wants_terminal, lenient) {
         Ok((launched, terminal)) => Ok(Created {
             container,
             terminal,
@@ -116,10 +126,7 @@ pub(crate) fn new_record(request: &CreateRequest, bundle: &Path, spec: &Spec) ->
         path: "/proc/self/stat".into(),
         source: std::io::Error::other(error),
     })?;
-    let linux = spec.linux().as_ref();
-    let cgroup_path = linux
-        .and_then(|linux| linux.cgroups_path().clone())
-        .unwrap_or_default();
+    let cgroup_path = cgroups_path(spec).cloned().unwrap_or_default();
     // Until the first process is there, these are where it will be put, so that a creation that dies can be cleaned up.
     let cgroup_paths = if request.systemd_cgroup {
         BTreeMap::new()
@@ -143,6 +150,7 @@ pub(crate) fn new_record(request: &CreateRequest, bundle: &Path, spec: &Spec) ->
         created: Utc::now(),
         annotations: spec.annotations().clone().unwrap_or_default(),
         systemd_cgroup: request.systemd_cgroup,
+        rootless: request.rootless,
         cgroup_path,
         cgroup_paths,
         descriptors: Vec::new(),
@@ -150,11 +158,16 @@ pub(crate) fn new_record(request: &CreateRequest, bundle: &Path, spec: &Spec) ->
     })
 }
 
+fn cgroups_path(spec: &Spec) -> Option<&PathBuf> {
+    spec.linux().as_ref()?.cgroups_path().as_ref()
+}
+
 fn set_up(
     request: &CreateRequest,
     container: &mut Container,
     spec: Spec,
     wants_terminal: bool,
+    lenient: bool,
 ) -> Result<(Launched, Option<Master>)> {
     let console = wants_terminal.then(Console::new).transpose()?;
     let console_socket = match &request.console_socket {
@@ -181,6 +194,8 @@ fn set_up(
         .and_then(|linux| linux.intel_rdt().clone());
     let own_network = lower::namespace(&spec, LinuxNamespaceType::Network)
         .is_some_and(|namespace| namespace.path().is_none());
+    let own_pids = lower::namespace(&spec, LinuxNamespaceType::Pid)
+        .is_some_and(|namespace| namespace.path().is_none());
     let notify_path = container.notify_path();
     make_working_directory(&spec, container.rootfs());
     let launched = engine::launch(Launch {
@@ -189,19 +204,13 @@ fn set_up(
         notify_path: &notify_path,
         console: console.as_ref().map(Console::engine_end),
         preserve_fds: request.preserve_fds,
-        tenant_errors: None,
-        cgroup_path: container.record().cgroup_path.clone(),
+        role: Role::First {
+            loopback: own_network,
+            lenient,
+        },
     })
     .map_err(|reason| Error::Start { reason })?;
     let pid = launched.pid;
-
-    if own_network {
-        // As runc; the engine leaves the loopback interface down.
-        sys::network::bring_loopback_up(pid).map_err(Error::file(
-            "bring the loopback interface up in",
-            format!("/proc/{pid}/ns/net"),
-        ))?;
-    }
     let init = ProcessId::of(pid).map_err(|error| Error::Start {
         reason: format!("the container's first process {pid} is gone: {error}"),
     })?;
@@ -211,6 +220,9 @@ fn set_up(
     record.cgroup_paths = cgroup.paths().clone();
     record.descriptors = descriptors(pid);
     container.save()?;
+    if request.rootless {
+        set_rootless_limits(container, own_pids)?;
+    }
     if let Some(rdt) = rdt {
         Group::join(&request.id, pid, &rdt)?;
     }
@@ -238,6 +250,23 @@ fn set_up(
     }
     write_pid_file(request.pid_file.as_deref(), pid)?;
     Ok((launched, terminal))
+}
+
+/// Without privileges limits are set from here, in the groups that could be made. Device rules are left out: only root can have them.
+fn set_rootless_limits(container: &Container, own_pids: bool) -> Result<()> {
+    if container.cgroup().paths().is_empty() {
+        if !own_pids {
+            tracing::warn!(
+                "Creating a rootless container with no cgroup and no private pid namespace: its processes cannot all be found when it is \
+                 killed"
+            );
+        }
+        return match update::first_limit(container)? {
+            Some(limit) => Err(Error::LimitWithoutCgroup { limit }),
+            None => Ok(()),
+        };
+    }
+    update::set_limits(container)
 }
 
 /// Makes the working directory where the image lacks it, as runc does. One that cannot be made is reported when it cannot be entered; one below a

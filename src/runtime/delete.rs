@@ -176,7 +176,7 @@ fn stop_unit(container: &Container) -> std::result::Result<(), CgroupError> {
     let manager = |error: &dyn std::error::Error| CgroupError::Manager {
         reason: engine::chain(error),
     };
-    let config = engine::cgroup_config(record, record.cgroup_path.clone());
+    let config = engine::cgroup_config(record);
     libcgroups::common::create_cgroup_manager(config)
         .map_err(|error| manager(&error))?
         .remove()

@@ -10,20 +10,24 @@ use libcontainer::container::{
 };
 use libcontainer::notify_socket::NotifyListener;
 use libcontainer::process::args::{ContainerArgs, ContainerType};
-use libcontainer::process::container_main_process::container_main_process;
+use libcontainer::process::channel::ChannelError;
 use libcontainer::syscall::syscall::SyscallType;
 use libcontainer::user_ns::UserNamespaceConfig;
 use nix::errno::Errno;
-use nix::unistd::Pid;
-use oci_spec::runtime::{Hook, Process, Spec};
+use nix::unistd::{Pid, geteuid};
+use oci_spec::runtime::{Hooks, LinuxNamespaceType, Process, Spec};
 
+use super::cgroup::{Entry, Making};
 use super::container::{Container, Record, Status};
 use super::executor::ProcessExecutor;
+use super::hooks::{self, Scene};
+use super::launch::{LaunchError, Outer, run_inside};
+use super::lower;
 use super::mounts::{self, Stage};
+use crate::sys;
 use crate::sys::trail::Trail;
 
 /// What is to be started.
-#[derive(Debug)]
 pub(crate) struct Launch<'a> {
     /// The container it belongs to.
     pub container: &'a Container,
@@ -35,44 +39,77 @@ pub(crate) struct Launch<'a> {
     pub console: Option<&'a OwnedFd>,
     /// How many descriptors after stderr stay open.
     pub preserve_fds: i32,
-    /// For a process that joins the container: where the engine reports a failure after the start.
-    pub tenant_errors: Option<&'a OwnedFd>,
-    /// The cgroup as the engine's manager is told.
-    pub cgroup_path: PathBuf,
+    /// What becomes of the process.
+    pub role: Role<'a>,
 }
 
-/// Forks the process, sets everything up and leaves it waiting at its notify socket.
+/// What a process is to its container.
+pub(crate) enum Role<'a> {
+    /// The first: cgroup and namespaces are made for it.
+    First {
+        /// Whether the loopback interface is to be brought up: the network namespace is its own.
+        loopback: bool,
+        /// Whether the container does without groups that this user may not make.
+        lenient: bool,
+    },
+    /// It joins.
+    Joining {
+        /// The cgroup.
+        entry: Entry<'a>,
+        /// Where the engine reports a failure after the start.
+        errors: &'a OwnedFd,
+    },
+}
+
+/// Forks the process, sets everything up and leaves it waiting at its notify socket. The working directory is the bundle then.
 ///
 /// # Errors
 /// The deepest cause that is known, as one sentence.
 pub(crate) fn launch(mut launch: Launch) -> Result<Launched, String> {
-    let record = launch.container.record();
-    let init = launch.tenant_errors.is_none();
+    let container = launch.container;
+    let record = container.record();
+    let (is_first, loopback, lenient) = match launch.role {
+        Role::First { loopback, lenient } => (true, loopback, lenient),
+        Role::Joining { .. } => (false, false, false),
+    };
+    let makes_user_namespace = lower::namespace(&launch.spec, LinuxNamespaceType::User)
+        .is_some_and(|namespace| namespace.path().is_none());
     // Every namespace that is joined or made could otherwise look into this process before it has dropped what the host
     // gave it (ptrace(2), PTRACE_MODE; CVE-2016-9962).
     let _dumpable = Undumpable::enter();
-    let _stage = match init {
+    let _stage = match is_first {
         true => Stage::prepare(&mut launch.spec).map_err(|error| chain(&error))?,
         false => None,
     };
-    let user_ns_config = if init {
+    let user_ns_config = if is_first {
         UserNamespaceConfig::new(&launch.spec).map_err(|error| chain(&error))?
     } else {
         // A process that joins has its mappings already.
         None
     };
+    // As runc. The engine makes the socket in another directory and comes back, but this user need not have the right to enter the one where the
+    // command was given. With a bundle that is gone it has to.
+    let _ = nix::unistd::chdir(container.bundle());
     let notify_listener = NotifyListener::new(launch.notify_path).map_err(|error| chain(&error))?;
     let process = launch.spec.process().as_ref();
     let oom_score = process.and_then(|process| process.oom_score_adj());
-    let executor = if init {
-        let state = hook_state(launch.container, Status::Created).state;
-        ProcessExecutor::of_init(take_start_hooks(&mut launch.spec), state)
+    let hooks = launch.spec.hooks().clone().unwrap_or_default();
+    // rcm runs them all. With hooks, if only an empty list, the engine waits where the outer ones are run.
+    launch.spec.set_hooks(is_first.then(Hooks::default));
+    let state = hook_state(container, Status::Creating);
+    let executor = if is_first {
+        let start_hooks = hooks.start_container().clone().unwrap_or_default();
+        ProcessExecutor::of_init(start_hooks, hook_state(container, Status::Created).state)
     } else {
         ProcessExecutor::default()
     };
     let spec = Rc::new(launch.spec);
+    let (entry, errors) = match launch.role {
+        Role::Joining { entry, errors } => (entry, Some(errors)),
+        Role::First { .. } => (first_entry(container, &spec, lenient), None),
+    };
     let args = ContainerArgs {
-        container_type: match launch.tenant_errors {
+        container_type: match errors {
             None => ContainerType::InitContainer,
             Some(pipe) => ContainerType::TenantContainer {
                 exec_notify_fd: pipe.as_raw_fd(),
@@ -84,9 +121,10 @@ pub(crate) fn launch(mut launch: Launch) -> Result<Launched, String> {
         console_socket: launch.console.map(AsRawFd::as_raw_fd),
         notify_listener,
         preserve_fds: launch.preserve_fds,
-        container: Some(hook_state(launch.container, Status::Creating)),
+        container: Some(state.clone()),
         user_ns_config,
-        cgroup_config: cgroup_config(record, launch.cgroup_path),
+        // Not used: the process is in its cgroup already when the engine's work begins.
+        cgroup_config: cgroup_config(record),
         // The engine only asks this where it has no console socket.
         detached: true,
         executor: Box::new(executor),
@@ -97,11 +135,23 @@ pub(crate) fn launch(mut launch: Launch) -> Result<Launched, String> {
         as_sibling: false,
         pid_file: None,
     };
+    let at_hooks = |pid: Pid| {
+        if loopback {
+            bring_loopback_up(container, pid)?;
+        }
+        run_creation_hooks(container, &hooks, &state.state, pid)
+    };
     let mut trail = Trail::start().map_err(|errno| errno.to_string())?;
     let _oom_score = oom_score.map(OomScore::enter).transpose()?;
-    match container_main_process(&args) {
+    let outer = Outer {
+        args: &args,
+        entry: &entry,
+        errors,
+        visible: is_first && makes_user_namespace && !geteuid().is_root(),
+    };
+    match super::launch::launch(&outer, at_hooks) {
         Ok(pid) => {
-            if init {
+            if is_first {
                 mounts::propagate(pid, &spec).map_err(|error| chain(&error))?;
             }
             let seen = trail.records().len();
@@ -111,15 +161,66 @@ pub(crate) fn launch(mut launch: Launch) -> Result<Launched, String> {
     }
 }
 
-/// The `startContainer` hooks, which rcm's executor runs instead of the engine.
-fn take_start_hooks(spec: &mut Spec) -> Vec<Hook> {
-    let Some(mut hooks) = spec.hooks().clone() else {
-        return Vec::new();
+/// The container's groups and limits. Without privileges the limits are not the engine's business: it would insist on device rules, too.
+fn first_entry<'a>(container: &Container, spec: &'a Spec, lenient: bool) -> Entry<'a> {
+    let record = container.record();
+    let linux = spec.linux().as_ref();
+    Entry::Make(Making {
+        config: cgroup_config(record),
+        groups: container.cgroup(),
+        resources: linux
+            .and_then(|linux| linux.resources().as_ref())
+            .filter(|_| !record.rootless),
+        lenient,
+    })
+}
+
+/// As runc; the engine leaves the loopback interface down.
+fn bring_loopback_up(container: &Container, pid: Pid) -> Result<(), LaunchError> {
+    let up = |done: std::io::Result<()>| done.map_err(LaunchError::Loopback);
+    if geteuid().is_root() {
+        return up(sys::network::bring_loopback_up(pid));
+    }
+    // The right to it comes with the user namespace only.
+    run_inside(pid, container.rootfs(), || {
+        up(sys::network::bring_own_loopback_up())
+    })
+}
+
+/// Runs the hooks of a creation; the container's namespaces and mounts are there, its root is still the host's.
+fn run_creation_hooks(
+    container: &Container,
+    hooks: &Hooks,
+    state: &EngineState,
+    pid: Pid,
+) -> Result<(), LaunchError> {
+    let outside = Scene {
+        state,
+        pid: Some(pid),
+        dir: Some(container.bundle()),
+        default_env: None,
     };
-    let taken = hooks.start_container().clone().unwrap_or_default();
-    hooks.set_start_container(None);
-    spec.set_hooks(Some(hooks));
-    taken
+    #[allow(deprecated, reason = "older specs have it, and runc still runs it")]
+    let prestart = hooks.prestart();
+    hooks::run(
+        prestart.as_deref().unwrap_or_default(),
+        "prestart",
+        &outside,
+    )?;
+    let create_runtime = hooks.create_runtime().as_deref().unwrap_or_default();
+    hooks::run(create_runtime, "createRuntime", &outside)?;
+    let create_container = hooks.create_container().as_deref().unwrap_or_default();
+    if create_container.is_empty() {
+        return Ok(());
+    }
+    let inside = Scene {
+        pid: sys::process::innermost_pid(pid).ok(),
+        dir: None,
+        ..outside
+    };
+    run_inside(pid, container.rootfs(), || {
+        Ok(hooks::run(create_container, "createContainer", &inside)?)
+    })
 }
 
 /// A process that waits at its notify socket.
@@ -142,7 +243,7 @@ impl Launched {
 }
 
 /// The deepest cause of a failure: runc's sentence where the executor refused, else the first error that the engine logged.
-fn reason(trail: &mut Trail, error: &dyn std::error::Error, spec: &Spec) -> String {
+fn reason(trail: &mut Trail, error: &LaunchError, spec: &Spec) -> String {
     let flat = chain(error);
     // The engine's own wrapping of what rcm's executor said.
     if let Some(at) = flat.find("exec: \"") {
@@ -152,16 +253,16 @@ fn reason(trail: &mut Trail, error: &dyn std::error::Error, spec: &Spec) -> Stri
     if let Some(failure) = first.strip_prefix("failed to chdir") {
         return format!("error during container init: {}", chdir(failure, spec));
     }
-    let mut text = match first.is_empty() || flat.contains(&first) {
-        true => flat,
-        false => format!("{first} ({flat})"),
-    };
-    if text.contains("hook")
-        && let Some(missing) = missing_hook(spec)
-    {
-        text = format!("{text}: {} does not exist", missing.display());
+    match error {
+        // All that is known here is that the other side has ended.
+        LaunchError::Channel(
+            ChannelError::ReceiveError { .. } | ChannelError::UnexpectedMessage { .. },
+        ) if !first.is_empty() => first,
+        LaunchError::Channel(_) if !first.is_empty() && !flat.contains(&first) => {
+            format!("{first} ({flat})")
+        }
+        _ => flat,
     }
-    text
 }
 
 /// runc's sentence for a working directory that cannot be entered. The engine names the error number only.
@@ -183,24 +284,6 @@ fn chdir(failure: &str, spec: &Spec) -> String {
     )
 }
 
-/// The engine does not say which hook it could not execute.
-fn missing_hook(spec: &Spec) -> Option<PathBuf> {
-    let hooks = spec.hooks().as_ref()?;
-    #[allow(deprecated, reason = "prestart hooks still exist in specs")]
-    let kinds = [
-        hooks.prestart(),
-        hooks.create_runtime(),
-        hooks.create_container(),
-    ];
-    kinds
-        .into_iter()
-        .flatten()
-        .flatten()
-        .map(Hook::path)
-        .find(|path| !path.exists())
-        .cloned()
-}
-
 /// An error and its sources, joined with colons.
 #[must_use]
 pub fn chain(error: &dyn std::error::Error) -> String {
@@ -220,9 +303,9 @@ pub fn chain(error: &dyn std::error::Error) -> String {
 
 /// How the engine's cgroup manager is told about a container.
 #[must_use]
-pub(crate) fn cgroup_config(record: &Record, cgroup_path: PathBuf) -> CgroupConfig {
+pub(crate) fn cgroup_config(record: &Record) -> CgroupConfig {
     CgroupConfig {
-        cgroup_path,
+        cgroup_path: record.cgroup_path.clone(),
         systemd_cgroup: record.systemd_cgroup,
         container_name: record.id.clone(),
     }

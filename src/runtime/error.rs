@@ -205,15 +205,17 @@ pub enum Error {
         /// The cgroup.
         path: PathBuf,
     },
-    /// A hook failed.
-    #[error("error running {kind} hook")]
-    Hook {
-        /// "poststart", "poststop".
-        kind: &'static str,
-        /// What it did.
-        #[source]
-        source: libcontainer::hooks::HookError,
+    /// A user may not make groups for a container that asks for limits; runc's sentence.
+    #[error(
+        "cannot set {limit} limit: container could not join or create cgroup; a user needs rights over one, or must leave limits out"
+    )]
+    LimitWithoutCgroup {
+        /// The member of `linux.resources`.
+        limit: String,
     },
+    /// A hook failed.
+    #[error(transparent)]
+    Hook(#[from] super::hooks::HookError),
     /// CRIU is missing, unfit, or failed.
     #[error(transparent)]
     Criu(#[from] crate::criu::Error),

@@ -10,10 +10,10 @@ use oci_spec::runtime::{
     Linux, LinuxNamespace, LinuxNamespaceBuilder, LinuxNamespaceType, Process, Spec,
 };
 
-use super::cgroup::SubCgroups;
+use super::cgroup::{Cgroup, CgroupError, Entry, SubCgroups};
 use super::container::{Container, Status};
 use super::create::{cgroup_error, check_preserved, connect, console_size, write_pid_file};
-use super::engine::{self, Launch};
+use super::engine::{self, Launch, Role};
 use super::error::{Error, Result};
 use super::terminal::{Console, Master};
 use super::{lower, stdio};
@@ -92,16 +92,8 @@ pub fn exec(container: &Container, mut request: ExecRequest) -> Result<Executed>
     check_preserved(request.preserve_fds)?;
     let init = container.live_init()?;
     let spec = tenant_spec(container.spec()?, request.process.clone(), init)?;
-    let base = container.cgroup();
-    let target = base
-        .below(&request.sub_cgroups)
+    let entry = entry(container, &request.sub_cgroups, init)
         .map_err(cgroup_error("join", container.id()))?;
-    let cgroup_path = if base.is_v2() {
-        base.joined_by(&request.sub_cgroups, init)
-            .map_err(cgroup_error("join", container.id()))?
-    } else {
-        container.record().cgroup_path.clone()
-    };
 
     let console = terminal.then(Console::new).transpose()?;
     let console_socket = match &request.console_socket {
@@ -123,8 +115,10 @@ pub fn exec(container: &Container, mut request: ExecRequest) -> Result<Executed>
         notify_path: &socket_path,
         console: console.as_ref().map(Console::engine_end),
         preserve_fds: request.preserve_fds,
-        tenant_errors: Some(&writer),
-        cgroup_path,
+        role: Role::Joining {
+            entry,
+            errors: &writer,
+        },
     });
     let start = StartGate {
         socket_path,
@@ -144,12 +138,6 @@ pub fn exec(container: &Container, mut request: ExecRequest) -> Result<Executed>
         start,
     };
     let wired = (|| {
-        if !base.is_v2() {
-            // The engine knows one path for all hierarchies.
-            target
-                .take(pid, &base)
-                .map_err(cgroup_error("join", container.id()))?;
-        }
         if let Some(console) = console {
             let master = console.receive()?;
             if let Some(size) = console_size(&request.process) {
@@ -177,6 +165,25 @@ pub fn exec(container: &Container, mut request: ExecRequest) -> Result<Executed>
             Err(error)
         }
     }
+}
+
+/// The groups of the container that a process joins.
+fn entry(
+    container: &Container,
+    subs: &SubCgroups,
+    init: Pid,
+) -> Result<Entry<'static>, CgroupError> {
+    let cgroup = container.cgroup();
+    let target = cgroup.below(subs)?;
+    let otherwise = match cgroup.is_v2() && subs.is_empty() {
+        true => Some(Cgroup::of_process(init)?),
+        false => None,
+    };
+    Ok(Entry::Join {
+        target,
+        otherwise,
+        rootless: container.record().rootless,
+    })
 }
 
 impl StartGate {

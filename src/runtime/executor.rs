@@ -11,7 +11,6 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
 use libcontainer::container::State;
-use libcontainer::hooks::run_hooks;
 use libcontainer::workload::{
     Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError,
 };
@@ -20,6 +19,7 @@ use nix::unistd::Pid;
 use oci_spec::runtime::{Hook, Spec};
 
 use super::engine::chain;
+use super::hooks::{self, Scene};
 use crate::sys;
 
 /// Executes the process of a spec with runc's error texts.
@@ -76,14 +76,13 @@ impl ProcessExecutor {
             return Ok(());
         };
         // As with runc, they get the pid as the container sees it, and the process's environment where they have none.
-        run_hooks(
-            Some(hooks),
-            Some(state),
-            None,
-            Some(Pid::this()),
-            Some(&self.engines.borrow()),
-        )
-        .map_err(|error| format!("error running startContainer hook: {}", chain(&error)))
+        let scene = Scene {
+            state,
+            pid: Some(Pid::this()),
+            dir: None,
+            default_env: Some(&self.engines.borrow()),
+        };
+        hooks::run(hooks, "startContainer", &scene).map_err(|error| chain(&error))
     }
 
     fn replace_process(&self, spec: &Spec) -> Result<Infallible, String> {

@@ -41,7 +41,7 @@ pub fn kill(container: &Container, signal: i32) -> Result<()> {
     let own_pids = container.spec().is_ok_and(|spec| {
         super::lower::has_namespace(&spec, oci_spec::runtime::LinuxNamespaceType::Pid)
     });
-    if signal == Signal::SIGKILL as i32 && !own_pids {
+    if signal == Signal::SIGKILL as i32 && !own_pids && container.cgroup().exists() {
         // Without a pid namespace of its own the others would outlive the first process.
         return container
             .cgroup()

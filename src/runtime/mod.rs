@@ -1,9 +1,10 @@
 //! Containers on this host: the facade over `libcontainer`, completed where it lacks what runc does.
 //!
-//! Four places complete the engine, none of them a fork of it:
+//! Five places complete the engine, none of them a fork of it:
 //!
 //! * **before it**, [`lower`]: the OCI spec is validated as runc does and turned into an equivalent that the engine runs;
 //! * **beside it**, [`mounts`]: mounts that it cannot make are made for it to bind;
+//! * **outside the container**, `launch`: the processes that join the cgroup, run hooks and fork the one in which the engine sets up a container;
 //! * **inside the container**, [`executor`]: rcm's code just before `execve`;
 //! * **around it**: state, cgroups, terminals, hooks' and error texts in the other modules.
 
@@ -22,8 +23,10 @@ pub mod executor;
 pub mod external;
 pub mod features;
 pub mod foreground;
+pub mod hooks;
 pub mod host_file;
 pub mod kill;
+mod launch;
 pub mod lower;
 pub mod mounts;
 pub mod pause;

@@ -122,6 +122,7 @@ fn create_request(request: &RestoreRequest) -> CreateRequest {
         id: request.id.clone(),
         bundle: request.bundle.clone(),
         systemd_cgroup: request.systemd_cgroup,
+        rootless: false,
         console_socket: request.console_socket.clone(),
         pidfd_socket: None,
         pid_file: None,

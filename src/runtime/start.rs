@@ -9,6 +9,7 @@ use oci_spec::runtime::{Hook, Spec};
 
 use super::container::{Container, Status};
 use super::error::{Error, Result};
+use super::hooks::{self, Scene};
 use super::{create, engine};
 use crate::sys::process;
 
@@ -39,7 +40,7 @@ pub fn start(container: &Container) -> Result<()> {
         }
         _ => {}
     }
-    if hooks(&container.spec()?, "poststart").is_some() {
+    if of_kind(&container.spec()?, "poststart").is_some() {
         wait_for_program(container)?;
     }
     run_hooks(container, "poststart", Status::Running).inspect_err(|_| {
@@ -59,21 +60,20 @@ pub fn start(container: &Container) -> Result<()> {
 /// [`Error::Hook`].
 pub(crate) fn run_hooks(container: &Container, kind: &'static str, status: Status) -> Result<()> {
     let spec = container.spec()?;
-    let Some(hooks) = hooks(&spec, kind) else {
+    let Some(hooks) = of_kind(&spec, kind) else {
         return Ok(());
     };
     let state = engine::hook_state(container, status).state;
-    libcontainer::hooks::run_hooks(
-        Some(hooks),
-        Some(&state),
-        Some(container.bundle()),
-        None,
-        None,
-    )
-    .map_err(|source| Error::Hook { kind, source })
+    let scene = Scene {
+        state: &state,
+        pid: None,
+        dir: Some(container.bundle()),
+        default_env: None,
+    };
+    Ok(hooks::run(hooks, kind, &scene)?)
 }
 
-fn hooks<'a>(spec: &'a Spec, kind: &str) -> Option<&'a Vec<Hook>> {
+fn of_kind<'a>(spec: &'a Spec, kind: &str) -> Option<&'a Vec<Hook>> {
     let hooks = spec.hooks().as_ref()?;
     let of_kind = match kind {
         #[allow(deprecated, reason = "older specs have it, and runc still runs it")]

@@ -2,6 +2,7 @@
 
 pub mod exec;
 pub mod file;
+pub mod fork;
 pub mod interrupt;
 pub mod keyring;
 #[cfg(test)]

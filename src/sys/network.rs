@@ -22,15 +22,21 @@ use nix::unistd::Pid;
 /// Where the namespace cannot be entered or has no loopback interface.
 pub fn bring_loopback_up(pid: Pid) -> io::Result<()> {
     let namespace = File::open(format!("/proc/{pid}/ns/net"))?;
-    within(namespace, || {
-        let socket = socket(
-            AddressFamily::Inet,
-            SockType::Datagram,
-            SockFlag::SOCK_CLOEXEC,
-            None,
-        )?;
-        set_up(&socket)
-    })
+    within(namespace, bring_own_loopback_up)
+}
+
+/// As [`bring_loopback_up`], in the network namespace that this thread is in.
+///
+/// # Errors
+/// Where it has no loopback interface, or this thread no right to change it.
+pub fn bring_own_loopback_up() -> io::Result<()> {
+    let socket = socket(
+        AddressFamily::Inet,
+        SockType::Datagram,
+        SockFlag::SOCK_CLOEXEC,
+        None,
+    )?;
+    set_up(&socket)
 }
 
 /// Namespaces are a matter of threads: a thread of its own leaves the others where they are.

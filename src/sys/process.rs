@@ -65,6 +65,26 @@ impl ProcessId {
     }
 }
 
+/// The id of a process in the pid namespace that it is in itself.
+///
+/// # Errors
+/// [`ProcError::NotFound`] where there is no such process, other errors where `/proc` cannot be read.
+pub fn innermost_pid(pid: Pid) -> Result<Pid, ProcError> {
+    let status = Process::new(pid.as_raw())?.status()?;
+    // From the outermost namespace to the innermost (proc_pid_status(5)).
+    let innermost = status.nspid.unwrap_or_default().last().copied();
+    Ok(Pid::from_raw(innermost.unwrap_or(pid.as_raw())))
+}
+
+/// Whether this process is in a user namespace other than the first: root there is not root of the host.
+#[must_use]
+pub fn in_user_namespace() -> bool {
+    // What the first one has (user_namespaces(7)): all ids, mapped to themselves.
+    const ALL_IDS: [&str; 3] = ["0", "0", "4294967295"];
+    std::fs::read_to_string("/proc/self/uid_map")
+        .is_ok_and(|map| !map.split_whitespace().eq(ALL_IDS))
+}
+
 /// Opens a descriptor that refers to the process and becomes readable when it ends (pidfd_open(2), Linux 5.3).
 ///
 /// # Errors

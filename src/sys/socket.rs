@@ -51,7 +51,7 @@ pub fn connect(path: &Path) -> std::io::Result<UnixStream> {
 ///
 /// # Errors
 /// As sendmsg(2).
-pub fn send_fd(socket: BorrowedFd, data: &[u8], fd: BorrowedFd) -> nix::Result<()> {
+pub fn send_fd(socket: BorrowedFd, data: &[u8], fd: impl AsRawFd) -> nix::Result<()> {
     let fds = [fd.as_raw_fd()];
     sendmsg::<UnixAddr>(
         socket.as_raw_fd(),

@@ -19,6 +19,13 @@ pub fn pass_descriptors(command: &mut Command, descriptors: &[BorrowedFd]) {
     unsafe { command.pre_exec(clear) };
 }
 
+/// Lets the program that `command` starts receive signals as if a shell had started it, whichever this process has blocked.
+pub fn unblock_signals(command: &mut Command) {
+    // SAFETY: the closure runs between fork and exec and only changes the signal mask and actions, which is async-signal-safe; it allocates
+    // nothing and takes no lock.
+    unsafe { command.pre_exec(super::process::reset_signals) };
+}
+
 fn clear_close_on_exec(descriptor: RawFd) -> std::io::Result<()> {
     // SAFETY: fcntl(F_SETFD) takes integers.
     Errno::result(unsafe { libc::fcntl(descriptor, libc::F_SETFD, 0) })?;

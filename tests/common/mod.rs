@@ -23,7 +23,7 @@ use std::fs::OpenOptions;
 use std::io::Write;
 use std::time::{Duration, Instant};
 
-pub use bundle::Bundle;
+pub use bundle::{Bundle, make_rootfs};
 pub use command::{Cmd, Output, Running};
 pub use host::Host;
 pub use terminal::{ConsoleSocket, Session, Terminal};

@@ -13,6 +13,11 @@ pub(super) fn membership(process: &str) -> Result<String> {
     fs::read_to_string(&path).map_err(file("read", &path))
 }
 
+/// The key of cgroup v2 where it is mounted beside the controllers of v1, without any of its own.
+pub(super) const UNIFIED: &str = "unified";
+/// The one hierarchy without controllers of v1 that runc puts containers into.
+const SYSTEMD: &str = "name=systemd";
+
 /// One mounted hierarchy.
 #[derive(Debug)]
 pub(super) struct Hierarchy {
@@ -72,10 +77,6 @@ pub(super) fn resolve(membership: &str, hierarchies: &[Hierarchy]) -> BTreeMap<S
         else {
             continue;
         };
-        // Where v1 controllers are mounted, the v2 hierarchy beside them has none.
-        if controllers.is_empty() && has_v1_controllers {
-            continue;
-        }
         for controller in controllers.split(',') {
             let Some(hierarchy) = hierarchies
                 .iter()
@@ -90,11 +91,48 @@ pub(super) fn resolve(membership: &str, hierarchies: &[Hierarchy]) -> BTreeMap<S
             let dir = hierarchy.mount_point.join(below);
             // A process in the root group of a hierarchy was never put anywhere there: that group is not the container's.
             if dir != hierarchy.mount_point {
-                paths.insert(controller.to_owned(), dir);
+                let key = match controller.is_empty() && has_v1_controllers {
+                    true => UNIFIED,
+                    false => controller,
+                };
+                paths.insert(key.to_owned(), dir);
             }
         }
     }
     paths
+}
+
+/// The directories of the group `path` in every hierarchy that a container joins.
+pub(super) fn places(path: &Path, hierarchies: Vec<Hierarchy>) -> BTreeMap<String, PathBuf> {
+    let relative = path.strip_prefix("/").unwrap_or(path);
+    let has_v1_controllers = hierarchies
+        .iter()
+        .flat_map(|hierarchy| &hierarchy.controllers)
+        .any(|name| !name.is_empty() && !name.starts_with("name="));
+    let mut paths = BTreeMap::new();
+    for hierarchy in hierarchies {
+        let dir = hierarchy.mount_point.join(relative);
+        for controller in hierarchy.controllers {
+            let key = match controller.as_str() {
+                "" if has_v1_controllers => UNIFIED.to_owned(),
+                SYSTEMD => controller,
+                named if named.starts_with("name=") => continue,
+                _ => controller,
+            };
+            // The first mount of a hierarchy counts, as everywhere.
+            paths.entry(key).or_insert_with(|| dir.clone());
+        }
+    }
+    paths
+}
+
+/// Where a user's container goes on cgroup v2 if its spec does not say: beside this process, in what may be delegated to the user. As runc: the
+/// own group has processes, so that none of its subgroups can have controllers.
+pub(crate) fn delegated_path(id: &str) -> Option<PathBuf> {
+    let own = membership("self").ok()?;
+    let own = own.lines().find_map(|line| line.strip_prefix("0::"))?;
+    let unified = Path::new("/sys/fs/cgroup/cgroup.controllers").exists();
+    unified.then(|| Path::new(own).parent().unwrap_or(Path::new("/")).join(id))
 }
 
 #[cfg(test)]
@@ -118,10 +156,38 @@ mod tests {
             hierarchy("/sys/fs/cgroup/unified", "/", &[""]),
         ];
         let paths = resolve("5:cpu,cpuacct:/x/c\n4:memory:/x/c\n0::/\n", &hierarchies);
-        assert_eq!(paths.len(), 3);
+        assert_eq!(
+            paths.len(),
+            3,
+            "the root of the one beside them is nobody's"
+        );
         assert_eq!(paths["cpu"], Path::new("/sys/fs/cgroup/cpu,cpuacct/x/c"));
         assert_eq!(paths["memory"], Path::new("/sys/fs/cgroup/memory/x/c"));
         assert!(!Cgroup::new(paths).is_v2());
+    }
+
+    #[test]
+    fn a_hybrid_host_has_places_without_controllers() {
+        let hierarchies = || {
+            vec![
+                hierarchy("/cg/memory", "/", &["memory"]),
+                hierarchy("/cg/systemd", "/", &["name=systemd"]),
+                hierarchy("/cg/mine", "/", &["name=mine"]),
+                hierarchy("/cg/unified", "/", &[""]),
+            ]
+        };
+        let expected = BTreeMap::from(
+            [
+                ("memory", "/cg/memory/web"),
+                ("name=systemd", "/cg/systemd/web"),
+                ("unified", "/cg/unified/web"),
+            ]
+            .map(|(key, dir)| (key.to_owned(), PathBuf::from(dir))),
+        );
+        assert_eq!(places(Path::new("/web"), hierarchies()), expected);
+        let membership = "3:memory:/web\n2:name=systemd:/web\n0::/web\n";
+        assert_eq!(resolve(membership, &hierarchies()), expected);
+        assert!(!Cgroup::new(expected).is_v2());
     }
 
     #[test]

@@ -2,11 +2,16 @@
 
 use std::collections::BTreeMap;
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Component, Path, PathBuf};
 
-use nix::unistd::Pid;
+use libcgroups::common::{CgroupConfig, CgroupManager, ControllerOpt, create_cgroup_manager};
+use nix::unistd::{AccessFlags, Pid};
+use oci_spec::runtime::LinuxResources;
 
+use super::hierarchy::UNIFIED;
 use super::{Cgroup, CgroupError, Result, file};
+use crate::runtime::engine::chain;
 
 /// Groups below a container's, for a process that joins it: paths by controller, or one path with an empty key for all of them.
 pub type SubCgroups = BTreeMap<String, PathBuf>;
@@ -40,47 +45,170 @@ impl Cgroup {
         }
         Ok(Self { paths })
     }
+}
 
-    /// Moves a process here from `from`, which it is in already; hierarchies in which that is the same group are left alone.
+/// How a process gets into its container's groups.
+pub(crate) enum Entry<'a> {
+    /// It is the first: the groups are made, with the limits.
+    Make(Making<'a>),
+    /// It joins the others.
+    Join {
+        /// The groups, of which none is made.
+        target: Cgroup,
+        /// Where it goes instead if cgroup v2 does not let it in.
+        otherwise: Option<Cgroup>,
+        /// Whether groups that this user may not join are left out.
+        rootless: bool,
+    },
+}
+
+/// The groups of a container's first process.
+pub(crate) struct Making<'a> {
+    /// What the engine's manager, which makes groups of cgroup v2 and sets limits, is told.
+    pub config: CgroupConfig,
+    /// The groups of cgroup v1; empty on v2 and where systemd makes them.
+    pub groups: Cgroup,
+    /// The limits.
+    pub resources: Option<&'a LinuxResources>,
+    /// Whether groups that this user may not make are left out.
+    pub lenient: bool,
+}
+
+impl Entry<'_> {
+    /// Puts the process `pid` where it belongs.
     ///
     /// # Errors
-    /// [`CgroupError::Join`]; the process may be in some of the groups then.
-    pub fn take(&self, pid: Pid, from: &Self) -> Result<()> {
-        for dir in self.distinct_dirs().difference(&from.distinct_dirs()) {
-            let path = dir.join(PROCS_FILE);
-            fs::write(&path, pid.to_string()).map_err(|source| CgroupError::Join {
-                pid,
-                path,
-                source,
-            })?;
+    /// [`CgroupError`]; the process may be in some of the groups then.
+    pub fn enter(&self, pid: Pid) -> Result<()> {
+        match self {
+            Self::Make(making) => making.enter(pid),
+            Self::Join {
+                target,
+                otherwise,
+                rootless,
+            } => match (target.join(pid, *rootless), otherwise) {
+                // A container may have moved its processes to groups below its own. If these have controllers, its own takes no process
+                // any longer (cgroups(7), "no internal processes"): then this one goes where the first is.
+                (Err(_), Some(group)) => group.join(pid, *rootless),
+                (joined, _) => joined,
+            },
         }
-        Ok(())
-    }
-
-    /// Where a process that joins a container of cgroup v2 goes, as the engine's manager is told: absolute in the hierarchy. `init` is the
-    /// container's first process.
-    ///
-    /// # Errors
-    /// Where a group that was asked for does not exist: the engine would make it.
-    pub fn joined_by(&self, subs: &SubCgroups, init: Pid) -> Result<PathBuf> {
-        let mut target = self.below(subs)?;
-        // A container may have moved its processes to groups below its own: with controllers enabled for these, its own takes none any
-        // longer (cgroups(7), "no internal processes"). Then they go where the first one is.
-        if subs.is_empty() && target.dir("").is_none_or(|dir| !takes_processes(dir)) {
-            target = Self::of_process(init)?;
-        }
-        let dir = target.dir("").unwrap_or(Path::new(ENGINE_ROOT));
-        fs::metadata(dir).map_err(file("open", dir))?;
-        Ok(Path::new("/").join(dir.strip_prefix(ENGINE_ROOT).unwrap_or(dir)))
     }
 }
 
-/// Where the engine takes cgroup v2 to be mounted.
-const ENGINE_ROOT: &str = "/sys/fs/cgroup";
+impl Making<'_> {
+    fn enter(&self, pid: Pid) -> Result<()> {
+        let unified = self.groups.is_v2();
+        if unified && self.lenient && !self.groups.paths.values().all(|dir| may_make(dir)) {
+            return Ok(());
+        }
+        let manager = create_cgroup_manager(self.config.clone())
+            .map_err(|error| manager_error(&error))?
+            .with_rootless(self.lenient);
+        if unified || self.groups.paths.is_empty() {
+            manager
+                .add_task(pid)
+                .map_err(|error| manager_error(&error))?;
+        } else {
+            // One after another and not the engine's manager: it makes all or fails, and does not know all hierarchies.
+            for (hierarchy, dir) in &self.groups.paths {
+                let Err(error) = make(dir).and_then(|()| add(dir, pid)) else {
+                    continue;
+                };
+                if !(is_optional(hierarchy) || self.lenient && is_permission(&error)) {
+                    return Err(error);
+                }
+                // It may be made and let nobody in: a user has to have rights over what is above both groups, on cgroup v2.
+                let _ = fs::remove_dir(dir);
+            }
+        }
+        let Some(resources) = self.resources else {
+            return Ok(());
+        };
+        let limits = ControllerOpt {
+            resources,
+            freezer_state: None,
+            oom_score_adj: None,
+            disable_oom_killer: false,
+        };
+        manager
+            .apply(&limits)
+            .map_err(|error| manager_error(&error))
+    }
+}
 
-fn takes_processes(dir: &Path) -> bool {
-    fs::read_to_string(dir.join("cgroup.subtree_control"))
-        .is_ok_and(|controllers| controllers.trim().is_empty())
+impl Cgroup {
+    /// Puts a process into the group, which must exist.
+    fn join(&self, pid: Pid, rootless: bool) -> Result<()> {
+        for dir in self.distinct_dirs() {
+            match add(dir, pid) {
+                Err(error) if rootless && is_permission(&error) => {}
+                joined => joined?,
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Hierarchies without limits. Being in them helps systemd in a container, and those who look for its processes; as with runc, a container
+/// does without where there is none.
+fn is_optional(hierarchy: &str) -> bool {
+    hierarchy == UNIFIED || hierarchy == "misc" || hierarchy.starts_with("name=")
+}
+
+fn is_permission(error: &CgroupError) -> bool {
+    let (CgroupError::File { source, .. } | CgroupError::Join { source, .. }) = error else {
+        return false;
+    };
+    matches!(
+        source.kind(),
+        ErrorKind::PermissionDenied | ErrorKind::ReadOnlyFilesystem
+    )
+}
+
+/// Whether this user may make the directory, or put processes into it if it exists.
+fn may_make(dir: &Path) -> bool {
+    let procs = dir.join(PROCS_FILE);
+    let changed = match procs.exists() {
+        true => Some(procs.as_path()),
+        false => dir.ancestors().find(|dir| dir.exists()),
+    };
+    changed.is_some_and(|path| nix::unistd::access(path, AccessFlags::W_OK).is_ok())
+}
+
+/// Makes a group of cgroup v1, and groups above it that are missing.
+fn make(dir: &Path) -> Result<()> {
+    fs::create_dir_all(dir).map_err(file("create", dir))?;
+    fill_cpuset(dir)
+}
+
+/// A fresh cpuset takes no process before it has processors and memory nodes (cpuset(7)): those of the group above it.
+fn fill_cpuset(dir: &Path) -> Result<()> {
+    for name in ["cpuset.cpus", "cpuset.mems"] {
+        let path = dir.join(name);
+        match (fs::read_to_string(&path), dir.parent()) {
+            (Ok(own), Some(above)) if own.trim().is_empty() => {
+                fill_cpuset(above)?;
+                let inherited = above.join(name);
+                let value = fs::read_to_string(&inherited).map_err(file("read", &inherited))?;
+                fs::write(&path, value.trim()).map_err(file("write", &path))?;
+            }
+            // Filled already, or of another controller.
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+fn add(dir: &Path, pid: Pid) -> Result<()> {
+    let path = dir.join(PROCS_FILE);
+    fs::write(&path, pid.to_string()).map_err(|source| CgroupError::Join { pid, path, source })
+}
+
+fn manager_error(error: &dyn std::error::Error) -> CgroupError {
+    CgroupError::Manager {
+        reason: chain(error),
+    }
 }
 
 /// `dir/sub` where this is at or below `dir`. The kernel has no links there, so the names alone decide.

@@ -13,12 +13,14 @@ use std::time::{Duration, Instant};
 use nix::errno::Errno;
 use nix::unistd::Pid;
 
-use hierarchy::{hierarchies, membership, resolve};
+use hierarchy::{hierarchies, membership, places, resolve};
 
 mod hierarchy;
 mod join;
 
+pub(crate) use hierarchy::delegated_path;
 pub use join::SubCgroups;
+pub(crate) use join::{Entry, Making};
 
 /// How often the freezer is asked. FROZEN is reached within 0.2 ms as a rule; a longer step would be downtime.
 const POLL_INTERVAL_DUR: Duration = Duration::from_micros(100);
@@ -105,8 +107,8 @@ pub struct Cgroup {
 }
 
 impl Cgroup {
-    /// A group from its directories by controller: `memory` and so on, `name=systemd` for a named hierarchy of cgroup v1, an empty key
-    /// for cgroup v2.
+    /// A group from its directories by controller: `memory` and so on, `name=systemd` for a named hierarchy of cgroup v1, `unified` for
+    /// cgroup v2 beside v1, an empty key for cgroup v2 alone.
     #[must_use]
     pub fn new(paths: BTreeMap<String, PathBuf>) -> Self {
         Self { paths }
@@ -132,27 +134,7 @@ impl Cgroup {
     /// # Errors
     /// Where the mounts cannot be read.
     pub fn at(path: &Path) -> Result<Self> {
-        let relative = path.strip_prefix("/").unwrap_or(path);
-        let unified = Path::new("/sys/fs/cgroup/cgroup.controllers").exists();
-        let paths = hierarchies()?
-            .into_iter()
-            // The empty v2 hierarchy of a hybrid set-up is not used: no controller is in it.
-            .filter(|hierarchy| hierarchy.controllers.contains("") == unified)
-            .filter(|hierarchy| {
-                !hierarchy
-                    .controllers
-                    .iter()
-                    .any(|name| name.starts_with("name="))
-            })
-            .flat_map(|hierarchy| {
-                let dir = hierarchy.mount_point.join(relative);
-                hierarchy
-                    .controllers
-                    .into_iter()
-                    .map(move |controller| (controller, dir.clone()))
-            })
-            .collect();
-        Ok(Self::new(paths))
+        Ok(Self::new(places(path, hierarchies()?)))
     }
 
     /// The directories by controller.

@@ -3,12 +3,11 @@
 use std::fs;
 use std::path::PathBuf;
 
-use libcgroups::common::{CgroupManager, ControllerOpt};
 use nix::unistd::Pid;
 use oci_spec::runtime::Spec;
 
 use crate::criu::CgroupRoot;
-use crate::runtime::cgroup::{Cgroup, CgroupError};
+use crate::runtime::cgroup::{Cgroup, Entry, Making};
 use crate::runtime::container::Container;
 use crate::runtime::create::cgroup_error;
 use crate::runtime::engine;
@@ -16,35 +15,18 @@ use crate::runtime::error::{Error, Result};
 
 /// Puts CRIU into the container's cgroup, with the container's limits, so that what it restores is born there.
 pub(super) fn enter(container: &Container, spec: &Spec, criu: Pid) -> Result<Cgroup> {
-    let record = container.record();
-    let manager_error = |error: &dyn std::error::Error| Error::Cgroup {
-        action: "set up",
-        id: container.id().to_owned(),
-        source: CgroupError::Manager {
-            reason: engine::chain(error),
-        },
-    };
-    let config = engine::cgroup_config(record, record.cgroup_path.clone());
-    let manager =
-        libcgroups::common::create_cgroup_manager(config).map_err(|error| manager_error(&error))?;
-    manager
-        .add_task(criu)
-        .map_err(|error| manager_error(&error))?;
-    let resources = spec
-        .linux()
-        .as_ref()
-        .and_then(|linux| linux.resources().as_ref());
-    if let Some(resources) = resources {
-        let limits = ControllerOpt {
-            resources,
-            freezer_state: None,
-            oom_score_adj: None,
-            disable_oom_killer: false,
-        };
-        manager
-            .apply(&limits)
-            .map_err(|error| manager_error(&error))?;
-    }
+    let entry = Entry::Make(Making {
+        config: engine::cgroup_config(container.record()),
+        groups: container.cgroup(),
+        resources: spec
+            .linux()
+            .as_ref()
+            .and_then(|linux| linux.resources().as_ref()),
+        lenient: false,
+    });
+    entry
+        .enter(criu)
+        .map_err(cgroup_error("set up", container.id()))?;
     Cgroup::of_process(criu).map_err(cgroup_error("find", container.id()))
 }
 

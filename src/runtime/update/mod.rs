@@ -151,7 +151,7 @@ pub fn update(container: &Container, request: Request) -> Result<()> {
         path: path.clone(),
         source,
     };
-    let mut config: Value = serde_json::from_slice(&spec::read(&path)?).map_err(invalid)?;
+    let mut config = read_config(container)?;
     let stored: Resources = match config.pointer("/linux/resources") {
         Some(resources) => serde_json::from_value(resources.clone()).map_err(invalid)?,
         None => Resources::default(),
@@ -167,6 +167,55 @@ pub fn update(container: &Container, request: Request) -> Result<()> {
         files.roll_back();
     }
     changed
+}
+
+/// Sets the limits of the container's spec that this module can set, in the groups that it has. A failure leaves some of them set.
+///
+/// # Errors
+/// [`Error::Update`].
+pub(crate) fn set_limits(container: &Container) -> Result<()> {
+    let config = read_config(container)?;
+    if config["linux"]["resources"].is_null() {
+        return Ok(());
+    }
+    let limits = on_record(container, &config)?;
+    apply_limits(
+        container,
+        &limits,
+        &Resources::default(),
+        &mut ControlFiles::default(),
+    )
+}
+
+/// The first limit of the container's spec, as a member of `linux.resources`. Device rules are none.
+///
+/// # Errors
+/// Where the spec cannot be read.
+pub(crate) fn first_limit(container: &Container) -> Result<Option<String>> {
+    /// Zero and what is empty mean that nothing is asked for.
+    fn says_something(value: &Value) -> bool {
+        match value {
+            Value::Null => false,
+            Value::Bool(value) => *value,
+            Value::Number(number) => number.as_f64() != Some(0.0),
+            Value::String(text) => !text.is_empty(),
+            Value::Array(values) => values.iter().any(says_something),
+            Value::Object(members) => members.values().any(says_something),
+        }
+    }
+    let config = read_config(container)?;
+    let members = config["linux"]["resources"].as_object();
+    Ok(members
+        .into_iter()
+        .flatten()
+        .find(|(name, value)| *name != "devices" && says_something(value))
+        .map(|(name, _)| name.clone()))
+}
+
+fn read_config(container: &Container) -> Result<Value> {
+    let path = container.spec_path();
+    serde_json::from_slice(&spec::read(&path)?)
+        .map_err(|source| Error::InvalidConfig { path, source })
 }
 
 fn apply(
@@ -284,10 +333,8 @@ fn tell_systemd(container: &Container, config: &Value) -> Result<()> {
     let refused = |error: &dyn std::error::Error| UpdateError::Systemd {
         reason: engine::chain(error),
     };
-    let manager = || {
-        create_cgroup_manager(engine::cgroup_config(record, record.cgroup_path.clone()))
-            .map_err(|error| refused(&error))
-    };
+    let manager =
+        || create_cgroup_manager(engine::cgroup_config(record)).map_err(|error| refused(&error));
     manager()?
         .apply(&ControllerOpt {
             resources: &resources,
