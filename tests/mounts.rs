@@ -550,3 +550,39 @@ fn a_restored_container_has_its_mounts() {
         }
     }
 }
+
+#[test]
+fn where_nothing_can_be_prepared_only_idmapped_mounts_are_refused() {
+    const READ_ONLY_RUN: &str = "mount -t tmpfs -o ro none /run && exec \"$@\"";
+    let host = Host::new().with_prefix(["unshare", "--mount", "sh", "-c", READ_ONLY_RUN, "sh"]);
+    let dir = source(&host, "dir", 0);
+    let bundle = host.bundle("web").bind(&dir, "/mnt", "ro");
+    let bundle = bundle.script("cat /mnt/file; touch /mnt/new || echo no");
+    let output = run(&host, &bundle).ok();
+    assert_eq!(output.stdout(), "hereno\n");
+    assert!(
+        output
+            .stderr()
+            .contains("cannot use the directory /run/rcm-mounts"),
+        "{output:?}"
+    );
+    let map = ids(0, BASE, 10);
+    let bundle = with_mapped(host.bundle("web"), &dir, "/mapped", &["bind"], &map);
+    run(&host, &bundle).fails_with(1, "cannot use the directory /run/rcm-mounts");
+}
+
+#[test]
+fn hooks_on_the_host_are_not_in_the_namespace_of_the_mounts() {
+    let host = Host::new();
+    let dir = source(&host, "dir", 0);
+    let seen = host.dir().join("seen");
+    let script = format!("readlink /proc/self/ns/mnt > {}", seen.display());
+    let bundle = host.bundle("web").hook("createRuntime", &script);
+    let bundle = with_mapped(bundle, &dir, "/mapped", &["bind"], &ids(0, BASE, 10));
+    run(&host, &bundle).ok();
+    let own = fs::read_link("/proc/self/ns/mnt").unwrap();
+    assert_eq!(
+        fs::read_to_string(seen).unwrap().trim(),
+        own.to_str().unwrap()
+    );
+}

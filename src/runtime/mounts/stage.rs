@@ -68,18 +68,29 @@ impl Stage {
                 props.push((index, mounts[index].clone(), options, prop));
             }
         }
+        let is_needed = props.iter().any(|(.., prop)| matches!(prop, Prop::Made(_)));
+        if !props.is_empty()
+            && let Err(error) = make_place()
+        {
+            if is_needed {
+                return Err(error);
+            }
+            tracing::warn!(
+                "{}: attributes of bind mounts stay as on the host, and no tmpfs is filled (tmpcopyup)",
+                chain(&error)
+            );
+            props.clear();
+        }
+        for (number, (index, _, options, _)) in props.iter().enumerate() {
+            bind(&mut mounts[*index], options, &point(number));
+        }
+        let props: Vec<_> = props
+            .into_iter()
+            .map(|(_, mount, options, prop)| (mount, options, prop))
+            .collect();
         let stage = match props.is_empty() {
             true => None,
-            false => {
-                for (number, (index, _, options, _)) in props.iter().enumerate() {
-                    bind(&mut mounts[*index], options, &point(number));
-                }
-                let props = props
-                    .into_iter()
-                    .map(|(_, mount, options, prop)| (mount, options, prop))
-                    .collect();
-                Some(Self::build(spec, props)?)
-            }
+            false => Some(Self::build(spec, props)?),
         };
         mounts.iter_mut().for_each(translate);
         spec.set_mounts(Some(mounts));
@@ -87,7 +98,6 @@ impl Stage {
     }
 
     fn build(spec: &mut Spec, props: Vec<(Mount, Options, Prop)>) -> Result<Self> {
-        make_place()?;
         let user = container_user(spec)?;
         let existing = match namespace_path(spec, LinuxNamespaceType::Mount) {
             Some(path) => Some(open_namespace(&path)?),
