@@ -119,6 +119,7 @@ pub fn run(globals: &Globals, args: Args) -> anyhow::Result<i32> {
     let container = globals.load(&args.id)?;
     let status_fd = status_fd(args.status_fd)?;
     let options = CheckpointOptions {
+        page_connection: None,
         flags: args.criu.flags(),
         parent_path: args.parent_path,
         leave_running: args.leave_running,

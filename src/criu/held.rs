@@ -84,6 +84,17 @@ pub fn has_resumed(work_dir: &Path) -> bool {
         .is_ok_and(|log| log.windows(SENTENCE.len()).any(|window| window == SENTENCE))
 }
 
+fn dump_surroundings(options: &DumpOptions) -> Surroundings<'_> {
+    Surroundings {
+        descriptors: options
+            .page_connection
+            .iter()
+            .map(|connection| connection.as_fd())
+            .collect(),
+        stdin: None,
+    }
+}
+
 impl Criu {
     /// Dumps, and holds when the images are complete and the tasks are still stopped.
     ///
@@ -98,7 +109,7 @@ impl Criu {
         let job = Job::work(Action::Dump, &options.common, LOG);
         let (images, work) = open_directories(&options.common)?;
         remove_old_log(&job);
-        let mut session = Session::start(self.path(), job, Surroundings::default())?;
+        let mut session = Session::start(self.path(), job, dump_surroundings(options))?;
         session.introduce(&mut notify, |_| Ok(()))?;
         let directories = numbers(&images, work.as_ref());
         session.send(&rpc::dump_request(options, directories, LOG, false))?;
@@ -120,7 +131,7 @@ impl Criu {
         let job = Job::work(Action::PreDump, &options.common, LOG);
         let (images, work) = open_directories(&options.common)?;
         remove_old_log(&job);
-        let mut session = Session::start(self.path(), job, Surroundings::default())?;
+        let mut session = Session::start(self.path(), job, dump_surroundings(options))?;
         session.introduce(notify, |_| Ok(()))?;
         let directories = numbers(&images, work.as_ref());
         session.send(&rpc::dump_request(options, directories, LOG, true))?;

@@ -33,6 +33,7 @@ pub mod feature;
 pub mod held;
 pub mod log;
 pub mod options;
+pub mod page_server;
 mod rpc;
 pub mod session;
 pub mod stats;

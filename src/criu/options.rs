@@ -4,6 +4,7 @@ use std::fmt;
 use std::io;
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use crate::sys::mount;
@@ -70,6 +71,8 @@ pub struct DumpOptions {
     pub freeze_cgroup: Option<PathBuf>,
     /// Where memory goes instead of the image directory.
     pub page_server: Option<PageServer>,
+    /// A connection to a page server ([`super::page_server`]), which counts more than [`Self::page_server`].
+    pub page_connection: Option<Arc<OwnedFd>>,
     /// Largest deleted file, in bytes, that is put into the images. `None`: CRIU's 1 MiB.
     pub ghost_limit_bytes: Option<u32>,
     /// How a pre-dump copies memory.

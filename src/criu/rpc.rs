@@ -115,7 +115,14 @@ pub(super) fn dump_request(
     opts.parent_img = options.parent_images.as_ref().map(path);
     opts.track_mem = Some(options.track_memory);
     opts.ghost_limit = options.ghost_limit_bytes;
-    opts.ps = options.page_server.as_ref().map(page_server).into();
+    opts.ps = match &options.page_connection {
+        Some(connection) => {
+            let mut message = pb::Criu_page_server_info::new();
+            message.set_fd(connection.as_raw_fd());
+            MessageField::some(message)
+        }
+        None => options.page_server.as_ref().map(page_server).into(),
+    };
     opts.pre_dump_mode = options.pre_dump_mode.map(|mode| {
         EnumOrUnknown::new(match mode {
             PreDumpMode::Splice => pb::Criu_pre_dump_mode::SPLICE,

@@ -1,12 +1,12 @@
 //! The images on their way where the ends share no store.
 //!
-//! Several connections carry them side by side, while CRIU still writes them: the source's [`Sender`] follows the files of pages, which only grow,
-//! and sends the rest, small as it is, when the dump is complete. The destination's [`Receiver`] writes each piece to the place it came from, in
-//! any order. Neither ever holds more than a few chunks for each connection, whatever the size of the container.
+//! Several connections carry them side by side, while CRIU still dumps: the source's [`Sender`] is CRIU's page server, so that the memory goes from the
+//! container to the network and is never written on this host; the rest, small as it is, follows when the dump is complete. The destination's
+//! [`Receiver`] writes each piece to its place, in any order. Neither ever holds more than a few pieces, whatever the size of the container.
 //!
 //! ```text
 //!  source                                                destination
-//!    |  CRIU writes pages-1.img ...                           |
+//!    |  CRIU hands over the memory ...                        |
 //!    | == connection 1: piece of pages-1.img at 0 ==========> |  writes it to its place, and notes its digest
 //!    | == connection 2: piece of pages-1.img at 4 MiB ======> |
 //!    |  CRIU is done: what is left of all files               |
@@ -33,6 +33,7 @@ pub use receiver::Receiver;
 pub use sender::{Sender, Settings};
 
 use super::transport::TransportError;
+use crate::criu::page_server::PageServerError;
 use crate::image::manifest::ManifestError;
 
 /// The most connections that one migration has.
@@ -56,6 +57,9 @@ pub enum BulkError {
         #[source]
         source: io::Error,
     },
+    /// The memory does not come from CRIU.
+    #[error(transparent)]
+    PageServer(#[from] PageServerError),
     /// The images cannot be listed, or are not what the manifest says.
     #[error(transparent)]
     Manifest(#[from] ManifestError),

@@ -32,7 +32,7 @@ pub use handover::Returned;
 pub use negotiate::preflight;
 pub use rehearsal::rehearse;
 pub use session::ask;
-pub use workload::{Fence, Held, Workload};
+pub use workload::{Fence, Held, Target, Workload};
 
 use session::Session;
 

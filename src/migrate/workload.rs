@@ -2,6 +2,7 @@
 
 use std::mem::ManuallyDrop;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Instant;
 
 use oci_spec::runtime::Spec;
@@ -9,7 +10,7 @@ use oci_spec::runtime::Spec;
 use super::fence::Fence;
 use super::preamble::{BindMount, CriuChoices, Facts, Observed, Preamble};
 use super::protocol::MigrationId;
-use super::source::{self, Held, Workload};
+use super::source::{self, Held, Target, Workload};
 use super::{Cause, chain};
 use crate::criu::stats::DumpStats;
 use crate::criu::{CgroupMode, Criu};
@@ -129,10 +130,11 @@ fn bind_mounts(spec: &Spec, bundle: &Path) -> Vec<BindMount> {
 }
 
 impl RunningContainer {
-    fn options(&self, images: &Path, parent: Option<&Path>) -> CheckpointOptions {
+    fn options(&self, target: Target) -> CheckpointOptions {
         CheckpointOptions {
-            flags: flags(&self.choices, images, &self.work_path),
-            parent_path: parent.map(Path::to_path_buf),
+            flags: flags(&self.choices, target.images, &self.work_path),
+            parent_path: target.parent.map(Path::to_path_buf),
+            page_connection: target.pages.map(Arc::new),
             link_remap: self.choices.link_remap,
             ghost_limit_bytes: self.ghost_limit_bytes,
             ..CheckpointOptions::default()
@@ -143,15 +145,15 @@ impl RunningContainer {
 impl Workload for RunningContainer {
     type Held = HeldContainer;
 
-    fn pre_dump(&mut self, images: &Path, parent: Option<&Path>) -> Result<DumpStats, Cause> {
-        let mut options = self.options(images, parent);
+    fn pre_dump(&mut self, target: Target) -> Result<DumpStats, Cause> {
+        let mut options = self.options(target);
         options.flags.auto_dedup = self.auto_dedup;
         checkpoint::pre_dump(&self.criu, &self.container, options)?;
         Ok(DumpStats::read(&self.work_path)?)
     }
 
-    fn dump(self, images: &Path, parent: Option<&Path>) -> Result<HeldContainer, Cause> {
-        let options = self.options(images, parent);
+    fn dump(self, target: Target) -> Result<HeldContainer, Cause> {
+        let options = self.options(target);
         let held = checkpoint::begin(&self.criu, &self.container, options)?;
         Ok(HeldContainer { held })
     }

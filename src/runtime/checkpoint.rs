@@ -17,6 +17,7 @@ use std::fs::{self, File};
 use std::io::Write;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Instant;
 
 use nix::unistd::Pid;
@@ -55,6 +56,8 @@ pub struct CheckpointOptions {
     pub ghost_limit_bytes: Option<u32>,
     /// Where memory goes instead of the image directory.
     pub page_server: Option<PageServer>,
+    /// A connection to a page server of this process.
+    pub page_connection: Option<Arc<OwnedFd>>,
     /// Gets a zero byte when a lazy dump's page server listens.
     pub status_fd: Option<OwnedFd>,
 }
@@ -189,6 +192,7 @@ fn prepare(
         track_memory,
         freeze_cgroup: freezer.as_ref().map(path_through_this_process),
         page_server: options.page_server,
+        page_connection: options.page_connection,
         ..DumpOptions::default()
     };
     Ok(Prepared {

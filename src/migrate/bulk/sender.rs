@@ -1,9 +1,11 @@
 //! The source's half.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::fs::{self, File};
+use std::io::{self, Read};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
@@ -16,13 +18,12 @@ use super::block::{CHUNK_BYTES, Header};
 use super::compress::{Compression, Encoder};
 use super::pace::Pace;
 use super::{BulkError, Result};
+use crate::criu::page_server::{self, PageServerError, PageSink};
 use crate::image::manifest::{self, Entry, Manifest, PIECE_BYTES};
 use crate::migrate::transport::{Channel, Patience};
 
-/// Files that CRIU only appends to (criu/page-xfer.c): what is there stays as it is.
-const GROWING_PREFIX: &str = "pages-";
-/// How often the files are looked at while CRIU writes them.
-const LOOK_DUR: Duration = Duration::from_millis(3);
+/// Pieces of memory that wait for a connection. With those that a worker has they are all that is held of a container's memory.
+const MAX_WAITING: usize = 3;
 /// A connection that takes nothing for so long is dead.
 const STALL_LIMIT_DUR: Duration = Duration::from_secs(30);
 
@@ -40,12 +41,21 @@ pub struct Settings {
 pub struct Sender {
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,
+    /// Takes the memory of the dump that is under way.
+    page_server: Mutex<Option<PageServer>>,
     /// Shut down, these end every wait of a worker.
     sockets: Vec<OwnedFd>,
 }
 
 #[derive(Debug)]
-struct Shared {
+struct PageServer {
+    thread: JoinHandle<Result<(), PageServerError>>,
+    /// Its end of CRIU's connection.
+    socket: OwnedFd,
+}
+
+#[derive(Debug)]
+pub(super) struct Shared {
     feed: Mutex<Feed>,
     changed: Condvar,
     pace: Option<Pace>,
@@ -54,7 +64,7 @@ struct Shared {
 }
 
 #[derive(Debug, Default)]
-struct Feed {
+pub(super) struct Feed {
     current: Option<Directory>,
     error: Option<BulkError>,
     stopping: bool,
@@ -65,35 +75,43 @@ struct Feed {
 struct Directory {
     number: u32,
     path: PathBuf,
-    files: BTreeMap<String, Followed>,
+    files: BTreeMap<String, Image>,
+    /// Of memory, which is in no file here.
+    waiting: VecDeque<Piece>,
     /// CRIU is done with it: all files are known, with their lengths.
     complete: bool,
-    looked_at: Option<Instant>,
     /// Pieces that a worker has at the moment.
     in_flight: usize,
     /// The workers that have said on their connection that this is all.
     ended: Vec<bool>,
 }
 
-#[derive(Debug)]
-struct Followed {
-    file: Arc<File>,
+#[derive(Debug, Default)]
+struct Image {
+    /// None for memory.
+    file: Option<Arc<File>>,
     /// Where the next piece begins.
     next_offset: u64,
-    /// Once it is final.
-    size_bytes: Option<u64>,
+    /// As far as it is known.
+    size_bytes: u64,
     /// Of the pieces, in order.
     digests: Vec<Option<u64>>,
 }
 
 /// A piece that a worker sends.
+#[derive(Debug)]
 struct Piece {
     number: u32,
     name: String,
-    file: Arc<File>,
-    path: PathBuf,
+    contents: Contents,
     offset: u64,
     length_bytes: usize,
+}
+
+#[derive(Debug)]
+enum Contents {
+    Memory(Vec<u8>),
+    File { file: Arc<File>, path: PathBuf },
 }
 
 enum Task {
@@ -135,23 +153,52 @@ impl Sender {
         Ok(Self {
             shared,
             workers,
+            page_server: Mutex::default(),
             sockets,
         })
     }
 
-    /// From here on the files of pages in `path`, which CRIU is about to write, are sent as they grow.
-    pub fn begin(&self, number: u32, path: &Path) {
+    /// CRIU is about to dump into `path`, after the images in `parent`. It is given the connection that is returned, over which the memory comes here and
+    /// goes on to the destination, without being written on this host.
+    ///
+    /// # Errors
+    /// [`BulkError::File`] where there is no connection to be had.
+    pub fn begin(&self, number: u32, path: &Path, parent: Option<&Path>) -> Result<OwnedFd> {
+        let (ours, theirs) = UnixStream::pair().map_err(super::file("make a socket for", path))?;
+        let socket = ours
+            .try_clone()
+            .map_err(super::file("make a socket for", path))?;
+        let mut sink = Memory::new(Arc::clone(&self.shared));
+        let (dir, parent) = (path.to_path_buf(), parent.map(Path::to_path_buf));
+        let serve = move || page_server::serve(ours, &dir, parent.as_deref(), &mut sink);
+        *self.page_server() = Some(PageServer {
+            thread: std::thread::spawn(serve),
+            socket: socket.into(),
+        });
         let mut feed = self.shared.lock();
         feed.current = Some(Directory {
             number,
             path: path.to_path_buf(),
             files: BTreeMap::new(),
+            waiting: VecDeque::new(),
             complete: false,
-            looked_at: None,
             in_flight: 0,
             ended: vec![false; self.workers.len()],
         });
         self.shared.changed.notify_all();
+        Ok(theirs.into())
+    }
+
+    /// Why the connections have ended, if they have.
+    #[must_use]
+    pub fn failure(&self) -> Option<BulkError> {
+        self.shared.lock().error.take()
+    }
+
+    fn page_server(&self) -> MutexGuard<'_, Option<PageServer>> {
+        self.page_server
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
     }
 
     /// CRIU is done with the directory: sends the rest, and returns what the destination should have then.
@@ -159,6 +206,13 @@ impl Sender {
     /// # Errors
     /// What has failed since [`Self::begin`]; the end of `patience`.
     pub fn finish(&self, patience: Patience) -> Result<Manifest> {
+        // It ended when CRIU said so, and CRIU has finished.
+        if let Some(server) = self.page_server().take() {
+            match server.thread.join() {
+                Ok(served) => served?,
+                Err(_) => return Err(BulkError::Incomplete),
+            }
+        }
         let mut feed = self.shared.lock();
         let Some(directory) = &mut feed.current else {
             return Err(BulkError::Incomplete);
@@ -186,6 +240,10 @@ impl Drop for Sender {
         self.shared.lock().stopping = true;
         self.shared.changed.notify_all();
         super::hang_up(&self.sockets);
+        if let Some(server) = self.page_server().take() {
+            super::hang_up(&[server.socket]);
+            let _ = server.thread.join();
+        }
         for worker in self.workers.drain(..) {
             // A worker that panicked has sent nothing more.
             let _ = worker.join();
@@ -265,22 +323,20 @@ impl Shared {
             if feed.stopping {
                 return Task::Stop;
             }
-            let mut limit_dur = None;
             if let Some(directory) = &mut feed.current {
                 match directory.next_piece() {
-                    Ok(Some(piece)) => return Task::Send(piece),
-                    Ok(None) if !directory.complete => limit_dur = Some(LOOK_DUR),
-                    Ok(None) if !directory.ended[index] => return Task::End(directory.number),
-                    Ok(None) => {}
-                    Err(error) => {
-                        feed.error.get_or_insert(error);
-                        feed.stopping = true;
+                    Some(piece) => {
+                        // There is room for more memory.
                         self.changed.notify_all();
-                        continue;
+                        return Task::Send(piece);
                     }
+                    None if directory.complete && !directory.ended[index] => {
+                        return Task::End(directory.number);
+                    }
+                    None => {}
                 }
             }
-            feed = self.wait(feed, limit_dur);
+            feed = self.wait(feed, None);
         }
     }
 
@@ -304,11 +360,16 @@ impl Shared {
         let mut hasher = Xxh3::new();
         let mut done_bytes = 0;
         loop {
-            let chunk = &mut raw[..CHUNK_BYTES.min(piece.length_bytes - done_bytes)];
-            piece
-                .file
-                .read_exact_at(chunk, piece.offset + done_bytes as u64)
-                .map_err(super::file("read", &piece.path))?;
+            let want_bytes = CHUNK_BYTES.min(piece.length_bytes - done_bytes);
+            let chunk = match &piece.contents {
+                Contents::Memory(bytes) => &bytes[done_bytes..done_bytes + want_bytes],
+                Contents::File { file, path } => {
+                    let chunk = &mut raw[..want_bytes];
+                    file.read_exact_at(chunk, piece.offset + done_bytes as u64)
+                        .map_err(super::file("read", path))?;
+                    chunk
+                }
+            };
             hasher.update(chunk);
             let encoded = match chunk.is_empty() {
                 true => None,
@@ -334,111 +395,168 @@ impl Shared {
 }
 
 impl Directory {
-    fn open(&mut self, name: &str) -> Result<&mut Followed> {
-        if !self.files.contains_key(name) {
-            let path = self.path.join(name);
+    /// All that CRIU has written here is known now; what came from memory is, too.
+    fn complete(&mut self) -> Result<()> {
+        for (name, size_bytes) in manifest::list(&self.path)? {
+            let path = self.path.join(&name);
             let file = fs::OpenOptions::new()
                 .read(true)
                 .custom_flags(libc::O_NOFOLLOW)
                 .open(&path)
                 .map_err(super::file("open", &path))?;
-            let followed = Followed {
-                file: Arc::new(file),
-                next_offset: 0,
-                size_bytes: None,
-                digests: Vec::new(),
+            let image = Image {
+                file: Some(Arc::new(file)),
+                size_bytes,
+                ..Image::default()
             };
-            self.files.insert(name.to_owned(), followed);
-        }
-        // It is there: it was, or has just been put there.
-        self.files.get_mut(name).ok_or(BulkError::Incomplete)
-    }
-
-    /// Finds files that have appeared, at most every [`LOOK_DUR`].
-    fn look(&mut self) -> Result<()> {
-        if self
-            .looked_at
-            .is_some_and(|looked_at| looked_at.elapsed() < LOOK_DUR)
-        {
-            return Ok(());
-        }
-        self.looked_at = Some(Instant::now());
-        for (name, _) in manifest::list(&self.path)? {
-            if name.starts_with(GROWING_PREFIX) {
-                self.open(&name)?;
-            }
-        }
-        Ok(())
-    }
-
-    fn complete(&mut self) -> Result<()> {
-        for (name, size_bytes) in manifest::list(&self.path)? {
-            self.open(&name)?.size_bytes = Some(size_bytes);
+            self.files.insert(name, image);
         }
         self.complete = true;
         Ok(())
     }
 
-    fn next_piece(&mut self) -> Result<Option<Piece>> {
-        if !self.complete {
-            self.look()?;
-        }
-        for (name, followed) in &mut self.files {
-            let path = || self.path.join(name);
-            let offset = followed.next_offset;
-            let length_bytes = match followed.size_bytes {
-                Some(0) if followed.digests.is_empty() => 0,
-                Some(size_bytes) if offset < size_bytes => PIECE_BYTES.min(size_bytes - offset),
-                Some(_) => continue,
-                None => {
-                    let metadata = followed
-                        .file
-                        .metadata()
-                        .map_err(super::file("look at", &path()))?;
-                    // Only whole pieces, so that each has one digest.
-                    if metadata.len() < offset + PIECE_BYTES {
-                        continue;
-                    }
-                    PIECE_BYTES
-                }
-            };
-            followed.next_offset += length_bytes;
-            followed.digests.push(None);
-            self.in_flight += 1;
-            return Ok(Some(Piece {
-                number: self.number,
-                name: name.clone(),
-                file: Arc::clone(&followed.file),
-                path: path(),
-                offset,
-                length_bytes: length_bytes as usize,
-            }));
-        }
-        Ok(None)
+    fn next_piece(&mut self) -> Option<Piece> {
+        let piece = match self.waiting.pop_front() {
+            Some(piece) => piece,
+            None => self
+                .files
+                .iter_mut()
+                .find_map(|(name, image)| image.next_piece(self.number, name, &self.path))?,
+        };
+        self.in_flight += 1;
+        Some(piece)
     }
 
     fn sent(&mut self, piece: &Piece, digest: u64) {
         self.in_flight -= 1;
-        if let Some(followed) = self.files.get_mut(&piece.name) {
-            followed.digests[(piece.offset / PIECE_BYTES) as usize] = Some(digest);
+        if let Some(image) = self.files.get_mut(&piece.name) {
+            image.digests[(piece.offset / PIECE_BYTES) as usize] = Some(digest);
         }
     }
 
     fn is_sent(&self) -> bool {
-        self.complete && self.in_flight == 0 && self.ended.iter().all(|ended| *ended)
+        self.complete
+            && self.waiting.is_empty()
+            && self.in_flight == 0
+            && self.ended.iter().all(|ended| *ended)
     }
 
     fn manifest(&self) -> Manifest {
-        let entry = |(name, followed): (&String, &Followed)| {
-            let size_bytes = followed.size_bytes.unwrap_or(0);
-            let digests = match size_bytes {
+        let entry = |(name, image): (&String, &Image)| {
+            let digests: Vec<u64> = match image.size_bytes {
                 0 => Vec::new(),
-                _ => followed.digests.iter().copied().flatten().collect(),
+                _ => image.digests.iter().copied().flatten().collect(),
             };
-            Entry::of_pieces(name.clone(), size_bytes, &digests)
+            Entry::of_pieces(name.clone(), image.size_bytes, &digests)
         };
         Manifest {
             files: self.files.iter().map(entry).collect(),
         }
+    }
+}
+
+impl Image {
+    fn next_piece(&mut self, number: u32, name: &str, dir: &Path) -> Option<Piece> {
+        let file = Arc::clone(self.file.as_ref()?);
+        let offset = self.next_offset;
+        // An empty file is one empty piece.
+        if offset >= self.size_bytes && !self.digests.is_empty() {
+            return None;
+        }
+        let length_bytes = PIECE_BYTES.min(self.size_bytes - offset);
+        self.next_offset += length_bytes;
+        self.digests.push(None);
+        Some(Piece {
+            number,
+            name: name.to_owned(),
+            contents: Contents::File {
+                file,
+                path: dir.join(name),
+            },
+            offset,
+            length_bytes: length_bytes as usize,
+        })
+    }
+}
+
+/// Cuts the memory that a page server takes into pieces.
+struct Memory {
+    shared: Arc<Shared>,
+    name: String,
+    piece: Vec<u8>,
+}
+
+impl Memory {
+    fn new(shared: Arc<Shared>) -> Self {
+        Self {
+            shared,
+            name: String::new(),
+            piece: Vec::new(),
+        }
+    }
+
+    /// Waits for a place for the piece. CRIU waits meanwhile, and what it dumps.
+    fn push(&mut self) -> io::Result<()> {
+        if self.piece.is_empty() {
+            return Ok(());
+        }
+        let bytes = std::mem::take(&mut self.piece);
+        let mut feed = self.shared.lock();
+        loop {
+            let stopping = feed.stopping;
+            let Some(directory) = feed.current.as_mut().filter(|_| !stopping) else {
+                return Err(io::Error::other("the connections to the destination ended"));
+            };
+            if directory.waiting.len() < MAX_WAITING {
+                let number = directory.number;
+                let image = directory.files.entry(self.name.clone()).or_default();
+                let offset = image.size_bytes;
+                if !offset.is_multiple_of(PIECE_BYTES) {
+                    return Err(io::Error::other(
+                        "CRIU goes back to memory that it had left",
+                    ));
+                }
+                image.size_bytes += bytes.len() as u64;
+                image.digests.push(None);
+                directory.waiting.push_back(Piece {
+                    number,
+                    name: self.name.clone(),
+                    offset,
+                    length_bytes: bytes.len(),
+                    contents: Contents::Memory(bytes),
+                });
+                self.shared.changed.notify_all();
+                return Ok(());
+            }
+            feed = self.shared.wait(feed, None);
+        }
+    }
+}
+
+impl PageSink for Memory {
+    fn append(&mut self, name: &str, input: &mut dyn Read, count_bytes: u64) -> io::Result<()> {
+        if self.name != name {
+            self.push()?;
+            name.clone_into(&mut self.name);
+        }
+        let mut left_bytes = count_bytes;
+        while left_bytes > 0 {
+            let have_bytes = self.piece.len();
+            let take_bytes = left_bytes.min(PIECE_BYTES - have_bytes as u64) as usize;
+            self.piece.reserve_exact(PIECE_BYTES as usize - have_bytes);
+            let read_bytes = input.take(take_bytes as u64).read_to_end(&mut self.piece)?;
+            if read_bytes < take_bytes {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            left_bytes -= take_bytes as u64;
+            if self.piece.len() as u64 == PIECE_BYTES {
+                self.push()?;
+            }
+        }
+        Ok(())
+    }
+
+    fn finish(&mut self) -> io::Result<()> {
+        self.push()
     }
 }

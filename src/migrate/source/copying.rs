@@ -1,14 +1,18 @@
 //! Rounds of pre-copy, and the freeze after them.
 
 use std::fs::DirBuilder;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::session::Session;
-use super::{ANSWER_LIMIT_DUR, Failure, Frozen, Held, Negotiated, SourceError, Stopped, Workload};
+use super::{
+    ANSWER_LIMIT_DUR, Failure, Frozen, Held, Negotiated, SourceError, Stopped, Target, Workload,
+};
 use crate::criu::stats::PAGE_BYTES;
 use crate::image::rounds;
+use crate::migrate::bulk;
 use crate::migrate::precopy::{self, Decision, Forecast, Round};
 use crate::migrate::progress::{self, Event};
 use crate::migrate::protocol::{self, Message, Phase, RoundVerified};
@@ -82,11 +86,16 @@ impl<'a, W: Workload> PreCopying<'a, W> {
         meter.watch(&dir);
         meter.expect(expected_bytes);
         let began_at = Instant::now();
-        session.begin_images(&dir);
+        let parent = rounds::parent(number);
+        let target = Target {
+            images: &dir,
+            parent: parent.as_deref(),
+            pages: session.take_pages(&dir)?,
+        };
         let stats = self
             .workload
-            .pre_dump(&dir, rounds::parent(number).as_deref())
-            .map_err(|source| SourceError::PreDump { number, source })?;
+            .pre_dump(target)
+            .map_err(|source| session.explain_dump(SourceError::PreDump { number, source }))?;
         rounds::check_link(&session.images.path, number)
             .map_err(|source| SourceError::Chain { source })?;
         let manifest = session.hand_over(session.patience)?;
@@ -165,10 +174,14 @@ impl<'a, W: Workload> PreCopying<'a, W> {
         let dumped = ready.and_then(|dir| {
             meter.watch(&dir);
             let parent = rounds::parent(session.rounds);
-            session.begin_images(&dir);
+            let target = Target {
+                images: &dir,
+                parent: parent.as_deref(),
+                pages: session.take_pages(&dir)?,
+            };
             workload
-                .dump(&dir, parent.as_deref())
-                .map_err(|source| SourceError::Dump { source })
+                .dump(target)
+                .map_err(|source| session.explain_dump(SourceError::Dump { source }))
         });
         match dumped {
             Ok(held) => {
@@ -196,10 +209,23 @@ impl Session<'_> {
         rounds::directory(&self.images.path, self.rounds)
     }
 
-    /// CRIU is about to write images into `dir`.
-    fn begin_images(&self, dir: &Path) {
-        if let Some(bulk) = &self.bulk {
-            bulk.begin(self.rounds, dir);
+    /// CRIU is about to write images into `dir`. Returns where the memory goes instead, if the destination does not see that.
+    fn take_pages(&self, dir: &Path) -> Result<Option<OwnedFd>, SourceError> {
+        let Some(bulk) = &self.bulk else {
+            return Ok(None);
+        };
+        let parent = self.rounds.checked_sub(1);
+        let parent = parent.map(|number| rounds::directory(&self.images.path, number));
+        bulk.begin(self.rounds, dir, parent.as_deref())
+            .map(Some)
+            .map_err(|source| SourceError::Bulk { source })
+    }
+
+    /// A dump also fails because its memory does not get away, which CRIU cannot say.
+    fn explain_dump(&mut self, error: SourceError) -> SourceError {
+        match self.bulk.as_ref().and_then(bulk::Sender::failure) {
+            Some(failure) => self.explain(failure),
+            None => error,
         }
     }
 

@@ -121,7 +121,7 @@ impl Session<'_> {
     }
 
     /// A destination that gives up ends the connections of the images; why, it says on this one.
-    fn explain(&mut self, error: BulkError) -> SourceError {
+    pub(super) fn explain(&mut self, error: BulkError) -> SourceError {
         match self
             .channel
             .receive(&[], Patience::within(FAREWELL_LIMIT_DUR))

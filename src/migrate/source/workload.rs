@@ -1,29 +1,39 @@
 //! What a source needs of a container.
 
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::time::Instant;
 
 use crate::criu::stats::DumpStats;
 use crate::migrate::Cause;
 
+/// Where images go.
+#[derive(Debug)]
+pub struct Target<'a> {
+    /// The directory.
+    pub images: &'a Path,
+    /// Where the earlier images are that these build on, relative to the directory.
+    pub parent: Option<&'a Path>,
+    /// A connection that takes the memory instead of the directory.
+    pub pages: Option<OwnedFd>,
+}
+
 /// A container that can be copied, stopped and dumped.
 pub trait Workload {
     /// See [`Held`].
     type Held: Held;
 
-    /// Copies the memory of the running container into `images`; only what has changed since, where there are earlier images, at `parent`
-    /// relative to `images`.
+    /// Copies the memory of the running container; only what has changed since, where there are earlier images.
     ///
     /// # Errors
     /// Whatever prevents it. The container runs on.
-    fn pre_dump(&mut self, images: &Path, parent: Option<&Path>) -> Result<DumpStats, Cause>;
+    fn pre_dump(&mut self, target: Target) -> Result<DumpStats, Cause>;
 
-    /// Stops the container and writes its images into `images`, with `parent` as for [`Self::pre_dump`]. What was done is undone on failure: the
-    /// container runs on.
+    /// Stops the container and writes its images. What was done is undone on failure: the container runs on.
     ///
     /// # Errors
     /// Whatever prevents the dump.
-    fn dump(self, images: &Path, parent: Option<&Path>) -> Result<Self::Held, Cause>;
+    fn dump(self, target: Target) -> Result<Self::Held, Cause>;
 }
 
 /// A dumped container that stands still until it is told what to do.

@@ -13,7 +13,7 @@ use crate::migrate::destination::{self, Host};
 use crate::migrate::preamble::{Facts, Local, Preamble};
 use crate::migrate::protocol::Side;
 use crate::migrate::recipe::Recipe;
-use crate::migrate::source::{self, Workload};
+use crate::migrate::source::{self, Target, Workload};
 use crate::migrate::{Cause, facts};
 
 /// What a container is on one host.
@@ -107,7 +107,8 @@ impl Workload for Container {
     type Held = HeldDump;
 
     /// A container that changes half of its memory in each round.
-    fn pre_dump(&mut self, images: &Path, parent: Option<&Path>) -> Result<DumpStats, Cause> {
+    fn pre_dump(&mut self, target: Target) -> Result<DumpStats, Cause> {
+        let Target { images, parent, .. } = target;
         let number = self.rounds;
         self.rounds += 1;
         match self.fault {
@@ -123,7 +124,8 @@ impl Workload for Container {
         })
     }
 
-    fn dump(self, images: &Path, parent: Option<&Path>) -> Result<HeldDump, Cause> {
+    fn dump(self, target: Target) -> Result<HeldDump, Cause> {
+        let Target { images, parent, .. } = target;
         link_parent(images, parent)?;
         let held = HeldDump {
             world: Arc::clone(&self.world),

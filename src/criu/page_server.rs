@@ -1,0 +1,357 @@
+//! A page server: takes the memory that CRIU dumps, instead of the image directory.
+//!
+//! CRIU sends records of 32 bytes, followed by the pages where there are any, over a socket that it inherits (criu/page-xfer.c). This end writes
+//! the maps, which say what lies where, into the image directory as CRIU itself would, because they are small and the next dump of a chain asks
+//! for them; the pages go to a [`PageSink`].
+//!
+//! ```text
+//! record  command:u32 (flags in the upper half)  padding:u32  pages:u64  address:u64  image:u64   in the byte order of the machine
+//! ```
+
+use std::collections::HashMap;
+use std::fs::{self, File};
+use std::io::{self, BufWriter, Read, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+
+use nix::unistd::{SysconfVar, sysconf};
+use protobuf::CodedOutputStream;
+
+/// criu/include/magic.h
+const IMG_COMMON_MAGIC: u32 = 0x5456_4319;
+const PAGEMAP_MAGIC: u32 = 0x5608_4025;
+
+const RECORD_BYTES: usize = 32;
+const ADD: u16 = 1;
+const HOLE: u16 = 2;
+const OPEN2: u16 = 4;
+const PARENT: u16 = 5;
+const ADD_F: u16 = 6;
+const CLOSE: u16 = 0x1023;
+const FORCE_CLOSE: u16 = 0x1024;
+
+/// Flags of an entry in a map (criu/include/pagemap.h).
+const PE_PARENT: u32 = 1 << 0;
+const PE_PRESENT: u32 = 1 << 2;
+
+/// The memory of a process, and memory that processes share.
+const TYPE_PROCESS: u64 = 1;
+const TYPE_SHARED: u64 = 2;
+
+/// Takes the contents of the files of pages.
+pub trait PageSink: Send {
+    /// Appends the next `count_bytes` of `input` to the file `name`, such as `pages-1.img`.
+    ///
+    /// # Errors
+    /// Whatever prevents it: the dump fails then.
+    fn append(&mut self, name: &str, input: &mut dyn Read, count_bytes: u64) -> io::Result<()>;
+
+    /// Nothing more comes for any file.
+    ///
+    /// # Errors
+    /// As [`Self::append`].
+    fn finish(&mut self) -> io::Result<()>;
+}
+
+/// CRIU and this end do not understand each other, or the pages find no place.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PageServerError {
+    /// CRIU ended, or the sink failed.
+    #[error("cannot take the memory from CRIU")]
+    Connection {
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A map cannot be written.
+    #[error("cannot write {path}")]
+    Map {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A record that this end does not know.
+    #[error(
+        "CRIU sent the page server command {command:#x} for image {image:#x}, which rcm does not know"
+    )]
+    Unknown {
+        /// The command, without flags.
+        command: u16,
+        /// Of which memory.
+        image: u64,
+    },
+}
+
+type Result<T, E = PageServerError> = std::result::Result<T, E>;
+
+/// One image: a map, and the file of its pages.
+struct Image {
+    map: BufWriter<File>,
+    path: PathBuf,
+    pages: String,
+}
+
+struct Record {
+    command: u16,
+    flags: u32,
+    pages: u64,
+    address: u64,
+    image: u64,
+}
+
+/// Serves one dump or pre-dump into the image directory `dir`, whose parent in the chain is `parent`, until CRIU says that it was all.
+///
+/// # Errors
+/// [`PageServerError`]; CRIU's dump fails too, because this end of its socket closes.
+pub fn serve(
+    mut socket: UnixStream,
+    dir: &Path,
+    parent: Option<&Path>,
+    sink: &mut dyn PageSink,
+) -> Result<()> {
+    let page_bytes = sysconf(SysconfVar::PAGE_SIZE)
+        .ok()
+        .flatten()
+        .map_or(4096, |bytes| bytes as u64);
+    let mut images = HashMap::new();
+    loop {
+        let record = Record::read(&mut socket)?;
+        match record.command {
+            OPEN2 => {
+                let has_parent = has_parent(&record, parent)?;
+                let number = images.len() + 1;
+                images.insert(record.image, Image::create(dir, &record, number)?);
+                socket.write_all(&[u8::from(has_parent)]).map_err(lost)?;
+            }
+            PARENT => {
+                let has_parent = i32::from(has_parent(&record, parent)?);
+                socket.write_all(&has_parent.to_ne_bytes()).map_err(lost)?;
+            }
+            ADD | ADD_F | HOLE => {
+                let flags = match record.command {
+                    ADD => PE_PRESENT,
+                    HOLE => PE_PARENT,
+                    _ => record.flags,
+                };
+                let Some(image) = images.get_mut(&record.image) else {
+                    return Err(record.unknown());
+                };
+                image.add(&record, flags)?;
+                if flags & PE_PRESENT != 0 {
+                    let count_bytes = record.pages.checked_mul(page_bytes);
+                    let count_bytes = count_bytes.ok_or_else(|| record.unknown())?;
+                    sink.append(&image.pages, &mut socket, count_bytes)
+                        .map_err(lost)?;
+                }
+            }
+            CLOSE | FORCE_CLOSE => {
+                for image in images.values_mut() {
+                    image.map.flush().map_err(map_error(&image.path))?;
+                }
+                sink.finish().map_err(lost)?;
+                return socket.write_all(&0_i32.to_ne_bytes()).map_err(lost);
+            }
+            _ => return Err(record.unknown()),
+        }
+    }
+}
+
+fn lost(source: io::Error) -> PageServerError {
+    PageServerError::Connection { source }
+}
+
+fn map_error(path: &Path) -> impl FnOnce(io::Error) -> PageServerError {
+    let path = path.to_path_buf();
+    move |source| PageServerError::Map { path, source }
+}
+
+/// Whether the images before these have that memory: then CRIU leaves out what has not changed.
+fn has_parent(record: &Record, parent: Option<&Path>) -> Result<bool> {
+    let map = map_name(record)?;
+    Ok(parent.is_some_and(|parent| fs::symlink_metadata(parent.join(map)).is_ok()))
+}
+
+fn map_name(record: &Record) -> Result<String> {
+    let id = record.image >> 8;
+    match record.image & 0xff {
+        TYPE_PROCESS => Ok(format!("pagemap-{id}.img")),
+        TYPE_SHARED => Ok(format!("pagemap-shmem-{id}.img")),
+        _ => Err(record.unknown()),
+    }
+}
+
+impl Record {
+    fn read(socket: &mut UnixStream) -> Result<Self> {
+        let mut bytes = [0; RECORD_BYTES];
+        socket.read_exact(&mut bytes).map_err(lost)?;
+        let number = |at: usize| {
+            let mut number = [0; 8];
+            number.copy_from_slice(&bytes[at..at + 8]);
+            u64::from_ne_bytes(number)
+        };
+        let command = u32::from_ne_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
+        Ok(Self {
+            command: command as u16,
+            flags: command >> 16,
+            pages: number(8),
+            address: number(16),
+            image: number(24),
+        })
+    }
+
+    fn unknown(&self) -> PageServerError {
+        PageServerError::Unknown {
+            command: self.command,
+            image: self.image,
+        }
+    }
+}
+
+impl Image {
+    fn create(dir: &Path, record: &Record, number: usize) -> Result<Self> {
+        let path = dir.join(map_name(record)?);
+        let file = fs::OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&path)
+            .map_err(map_error(&path))?;
+        let mut image = Self {
+            map: BufWriter::new(file),
+            path,
+            pages: format!("pages-{number}.img"),
+        };
+        let mut magic = IMG_COMMON_MAGIC.to_le_bytes().to_vec();
+        magic.extend(PAGEMAP_MAGIC.to_le_bytes());
+        image
+            .map
+            .write_all(&magic)
+            .map_err(map_error(&image.path))?;
+        // pagemap_head (images/pagemap.proto)
+        image.write(|out| out.write_uint32(1, number as u32))?;
+        Ok(image)
+    }
+
+    fn add(&mut self, record: &Record, flags: u32) -> Result<()> {
+        // pagemap_entry. CRIU before 4.1 knows the number of pages as field 2 only; newer ones have field 5 for more than that holds.
+        self.write(|out| {
+            out.write_uint64(1, record.address)?;
+            out.write_uint32(2, record.pages.try_into().unwrap_or(u32::MAX))?;
+            out.write_uint32(4, flags)?;
+            out.write_uint64(5, record.pages)
+        })
+    }
+
+    /// Appends one message with its length.
+    fn write(
+        &mut self,
+        fill: impl FnOnce(&mut CodedOutputStream) -> protobuf::Result<()>,
+    ) -> Result<()> {
+        let mut bytes = Vec::new();
+        let mut out = CodedOutputStream::vec(&mut bytes);
+        let filled = fill(&mut out).and_then(|()| out.flush());
+        drop(out);
+        filled
+            .map_err(io::Error::other)
+            .and_then(|()| self.map.write_all(&(bytes.len() as u32).to_le_bytes()))
+            .and_then(|()| self.map.write_all(&bytes))
+            .map_err(map_error(&self.path))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Default)]
+    struct Taken(Vec<(String, Vec<u8>)>, bool);
+
+    impl PageSink for Taken {
+        fn append(&mut self, name: &str, input: &mut dyn Read, count: u64) -> io::Result<()> {
+            let mut bytes = vec![0; count as usize];
+            input.read_exact(&mut bytes)?;
+            self.0.push((name.to_owned(), bytes));
+            Ok(())
+        }
+
+        fn finish(&mut self) -> io::Result<()> {
+            self.1 = true;
+            Ok(())
+        }
+    }
+
+    fn record(command: u32, pages: u64, address: u64, image: u64) -> Vec<u8> {
+        let mut bytes = command.to_ne_bytes().to_vec();
+        bytes.extend([0; 4]);
+        for number in [pages, address, image] {
+            bytes.extend(number.to_ne_bytes());
+        }
+        bytes
+    }
+
+    #[test]
+    fn maps_are_written_and_pages_passed_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let parent = tempfile::tempdir().unwrap();
+        fs::write(parent.path().join("pagemap-7.img"), "").unwrap();
+        let (mut criu, ours) = UnixStream::pair().unwrap();
+        let (process, shared) = (7 << 8 | TYPE_PROCESS, 9 << 8 | TYPE_SHARED);
+        let page = [5; 4096];
+        let mut sent = record(OPEN2.into(), 0, 0, process);
+        sent.extend(record(
+            u32::from(ADD_F) | PE_PRESENT << 16,
+            1,
+            0x1000,
+            process,
+        ));
+        sent.extend(page);
+        sent.extend(record(
+            u32::from(ADD_F) | PE_PARENT << 16,
+            3,
+            0x2000,
+            process,
+        ));
+        sent.extend(record(PARENT.into(), 0, 0, shared));
+        sent.extend(record(OPEN2.into(), 0, 0, shared));
+        sent.extend(record(FORCE_CLOSE.into(), 0, 0, 0));
+        criu.write_all(&sent).unwrap();
+        let mut taken = Taken::default();
+        serve(ours, dir.path(), Some(parent.path()), &mut taken).unwrap();
+        let mut said = Vec::new();
+        criu.read_to_end(&mut said).unwrap();
+        assert_eq!(said, [1, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+        assert_eq!(taken.0, [("pages-1.img".to_owned(), page.to_vec())]);
+        assert!(taken.1);
+        let map = fs::read(dir.path().join("pagemap-7.img")).unwrap();
+        let head = [
+            0x19, 0x43, 0x56, 0x54, 0x25, 0x40, 0x08, 0x56, 2, 0, 0, 0, 8, 1,
+        ];
+        assert_eq!(map[..14], head);
+        let entry = [9, 0, 0, 0, 8, 0x80, 0x20, 16, 1, 32, 4, 40, 1];
+        assert_eq!(map[14..27], entry);
+        assert_eq!(map.len(), 40);
+        assert!(dir.path().join("pagemap-shmem-9.img").exists());
+    }
+
+    #[test]
+    fn what_is_not_understood_ends_it() {
+        let dir = tempfile::tempdir().unwrap();
+        for sent in [
+            record(99, 0, 0, 7 << 8 | TYPE_PROCESS),
+            record(OPEN2.into(), 0, 0, 7 << 8 | 77),
+            // Pages of an image that was not opened.
+            record(ADD.into(), 1, 0, 7 << 8 | TYPE_PROCESS),
+            // The end of the connection inside a record.
+            vec![0; 3],
+        ] {
+            let (mut criu, ours) = UnixStream::pair().unwrap();
+            criu.write_all(&sent).unwrap();
+            drop(criu);
+            assert!(serve(ours, dir.path(), None, &mut Taken::default()).is_err());
+        }
+    }
+}
