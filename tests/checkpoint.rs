@@ -839,34 +839,6 @@ fn a_container_that_starts_programs_all_the_time() {
     assert_counts(&bundle);
 }
 
-/// A lazy dump is committed when its page server listens, and can fail after that: here because the peer resets the connection.
-#[test]
-fn a_lazy_dump_whose_peer_fails_does_not_leave_the_container_frozen() {
-    let host = Host::new();
-    let bundle = counter(&host, |bundle| bundle);
-    let images = images(&host, "images");
-    let port = std::net::TcpListener::bind("127.0.0.1:0")
-        .and_then(|listener| listener.local_addr())
-        .unwrap()
-        .port();
-    let mut running = checkpoint(&host, &bundle, &images)
-        .arg("--lazy-pages")
-        .arg("--page-server")
-        .arg(format!("127.0.0.1:{port}"))
-        .spawn();
-    wait_until("the page server was reached or the dump has ended", || {
-        let reached = std::net::TcpStream::connect(("127.0.0.1", port)).is_ok_and(|mut peer| {
-            // No request of CRIU's page protocol.
-            std::io::Write::write_all(&mut peer, &[0xff; 64]).is_ok()
-        });
-        reached || !running.is_running()
-    });
-    let output = running.wait();
-    assert_ne!(output.code(), 0, "{output:?}");
-    assert_eq!(host.status("web"), "running", "{output:?}");
-    assert_counts(&bundle);
-}
-
 #[test]
 fn the_container_runs_on_whenever_rcm_is_killed() {
     let host = Host::new();

@@ -85,6 +85,20 @@ pub enum Error {
         /// What to do.
         remedy: &'static str,
     },
+    /// The page server of a lazy dump would not get its pipe.
+    #[error(
+        "a lazy dump needs a pipe of {needed_bytes} bytes, and the kernel refuses it: raise the limit (`sysctl -w fs.pipe-max-size={limit_bytes}`) or \
+         give rcm CAP_SYS_RESOURCE"
+    )]
+    Pipe {
+        /// What it needs.
+        needed_bytes: usize,
+        /// What `/proc/sys/fs/pipe-max-size` must have.
+        limit_bytes: usize,
+        /// What the kernel says.
+        #[source]
+        source: Errno,
+    },
     /// CRIU could not be started.
     #[error("cannot start {path}")]
     Start {

@@ -9,6 +9,7 @@ use super::binary::{Criu, Version};
 use super::error::{Action, Error};
 use super::rpc;
 use super::session::{Job, Session, Surroundings};
+use crate::sys::pipe;
 
 /// The features that CRIU's feature check knows.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -19,6 +20,13 @@ pub struct Features {
     pub lazy_pages: bool,
     /// Processes are told apart by pidfds across pre-dumps.
     pub pidfd_store: bool,
+}
+
+/// The pipe through which the page server of a lazy dump reads (criu/include/page-pipe.h, `PIPE_MAX_SIZE` pages; 3.2 MiB with pages of 4 KiB).
+fn page_server_pipe_bytes() -> usize {
+    // 2^PAGE_ALLOC_COSTLY_ORDER pages of `struct pipe_buffer`s, of 40 bytes each on 64 bits.
+    let page_bytes = pipe::page_bytes();
+    (page_bytes << 3) / 40 * page_bytes
 }
 
 impl Criu {
@@ -58,6 +66,25 @@ impl Criu {
             "restore memory lazily",
             "--lazy-pages needs a kernel with CONFIG_USERFAULTFD, and userfaultfd not forbidden (vm.unprivileged_userfaultfd)",
         )
+    }
+
+    /// Checks that a dump can keep memory back and serve it: as [`Self::require_lazy_pages`], and that its page server gets its pipe.
+    ///
+    /// Without it CRIU goes on and fails at the first request that does not begin where one of its buffers does: `splice: Bad file descriptor`
+    /// (criu/page-xfer.c, `page_server_serve` does not look at what `pipe_read_dest_init` returns). The container was stopped then, and the restored one
+    /// lacks memory.
+    ///
+    /// # Errors
+    /// [`Error::Pipe`], or as [`Self::require_lazy_pages`].
+    pub fn require_lazy_dump(&self) -> Result<(), Error> {
+        self.require_lazy_pages()?;
+        let needed_bytes = page_server_pipe_bytes();
+        pipe::try_size(needed_bytes).map_err(|source| Error::Pipe {
+            needed_bytes,
+            // As the kernel rounds (fs/pipe.c, `round_pipe_size`).
+            limit_bytes: needed_bytes.next_power_of_two(),
+            source,
+        })
     }
 
     fn require_feature(

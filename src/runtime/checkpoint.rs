@@ -135,7 +135,7 @@ fn prepare(
     let spec = container.spec()?;
     let flags = &options.flags;
     if flags.lazy_pages {
-        criu.require_lazy_pages()?;
+        criu.require_lazy_dump()?;
     }
     flags.make_dirs()?;
     let track_memory = match &options.parent_path {

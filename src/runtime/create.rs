@@ -95,12 +95,7 @@ pub fn create(request: &CreateRequest) -> Result<Created> {
     }
 
     let record = new_record(request, &bundle, &lowered)?;
-    let mut container = Container::claim(&request.root, record, &text)?;
-    if let Err(error) = check_cgroup(container.record()) {
-        // Not `discard`: it would kill whose cgroup this is.
-        let _ = fs::remove_dir_all(container.dir());
-        return Err(error);
-    }
+    let mut container = claim(&request.root, record, &text)?;
     match set_up(request, &mut container, lowered, wants_terminal, lenient) {
         Ok((launched, terminal)) => Ok(Created {
             container,
@@ -355,6 +350,20 @@ pub(crate) fn check_console(request: &CreateRequest, wants_terminal: bool) -> Re
         (false, Some(_)) => Err(Error::ConsoleSocketUseless),
         _ => Ok(()),
     }
+}
+
+/// Claims the id and the cgroup.
+///
+/// # Errors
+/// As [`Container::claim`], [`Error::CgroupNotEmpty`], [`Error::CgroupFrozen`].
+pub(crate) fn claim(root: &Path, record: Record, spec_json: &[u8]) -> Result<Container> {
+    let container = Container::claim(root, record, spec_json)?;
+    if let Err(error) = check_cgroup(container.record()) {
+        // Not `discard`: it would kill whose cgroup this is.
+        let _ = fs::remove_dir_all(container.dir());
+        return Err(error);
+    }
+    Ok(container)
 }
 
 /// Checks that no one else lives in the container's cgroup: a failed creation, and deleting the container, kill what is in there.

@@ -101,7 +101,7 @@ pub fn begin(criu: &Criu, request: &RestoreRequest) -> Result<HeldRestore> {
     }
     let lowered = lower::lower(given, &request.id, &bundle, request.systemd_cgroup)?;
     let record = create::new_record(&as_created, &bundle, &lowered)?;
-    let container = Container::claim(&request.root, record, &text)?;
+    let container = create::claim(&request.root, record, &text)?;
     match restore(criu, request, &container, &lowered, wants_terminal) {
         Ok(held) => Ok(HeldRestore {
             container,

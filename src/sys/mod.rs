@@ -11,6 +11,7 @@ pub mod mount;
 pub mod namespace;
 pub mod network;
 pub mod node;
+pub mod pipe;
 pub mod process;
 pub mod rooted;
 pub mod seal;
