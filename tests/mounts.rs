@@ -227,7 +227,7 @@ fn wrong_idmapped_mounts_are_refused() {
         ),
         (
             json!({"options": ["bind"], "uidMappings": ids(0, 1, 0), "gidMappings": map}),
-            "cannot map the user ids",
+            "id-mapping: cannot map the user ids",
         ),
         (
             json!({"source": "/proc", "options": ["bind"], "uidMappings": map, "gidMappings": map}),

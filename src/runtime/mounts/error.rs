@@ -38,6 +38,15 @@ pub enum StageError {
         #[source]
         source: Errno,
     },
+    /// The kernel does not take the ids of an idmapped mount.
+    #[error("failed to create userns for {source_path} id-mapping")]
+    Mapping {
+        /// What shall be mounted.
+        source_path: PathBuf,
+        /// Why it failed.
+        #[source]
+        source: NamespaceError,
+    },
     /// The host has these flags on the mount, and a user namespace cannot take them away.
     #[error("error mounting to rootfs at {destination}: cannot clear locked flags {flags:?}")]
     Locked {

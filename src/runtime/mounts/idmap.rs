@@ -128,7 +128,12 @@ pub(super) fn open_namespace(path: &Path) -> Result<OwnedFd> {
 /// Gives a tree the ids of a mount.
 pub(super) fn map(tree: &Tree, mount: &Mount, ids: &Mapping, scope: Scope) -> Result<()> {
     let user = match ids {
-        Mapping::Ranges { uids, gids } => user_namespace(uids, gids)?,
+        Mapping::Ranges { uids, gids } => {
+            user_namespace(uids, gids).map_err(|source| StageError::Mapping {
+                source_path: mount.source().clone().unwrap_or_default(),
+                source,
+            })?
+        }
         Mapping::Joined(path) => open_namespace(path)?,
     };
     tree.map_ids(user.as_fd(), scope)
