@@ -9,7 +9,7 @@ use crate::migrate::destination::DestinationError;
 use crate::migrate::facts;
 use crate::migrate::journal;
 use crate::migrate::preamble::Facts;
-use crate::migrate::protocol::Side;
+use crate::migrate::protocol::{ANY, Side};
 use crate::migrate::relay;
 use crate::migrate::resolve::ResolveError;
 use crate::migrate::source::Failure;
@@ -19,6 +19,7 @@ mod args;
 mod mode;
 mod receive;
 mod send;
+mod serve;
 mod settle;
 mod show;
 mod streaming;
@@ -27,6 +28,7 @@ pub use args::Args;
 
 use receive::receive;
 use send::send;
+use serve::serve;
 use settle::{cancel, settle, status};
 
 /// The name of the command.
@@ -97,6 +99,7 @@ pub fn run(globals: &Globals, args: Args) -> anyhow::Result<i32> {
     }
     match &args.destination {
         Some(destination) => send(globals, &args, destination.clone(), &image_path),
+        None if args.id == ANY => serve(globals, &args, &image_path),
         None => receive(globals, &args, &image_path),
     }
 }

@@ -38,8 +38,6 @@ const RESUME_ATTEMPTS: u32 = 3;
 pub struct Setup {
     /// rcm's state directory.
     pub root: PathBuf,
-    /// Which container.
-    pub container: String,
     /// The image store.
     pub image_path: PathBuf,
     /// How long the source may take from the last images to the commit; rounds before them take as long as they take.
@@ -219,7 +217,7 @@ impl<H: Host> Committed<H> {
             Err(source) => {
                 session.images.keep = true;
                 let error = DestinationError::NotStarted {
-                    container: session.setup.container.clone(),
+                    container: session.preamble.container.clone(),
                     images: session.dump(),
                     source,
                 };

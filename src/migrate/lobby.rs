@@ -58,37 +58,36 @@ enum Refusal {
     Rendezvous(#[from] RendezvousError),
 }
 
-impl Lobby {
-    /// Listens on `address`, or on the default port of all addresses.
-    ///
-    /// # Errors
-    /// [`TransportError::Listen`].
-    pub fn open(
-        address: Option<SocketAddr>,
-        acquaintance: Acquaintance,
-        trust: Trust,
-    ) -> Result<Self, TransportError> {
-        let bind = |address: SocketAddr| {
-            TcpListener::bind(address)
-                .and_then(|listener| listener.set_nonblocking(true).map(|()| listener))
-                .map_err(|source| TransportError::Listen { address, source })
-        };
-        let listener = match address {
-            Some(address) => bind(address)?,
-            // `[::]` takes IPv4 too, unless the host has no IPv6 at all.
-            None => {
-                bind((Ipv6Addr::UNSPECIFIED, DEFAULT_PORT).into()).or_else(|error| match error {
-                    TransportError::Listen { source, .. }
-                        if source.raw_os_error() == Some(libc::EAFNOSUPPORT)
-                            || source.kind() == ErrorKind::AddrNotAvailable =>
-                    {
-                        bind((Ipv4Addr::UNSPECIFIED, DEFAULT_PORT).into())
-                    }
-                    error => Err(error),
-                })?
+/// Listens on `address`, or on the default port of all addresses.
+///
+/// # Errors
+/// [`TransportError::Listen`].
+pub fn listen(address: Option<SocketAddr>) -> Result<TcpListener, TransportError> {
+    let bind = |address: SocketAddr| {
+        TcpListener::bind(address)
+            .and_then(|listener| listener.set_nonblocking(true).map(|()| listener))
+            .map_err(|source| TransportError::Listen { address, source })
+    };
+    match address {
+        Some(address) => bind(address),
+        // `[::]` takes IPv4 too, unless the host has no IPv6 at all.
+        None => bind((Ipv6Addr::UNSPECIFIED, DEFAULT_PORT).into()).or_else(|error| match error {
+            TransportError::Listen { source, .. }
+                if source.raw_os_error() == Some(libc::EAFNOSUPPORT)
+                    || source.kind() == ErrorKind::AddrNotAvailable =>
+            {
+                bind((Ipv4Addr::UNSPECIFIED, DEFAULT_PORT).into())
             }
-        };
-        Ok(Self {
+            error => Err(error),
+        }),
+    }
+}
+
+impl Lobby {
+    /// At an open port, of [`listen`].
+    #[must_use]
+    pub fn new(listener: TcpListener, acquaintance: Acquaintance, trust: Trust) -> Self {
+        Self {
             listener,
             without_store: trust.key_without_store().map(|secret| Acquaintance {
                 secret,
@@ -99,7 +98,7 @@ impl Lobby {
             trust,
             doorbell: None,
             guests: VecDeque::new(),
-        })
+        }
     }
 
     /// The address that is listened on, with the port that the kernel chose for port 0.

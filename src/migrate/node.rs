@@ -8,10 +8,13 @@ use oci_spec::runtime::{LinuxNamespaceType, Spec};
 
 use super::Cause;
 use super::destination::{Held, Host};
+use super::journal::{self, Lock};
 use super::preamble::{CriuChoices, Facts, Local, Preamble};
 use super::preflight;
 use super::recipe::Recipe;
+use super::resolve::tidy_up;
 use crate::criu::Criu;
+use crate::runtime::container::validate_id;
 use crate::runtime::lower;
 use crate::runtime::restore::{self, HeldRestore, RestoreRequest, Restored};
 use crate::runtime::spec;
@@ -33,6 +36,32 @@ pub struct Node {
     pub choices: CriuChoices,
     /// Where CRIU logs.
     pub work_path: PathBuf,
+    /// For a receiver that takes any container: the id, bundle and work directory of each are then those of this.
+    pub any: Option<Any>,
+}
+
+/// What the containers of a receiver for any container have in common.
+#[derive(Debug)]
+pub struct Any {
+    /// The bundle of a container is the directory here that has its id.
+    bundles: Option<PathBuf>,
+    /// So is the directory in which CRIU logs.
+    work_paths: Option<PathBuf>,
+    /// Of the container that comes.
+    lock: Option<Lock>,
+}
+
+impl Any {
+    /// With directories in which each container has one with its id. Without them, the bundle is where the source has it, and CRIU logs where it does
+    /// for a receiver of that container.
+    #[must_use]
+    pub fn new(bundles: Option<PathBuf>, work_paths: Option<PathBuf>) -> Self {
+        Self {
+            bundles,
+            work_paths,
+            lock: None,
+        }
+    }
 }
 
 impl Node {
@@ -67,6 +96,39 @@ impl Host for Node {
 
     fn facts(&self) -> Facts {
         self.facts.clone()
+    }
+
+    fn expect(&mut self, preamble: &Preamble) {
+        let Some(any) = &mut self.any else { return };
+        any.lock = None;
+        // It becomes a part of paths. What is none leaves no name, and the preamble's is not that.
+        self.request.id = match validate_id(&preamble.container) {
+            Ok(()) => preamble.container.clone(),
+            Err(_) => String::new(),
+        };
+        self.bundle = any
+            .bundles
+            .as_ref()
+            .map(|bundles| bundles.join(&self.request.id));
+    }
+
+    fn claim(&mut self) -> Result<(), Cause> {
+        let Some(any) = &mut self.any else {
+            return Ok(());
+        };
+        let (root, id) = (&self.request.root, &self.request.id);
+        let lock = Lock::take(root, id)?;
+        tidy_up(root, id, &lock)?;
+        self.work_path = match &any.work_paths {
+            Some(work_paths) => {
+                let path = work_paths.join(id);
+                fs::create_dir_all(&path)?;
+                path
+            }
+            None => journal::make_work_dir(root, id)?,
+        };
+        any.lock = Some(lock);
+        Ok(())
     }
 
     fn inspect(&self, preamble: &Preamble) -> Local {

@@ -25,6 +25,9 @@ pub const VERSIONS: &[u16] = &[1];
 /// The TCP port of a receiver unless `--listen` or `--destination` says otherwise.
 pub const DEFAULT_PORT: u16 = 7260;
 
+/// The name of a receiver that takes any container, in the place of a container's.
+pub const ANY: &str = "-";
+
 /// One of the two ends.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

@@ -11,6 +11,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use super::journal;
+use super::protocol::ANY;
 use super::ssh::GREETING;
 use crate::sys::file::write_atomic;
 
@@ -113,7 +114,11 @@ pub fn run(root: &Path, container: &str) -> Result<()> {
     let no_receiver = || RelayError::NoReceiver {
         container: container.to_owned(),
     };
-    let path = journal::doorbell_path(root, container);
+    let path = [container, ANY]
+        .map(|name| journal::doorbell_path(root, name))
+        .into_iter()
+        .find(|path| path.exists())
+        .ok_or_else(no_receiver)?;
     let place = match fs::read(&path) {
         Ok(text) => serde_json::from_slice::<Place>(&text).map_err(|_| no_receiver())?,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(no_receiver()),

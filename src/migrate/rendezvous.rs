@@ -35,7 +35,7 @@ use std::path::{Path, PathBuf};
 use hmac::{Hmac, Mac};
 use sha2::Sha256;
 
-use super::protocol::{Bytes32, MigrationId, Side, hex, unhex};
+use super::protocol::{ANY, Bytes32, MigrationId, Side, hex, unhex};
 use super::trust::Trust;
 use crate::sys::file::write_atomic;
 
@@ -271,12 +271,22 @@ impl Drop for Rendezvous {
 /// # Errors
 /// [`RendezvousError::NotShared`] where the file is not there, [`RendezvousError::NotPrivate`] where others could have read or planted it.
 pub fn find(store: &Path, container: &str, receiver: &MigrationId, owner: u32) -> Result<Left> {
-    let path = path_of(store, container, receiver);
-    let mut opened = match fs::OpenOptions::new()
-        .read(true)
-        .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
-        .open(&path)
-    {
+    let open = |path: &Path| {
+        fs::OpenOptions::new()
+            .read(true)
+            .custom_flags(libc::O_NOFOLLOW | libc::O_NONBLOCK)
+            .open(path)
+    };
+    let (mut path, of_any) = (
+        path_of(store, container, receiver),
+        path_of(store, ANY, receiver),
+    );
+    let mut opened = open(&path);
+    if matches!(&opened, Err(error) if error.kind() == io::ErrorKind::NotFound) && of_any.exists() {
+        opened = open(&of_any);
+        path = of_any;
+    }
+    let mut opened = match opened {
         Ok(opened) => opened,
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             return Err(RendezvousError::NotShared { path });

@@ -56,6 +56,14 @@ pub enum ResolveError {
         /// Which.
         container: String,
     },
+    /// It must be settled before the container can come again.
+    #[error(
+        "the last migration of container \"{container}\" to this host is not settled: `rcm live-migrate {container} --resolve` settles it"
+    )]
+    Open {
+        /// Which.
+        container: String,
+    },
     /// The records cannot be used, or a migration is under way.
     #[error(transparent)]
     Journal(#[from] JournalError),
@@ -168,6 +176,29 @@ pub fn resolve(root: &Path, container: &str, means: &Means, _lock: &Lock) -> Res
         Side::Source => at_source(root, record),
         Side::Destination => at_destination(root, record, means),
     }
+}
+
+/// Removes what an earlier receiver of `container` has left here that was killed before the commit, and an earlier source after the end.
+///
+/// # Errors
+/// [`ResolveError::Open`] where the container may be this host's.
+pub fn tidy_up(root: &Path, container: &str, lock: &Lock) -> Result<()> {
+    journal::remove_litter(root, container)?;
+    let Some(record) = journal::read(root, container)? else {
+        return Ok(());
+    };
+    let left = match record.side {
+        Side::Source => record.phase == Phase::Committed,
+        Side::Destination => record.phase.may_roll_back() && !record.phase.is_final(),
+    };
+    if left {
+        resolve(root, container, &Means::default(), lock)?;
+    } else if record.side == Side::Destination && record.phase == Phase::Committed {
+        return Err(ResolveError::Open {
+            container: container.to_owned(),
+        });
+    }
+    Ok(())
 }
 
 fn at_source(root: &Path, record: JournalRecord) -> Result<Resolution> {

@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use super::destination::{self, DestinationError, Prepared, Setup};
-use super::lobby::Lobby;
+use super::lobby::{Lobby, listen};
 use super::preamble::{CriuChoices, Observed, Preamble};
 use super::precopy::Limits;
 use super::progress::Progress;
@@ -122,12 +122,11 @@ fn play(
 
     let trust = Trust::fresh().unwrap();
     let rendezvous = Rendezvous::leave(&store, "web", &trust).unwrap();
-    let lobby = Lobby::open(
-        Some((Ipv4Addr::LOCALHOST, 0).into()),
+    let lobby = Lobby::new(
+        listen(Some((Ipv4Addr::LOCALHOST, 0).into())).unwrap(),
         rendezvous.acquaintance(),
         trust,
-    )
-    .unwrap();
+    );
     let address = network(
         lobby.address().unwrap(),
         cut,
@@ -141,7 +140,6 @@ fn play(
     };
     let setup = Setup {
         root: destination_root.clone(),
-        container: "web".into(),
         image_path: store.clone(),
         limit_dur: Duration::from_secs(20),
         linger_dur: Duration::from_secs(3),

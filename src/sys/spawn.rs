@@ -6,6 +6,8 @@ use std::os::unix::process::CommandExt;
 use std::process::Command;
 
 use nix::errno::Errno;
+use nix::sys::signal::Signal;
+use nix::unistd::{ForkResult, Pid, fork};
 
 /// Hands `descriptors` to the program that `command` starts, each under the number that it has in this process.
 ///
@@ -24,6 +26,34 @@ pub fn unblock_signals(command: &mut Command) {
     // SAFETY: the closure runs between fork and exec and only changes the signal mask and actions, which is async-signal-safe; it allocates
     // nothing and takes no lock.
     unsafe { command.pre_exec(super::process::reset_signals) };
+}
+
+/// Executes `work` in a copy of this process, which ends with the status that it returns. The copy is asked to stop (SIGTERM) when this process ends.
+///
+/// # Errors
+/// `EBUSY` where this process has other threads: the copy would not have them, but the locks that they hold. As fork(2) otherwise.
+pub fn copy_process(work: impl FnOnce() -> i32) -> nix::Result<Pid> {
+    let threads = std::fs::read_dir("/proc/self/task").map_or(1, Iterator::count);
+    if threads != 1 {
+        return Err(Errno::EBUSY);
+    }
+    let parent = Pid::this();
+    // SAFETY: there is no other thread that could hold a lock.
+    match unsafe { fork()? } {
+        ForkResult::Parent { child } => Ok(child),
+        ForkResult::Child => {
+            let watched = nix::sys::prctl::set_pdeathsig(Signal::SIGTERM);
+            // A parent that was gone before that would not be noticed.
+            let status = match watched {
+                Ok(()) if Pid::parent() == parent => {
+                    // A panic must not return to the caller's caller, who is there twice.
+                    std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)).unwrap_or(101)
+                }
+                _ => 101,
+            };
+            std::process::exit(status)
+        }
+    }
 }
 
 fn clear_close_on_exec(descriptor: RawFd) -> std::io::Result<()> {

@@ -3,6 +3,7 @@
 //! Two state directories with two parent cgroups are the hosts, the loopback device is their network. A container counts; each number goes to a
 //! file that both "hosts" see, so a second copy, a restart or a lost step would show as a repetition or a gap.
 
+mod any;
 mod cancel;
 #[path = "../common/mod.rs"]
 mod common;

@@ -24,8 +24,13 @@ use crate::migrate::trust::{TlsFiles, Trust, TrustSettings};
 /// message names the command that settles it. A receiver without --detach stays as the container's parent and exits with its status.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The name of the container, the same on both hosts
-    #[arg(value_name = "CONTAINER-ID")]
+    /// The name of the container, the same on both hosts; - at a receiver for any
+    #[arg(
+        value_name = "CONTAINER-ID",
+        required = false,
+        required_unless_present = "any",
+        default_value_if("any", "true", "-")
+    )]
     pub id: String,
     /// The image store: a directory that both hosts share, or this host's own
     #[arg(long, value_name = "DIR", required_unless_present_any = ["relay", "status", "resolve", "cancel"])]
@@ -77,6 +82,11 @@ pub struct ReceiverArgs {
     /// The bundle here [default: the path that it has at the source]
     #[arg(long, short, value_name = "DIR")]
     pub bundle: Option<PathBuf>,
+    /// Take any container, one after the other, until a signal comes; the same as - for the container's name
+    ///
+    /// As with --detach. With --bundle DIR the bundle of a container is DIR/CONTAINER-ID.
+    #[arg(long, conflicts_with_all = ["id", "pid_file"])]
+    pub any: bool,
     /// Exit when the container runs here
     #[arg(long, short)]
     pub detach: bool,

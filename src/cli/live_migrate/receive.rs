@@ -1,21 +1,23 @@
 //! The destination.
 
+use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 
 use super::{Args, LINGER_DUR, PROMPT_DUR, SETTLE_LIMIT_DUR, look_around};
 use crate::cli::{Globals, absolute};
 use crate::migrate::cancel::Gate;
 use crate::migrate::destination::{self, Arrived, Prepared, Setup};
 use crate::migrate::journal::{self, Lock};
-use crate::migrate::lobby::Lobby;
-use crate::migrate::node::Node;
+use crate::migrate::lobby::{self, Lobby};
+use crate::migrate::node::{Any, Node};
 use crate::migrate::progress::{Event, Progress};
-use crate::migrate::protocol::{Phase, Side};
+use crate::migrate::protocol::{ANY, Side};
 use crate::migrate::rendezvous::Rendezvous;
 use crate::migrate::report::Outcome;
-use crate::migrate::resolve::{Means, resolve};
+use crate::migrate::resolve::tidy_up;
 use crate::runtime::foreground::Foreground;
 use crate::runtime::restore::{RestoreRequest, Restored};
 use crate::runtime::{Error, delete, engine};
@@ -24,58 +26,77 @@ use crate::sys::process::become_subreaper;
 
 pub fn receive(globals: &Globals, args: &Args, image_path: &Path) -> anyhow::Result<i32> {
     let mut progress = args.output.begin(&args.id, Side::Destination);
-    let taken = take(globals, args, image_path, &mut progress);
+    let port = Port::At(args.receiver.listen);
+    let taken = take(globals, args, image_path, port, &mut progress);
     // In the foreground too the migration is over now, and the container's own output comes after the report.
     args.output
         .end(progress, Outcome::Moved, taken.as_ref().map(|_| 0));
-    let Taken {
-        arrived,
-        interrupt,
-        lock,
-    } = taken?;
+    let mut taken = taken?;
     if args.receiver.detach {
-        return Ok(stay_until_settled(arrived, &args.id, &interrupt));
+        taken.settle(&args.id, SETTLE_LIMIT_DUR);
+        return Ok(0);
     }
     // A signal is for the container from here on, which may also be sent on.
     drop(Gate::hold(&globals.root));
-    drop(lock);
-    stay(arrived, interrupt)
+    drop(taken.lock);
+    stay(taken.arrived, taken.interrupt)
+}
+
+/// Where a receiver listens.
+pub enum Port {
+    /// At this address, or at the default one.
+    At(Option<SocketAddr>),
+    /// At an open port.
+    Open(TcpListener),
 }
 
 /// A container that runs here.
-struct Taken {
+pub struct Taken {
     arrived: Arrived<Restored>,
     interrupt: Interrupt,
-    lock: Lock,
+    /// None where the receiver was for any container: then the node has it.
+    lock: Option<Lock>,
+}
+
+impl Taken {
+    /// The source should know before this process is gone.
+    pub fn settle(&mut self, container: &str, limit_dur: Duration) {
+        let settlement = &mut self.arrived.settlement;
+        if !settlement.answer(limit_dur, Some(&self.interrupt)) {
+            tracing::warn!(
+                "the source of container {container} has not confirmed; its --resolve will find the answer in the image store"
+            );
+        }
+    }
 }
 
 /// Waits for the container, up to its first instruction here.
-fn take(
+pub fn take(
     globals: &Globals,
     args: &Args,
     image_path: &Path,
+    port: Port,
     progress: &mut Progress,
 ) -> anyhow::Result<Taken> {
     args.output.check()?;
-    let lock = Lock::take(&globals.root, &args.id)?;
-    tidy_up(globals, &args.id, &lock)?;
-    if globals.root.join(&args.id).exists() {
-        return Err(anyhow::Error::new(Error::Exist).context(format!(
-            "container {:?} cannot come here (its own host sends it with --destination)",
-            args.id
-        )));
-    }
+    let is_any = args.id == ANY;
+    let lock = match is_any {
+        true => None,
+        false => Some(claim(globals, &args.id)?),
+    };
     if let Err(errno) = become_subreaper() {
         tracing::warn!("cannot become a subreaper: {errno}");
     }
     let (criu, facts) = look_around(globals)?;
     let receiver = &args.receiver;
     let path = |path: &Option<PathBuf>| path.clone().map(absolute);
+    let (bundle, work_path) = (path(&receiver.bundle), path(&args.criu.work_path));
     let node = Node {
         criu,
         facts,
         image_path: image_path.to_path_buf(),
-        bundle: path(&receiver.bundle),
+        any: is_any.then(|| Any::new(bundle.clone(), work_path)),
+        bundle,
         request: RestoreRequest {
             root: globals.root.clone(),
             id: args.id.clone(),
@@ -83,17 +104,25 @@ fn take(
             cgroup_parent: receiver.cgroup_parent.clone(),
             console_socket: path(&receiver.console_socket),
             pid_file: path(&receiver.pid_file),
-            detach: receiver.detach,
+            detach: receiver.detach || is_any,
             ..RestoreRequest::default()
         },
         choices: args.criu.choices(),
-        work_path: args.criu.work_path(globals, &args.id)?,
+        work_path: match is_any {
+            // Each container has its own.
+            true => PathBuf::new(),
+            false => args.criu.work_path(globals, &args.id)?,
+        },
     };
     let interrupt = Interrupt::install().context("cannot catch signals")?;
     let trust = args.trust.trust()?;
     let rendezvous = Rendezvous::leave(image_path, &args.id, &trust)?;
     journal::remember_litter(&globals.root, &args.id, rendezvous.path())?;
-    let mut lobby = Lobby::open(receiver.listen, rendezvous.acquaintance(), trust)?;
+    let listener = match port {
+        Port::At(address) => lobby::listen(address)?,
+        Port::Open(listener) => listener,
+    };
+    let mut lobby = Lobby::new(listener, rendezvous.acquaintance(), trust);
     let address = lobby
         .address()
         .context("cannot find the listening address")?;
@@ -101,7 +130,6 @@ fn take(
     progress.tell(Event::Listening { address });
     let setup = Setup {
         root: globals.root.clone(),
-        container: args.id.clone(),
         image_path: image_path.to_path_buf(),
         limit_dur: args.timeout,
         linger_dur: LINGER_DUR,
@@ -115,34 +143,16 @@ fn take(
     })
 }
 
-/// Removes what an earlier receiver has left that was killed before the commit, and an earlier source after the end.
-fn tidy_up(globals: &Globals, id: &str, lock: &Lock) -> anyhow::Result<()> {
-    journal::remove_litter(&globals.root, id)?;
-    let Some(record) = journal::read(&globals.root, id)? else {
-        return Ok(());
-    };
-    let left = match record.side {
-        Side::Source => record.phase == Phase::Committed,
-        Side::Destination => record.phase.may_roll_back() && !record.phase.is_final(),
-    };
-    if left {
-        resolve(&globals.root, id, &Means::default(), lock)?;
-    } else if record.side == Side::Destination && record.phase == Phase::Committed {
-        bail!(
-            "the last migration of container {id:?} to this host is not settled: `rcm live-migrate {id} --resolve` settles it"
-        );
+/// The right to receive container `id`, which does not exist here.
+fn claim(globals: &Globals, id: &str) -> anyhow::Result<Lock> {
+    let lock = Lock::take(&globals.root, id)?;
+    tidy_up(&globals.root, id, &lock)?;
+    if globals.root.join(id).exists() {
+        return Err(anyhow::Error::new(Error::Exist).context(format!(
+            "container {id:?} cannot come here (its own host sends it with --destination)",
+        )));
     }
-    Ok(())
-}
-
-/// With `--detach`: the source should know before this process is gone.
-fn stay_until_settled(mut arrived: Arrived<Restored>, id: &str, interrupt: &Interrupt) -> i32 {
-    if !arrived.settlement.answer(SETTLE_LIMIT_DUR, Some(interrupt)) {
-        tracing::warn!(
-            "the source of container {id} has not confirmed; its --resolve will find the answer in the image store"
-        );
-    }
-    0
+    Ok(lock)
 }
 
 /// The container's parent: forwards signals and terminal, exits with its status.

@@ -7,7 +7,7 @@ use crate::image::manifest::Manifest;
 use crate::migrate::chain;
 use crate::migrate::journal::{Journal, Start};
 use crate::migrate::lobby::Lobby;
-use crate::migrate::preamble::{Preamble, Severity, judge};
+use crate::migrate::preamble::{Finding, Preamble, Severity, judge};
 use crate::migrate::progress::Progress;
 use crate::migrate::protocol::{Findings, Kind, Message, Side, Verdict};
 use crate::migrate::rendezvous::Rendezvous;
@@ -69,22 +69,28 @@ impl<H: Host> Prepared<H> {
 
     /// Returns whether the migration may begin.
     fn answer_preamble(
-        &self,
+        &mut self,
         channel: &mut Channel,
         preamble: &Preamble,
         progress: &mut Progress,
         patience: Patience,
     ) -> Result<bool, TransportError> {
-        let findings = judge(preamble, &self.host.facts(), &self.host.inspect(preamble));
+        self.host.expect(preamble);
+        let mut findings = judge(preamble, &self.host.facts(), &self.host.inspect(preamble));
+        if !preamble.asks_only
+            && !findings.iter().any(speaks_against)
+            && let Err(cause) = self.host.claim()
+        {
+            let what = chain(&*cause);
+            findings.push(Finding::error(Side::Destination, what, "then try again"));
+        }
         for finding in &findings {
             match finding.severity {
                 Severity::Warning => progress.warn(finding),
                 Severity::Error => progress.say(&format!("error: {finding}")),
             }
         }
-        let refused = findings
-            .iter()
-            .any(|finding| finding.severity == Severity::Error);
+        let refused = findings.iter().any(speaks_against);
         channel.send(
             &Message::Findings(Findings {
                 findings,
@@ -113,6 +119,7 @@ impl<H: Host> Prepared<H> {
         progress: &mut Progress,
     ) -> Result<Receiving<H>> {
         let report = progress.report_mut();
+        report.container.clone_from(&preamble.container);
         report.migration = Some(preamble.migration);
         report.peer = Some(channel.peer().to_owned());
         report.versions.note(Side::Source, &preamble.facts);
@@ -126,7 +133,7 @@ impl<H: Host> Prepared<H> {
             &self.setup.root,
             Start {
                 migration: preamble.migration,
-                container: self.setup.container.clone(),
+                container: preamble.container.clone(),
                 side: Side::Destination,
                 peer: channel.peer().to_owned(),
                 images: images.clone(),
@@ -164,4 +171,8 @@ impl<H: Host> Prepared<H> {
             },
         })
     }
+}
+
+fn speaks_against(finding: &Finding) -> bool {
+    finding.severity == Severity::Error
 }

@@ -14,6 +14,17 @@ pub trait Host {
     /// What the host is.
     fn facts(&self) -> Facts;
 
+    /// A source has come: from here on it is about its container.
+    fn expect(&mut self, _preamble: &Preamble) {}
+
+    /// Its migration begins, unless somebody else has this container.
+    ///
+    /// # Errors
+    /// What is in the way.
+    fn claim(&mut self) -> Result<(), Cause> {
+        Ok(())
+    }
+
     /// What a container would find here.
     fn inspect(&self, preamble: &Preamble) -> Local;
 

@@ -26,7 +26,11 @@ fn receiver() -> Receiver {
         secret: Bytes32([8; 32]),
         fingerprint: trust.fingerprint(),
     };
-    let lobby = Lobby::open(Some((Ipv4Addr::LOCALHOST, 0).into()), acquaintance, trust).unwrap();
+    let lobby = Lobby::new(
+        listen(Some((Ipv4Addr::LOCALHOST, 0).into())).unwrap(),
+        acquaintance,
+        trust,
+    );
     let destination = lobby.address().unwrap().to_string().parse().unwrap();
     Receiver {
         lobby,

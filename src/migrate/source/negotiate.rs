@@ -59,7 +59,17 @@ struct Contact {
     shares_store: bool,
 }
 
+/// A receiver for any container that has let somebody else in first closes the door; in front of it the next attempt waits.
 fn meet(plan: &Plan, images: &Images, patience: Patience) -> Result<Contact, SourceError> {
+    match try_to_meet(plan, images, patience) {
+        Err(SourceError::Transport(TransportError::Closed { .. })) => {
+            try_to_meet(plan, images, patience)
+        }
+        met => met,
+    }
+}
+
+fn try_to_meet(plan: &Plan, images: &Images, patience: Patience) -> Result<Contact, SourceError> {
     let container = &plan.preamble.container;
     let mut shares_store = false;
     let (channel, acquaintance) = connect(
