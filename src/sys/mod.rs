@@ -1,5 +1,7 @@
 //! Thin, safe wrappers around system calls. Every `unsafe` block of the crate lives here.
 
+pub mod announce;
+pub mod barrier;
 pub mod exec;
 pub mod file;
 pub mod fork;

@@ -1,20 +1,25 @@
 //! Network namespaces.
 #![allow(unsafe_code)]
 
-use std::fs::File;
+use std::fs::{self, File};
 use std::io;
 use std::net::IpAddr;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::path::Path;
 use std::thread;
 
 use nix::errno::Errno;
 use nix::ifaddrs::getifaddrs;
-use nix::sched::{CloneFlags, setns};
+use nix::sched::{CloneFlags, setns, unshare};
+use nix::sys::socket::sockopt::TcpRepair;
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrStorage, recv, send, socket,
+    AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, SockaddrStorage, recv, send,
+    setsockopt, socket,
 };
+use nix::sys::statfs::{NSFS_MAGIC, fstatfs};
 use nix::unistd::Pid;
+
+use super::process::pidfd_open;
 
 /// Brings the loopback interface of a process's network namespace up (netdevice(7), `SIOCSIFFLAGS`).
 ///
@@ -40,17 +45,63 @@ pub fn bring_own_loopback_up() -> io::Result<()> {
 }
 
 /// Namespaces are a matter of threads: a thread of its own leaves the others where they are.
-fn within<T: Send + 'static>(
+pub(super) fn within<T: Send + 'static>(
     namespace: File,
     work: impl FnOnce() -> io::Result<T> + Send + 'static,
 ) -> io::Result<T> {
     let thread = thread::Builder::new().spawn(move || -> io::Result<T> {
-        setns(&namespace, CloneFlags::CLONE_NEWNET)?;
+        enter(&namespace)?;
         work()
     })?;
     thread
         .join()
         .unwrap_or_else(|_| Err(io::Error::other("the thread panicked")))
+}
+
+/// Moves the calling thread into a network namespace.
+pub(super) fn enter(namespace: &File) -> io::Result<()> {
+    Ok(setns(namespace, CloneFlags::CLONE_NEWNET)?)
+}
+
+/// Makes a network namespace, with its loopback interface up. It lives as long as the file is open or a process is in it.
+///
+/// # Errors
+/// As unshare(2).
+pub fn make_namespace() -> io::Result<File> {
+    let own = File::open("/proc/thread-self/ns/net")?;
+    within(own, || {
+        unshare(CloneFlags::CLONE_NEWNET)?;
+        bring_own_loopback_up()?;
+        File::open("/proc/thread-self/ns/net")
+    })
+}
+
+/// Whether an open file is a namespace, and not what its name stood for before something was mounted on it.
+#[must_use]
+pub fn is_namespace(file: &File) -> bool {
+    fstatfs(file).is_ok_and(|stats| stats.filesystem_type() == NSFS_MAGIC)
+}
+
+/// Puts the TCP connections of a process that stands still into repair mode: when they are closed then, no packet tells their peers (tcp(7) does not
+/// know `TCP_REPAIR`; Linux, net/ipv4/tcp.c, `__tcp_close`).
+///
+/// # Errors
+/// Where the process is gone or its descriptors cannot be had.
+pub fn mute_connections(pid: Pid) -> io::Result<()> {
+    let process = pidfd_open(pid)?;
+    for entry in fs::read_dir(format!("/proc/{pid}/fd"))? {
+        let name = entry?.file_name();
+        let Some(fd) = name.to_str().and_then(|name| name.parse::<i32>().ok()) else {
+            continue;
+        };
+        // SAFETY: three integers go to the kernel.
+        let number = unsafe { libc::syscall(libc::SYS_pidfd_getfd, process.as_raw_fd(), fd, 0) };
+        // SAFETY: the kernel has just made this descriptor for us; nobody else owns it.
+        let copy = unsafe { OwnedFd::from_raw_fd(Errno::result(number)? as i32) };
+        // What is no connection refuses.
+        let _ = setsockopt(&copy, TcpRepair, &1);
+    }
+    Ok(())
 }
 
 /// The addresses of all interfaces, in the network namespace at `namespace` or in this process's.
@@ -69,7 +120,7 @@ pub fn addresses(namespace: Option<&Path>) -> io::Result<Vec<IpAddr>> {
     }
 }
 
-fn ip_address(address: &SockaddrStorage) -> Option<IpAddr> {
+pub(super) fn ip_address(address: &SockaddrStorage) -> Option<IpAddr> {
     match (address.as_sockaddr_in(), address.as_sockaddr_in6()) {
         (Some(v4), _) => Some(v4.ip().into()),
         (_, Some(v6)) => Some(v6.ip().into()),
