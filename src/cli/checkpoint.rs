@@ -128,6 +128,7 @@ pub fn run(globals: &Globals, args: Args) -> anyhow::Result<i32> {
         ghost_limit_bytes: None,
         page_server: args.page_server,
         status_fd,
+        moves: false,
     };
     let criu = Criu::find(globals.criu.as_deref())?;
     if args.pre_dump {

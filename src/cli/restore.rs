@@ -62,6 +62,8 @@ pub fn run(globals: &Globals, args: Args) -> anyhow::Result<i32> {
         flags: args.criu.flags(),
         lsm_profile: args.lsm_profile,
         lsm_mount_context: args.lsm_mount_context,
+        network_namespace: None,
+        moves: false,
     };
     let criu = Criu::find(globals.criu.as_deref())?;
     let held = restore::begin(&criu, &request)?;

@@ -1,7 +1,6 @@
 //! This host as a destination: containers restored by CRIU.
 
 use std::fs;
-use std::net::IpAddr;
 use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{LinuxNamespaceType, Spec};
@@ -10,12 +9,12 @@ use super::Cause;
 use super::destination::{Held, Host};
 use super::journal::{self, Lock};
 use super::preamble::{CriuChoices, Facts, Local, Preamble};
-use super::preflight;
+use super::preflight::{self, network};
 use super::recipe::Recipe;
 use super::resolve::tidy_up;
 use crate::criu::Criu;
 use crate::runtime::container::validate_id;
-use crate::runtime::lower;
+use crate::runtime::network::Place;
 use crate::runtime::restore::{self, HeldRestore, RestoreRequest, Restored};
 use crate::runtime::spec;
 
@@ -71,6 +70,16 @@ impl Node {
 }
 
 impl Node {
+    /// The spec that the container will have; `None` where there is none that can be read.
+    fn spec(&self, bundle: &Path) -> Option<Spec> {
+        let path = bundle.join("config.json");
+        let mut text = spec::read(&path).ok()?;
+        if let Some(namespace) = &self.request.network_namespace {
+            text = spec::with_network(&path, &text, namespace).ok()?;
+        }
+        spec::parse(&path, &text).ok()
+    }
+
     /// The same conditions as for `create` and `restore`, where they fail; here they must be found before anything is stopped.
     fn terminal(&self, has_terminal: bool) -> Option<(&'static str, &'static str)> {
         let leaves = self.request.detach;
@@ -133,7 +142,7 @@ impl Host for Node {
 
     fn inspect(&self, preamble: &Preamble) -> Local {
         let bundle = self.bundle(preamble).to_path_buf();
-        let spec = spec::load(&bundle.join("config.json")).ok();
+        let spec = self.spec(&bundle);
         let rootfs = spec
             .as_ref()
             .and_then(|spec| spec.root().as_ref())
@@ -143,13 +152,21 @@ impl Host for Node {
             .and_then(|spec| spec.process().as_ref())
             .and_then(|process| process.terminal())
             .unwrap_or(false);
-        let missing_addresses = spec
-            .as_ref()
-            .map_or_else(Vec::new, |spec| missing_addresses(spec, preamble));
-        // As specs and not as JSON: sets such as capabilities have no order.
-        let same_spec = spec.is_none_or(|spec| {
-            serde_json::from_value(preamble.spec.clone()).is_ok_and(|theirs: Spec| spec == theirs)
-        });
+        let place = spec.as_ref().map(Place::of);
+        let keeps_connections = preamble.criu.or(&self.choices).tcp_established;
+        let network =
+            place.and_then(|place| network::judge(&preamble.spec, place, keeps_connections));
+        let network_namespace = match place {
+            Some(Place::Existing(path)) => Some(path.to_path_buf()),
+            _ => None,
+        };
+        let missing_addresses = match (&network, place) {
+            (None, Some(place)) => {
+                network::missing_addresses(place, &preamble.observed.tcp_addresses)
+            }
+            _ => Vec::new(),
+        };
+        let same_spec = spec.is_none_or(|spec| same_spec(spec, &preamble.spec));
         Local {
             container: self.request.id.clone(),
             id_in_use: fs::symlink_metadata(self.request.root.join(&self.request.id)).is_ok(),
@@ -161,6 +178,8 @@ impl Host for Node {
                 true => preflight::differing_files(&rootfs, &preamble.observed.files),
                 false => Vec::new(),
             },
+            network,
+            network_namespace,
             missing_addresses,
             clock_ms: Some(preflight::clock_ms()),
             rootfs,
@@ -186,6 +205,7 @@ impl Host for Node {
             bundle: self.bundle(preamble).to_path_buf(),
             systemd_cgroup: self.request.systemd_cgroup,
             cgroup_parent: self.request.cgroup_parent.clone(),
+            network_namespace: self.request.network_namespace.clone(),
             console_socket: self.request.console_socket.clone(),
             pid_file: self.request.pid_file.clone(),
             choices: preamble.criu.or(&self.choices),
@@ -205,16 +225,24 @@ impl Host for Node {
     }
 }
 
-/// A network namespace that is made for the container gets its addresses from a hook, too late to be looked at.
-fn missing_addresses(spec: &Spec, preamble: &Preamble) -> Vec<IpAddr> {
-    let wanted = &preamble.observed.tcp_addresses;
-    match lower::namespace(spec, LinuxNamespaceType::Network) {
-        None => preflight::missing_addresses(None, wanted),
-        Some(namespace) => match namespace.path() {
-            Some(path) => preflight::missing_addresses(Some(path), wanted),
-            None => Vec::new(),
-        },
+/// Whether the container was created with this spec, but for where its network namespace is. Compared as specs and not as JSON: sets such as capabilities
+/// have no order.
+fn same_spec(mut ours: Spec, theirs: &serde_json::Value) -> bool {
+    let Ok(mut theirs) = serde_json::from_value::<Spec>(theirs.clone()) else {
+        return false;
+    };
+    for spec in [&mut ours, &mut theirs] {
+        let namespaces = spec
+            .linux_mut()
+            .as_mut()
+            .and_then(|linux| linux.namespaces_mut().as_mut());
+        for namespace in namespaces.into_iter().flatten() {
+            if namespace.typ() == LinuxNamespaceType::Network {
+                namespace.set_path(None);
+            }
+        }
     }
+    ours == theirs
 }
 
 impl Held for HeldRestore {

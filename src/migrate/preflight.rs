@@ -1,5 +1,5 @@
 //! What is found out before the first byte of an image is written: at the source about the container ([`survey`]), at the destination about what
-//! the container will need ([`differing_files`], [`missing_addresses`]). CRIU finds most of it too, but late: with the container frozen.
+//! the container will need ([`differing_files`], [`network::judge`]). CRIU finds most of it too, but late: with the container frozen.
 
 use std::path::Path;
 
@@ -12,11 +12,12 @@ use crate::runtime::container::Container;
 
 mod descriptors;
 mod host;
+pub mod network;
 mod processes;
 mod sockets;
 mod space;
 
-pub use host::{clock_ms, differing_files, missing_addresses};
+pub use host::{clock_ms, differing_files};
 
 /// What a source knows of a running container.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

@@ -18,6 +18,9 @@ pub struct Recipe {
     pub systemd_cgroup: bool,
     /// The container's cgroup is this and its name, whatever its spec says.
     pub cgroup_parent: Option<PathBuf>,
+    /// The network namespace, whatever its spec says.
+    #[serde(default)]
+    pub network_namespace: Option<PathBuf>,
     /// Where the terminal's master goes if rcm does not stay.
     pub console_socket: Option<PathBuf>,
     /// The file that gets the first process's id.
@@ -38,6 +41,8 @@ impl Recipe {
             bundle: self.bundle.clone(),
             systemd_cgroup: self.systemd_cgroup,
             cgroup_parent: self.cgroup_parent.clone(),
+            network_namespace: self.network_namespace.clone(),
+            moves: true,
             console_socket: self.console_socket.clone(),
             pid_file: self.pid_file.clone(),
             detach: true,

@@ -18,7 +18,7 @@ use crate::criu::{self, Criu};
 use crate::image;
 use crate::runtime::cgroup::CgroupError;
 use crate::runtime::container::{Container, Status};
-use crate::runtime::{delete, restore, worker};
+use crate::runtime::{delete, network, restore, worker};
 
 /// How a migration ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -300,6 +300,7 @@ fn finish_source(root: &Path, record: JournalRecord) -> Result<()> {
     journal.keep(root)?;
     match Container::load(root, &container) {
         Ok(loaded) => {
+            network::mute(&loaded);
             Fence::adopt(loaded.cgroup())
                 .kill()
                 .map_err(cgroup_error(&container))?;
@@ -316,6 +317,7 @@ fn roll_back_source(root: &Path, record: JournalRecord, reason: &str) -> Result<
     let container = Container::load(root, &record.container)?;
     // It may still write images, and freeze and thaw.
     worker::wait_for_end(root, &record.container)?;
+    network::lift(&container)?;
     // The cgroup is this migration's doing: a paused container is not migrated.
     if container.cgroup().is_frozen() {
         Fence::adopt(container.cgroup())
@@ -416,7 +418,10 @@ fn restore(root: &Path, record: &JournalRecord, dump: &Path, means: &Means) -> R
         request.console_socket.clone_from(&means.console_socket);
     }
     let criu = Criu::find(means.criu.as_deref())?;
-    restore::begin(&criu, &request)?.resume()?;
+    let restored = restore::begin(&criu, &request)?.resume()?;
+    if let Some(announcement) = restored.announcement {
+        announcement.finish();
+    }
     Ok(())
 }
 

@@ -17,7 +17,7 @@ use crate::criu::{CgroupMode, Criu};
 use crate::runtime::checkpoint::{self, CheckpointOptions, HeldCheckpoint};
 use crate::runtime::container::Container;
 use crate::runtime::criu_flags::CriuFlags;
-use crate::runtime::delete;
+use crate::runtime::{delete, network};
 
 /// A running container.
 #[derive(Debug)]
@@ -137,6 +137,7 @@ impl RunningContainer {
             page_connection: target.pages.map(Arc::new),
             link_remap: self.choices.link_remap,
             ghost_limit_bytes: self.ghost_limit_bytes,
+            moves: true,
             ..CheckpointOptions::default()
         }
     }
@@ -188,11 +189,13 @@ impl Held for HeldContainer {
 
 impl source::Fence for FencedContainer {
     fn seal(&mut self) -> Result<(), Cause> {
+        self.held.leave_barrier()?;
         self.fence.seal();
         Ok(())
     }
 
     fn release(self) -> Result<(), Cause> {
+        network::lift(self.held.container())?;
         // CRIU lets go of the tasks first: then the thaw is the moment at which all go on together.
         ManuallyDrop::into_inner(self.held).refuse();
         Ok(self.fence.lift()?)

@@ -30,6 +30,7 @@ use super::error::{Error, Result};
 use super::external;
 use super::host_file;
 use super::lower;
+use super::network;
 use super::quiesce;
 use super::snapshot::{self, Details};
 use super::worker;
@@ -37,6 +38,7 @@ use crate::criu::error::CallbackError;
 use crate::criu::{
     self, CgroupMode, Criu, DumpOptions, Event, NetworkLock, Notify, PageServer, Reply, Version,
 };
+use crate::sys::barrier::Barrier;
 use crate::sys::thaw_guard::ThawGuard;
 
 /// How a container is dumped.
@@ -60,6 +62,8 @@ pub struct CheckpointOptions {
     pub page_connection: Option<Arc<OwnedFd>>,
     /// Gets a zero byte when a lazy dump's page server listens.
     pub status_fd: Option<OwnedFd>,
+    /// The container goes to another host: its network namespace stays, and no packet passes there from the freeze until it is decided.
+    pub moves: bool,
 }
 
 /// Stops the container and dumps it; the result decides what becomes of it.
@@ -149,7 +153,8 @@ fn prepare(
 
     let mut common = flags.common(container, &spec);
     common.root = Some(container.rootfs().to_path_buf());
-    common.external = external::dumped_namespaces(&spec)?;
+    let leave_network = options.moves && network::is_left_out(&spec);
+    common.external = external::dumped_namespaces(init, &spec, leave_network)?;
     if !common.external.is_empty() {
         criu.require(
             Version::EXTERNAL_PID_NAMESPACE,
@@ -165,13 +170,20 @@ fn prepare(
         common.manage_cgroups = CgroupMode::Ignore;
         details.cgroups_left_out = true;
     }
-    let mut freezer = None;
+    details.network_left_out = leave_network;
+    let (mut freezer, mut barrier) = (None, None);
     if complete {
         details.mounts = external::host_mounts(init, &spec, container.bundle(), cgroup.paths())?;
         common
             .external
             .extend(external::dumped_mounts(&details.mounts));
-        common.network_lock = network_lock(criu, init, &spec, flags.tcp_established);
+        if options.moves {
+            barrier = network::prepare_departure(criu, init, &spec);
+        }
+        common.network_lock = match barrier {
+            Some(_) => Some(NetworkLock::Skip),
+            None => network::criu_lock(criu, init, &spec, flags.tcp_established),
+        };
         let descriptors = match container.record().descriptors.is_empty() {
             true => super::create::descriptors(init),
             false => container.record().descriptors.clone(),
@@ -204,6 +216,7 @@ fn prepare(
             cgroup,
             details,
             freezer,
+            barrier,
             guard: None,
             stopped_at: Instant::now(),
             frozen_at: Instant::now(),
@@ -259,26 +272,6 @@ fn path_through_this_process(dir: &File) -> PathBuf {
     ))
 }
 
-/// Locking a network costs several program starts within the freeze. There is nothing to lock in a namespace that no packet enters, and outside of namespaces
-/// of its own a container has nothing that is only its own; unless there are connections to keep, of which no packet may be answered meanwhile.
-fn network_lock(criu: &Criu, init: Pid, spec: &Spec, tcp_established: bool) -> Option<NetworkLock> {
-    let own = lower::namespace(spec, LinuxNamespaceType::Network)
-        .is_some_and(|namespace| namespace.path().is_none());
-    let lonely = own && is_lonely(&fs::read_to_string(format!("/proc/{init}/net/dev")).ok()?);
-    let skip = lonely || (!own && !tcp_established);
-    (skip && criu.version() >= Version::NETWORK_LOCK_SKIP).then_some(NetworkLock::Skip)
-}
-
-/// Whether `/proc/PID/net/dev` has no interface but the loopback.
-fn is_lonely(devices: &str) -> bool {
-    devices
-        .lines()
-        // Two lines of headings.
-        .skip(2)
-        .filter_map(|line| line.split_once(':'))
-        .all(|(name, _)| name.trim() == "lo")
-}
-
 /// Thaws what a failed or refused dump may have left frozen.
 fn thaw_after(cgroup: &Cgroup, paused: bool, id: &str) {
     if paused || cgroup.freezer_dir().is_err() {
@@ -303,6 +296,8 @@ struct Stages {
     /// As long as this is open CRIU finds the freezer.
     freezer: Option<File>,
     guard: Option<ThawGuard>,
+    /// Lets no packet through from the freeze on.
+    barrier: Option<Barrier>,
     /// Just before the first task stops, as far as rcm stops them.
     stopped_at: Instant,
     /// When rcm had stopped all of them.
@@ -359,7 +354,13 @@ impl Notify for Stages {
 
     fn on(&mut self, event: Event) -> Result<Reply, CallbackError> {
         match event {
-            Event::PreDump => self.freeze()?,
+            Event::PreDump => {
+                // Before the freeze: what the container does not accept any more would fail the dump.
+                if let Some(barrier) = &self.barrier {
+                    barrier.close()?;
+                }
+                self.freeze()?;
+            }
             Event::QueryExternalFiles => return self.find_files(),
             Event::StatusReady => {
                 if let Some(fd) = self.status_fd.take() {
@@ -428,9 +429,25 @@ impl HeldCheckpoint {
         self.roll_back();
     }
 
+    /// Keeps every packet from the container's sockets, if this does, until [`network::lift`], whatever becomes of this process.
+    ///
+    /// # Errors
+    /// [`Error::Network`].
+    pub fn leave_barrier(&mut self) -> Result<()> {
+        let has_barrier = |held: &mut criu::HeldDump<Stages>| held.notify_mut().barrier.is_some();
+        match self.held.as_mut().is_some_and(has_barrier) {
+            true => network::leave(&self.container),
+            false => Ok(()),
+        }
+    }
+
     fn roll_back(&mut self) {
         if let Some(mut held) = self.held.take() {
             release_freezer(held.notify_mut());
+            // Before CRIU lets the sockets go: each then asks its peer what it has missed.
+            if let Some(barrier) = held.notify_mut().barrier.take() {
+                barrier.open();
+            }
             let stages = held.refuse();
             thaw_after(&stages.cgroup, stages.details.paused, self.container.id());
         }
@@ -453,13 +470,6 @@ fn release_freezer(stages: &mut Stages) {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn only_the_loopback_is_lonely() {
-        let head = "Inter-| Receive\n face |bytes\n";
-        assert!(is_lonely(&format!("{head}    lo: 0 0\n")));
-        assert!(!is_lonely(&format!("{head}    lo: 0 0\n  eth0: 1 2\n")));
-    }
 
     #[test]
     fn a_parent_is_relative_and_there() {

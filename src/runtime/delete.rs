@@ -12,7 +12,7 @@ use super::container::{Container, Status, validate_id};
 use super::create::{cgroup_error, is_missing};
 use super::error::{Error, Result};
 use super::resctrl::Group;
-use super::{engine, kill, start};
+use super::{engine, kill, network, start};
 use crate::sys;
 
 /// How long the first process has to die of SIGKILL, as with runc.
@@ -63,6 +63,7 @@ fn remove_remains(dir: &Path) -> Result<()> {
 /// # Errors
 /// [`Error::StillRunning`] after ten seconds.
 pub(crate) fn kill_and_wait(container: &Container) -> Result<()> {
+    network::mute(container);
     container
         .cgroup()
         .kill_all()
@@ -117,8 +118,10 @@ pub fn destroy(container: &Container) -> Result<()> {
     if let Err(error) = start::run_hooks(container, "poststop", Status::Stopped) {
         tracing::warn!("{}", engine::chain(&error));
     }
+    // After the hooks: they take the addresses away, or the namespace.
+    let network = network::lift(container);
     let state = fs::remove_dir_all(container.dir()).map_err(Error::file("remove", container.dir()));
-    cgroup.and(state)
+    cgroup.and(network).and(state)
 }
 
 /// As [`destroy`], after killing what still executes.

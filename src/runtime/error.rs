@@ -99,6 +99,19 @@ pub enum Error {
         #[source]
         source: io::Error,
     },
+    /// The barrier of a container that moves.
+    #[error(
+        "cannot {action} the network of container {id:?}; the kernel needs nf_tables with owners (CONFIG_NF_TABLES_INET, CONFIG_NF_TABLES_ARP, Linux 5.12)"
+    )]
+    Network {
+        /// "lock" or "unlock".
+        action: &'static str,
+        /// Which container.
+        id: String,
+        /// Why it failed.
+        #[source]
+        source: io::Error,
+    },
     /// A system call failed.
     #[error("cannot {action}")]
     System {

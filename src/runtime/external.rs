@@ -17,7 +17,7 @@ use super::mounts::place;
 use crate::criu::External;
 use crate::sys::rooted::{Kind, Root};
 
-pub use namespaces::{RestoredNamespaces, dumped_namespaces, restored_namespaces};
+pub use namespaces::{OUTER_NETWORK, RestoredNamespaces, dumped_namespaces, restored_namespaces};
 
 /// The directory in a restored container's own that has an empty one for each mask. Were it one for all, CRIU would take the masks for binds of
 /// each other at the next dump.

@@ -29,6 +29,7 @@ pub mod kill;
 mod launch;
 pub mod lower;
 pub mod mounts;
+pub mod network;
 pub mod pause;
 pub mod quiesce;
 pub mod resctrl;

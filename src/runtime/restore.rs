@@ -21,6 +21,7 @@ use super::criu_flags::CriuFlags;
 use super::error::{Error, Result};
 use super::external;
 use super::mounts::{self, Prepared};
+use super::network::Arrival;
 use super::snapshot::{self, Details};
 use super::terminal::Master;
 use super::{Cgroup, delete, engine, lower, spec, start, worker};
@@ -29,6 +30,7 @@ use crate::criu::{
     self, CgroupMode, Criu, Event, InheritedFd, Notify, Reply, RestoreOptions, Version,
 };
 use crate::sys;
+use crate::sys::announce::Announcement;
 use crate::sys::process::ProcessId;
 use crate::sys::rooted::Root;
 
@@ -62,6 +64,10 @@ pub struct RestoreRequest {
     pub lsm_profile: Option<String>,
     /// Another LSM mount context.
     pub lsm_mount_context: Option<String>,
+    /// The network namespace, whatever the spec says.
+    pub network_namespace: Option<PathBuf>,
+    /// The container comes from another host: no packet reaches it before it goes on, and then its link is told where its addresses are.
+    pub moves: bool,
 }
 
 /// A restored container that executes.
@@ -73,6 +79,8 @@ pub struct Restored {
     pub pid: Pid,
     /// The terminal, if it has one and nobody else got it.
     pub terminal: Option<Master>,
+    /// What tells its link where its addresses are now, if it came from another host.
+    pub announcement: Option<Announcement>,
 }
 
 /// Restores a container up to its first instruction. On failure nothing of it is left behind.
@@ -83,8 +91,12 @@ pub fn begin(criu: &Criu, request: &RestoreRequest) -> Result<HeldRestore> {
     validate_id(&request.id)?;
     let bundle = fs::canonicalize(&request.bundle)
         .map_err(Error::file("use the bundle", &request.bundle))?;
-    let text = spec::read(&bundle.join("config.json"))?;
-    let mut given = spec::parse(&bundle.join("config.json"), &text)?;
+    let config = bundle.join("config.json");
+    let mut text = spec::read(&config)?;
+    if let Some(path) = &request.network_namespace {
+        text = spec::with_network(&config, &text, path)?;
+    }
+    let mut given = spec::parse(&config, &text)?;
     lower::validate(&given)?;
     let wants_terminal = create::has_terminal(&given);
     let as_created = create_request(request);
@@ -171,6 +183,8 @@ fn restore(
     let masks = external::make_masks(&details.mounts, container.dir())?;
     let (outer_namespaces, join_namespaces) = external::restored_namespaces(spec)?;
     let mut inherited = Vec::new();
+    let (arrival, namespace) = Arrival::prepare(request, spec, details.network_left_out)?;
+    inherited.extend(namespace);
     for (key, path) in outer_namespaces {
         criu.require(
             Version::EXTERNAL_PID_NAMESPACE,
@@ -218,6 +232,7 @@ fn restore(
         wants_terminal,
         terminal: None,
         paused: details.paused,
+        arrival,
         own_network: lower::namespace(spec, LinuxNamespaceType::Network)
             .is_some_and(|namespace| namespace.path().is_none()),
     };
@@ -302,6 +317,7 @@ struct Stages {
     wants_terminal: bool,
     terminal: Option<Master>,
     paused: bool,
+    arrival: Arrival,
     /// Whether the network namespace is the container's own and was made for it now.
     own_network: bool,
 }
@@ -312,6 +328,8 @@ impl Stages {
         if self.own_network {
             sys::network::bring_loopback_up(Pid::from_raw(pid))?;
         }
+        // Before the hooks, which may connect it.
+        self.arrival.bar(Pid::from_raw(pid))?;
         let mut container = self.container.clone();
         container.record_mut().init = Some(ProcessId::of(Pid::from_raw(pid))?);
         for kind in ["prestart", "createRuntime"] {
@@ -384,13 +402,15 @@ impl HeldRestore {
     }
 
     fn try_resume(&mut self) -> Result<Restored> {
-        let Some(held) = self.held.take() else {
+        let Some(mut held) = self.held.take() else {
             return Err(Error::NotRunning);
         };
         let pid = held.pid();
         // Before anything executes: were rcm killed now, the container would be known for what it is; and what fails may be tried again.
         self.register(pid)?;
         create::write_pid_file(self.pid_file.as_deref(), pid)?;
+        // Before CRIU lets the sockets go: each then asks its peer what it has missed.
+        let announcement = held.notify_mut().arrival.complete(pid);
         let stages = held.resume()?;
         let cgroup = self.container.cgroup();
         if cgroup.freezer_dir().is_ok() {
@@ -408,10 +428,15 @@ impl HeldRestore {
                 );
             }
         }
+        if let Some(announcement) = &announcement {
+            // The source unlocks its end when it hears that the container runs here.
+            announcement.begun();
+        }
         Ok(Restored {
             container: self.container.clone(),
             pid,
             terminal: stages.terminal.filter(|_| stages.wants_terminal),
+            announcement,
         })
     }
 

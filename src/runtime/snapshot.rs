@@ -25,6 +25,8 @@ pub struct Details {
     pub paused: bool,
     /// Whether CRIU left control groups out, because there was nothing about them that a restore does not make anyway.
     pub cgroups_left_out: bool,
+    /// Whether CRIU left the network namespace out, because the container is restored into one that is there before it.
+    pub network_left_out: bool,
     /// The mounts that come from the host.
     pub mounts: Vec<HostMount>,
     /// The open files that lie on the host.
@@ -98,6 +100,7 @@ mod tests {
         let details = Details {
             paused: true,
             cgroups_left_out: true,
+            network_left_out: true,
             mounts: vec![HostMount {
                 path: "/data".into(),
                 source: Source::Path("/srv".into()),

@@ -50,6 +50,31 @@ pub fn parse(path: &Path, text: &[u8]) -> Result<Spec> {
     serde_json::from_value(value).map_err(invalid)
 }
 
+/// Has a spec's text enter the network namespace at `path`, whatever it said before.
+///
+/// # Errors
+/// [`Error::InvalidConfig`] for what is no JSON; `spec_path` is where it was read.
+pub fn with_network(spec_path: &Path, text: &[u8], path: &Path) -> Result<Vec<u8>> {
+    let invalid = |source| Error::InvalidConfig {
+        path: spec_path.to_path_buf(),
+        source,
+    };
+    let mut value: Value = serde_json::from_slice(text).map_err(invalid)?;
+    enter_network(&mut value, path);
+    serde_json::to_vec(&value).map_err(invalid)
+}
+
+/// As [`with_network`], for a spec that is JSON already. One that has no list of namespaces stays as it is.
+pub fn enter_network(spec: &mut Value, path: &Path) {
+    let namespaces = spec
+        .pointer_mut("/linux/namespaces")
+        .and_then(Value::as_array_mut);
+    if let Some(namespaces) = namespaces {
+        namespaces.retain(|namespace| namespace["type"] != "network");
+        namespaces.push(serde_json::json!({"type": "network", "path": path}));
+    }
+}
+
 /// Warns of the capabilities in a spec's text that [`parse`] drops, as runc does.
 pub fn warn_of_unknown_capabilities(text: &[u8]) {
     let Ok(mut value) = serde_json::from_slice::<Value>(text) else {

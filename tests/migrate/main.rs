@@ -7,9 +7,11 @@ mod any;
 mod cancel;
 #[path = "../common/mod.rs"]
 mod common;
+mod connections;
 mod fence;
 mod link;
 mod mode;
+mod namespace;
 mod network;
 mod operator;
 mod pair;

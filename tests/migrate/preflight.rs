@@ -184,3 +184,31 @@ fn without_a_receiver_a_dry_run_says_what_it_knows() {
     pair.assert_counts();
     assert!(pair.left_in_store().is_empty());
 }
+
+#[test]
+fn connections_that_nobody_accepts_are_known_before() {
+    let server = "$server = IO::Socket::INET->new(Listen => 5, LocalPort => 7);
+$client = IO::Socket::INET->new(PeerAddr => q(127.0.0.1), PeerPort => 7);
+select(undef, undef, undef, 0.01) until -e q(/accept);
+$accepted = $server->accept;
+sleep 1000";
+    let pair = Pair::with("queue", |bundle, _| {
+        let bundle = bundle.host_programs();
+        bundle.script(&format!(
+            "perl -MIO::Socket::INET -e '{server}' </dev/null >/dev/null 2>&1 & {COUNTER}"
+        ))
+    });
+    let mut receiver = pair.receiver(&["--detach"]);
+    let flags = ["--tcp-established", "--dry-run"];
+    wait_until("the connection waits", || {
+        let output = pair.send_with(receiver.address, &flags).wait();
+        output.stdout().contains("wait for the container to accept")
+    });
+    assert!(receiver.running.is_running());
+    fs::write(pair.bundle.rootfs().join("accept"), "").unwrap();
+    wait_until("nothing waits", || {
+        let output = pair.send_with(receiver.address, &flags).wait();
+        !output.stdout().contains("wait for the container to accept")
+    });
+    moves(&pair, receiver, &["--tcp-established"]);
+}

@@ -93,6 +93,9 @@ pub struct ReceiverArgs {
     /// Write the container's process id to FILE
     #[arg(long, value_name = "FILE")]
     pub pid_file: Option<PathBuf>,
+    /// Restore into the network namespace at PATH, whatever its config says
+    #[arg(long, value_name = "PATH")]
+    pub netns: Option<PathBuf>,
     /// The container's cgroup is PATH/ID, whatever its config says
     #[arg(long, value_name = "PATH")]
     pub cgroup_parent: Option<PathBuf>,

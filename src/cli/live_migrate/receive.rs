@@ -34,6 +34,9 @@ pub fn receive(globals: &Globals, args: &Args, image_path: &Path) -> anyhow::Res
     let mut taken = taken?;
     if args.receiver.detach {
         taken.settle(&args.id, SETTLE_LIMIT_DUR);
+        if let Some(announcement) = taken.arrived.running.announcement {
+            announcement.finish();
+        }
         return Ok(0);
     }
     // A signal is for the container from here on, which may also be sent on.
@@ -104,6 +107,7 @@ pub fn take(
             cgroup_parent: receiver.cgroup_parent.clone(),
             console_socket: path(&receiver.console_socket),
             pid_file: path(&receiver.pid_file),
+            network_namespace: path(&receiver.netns),
             detach: receiver.detach || is_any,
             ..RestoreRequest::default()
         },
@@ -161,6 +165,8 @@ fn stay(arrived: Arrived<Restored>, interrupt: Interrupt) -> anyhow::Result<i32>
         container,
         pid,
         terminal,
+        // It goes on by itself.
+        announcement: _,
     } = arrived.running;
     let mut settlement = arrived.settlement;
     let mut foreground = Foreground::watch(pid)?;

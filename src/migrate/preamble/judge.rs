@@ -145,6 +145,10 @@ pub struct Local {
     pub image_path: PathBuf,
     /// Mapped files of the container that are not in the root file system, or have another size.
     pub differing_files: Vec<PathBuf>,
+    /// What does not fit between the network of the container at the source and the one here, and what to do.
+    pub network: Option<(String, String)>,
+    /// The network namespace that exists for the container.
+    pub network_namespace: Option<PathBuf>,
     /// Addresses of the container's connections that no interface has.
     pub missing_addresses: Vec<IpAddr>,
     /// This host's wall clock, in milliseconds since 1970.
@@ -213,6 +217,9 @@ fn judge_container(preamble: &Preamble, local: &Local, findings: &mut Vec<Findin
     };
     if let Some((what, remedy)) = local.terminal {
         error(Side::Destination, what.into(), remedy.into());
+    }
+    if let Some((what, remedy)) = &local.network {
+        error(Side::Destination, what.clone(), remedy.clone());
     }
     for path in &local.missing_mount_sources {
         error(

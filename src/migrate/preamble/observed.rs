@@ -56,10 +56,19 @@ pub(super) fn judge(preamble: &Preamble, here: &Facts, local: &Local, findings: 
         );
     }
     for address in &local.missing_addresses {
-        error(
-            format!("no interface has the address {address} of the container's connections"),
-            "move the address here first, or give up the connections",
-        );
+        match &local.network_namespace {
+            Some(path) => error(
+                format!(
+                    "no interface in the network namespace {} has the address {address} of the container's connections",
+                    path.display()
+                ),
+                "add the address there (`nsenter --net=PATH ip address add ADDRESS dev INTERFACE`), or give up the connections",
+            ),
+            None => error(
+                format!("no interface has the address {address} of the container's connections"),
+                "move the address here first, or give up the connections",
+            ),
+        }
     }
     // Where the versions differ, that is the finding.
     if preamble.facts.cgroup_mode == here.cgroup_mode {

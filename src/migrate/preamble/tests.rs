@@ -47,6 +47,8 @@ fn local() -> Local {
         images_visible: true,
         image_path: "/pool".into(),
         differing_files: Vec::new(),
+        network: None,
+        network_namespace: None,
         missing_addresses: Vec::new(),
         clock_ms: Some(1_000_100),
     }
@@ -72,6 +74,7 @@ fn everything_wrong_is_found_at_once_with_what_to_do() {
         id_in_use: true,
         bundle_exists: false,
         terminal: Some(("the container has a terminal", "take it")),
+        network: Some(("it is not a namespace".into(), "make one".into())),
         missing_mount_sources: vec!["/srv/data".into()],
         images_visible: false,
         ..local()
@@ -85,7 +88,7 @@ fn everything_wrong_is_found_at_once_with_what_to_do() {
     };
     assert_eq!(
         (count(Severity::Error), count(Severity::Warning)),
-        (9, 2),
+        (10, 2),
         "{findings:#?}"
     );
     assert!(findings.iter().all(|finding| !finding.remedy.is_empty()));

@@ -1,12 +1,9 @@
 //! What a destination finds out about itself for one container.
 
-use std::collections::HashSet;
 use std::fs;
-use std::net::IpAddr;
 use std::path::{Component, Path, PathBuf};
 
 use crate::migrate::preamble::NeededFile;
-use crate::sys::network::addresses;
 
 /// The wall clock, in milliseconds since 1970.
 #[must_use]
@@ -38,25 +35,6 @@ fn is_same(rootfs: &Path, file: &NeededFile) -> bool {
     fs::symlink_metadata(&path).is_ok_and(|meta| meta.is_file() && meta.len() == file.size_bytes)
 }
 
-/// Those of `wanted` that no interface has, in the network namespace at `namespace` or in this process's.
-#[must_use]
-pub fn missing_addresses(namespace: Option<&Path>, wanted: &[IpAddr]) -> Vec<IpAddr> {
-    if wanted.is_empty() {
-        return Vec::new();
-    }
-    match addresses(namespace) {
-        Ok(present) => {
-            let present: HashSet<IpAddr> = present.into_iter().collect();
-            let missing = wanted.iter().filter(|address| !present.contains(address));
-            missing.copied().collect()
-        }
-        Err(error) => {
-            tracing::warn!("cannot list the addresses of this host: {error}");
-            Vec::new()
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -79,11 +57,5 @@ mod tests {
         let differing = differing_files(rootfs.path(), &files);
         let expected = ["/bin/a", "/bin/b", "/bin/../bin/a"].map(PathBuf::from);
         assert_eq!(differing, expected);
-    }
-
-    #[test]
-    fn the_loopback_is_here_and_a_documentation_address_is_not() {
-        let wanted = ["127.0.0.1", "192.0.2.77"].map(|text| text.parse().unwrap());
-        assert_eq!(missing_addresses(None, &wanted), wanted[1..]);
     }
 }

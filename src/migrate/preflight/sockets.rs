@@ -2,6 +2,8 @@
 
 use std::collections::{BTreeSet, HashSet};
 use std::net::IpAddr;
+use std::thread;
+use std::time::Duration;
 
 use nix::unistd::Pid;
 use procfs::net::{TcpNetEntry, TcpState};
@@ -10,6 +12,10 @@ use procfs::process::Process;
 use super::error;
 use crate::migrate::preamble::{CriuChoices, Finding};
 use crate::sys::network::{UnixPeer, unix_peers};
+
+/// How often it is looked whether a program accepts what waits.
+const ACCEPT_CHECKS: u32 = 10;
+const ACCEPT_PAUSE_DUR: Duration = Duration::from_millis(20);
 
 /// What was found.
 #[derive(Debug, Default)]
@@ -25,18 +31,10 @@ pub(super) fn look(init: Pid, own: &HashSet<u64>, choices: &CriuChoices) -> Conn
     if own.is_empty() {
         return found;
     }
-    let entries = Process::new(init.as_raw()).map(|process| {
-        let (v4, v6) = (process.tcp(), process.tcp6());
-        [v4, v6]
-            .into_iter()
-            .flatten()
-            .flatten()
-            .collect::<Vec<TcpNetEntry>>()
-    });
-    let connected: Vec<TcpNetEntry> = entries
-        .unwrap_or_default()
+    let sockets = tcp_sockets(init, own);
+    found.findings.extend(unaccepted(init, own, &sockets));
+    let connected: Vec<TcpNetEntry> = sockets
         .into_iter()
-        .filter(|entry| own.contains(&entry.inode))
         .filter(|entry| is_connection(&entry.state))
         .collect();
     match (choices.tcp_established, connected.first()) {
@@ -67,6 +65,42 @@ pub(super) fn look(init: Pid, own: &HashSet<u64>, choices: &CriuChoices) -> Conn
         }
     }
     found
+}
+
+fn tcp_sockets(init: Pid, own: &HashSet<u64>) -> Vec<TcpNetEntry> {
+    let Ok(process) = Process::new(init.as_raw()) else {
+        return Vec::new();
+    };
+    [process.tcp(), process.tcp6()]
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter(|entry| own.contains(&entry.inode))
+        .collect()
+}
+
+/// A listening socket with connections that stay unaccepted: CRIU cannot dump them (`criu/sk-inet.c`, "In-flight connection"). A program at work accepts
+/// them within moments.
+fn unaccepted(init: Pid, own: &HashSet<u64>, sockets: &[TcpNetEntry]) -> Option<Finding> {
+    // The receive queue of a listening socket counts connections (net/ipv4/tcp_ipv4.c, `get_tcp4_sock`).
+    let waits = |entry: &&TcpNetEntry| entry.state == TcpState::Listen && entry.rx_queue > 0;
+    let (inode, address) = sockets
+        .iter()
+        .find(waits)
+        .map(|entry| (entry.inode, entry.local_address))?;
+    for _ in 0..ACCEPT_CHECKS {
+        thread::sleep(ACCEPT_PAUSE_DUR);
+        let now = tcp_sockets(init, own);
+        now.iter()
+            .filter(waits)
+            .find(|entry| entry.inode == inode)?;
+    }
+    Some(error(
+        format!(
+            "connections to {address} wait for the container to accept them, and CRIU cannot dump those"
+        ),
+        "have the program accept them, or their clients give up",
+    ))
 }
 
 /// All that CRIU wants `--tcp-established` for: neither listening nor only remembered by the kernel.

@@ -4,22 +4,25 @@ use std::fs;
 use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
+use nix::unistd::Pid;
 use oci_spec::runtime::{LinuxNamespaceType, Spec};
 
 use crate::criu::{External, JoinNamespace};
 use crate::runtime::error::{Error, Result};
 use crate::runtime::lower;
 
-/// The namespaces that are left out of a dump because the spec names existing ones, as runc calls them.
+/// The namespaces that are left out of a dump because the spec names existing ones, as runc calls them; that of the network also with `leave_network`.
 ///
 /// # Errors
-/// Where the namespace is gone.
-pub fn dumped_namespaces(spec: &Spec) -> Result<Vec<External>> {
+/// Where `/proc` cannot be read.
+pub fn dumped_namespaces(init: Pid, spec: &Spec, leave_network: bool) -> Result<Vec<External>> {
     let mut found = Vec::new();
     for (typ, kind, name) in OUTER_NAMESPACES {
-        let path = lower::namespace(spec, *typ).and_then(|namespace| namespace.path().as_ref());
-        if let Some(path) = path {
-            let inode = fs::metadata(path)
+        let exists = lower::namespace(spec, *typ).is_some_and(|one| one.path().is_some());
+        if exists || (leave_network && *typ == LinuxNamespaceType::Network) {
+            // Not by the spec's path, where another one may be by now.
+            let path = format!("/proc/{init}/ns/{kind}");
+            let inode = fs::metadata(&path)
                 .map_err(Error::file("use the namespace", path))?
                 .ino();
             found.push(External::Namespace { kind, inode, name });
@@ -28,16 +31,20 @@ pub fn dumped_namespaces(spec: &Spec) -> Result<Vec<External>> {
     Ok(found)
 }
 
+/// What CRIU calls the network namespace that a dump has left out, as with runc.
+pub const OUTER_NETWORK: &str = "extRootNetNS";
+
 /// Kinds of namespaces that CRIU can leave out, with CRIU's and runc's names.
 const OUTER_NAMESPACES: &[(LinuxNamespaceType, &str, &str)] = &[
-    (LinuxNamespaceType::Network, "net", "extRootNetNS"),
+    (LinuxNamespaceType::Network, "net", OUTER_NETWORK),
     (LinuxNamespaceType::Pid, "pid", "extRootPidNS"),
 ];
 
 /// Namespaces by CRIU's key for a descriptor of theirs, and those that CRIU joins by path.
 pub type RestoredNamespaces = (Vec<(&'static str, PathBuf)>, Vec<JoinNamespace>);
 
-/// The existing namespaces that a restore enters: those of [`dumped_namespaces`] by descriptor, and others that CRIU joins by path.
+/// The existing namespaces that a restore enters: those of [`dumped_namespaces`] by descriptor, and others that CRIU joins by path. That of the network is
+/// the business of [`crate::runtime::network`].
 ///
 /// # Errors
 /// [`Error::UnsupportedNamespace`] for a cgroup namespace, which CRIU cannot join.
@@ -54,6 +61,9 @@ pub fn restored_namespaces(spec: &Spec) -> Result<RestoredNamespaces> {
             _ => continue,
         };
         let typ = namespace.typ();
+        if typ == LinuxNamespaceType::Network {
+            continue;
+        }
         if let Some((_, _, name)) = OUTER_NAMESPACES.iter().find(|(outer, ..)| *outer == typ) {
             inherited.push((*name, path));
             continue;
@@ -82,16 +92,16 @@ mod tests {
             "linux": {"namespaces": [
                 {"type": "network", "path": "/proc/self/ns/net"},
                 {"type": "ipc", "path": "/proc/self/ns/ipc"},
-                {"type": "pid"}
+                {"type": "pid", "path": "/proc/self/ns/pid"}
             ]}
         }))
         .unwrap();
-        let dumped = dumped_namespaces(&spec).unwrap();
+        let dumped = dumped_namespaces(Pid::this(), &spec, false).unwrap();
         let inode = fs::metadata("/proc/self/ns/net").unwrap().ino();
-        assert_eq!(dumped.len(), 1);
+        assert_eq!(dumped.len(), 2);
         assert_eq!(dumped[0].to_string(), format!("net[{inode}]:extRootNetNS"));
         let (inherited, joined) = restored_namespaces(&spec).unwrap();
-        assert_eq!(inherited, [("extRootNetNS", "/proc/self/ns/net".into())]);
+        assert_eq!(inherited, [("extRootPidNS", "/proc/self/ns/pid".into())]);
         assert_eq!(joined[0].kind, "ipc");
     }
 }

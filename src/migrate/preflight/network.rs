@@ -1,0 +1,145 @@
+//! The network that a container comes into.
+
+use std::collections::HashSet;
+use std::fs::File;
+use std::net::IpAddr;
+use std::path::Path;
+
+use oci_spec::runtime::{LinuxNamespaceType, Spec};
+use serde_json::Value;
+
+use crate::runtime::lower;
+use crate::runtime::network::{Place, try_barrier};
+use crate::sys::network::{addresses, is_namespace};
+
+/// What keeps a container with the spec `theirs` at the source from coming into `here`, and what to do.
+#[must_use]
+pub fn judge(theirs: &Value, here: Place, keeps_connections: bool) -> Option<(String, String)> {
+    // A spec that cannot be read is another finding.
+    let theirs: Spec = serde_json::from_value(theirs.clone()).ok()?;
+    mismatch(&theirs, here).or_else(|| {
+        let path = match here {
+            Place::Host => return None,
+            Place::Made => None,
+            Place::Existing(path) => Some(path),
+        };
+        unusable(path, keeps_connections)
+    })
+}
+
+fn mismatch(theirs: &Spec, here: Place) -> Option<(String, String)> {
+    let there = Place::of(theirs);
+    let (what, remedy) = match (there, here) {
+        (Place::Host, Place::Made | Place::Existing(_)) => (
+            "the container uses the host's network at the source, and would have a network namespace here",
+            "start the receiver without --netns and with the same namespaces in the config.json as at the source",
+        ),
+        (Place::Made | Place::Existing(_), Place::Host) => (
+            "the container has a network namespace at the source, and would use the host's network here",
+            "start the receiver with --netns, or add the namespace to the config.json",
+        ),
+        (Place::Made, Place::Existing(_))
+            if lower::has_namespace(theirs, LinuxNamespaceType::User) =>
+        {
+            (
+                "the container's network namespace was made within its user namespace, and such a one cannot be replaced by another",
+                "start the receiver without --netns, or give the container a network namespace by its path when it is created",
+            )
+        }
+        _ => return None,
+    };
+    Some((what.into(), remedy.into()))
+}
+
+fn unusable(path: Option<&Path>, keeps_connections: bool) -> Option<(String, String)> {
+    if let Some(path) = path {
+        let remedy = "make it (`ip netns add`), or name another one with --netns";
+        let named = |what: &str| (format!("{} {what}", path.display()), remedy.to_owned());
+        match File::open(path) {
+            Err(error) => {
+                return Some(named(&format!(
+                    "cannot be used as a network namespace: {error}"
+                )));
+            }
+            Ok(file) if !is_namespace(&file) => return Some(named("is not a network namespace")),
+            Ok(_) => {}
+        }
+        // One of another kind cannot be entered as one of the network.
+        if let Err(error) = addresses(Some(path)) {
+            return Some(named(&format!("cannot be entered: {error}")));
+        }
+    }
+    match try_barrier(path) {
+        Err(error) if keeps_connections => Some((
+            format!("the network cannot be locked until the container runs, and its connections would be reset: {error}"),
+            "use a kernel with nf_tables (CONFIG_NF_TABLES_INET, CONFIG_NF_TABLES_ARP, Linux 5.12), or give up the connections".into(),
+        )),
+        _ => None,
+    }
+}
+
+/// Those of `wanted` that no interface has. A network namespace that is made for the container gets its addresses from a hook, too late to be looked at.
+#[must_use]
+pub fn missing_addresses(here: Place, wanted: &[IpAddr]) -> Vec<IpAddr> {
+    let namespace = match here {
+        Place::Host => None,
+        Place::Made => return Vec::new(),
+        Place::Existing(path) => Some(path),
+    };
+    if wanted.is_empty() {
+        return Vec::new();
+    }
+    match addresses(namespace) {
+        Ok(present) => {
+            let present: HashSet<IpAddr> = present.into_iter().collect();
+            let missing = wanted.iter().filter(|address| !present.contains(address));
+            missing.copied().collect()
+        }
+        Err(error) => {
+            tracing::warn!("cannot list the addresses of this host: {error}");
+            Vec::new()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn spec(namespaces: Value) -> Value {
+        serde_json::json!({"ociVersion": "1.0.2", "linux": {"namespaces": namespaces}})
+    }
+
+    #[test]
+    fn the_loopback_is_here_and_a_documentation_address_is_not() {
+        let wanted = ["127.0.0.1", "192.0.2.77"].map(|text| text.parse().unwrap());
+        assert_eq!(missing_addresses(Place::Host, &wanted), wanted[1..]);
+        let own = Place::Existing(Path::new("/proc/self/ns/net"));
+        assert_eq!(missing_addresses(own, &wanted), wanted[1..]);
+        assert!(missing_addresses(Place::Made, &wanted).is_empty());
+    }
+
+    #[test]
+    fn networks_that_do_not_fit_are_found() {
+        let existing = Place::Existing(Path::new("/proc/self/ns/net"));
+        let host = spec(serde_json::json!([{"type": "pid"}]));
+        let made = spec(serde_json::json!([{"type": "network"}]));
+        let rootless = spec(serde_json::json!([{"type": "network"}, {"type": "user"}]));
+        assert!(judge(&host, Place::Host, true).is_none());
+        assert!(judge(&made, Place::Made, true).is_none());
+        assert!(judge(&made, existing, true).is_none());
+        assert!(judge(&host, existing, true).is_some());
+        assert!(judge(&made, Place::Host, true).is_some());
+        assert!(judge(&rootless, existing, true).is_some());
+        assert!(judge(&rootless, Place::Made, true).is_none());
+    }
+
+    #[test]
+    fn what_is_no_network_namespace_is_found() {
+        let made = spec(serde_json::json!([{"type": "network"}]));
+        for path in ["/no-such", "/proc/self/status", "/proc/self/ns/uts"] {
+            let (what, _) = judge(&made, Place::Existing(Path::new(path)), false).unwrap();
+            assert!(what.starts_with(path), "{what}");
+        }
+    }
+}

@@ -1,0 +1,307 @@
+//! The network of a container that moves to another host.
+//!
+//! Its namespace stays where it is: the dump leaves it out, whether the spec names it by a path or had it made, and the restore brings the container into the one
+//! that the destination's spec names, or into a new one. As long as the sockets are in two places no packet passes ([`Barrier`]): at the source
+//! from just before the freeze, at the destination from before the first socket is restored until the container goes on.
+//!
+//! From the commit on the source's barrier must outlive rcm: a socket of a container that stands still would acknowledge what belongs to the one that runs. A
+//! file in the container's directory says that there is one to remove; the container cannot be destroyed without that.
+
+use std::fs::{self, File};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use nix::unistd::Pid;
+use oci_spec::runtime::{LinuxNamespaceType, Spec};
+
+use super::container::Container;
+use super::error::{Error, Result};
+use super::external;
+use super::lower;
+use super::restore::RestoreRequest;
+use crate::criu::{Criu, InheritedFd, NetworkLock, Version};
+use crate::sys;
+use crate::sys::announce::Announcement;
+use crate::sys::barrier::{self, Barrier, Neighbours};
+
+/// Says that a barrier was left in the container's namespace.
+const BARRIER_FILE: &str = "network-barrier";
+/// A table's name has at most 255 bytes (`NFT_NAME_MAXLEN`), and an id may be longer.
+const NAMED_BYTES: usize = 200;
+
+/// Where a spec puts a container's sockets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Place<'a> {
+    /// The host's own network.
+    Host,
+    /// A namespace that is made for the container.
+    Made,
+    /// One that exists.
+    Existing(&'a Path),
+}
+
+impl<'a> Place<'a> {
+    /// What the spec says.
+    #[must_use]
+    pub fn of(spec: &'a Spec) -> Self {
+        match lower::namespace(spec, LinuxNamespaceType::Network) {
+            None => Self::Host,
+            Some(namespace) => match namespace.path() {
+                Some(path) if !path.as_os_str().is_empty() => Self::Existing(path),
+                _ => Self::Made,
+            },
+        }
+    }
+}
+
+/// Whether the dump of a container that moves leaves its network namespace out. One that belongs to a user namespace can only be made within it, so CRIU does.
+#[must_use]
+pub fn is_left_out(spec: &Spec) -> bool {
+    match Place::of(spec) {
+        Place::Host => false,
+        Place::Made => !lower::has_namespace(spec, LinuxNamespaceType::User),
+        Place::Existing(_) => true,
+    }
+}
+
+/// A barrier for a container that leaves; packets still pass. `None` where no packet comes to it, and where CRIU has to lock: in the host's network it locks
+/// single connections.
+pub(super) fn prepare_departure(criu: &Criu, init: Pid, spec: &Spec) -> Option<Barrier> {
+    let host = Place::of(spec) == Place::Host;
+    if host || is_lonely(init) || criu.version() < Version::NETWORK_LOCK_SKIP {
+        return None;
+    }
+    of_process(init)
+        .and_then(|namespace| Barrier::prepare(&namespace, Neighbours::Answered))
+        .inspect_err(|error| {
+            tracing::warn!("the network is locked by CRIU, whose rules may stay behind: {error}");
+        })
+        .ok()
+}
+
+/// How CRIU locks the network of a container that is dumped. Locking costs several program starts within the freeze. There is nothing to lock in a namespace that no packet enters, and outside of namespaces
+/// of its own a container has nothing that is only its own; unless there are connections to keep, of which no packet may be answered meanwhile.
+pub(super) fn criu_lock(
+    criu: &Criu,
+    init: Pid,
+    spec: &Spec,
+    tcp_established: bool,
+) -> Option<NetworkLock> {
+    let own = Place::of(spec) == Place::Made;
+    let lonely = own && is_lonely(init);
+    let skip = lonely || (!own && !tcp_established);
+    (skip && criu.version() >= Version::NETWORK_LOCK_SKIP).then_some(NetworkLock::Skip)
+}
+
+/// Whether a process's network has no interface but the loopback.
+fn is_lonely(init: Pid) -> bool {
+    // Who cannot look finds company.
+    fs::read_to_string(format!("/proc/{init}/net/dev")).is_ok_and(|text| names_loopback_only(&text))
+}
+
+fn names_loopback_only(devices: &str) -> bool {
+    devices
+        .lines()
+        // Two lines of headings.
+        .skip(2)
+        .filter_map(|line| line.split_once(':'))
+        .all(|(name, _)| name.trim() == "lo")
+}
+
+/// The network of a container that is restored.
+#[derive(Debug)]
+pub(super) struct Arrival {
+    id: String,
+    /// It comes from another host and has a network of its own.
+    moves: bool,
+    /// Without a barrier its connections would be lost.
+    has_connections: bool,
+    barrier: Option<Barrier>,
+}
+
+impl Arrival {
+    /// Also returns the namespace for CRIU, if one was left out of the images or the spec names one.
+    pub(super) fn prepare(
+        request: &RestoreRequest,
+        spec: &Spec,
+        left_out: bool,
+    ) -> Result<(Self, Option<InheritedFd>)> {
+        let place = Place::of(spec);
+        let mut arrival = Self {
+            id: request.id.clone(),
+            moves: request.moves && place != Place::Host,
+            has_connections: request.flags.tcp_established,
+            barrier: None,
+        };
+        let namespace = match place {
+            Place::Made if left_out => sys::network::make_namespace()
+                .map_err(Error::file("make a namespace like", "/proc/self/ns/net"))?,
+            Place::Existing(path) => {
+                File::open(path).map_err(Error::file("use the namespace", path))?
+            }
+            _ => return Ok((arrival, None)),
+        };
+        arrival.bar_namespace(&namespace)?;
+        let inherited = InheritedFd {
+            key: external::OUTER_NETWORK.to_owned(),
+            fd: namespace.into(),
+        };
+        Ok((arrival, Some(inherited)))
+    }
+
+    /// From here on no packet passes, if the container comes from another host. `pid` is in its namespace.
+    pub(super) fn bar(&mut self, pid: Pid) -> Result<()> {
+        match self.barrier {
+            Some(_) => Ok(()),
+            None if self.moves => {
+                let namespace = of_process(pid).map_err(error_of("lock", &self.id))?;
+                self.bar_namespace(&namespace)
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn bar_namespace(&mut self, namespace: &File) -> Result<()> {
+        if !self.moves {
+            return Ok(());
+        }
+        // One may have stood here since the container left, if rcm was killed at a bad moment then.
+        let barrier = barrier::remove(namespace, &table(&self.id))
+            .and_then(|()| Barrier::prepare(namespace, Neighbours::Ignored))
+            .and_then(|barrier| barrier.close().map(|()| barrier));
+        match barrier {
+            Ok(barrier) => self.barrier = Some(barrier),
+            Err(error) if self.has_connections => return Err(error_of("lock", &self.id)(error)),
+            Err(error) => tracing::warn!("the network is not locked: {error}"),
+        }
+        Ok(())
+    }
+
+    /// Packets pass again, and the link is told where the addresses are now.
+    pub(super) fn complete(&mut self, pid: Pid) -> Option<Announcement> {
+        if let Some(barrier) = self.barrier.take() {
+            barrier.open();
+        }
+        if !self.moves {
+            return None;
+        }
+        of_process(pid)
+            .and_then(Announcement::begin)
+            .inspect_err(|error| tracing::warn!("cannot announce the addresses: {error}"))
+            .ok()
+    }
+}
+
+/// Whether a barrier can stand in the namespace at `path`, or in a new one.
+///
+/// # Errors
+/// Why not: no namespace, no nf_tables in the kernel.
+pub fn try_barrier(path: Option<&Path>) -> io::Result<()> {
+    let namespace = match path {
+        Some(path) => File::open(path)?,
+        None => sys::network::make_namespace()?,
+    };
+    Barrier::prepare(&namespace, Neighbours::Ignored).map(Barrier::open)
+}
+
+/// Leaves a barrier in the container's namespace that stands until [`lift`], even if this process dies.
+pub(super) fn leave(container: &Container) -> Result<()> {
+    let path = barrier_file(container);
+    // Before the barrier, so that none is forgotten.
+    File::create(&path)
+        .and_then(|_| of_process(container.live_init().map_err(io::Error::other)?))
+        .and_then(|namespace| barrier::leave(&namespace, &table(container.id())))
+        .map_err(|error| {
+            let _ = fs::remove_file(&path);
+            error_of("lock", container.id())(error)
+        })
+}
+
+/// Removes the barrier that was left, if one was.
+///
+/// # Errors
+/// Where it stays.
+pub fn lift(container: &Container) -> Result<()> {
+    let path = barrier_file(container);
+    if !path.exists() {
+        return Ok(());
+    }
+    if let Some(namespace) = still_there(container) {
+        barrier::remove(&namespace, &table(container.id()))
+            .map_err(error_of("unlock", container.id()))?;
+    }
+    fs::remove_file(&path).map_err(Error::file("remove", path))
+}
+
+/// The namespace, unless it is gone and the barrier with it.
+fn still_there(container: &Container) -> Option<File> {
+    if let Ok(init) = container.live_init() {
+        return of_process(init).ok();
+    }
+    let spec = container.spec().ok()?;
+    match Place::of(&spec) {
+        // What is left of a namespace's name when it was unmounted is an ordinary file.
+        Place::Existing(path) => File::open(path).ok().filter(sys::network::is_namespace),
+        _ => None,
+    }
+}
+
+/// The network namespace of a process.
+pub(super) fn of_process(pid: Pid) -> io::Result<File> {
+    File::open(format!("/proc/{pid}/ns/net"))
+}
+
+/// Lets the connections of tasks that stand still end without a word, when those are killed: no peer shall hear from a copy that is given up.
+///
+/// CRIU keeps the sockets in that state as long as it holds a dump; this is for tasks whose CRIU is gone and whose barrier was left.
+pub fn mute(container: &Container) {
+    if !barrier_file(container).exists() {
+        return;
+    }
+    let pids = match container.cgroup().pids() {
+        Ok(pids) => pids,
+        Err(error) => {
+            tracing::warn!("{}", super::engine::chain(&error));
+            return;
+        }
+    };
+    for pid in pids {
+        if let Err(error) = sys::network::mute_connections(pid) {
+            tracing::debug!("cannot mute the connections of process {pid}: {error}");
+        }
+    }
+}
+
+pub(super) fn error_of(action: &'static str, id: &str) -> impl FnOnce(io::Error) -> Error {
+    let id = id.to_owned();
+    move |source| Error::Network { action, id, source }
+}
+
+fn barrier_file(container: &Container) -> PathBuf {
+    container.dir().join(BARRIER_FILE)
+}
+
+/// Ids are ASCII.
+fn table(id: &str) -> String {
+    format!("rcm-{}", &id[..id.len().min(NAMED_BYTES)])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_the_loopback_is_lonely() {
+        let head = "Inter-| Receive\n face |bytes\n";
+        assert!(names_loopback_only(&format!("{head}    lo: 0 0\n")));
+        assert!(!names_loopback_only(&format!(
+            "{head}    lo: 0 0\n  eth0: 1 2\n"
+        )));
+    }
+
+    #[test]
+    fn the_name_of_a_table_is_short() {
+        assert_eq!(table("web"), "rcm-web");
+        assert!(table(&"x".repeat(1024)).len() < 255);
+    }
+}
