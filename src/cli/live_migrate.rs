@@ -8,6 +8,7 @@ use crate::migrate::cancel::CancelError;
 use crate::migrate::destination::DestinationError;
 use crate::migrate::facts;
 use crate::migrate::journal;
+use crate::migrate::local::LocalTestError;
 use crate::migrate::preamble::Facts;
 use crate::migrate::protocol::{ANY, Side};
 use crate::migrate::relay;
@@ -27,7 +28,7 @@ mod streaming;
 pub use args::Args;
 
 use receive::receive;
-use send::send;
+use send::{send, test_locally};
 use serve::serve;
 use settle::{cancel, settle, status};
 
@@ -52,23 +53,25 @@ pub fn failure_status(error: &anyhow::Error) -> Option<u8> {
     ) || matches!(
         error.downcast_ref(),
         Some(DestinationError::NotStarted { .. })
-    ) || matches!(
-        error.downcast_ref(),
-        Some(
-            CancelError::Moved { .. }
-                | CancelError::Arrived { .. }
-                | CancelError::NotSettled { .. }
+    ) || matches!(error.downcast_ref(), Some(LocalTestError::Stands { .. }))
+        || matches!(
+            error.downcast_ref(),
+            Some(
+                CancelError::Moved { .. }
+                    | CancelError::Arrived { .. }
+                    | CancelError::NotSettled { .. }
+            )
         )
-    ) || matches!(
-        error.downcast_ref(),
-        Some(
-            ResolveError::NoAnswer { .. }
-                | ResolveError::Trust(_)
-                | ResolveError::NotYet { .. }
-                | ResolveError::NotRestored { .. }
-                | ResolveError::Runtime(crate::runtime::Error::CriuAtWork { .. })
-        )
-    );
+        || matches!(
+            error.downcast_ref(),
+            Some(
+                ResolveError::NoAnswer { .. }
+                    | ResolveError::Trust(_)
+                    | ResolveError::NotYet { .. }
+                    | ResolveError::NotRestored { .. }
+                    | ResolveError::Runtime(crate::runtime::Error::CriuAtWork { .. })
+            )
+        );
     unsettled.then_some(NOT_SETTLED as u8)
 }
 
@@ -96,6 +99,9 @@ pub fn run(globals: &Globals, args: Args) -> anyhow::Result<i32> {
             "{} is not a directory: --image-path names one, best one that both hosts share",
             image_path.display()
         );
+    }
+    if args.local_test {
+        return test_locally(globals, &args, &image_path);
     }
     match &args.destination {
         Some(destination) => send(globals, &args, destination.clone(), &image_path),

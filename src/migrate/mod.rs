@@ -88,6 +88,7 @@
 //! * [`journal`], [`verdict`], [`recipe`], [`resolve`]: what is left of a migration after a crash, and settling it.
 //! * [`cancel`]: ending one from another process.
 //! * [`preflight`]: what is found out before anything is stopped.
+//! * [`local`]: a dump and a restore on one host, as a test.
 //! * [`precopy`]: when the rounds end.
 //! * [`progress`], [`report`]: what can be seen of it, and what came of it.
 //! * [`fence`], [`facts`]: what their names say.
@@ -102,6 +103,7 @@ pub mod fence;
 pub mod handshake;
 pub mod journal;
 pub mod lobby;
+pub mod local;
 pub mod node;
 pub mod preamble;
 pub mod precopy;

@@ -250,3 +250,38 @@ fn a_rehearsal_that_fails_leaves_the_receiver_waiting() {
     receiver.running.wait().ok();
     pair.assert_at_destination();
 }
+
+fn test_locally(pair: &Pair, flags: &[&str]) -> crate::common::Output {
+    pair.source
+        .cmd("live-migrate")
+        .args([pair.id(), "--local-test", "--image-path"])
+        .arg(pair.store())
+        .args(flags)
+        .run()
+}
+
+#[test]
+fn a_copy_on_the_same_host_does_not_run() {
+    let pair = Pair::new("copied");
+    let report = test_locally(&pair, &["--json"]).ok().json();
+    assert_eq!(report["outcome"], "would-move");
+    assert!(number(&report, "/freeze/restoreMs") > 0.0);
+    assert!(number(&report, "/predictedMs") <= number(&report, "/downtimeMs"));
+    // A second runner would repeat numbers, and its cgroup or state would be found when the host ends.
+    pair.assert_counts();
+    assert!(pair.left_in_store().is_empty());
+    assert!(pair.source.cgroup_dirs("copied.test").is_empty());
+    test_locally(&pair, &[]).ok();
+    pair.assert_counts();
+}
+
+#[test]
+fn a_copy_that_would_take_something_away_is_not_made() {
+    let pair = Pair::with("unique", crate::pair::Gate::hook);
+    let output = test_locally(&pair, &["--file-locks"]).exits_with(1);
+    for reason in ["file locks", "hooks"] {
+        assert!(output.stderr().contains(reason), "{output:?}");
+    }
+    pair.assert_counts();
+    assert!(pair.left_in_store().is_empty());
+}

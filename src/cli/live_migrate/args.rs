@@ -41,6 +41,11 @@ pub struct Args {
     /// How long the container may stand still before it is let go again, such as 90s or 5m
     #[arg(long, value_name = "TIME", default_value = "5m", value_parser = parse_time)]
     pub timeout: Duration,
+    /// Dump the container and restore a copy on this host, which does not get to run: can it be migrated at all?
+    ///
+    /// The container stands still meanwhile, and runs on. --image-path is where the images go.
+    #[arg(long, conflicts_with_all = ["destination", "status", "resolve", "cancel", "receiver-flags", "trust-flags"])]
+    pub local_test: bool,
     /// Say how the last migration of the container went
     #[arg(long, conflicts_with_all = ["destination", "resolve"])]
     pub status: bool,

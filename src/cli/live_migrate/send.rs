@@ -8,6 +8,7 @@ use super::{Args, SETTLE_LIMIT_DUR, look_around, refuse_if_open};
 use crate::cli::Globals;
 use crate::migrate::address::Destination;
 use crate::migrate::journal::Lock;
+use crate::migrate::local;
 use crate::migrate::preamble::{Preamble, Severity};
 use crate::migrate::preflight::survey;
 use crate::migrate::progress::Progress;
@@ -16,7 +17,7 @@ use crate::migrate::rendezvous::random;
 use crate::migrate::report::Outcome;
 use crate::migrate::source::{self, Plan};
 use crate::migrate::workload::{RunningContainer, preamble};
-use crate::runtime::container::Status;
+use crate::runtime::container::{Container, Status};
 use crate::sys::interrupt::Interrupt;
 
 pub fn send(
@@ -43,21 +44,7 @@ fn try_send(
     progress: &mut Progress,
 ) -> anyhow::Result<i32> {
     args.output.check()?;
-    let container = globals.load(&args.id)?;
-    let _lock = Lock::take(&globals.root, &args.id)?;
-    refuse_if_open(globals, &args.id)?;
-    match container.status() {
-        Status::Running => {}
-        Status::Paused => bail!(
-            "container {:?} is paused: `rcm resume {}` first",
-            args.id,
-            args.id
-        ),
-        status => bail!(
-            "container {:?} is {status}, and only a running one moves",
-            args.id
-        ),
-    }
+    let (container, _lock) = claim(globals, &args.id)?;
     let (criu, facts) = look_around(globals)?;
     let (pre_copy, why_not) = args.mode.choose(&criu, &facts)?;
     let choices = args.criu.choices();
@@ -109,6 +96,60 @@ fn try_send(
         false => source::migrate(&plan, workload, progress, Some(&interrupt))?,
     }
     Ok(0)
+}
+
+/// The running container, and the right to migrate it.
+fn claim(globals: &Globals, id: &str) -> anyhow::Result<(Container, Lock)> {
+    let container = globals.load(id)?;
+    let lock = Lock::take(&globals.root, id)?;
+    refuse_if_open(globals, id)?;
+    match container.status() {
+        Status::Running => Ok((container, lock)),
+        Status::Paused => bail!("container {id:?} is paused: `rcm resume {id}` first"),
+        status => bail!("container {id:?} is {status}, and only a running one moves"),
+    }
+}
+
+/// Dumps the container and restores a copy on this host, which does not get to run.
+pub fn test_locally(globals: &Globals, args: &Args, image_path: &Path) -> anyhow::Result<i32> {
+    let mut progress = args.output.begin(&args.id, Side::Source);
+    let tested = try_locally(globals, args, image_path, &mut progress).map(|()| 0);
+    args.output
+        .end(progress, Outcome::WouldMove, tested.as_ref().copied());
+    tested
+}
+
+fn try_locally(
+    globals: &Globals,
+    args: &Args,
+    image_path: &Path,
+    progress: &mut Progress,
+) -> anyhow::Result<()> {
+    args.output.check()?;
+    let (container, _lock) = claim(globals, &args.id)?;
+    let (criu, facts) = look_around(globals)?;
+    let report = progress.report_mut();
+    report.versions.note(Side::Source, &facts);
+    let choices = args.criu.choices();
+    let spec = container.spec()?;
+    let survey = survey(&container, &spec, &choices, image_path);
+    let plan = local::Plan {
+        root: globals.root.clone(),
+        image_path: image_path.to_path_buf(),
+        migration: MigrationId::new(random()?),
+        findings: survey.findings,
+    };
+    let subject = RunningContainer {
+        criu,
+        container,
+        choices,
+        work_path: args.criu.work_path(globals, &args.id)?,
+        auto_dedup: false,
+        ghost_limit_bytes: survey.ghost_limit_bytes,
+    };
+    // It takes moments and is never committed: a signal only must not end it in the middle.
+    let _interrupt = Interrupt::install().context("cannot catch signals")?;
+    Ok(local::test(&plan, subject, &spec, progress)?)
 }
 
 /// Says what speaks against the migration, each finding on a line of stdout: 0 where it would begin, 1 where not. With `quiet` the report says it.

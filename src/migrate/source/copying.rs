@@ -84,6 +84,7 @@ impl<'a, W: Workload> PreCopying<'a, W> {
         let dir = session.make_dir()?;
         let meter = session.progress.begin("round");
         meter.watch(&dir);
+        meter.follow(session.progress.sent());
         meter.expect(expected_bytes);
         let began_at = Instant::now();
         let parent = rounds::parent(number);
@@ -170,6 +171,7 @@ impl<'a, W: Workload> PreCopying<'a, W> {
             .and_then(|()| session.make_dir());
         let began = Instant::now();
         let meter = session.progress.begin("dump");
+        meter.follow(session.progress.sent());
         meter.expect(expected_bytes);
         let dumped = ready.and_then(|dir| {
             meter.watch(&dir);
