@@ -7,7 +7,6 @@
 #[path = "../tests/common/mod.rs"]
 mod common;
 
-use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
@@ -113,28 +112,8 @@ fn percentile(samples: &[Duration], part: usize) -> Option<f64> {
     Some(sorted[index].as_secs_f64() * 1e3)
 }
 
-/// What the numbers depend on.
-fn machine() -> String {
-    let cpus = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
-    let model = cpus
-        .lines()
-        .find_map(|line| line.strip_prefix("model name")?.split_once(": "))
-        .map_or(std::env::consts::ARCH, |(_, model)| model);
-    let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
-    let cgroup = if Path::new("/sys/fs/cgroup/cgroup.controllers").exists() {
-        "v2"
-    } else {
-        "v1"
-    };
-    format!(
-        "{processors} x {model}, Linux {}, cgroup {cgroup}",
-        kernel.trim()
-    )
-}
-
 fn print_table(runtimes: &[Runtime]) {
-    println!("\n{}", machine());
+    println!("\n{}", common::machine());
     for runtime in runtimes {
         println!("  {:<6} {}", runtime.name, runtime.version);
     }

@@ -19,8 +19,9 @@ mod host;
 mod terminal;
 
 use std::fmt::Display;
-use std::fs::OpenOptions;
+use std::fs::{self, OpenOptions};
 use std::io::Write;
+use std::path::Path;
 use std::time::{Duration, Instant};
 
 pub use bundle::{Bundle, make_rootfs};
@@ -86,4 +87,25 @@ pub fn report_skip(path: &str, reason: impl Display) {
             .and_then(|mut log| log.write_all(line.as_bytes()))
             .unwrap_or_else(|error| panic!("cannot write to {}: {error}", path.display()));
     }
+}
+
+/// What the numbers depend on.
+#[must_use]
+pub fn machine() -> String {
+    let cpus = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let model = cpus
+        .lines()
+        .find_map(|line| line.strip_prefix("model name")?.split_once(": "))
+        .map_or(std::env::consts::ARCH, |(_, model)| model);
+    let processors = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+    let kernel = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let cgroup = if Path::new("/sys/fs/cgroup/cgroup.controllers").exists() {
+        "v2"
+    } else {
+        "v1"
+    };
+    format!(
+        "{processors} x {model}, Linux {}, cgroup {cgroup}",
+        kernel.trim()
+    )
 }
