@@ -72,14 +72,17 @@ impl Link {
             assert!(made.unwrap().success());
             run(&end, "ip link set lo up");
         }
-        run(&link.source(), "ip link add a type veth peer name b");
+        run(
+            &link.source(),
+            "ip link add veth-a type veth peer name veth-b",
+        );
         // Only as long as the file is open does the path lead there.
         let far = File::open(link.destination()).unwrap();
         let path = format!("/proc/{}/fd/{}", std::process::id(), far.as_raw_fd());
-        run(&link.source(), &format!("ip link set b netns {path}"));
+        run(&link.source(), &format!("ip link set veth-b netns {path}"));
         for (end, device, address) in [
-            (link.source(), "a", SOURCE),
-            (link.destination(), "b", DESTINATION),
+            (link.source(), "veth-a", SOURCE),
+            (link.destination(), "veth-b", DESTINATION),
         ] {
             run(&end, &format!("ip addr add {address}/30 dev {device}"));
             run(&end, &format!("ip link set {device} up"));
@@ -87,7 +90,7 @@ impl Link {
         if let Some(shape) = shape {
             run(
                 &link.source(),
-                &format!("tc qdisc add dev a root tbf {shape}"),
+                &format!("tc qdisc add dev veth-a root tbf {shape}"),
             );
         }
         link
