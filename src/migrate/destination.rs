@@ -7,12 +7,12 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use super::chain;
 use super::lobby::Lobby;
 use super::progress::{Progress, milliseconds};
 use super::protocol::{Message, Phase, Running, Verdict};
 use super::rendezvous::Rendezvous;
 use super::transport::{Patience, TransportError};
+use super::{chain, journal};
 use crate::sys::interrupt::Interrupt;
 
 mod agree;
@@ -179,9 +179,16 @@ impl<H: Host> Restored<H> {
                     DestinationError::Transport(TransportError::Aborted { .. })
                 );
                 let linger_dur = session.setup.linger_dur;
+                let (root, container) = (
+                    session.setup.root.clone(),
+                    session.preamble.container.clone(),
+                );
                 let (error, mut settlement) = session.give_up_but_answer(error, || held.discard());
-                if asks {
-                    settlement.answer(linger_dur, interrupt);
+                if !asks || settlement.answer(linger_dur, interrupt) {
+                    let migration = settlement.migration();
+                    if let Err(error) = journal::forget_receiver(&root, migration, &container) {
+                        tracing::warn!("{}", chain(&error));
+                    }
                 }
                 Err(error)
             }

@@ -20,6 +20,7 @@ use nix::fcntl::{Flock, FlockArg};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
+use super::answering::StoredReceiver;
 use super::protocol::{Bytes32, MigrationId, Phase, Side};
 use super::recipe::Recipe;
 use super::rendezvous::Acquaintance;
@@ -105,6 +106,9 @@ pub struct JournalRecord {
     /// Whether the images are this end's own, and it is the one that removes them.
     #[serde(default)]
     pub owns_images: bool,
+    /// The receiver, as long as its source may ask and nobody else could tell it: where the ends share no store.
+    #[serde(default)]
+    pub unanswered: Option<StoredReceiver>,
     /// The files of mutual TLS, for asking again.
     pub tls: Option<TlsFiles>,
     /// The rcm that writes this record.
@@ -145,6 +149,10 @@ pub struct Start {
     pub images: PathBuf,
     /// Whether this end removes that directory.
     pub owns_images: bool,
+    /// What another process needs to answer in this receiver's place.
+    pub receiver: Option<StoredReceiver>,
+    /// The files of mutual TLS of a receiver.
+    pub tls: Option<TlsFiles>,
     /// With what the ends recognize each other, if they have met.
     pub acquaintance: Option<Acquaintance>,
     /// At the destination: how the container is restored.
@@ -182,7 +190,8 @@ impl Journal {
                     .acquaintance
                     .is_none_or(|acquaintance| acquaintance.knows_secret),
                 owns_images: start.owns_images,
-                tls: None,
+                unanswered: start.receiver,
+                tls: start.tls,
                 writer,
                 started: now,
                 updated: now,
@@ -241,6 +250,10 @@ impl Journal {
     /// [`JournalError::File`].
     pub fn roll_back(&mut self, reason: &str) -> Result<()> {
         self.record.reason = Some(reason.to_owned());
+        // A source that was never told "ready" has not given the container away, and will not ask.
+        if self.record.phase < Phase::PeerReady {
+            self.record.unanswered = None;
+        }
         self.enter(Phase::RolledBack)
     }
 
@@ -288,6 +301,21 @@ fn newer(one: Option<JournalRecord>, other: Option<JournalRecord>) -> Option<Jou
         .into_iter()
         .flatten()
         .max_by_key(|record| record.updated)
+}
+
+/// The source knows how this migration to this host has ended: nobody will ask any more.
+///
+/// # Errors
+/// [`JournalError::File`], [`JournalError::Damaged`].
+pub fn forget_receiver(root: &Path, migration: MigrationId, container: &str) -> Result<()> {
+    let path = kept_path(root, container);
+    match read_file(&path)? {
+        Some(mut record) if record.migration == migration && record.unanswered.is_some() => {
+            record.unanswered = None;
+            Journal { path, record }.store()
+        }
+        _ => Ok(()),
+    }
 }
 
 /// The record of one end only.

@@ -13,13 +13,14 @@ use std::time::{Duration, Instant};
 
 use nix::poll::{PollFd, PollFlags};
 
+use super::answering::StoredReceiver;
 use super::codec::{self, CodecError, Decoder};
-use super::protocol::{Challenge, DEFAULT_PORT, Kind, Message, Side, VERSIONS, Welcome};
+use super::protocol::{Bytes32, Challenge, DEFAULT_PORT, Kind, Message, Side, VERSIONS, Welcome};
 use super::relay::{Doorbell, RelayError};
 use super::rendezvous::{Acquaintance, RendezvousError};
 use super::tls::TlsStream;
 use super::transport::{Channel, Patience, Stream, TransportError, prepare};
-use super::trust::Trust;
+use super::trust::{TlsFiles, Trust};
 
 /// How long a guest may take to prove itself.
 pub const HANDSHAKE_LIMIT_DUR: Duration = Duration::from_secs(10);
@@ -87,18 +88,43 @@ impl Lobby {
     /// At an open port, of [`listen`].
     #[must_use]
     pub fn new(listener: TcpListener, acquaintance: Acquaintance, trust: Trust) -> Self {
-        Self {
+        let key = trust.key_without_store();
+        let mut lobby = Self {
             listener,
-            without_store: trust.key_without_store().map(|secret| Acquaintance {
-                secret,
-                knows_secret: false,
-                ..acquaintance
-            }),
+            without_store: None,
             acquaintance,
             trust,
             doorbell: None,
             guests: VecDeque::new(),
-        }
+        };
+        lobby.admit_without_store(key);
+        lobby
+    }
+
+    /// Also takes sources that know this key, and not the secret of the receiver's file.
+    pub fn admit_without_store(&mut self, key: Option<Bytes32>) {
+        self.without_store = key.map(|secret| Acquaintance {
+            secret,
+            knows_secret: false,
+            ..self.acquaintance
+        });
+    }
+
+    /// What another process needs to be this receiver once more.
+    #[must_use]
+    pub fn stored(&self, store: &Path) -> Option<StoredReceiver> {
+        Some(StoredReceiver {
+            listen: self.address().ok()?,
+            identity: self.trust.identity().cloned(),
+            key_without_store: self.trust.key_without_store(),
+            store: store.to_path_buf(),
+        })
+    }
+
+    /// The files of mutual TLS, where it is asked for.
+    #[must_use]
+    pub fn tls_files(&self) -> Option<&TlsFiles> {
+        self.trust.files()
     }
 
     /// The address that is listened on, with the port that the kernel chose for port 0.

@@ -94,6 +94,7 @@
 //! * [`fence`], [`facts`]: what their names say.
 
 pub mod address;
+pub mod answering;
 pub mod bulk;
 pub mod cancel;
 pub mod codec;

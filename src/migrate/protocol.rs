@@ -13,7 +13,7 @@ use super::preamble::Preamble;
 mod id;
 mod payload;
 
-pub use id::{Bytes32, InvalidHex, MigrationId, hex, unhex};
+pub use id::{Bytes32, InvalidHex, MigrationId, hex, unhex, unhex_all};
 pub use payload::{
     Abort, Answer, Challenge, Commit, Findings, Inquiry, Join, Proof, Ready, Round, RoundVerified,
     Running, Settled, Shipped, Welcome,

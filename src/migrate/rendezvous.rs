@@ -244,6 +244,21 @@ impl Rendezvous {
         })
     }
 
+    /// Leaves the file of a receiver that has died for one that takes its place.
+    ///
+    /// # Errors
+    /// [`RendezvousError::File`].
+    pub fn leave_again(store: &Path, container: &str, acquaintance: Acquaintance) -> Result<Self> {
+        let path = path_of(store, container, &acquaintance.receiver);
+        // Whoever asks knows the secret; with a token it is not what was in the file.
+        let left = Left {
+            secret: acquaintance.secret,
+            fingerprint: acquaintance.fingerprint,
+        };
+        write_atomic(&path, left.encode().as_bytes(), 0o600).map_err(file("write", &path))?;
+        Ok(Self { path, acquaintance })
+    }
+
     /// The file.
     #[must_use]
     pub fn path(&self) -> &Path {

@@ -32,7 +32,7 @@ use rustls::{ClientConfig, RootCertStore, ServerConfig};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::protocol::Bytes32;
+use super::protocol::{Bytes32, hex, unhex_all};
 
 mod pinned;
 
@@ -107,6 +107,9 @@ pub enum TrustError {
         #[source]
         source: rustls::server::VerifierBuilderError,
     },
+    /// The migration record does not hold the certificate that it should.
+    #[error("the migration record holds no usable certificate of the receiver")]
+    Damaged,
     /// No certificate can be made.
     #[error("cannot make a certificate")]
     Certificate {
@@ -146,6 +149,22 @@ pub struct Trust {
     fingerprint: Bytes32,
     token: Option<Token>,
     files: Option<TlsFiles>,
+    /// None where it is in files.
+    identity: Option<StoredIdentity>,
+}
+
+/// A certificate of this process's own making, with its key; both in DER, as hexadecimal digits.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoredIdentity {
+    certificate: String,
+    key: String,
+}
+
+impl std::fmt::Debug for StoredIdentity {
+    /// The key is a secret.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("StoredIdentity(..)")
+    }
 }
 
 #[derive(Clone)]
@@ -176,6 +195,27 @@ impl Trust {
             Some(files) => Identity::read(files)?,
             None => Identity::fresh()?,
         };
+        Self::with(identity, token, settings.tls.clone())
+    }
+
+    /// That of a receiver that has died: the certificate in `files`, else `identity`. A token is not known any more.
+    ///
+    /// # Errors
+    /// All of [`TrustError`].
+    pub fn stored(identity: Option<&StoredIdentity>, files: Option<&TlsFiles>) -> Result<Self> {
+        let identity = match (files, identity) {
+            (Some(files), _) => Identity::read(files)?,
+            (None, Some(stored)) => Identity::stored(stored)?,
+            (None, None) => Identity::fresh()?,
+        };
+        Self::with(identity, None, files.cloned())
+    }
+
+    fn with(identity: Identity, token: Option<Token>, files: Option<TlsFiles>) -> Result<Self> {
+        let stored = files.is_none().then(|| StoredIdentity {
+            certificate: hex(&identity.chain[0]),
+            key: hex(identity.key.secret_der()),
+        });
         let fingerprint = fingerprint(&identity.chain[0]);
         let (server, client) = identity.configs()?;
         Ok(Self {
@@ -183,8 +223,15 @@ impl Trust {
             client,
             fingerprint,
             token,
-            files: settings.tls.clone(),
+            files,
+            identity: stored,
         })
+    }
+
+    /// The certificate, where it is not in files.
+    #[must_use]
+    pub fn identity(&self) -> Option<&StoredIdentity> {
+        self.identity.as_ref()
     }
 
     /// The fingerprint of this end's certificate.
@@ -257,6 +304,17 @@ impl Identity {
         Ok(Self {
             chain: vec![made.cert.der().clone()],
             key: PrivatePkcs8KeyDer::from(made.signing_key.serialize_der()).into(),
+            authorities: None,
+        })
+    }
+
+    fn stored(stored: &StoredIdentity) -> Result<Self> {
+        let damaged = |_| TrustError::Damaged;
+        let certificate = unhex_all(&stored.certificate).map_err(damaged)?;
+        let key = unhex_all(&stored.key).map_err(damaged)?;
+        Ok(Self {
+            chain: vec![CertificateDer::from(certificate)],
+            key: PrivatePkcs8KeyDer::from(key).into(),
             authorities: None,
         })
     }

@@ -3,11 +3,12 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::signal::Signal;
 
-use crate::common::{Output, wait_until};
+use crate::common::{Host, Output, wait_until};
 use crate::pair::{Gate, Pair, Receiver, runs_on};
 
 /// A pair whose hosts do not share a store, and a token that they do.
@@ -36,7 +37,11 @@ impl Apart {
     }
 
     fn receiver(&self) -> Receiver {
-        let flags = ["--detach", "--token-file", &self.token];
+        self.receiver_with(&[])
+    }
+
+    fn receiver_with(&self, flags: &[&str]) -> Receiver {
+        let flags = [&["--detach", "--token-file", &self.token], flags].concat();
         Receiver::start(&self.pair.destination, self.pair.id(), &self.store, &flags)
     }
 
@@ -134,4 +139,57 @@ fn a_full_store_at_the_destination_leaves_it_counting() {
     assert_eq!(apart.left(), 0, "in the destination's store");
     umount2(&apart.store, MntFlags::MNT_DETACH).unwrap();
     apart.assert_stayed();
+}
+
+/// The destination owns the container, its receiver is dead and no store has its word: `--resolve` there restores the container and tells the source,
+/// whether that still waits or has to be asked itself.
+#[test]
+fn the_source_is_told_in_the_place_of_a_dead_receiver() {
+    for (id, source_waits) in [("toldwaiting", true), ("toldlater", false)] {
+        let apart = Apart::new(id);
+        let pair = &apart.pair;
+        let missing = pair.destination.dir().join("missing");
+        let pid_file = missing.join("pid");
+        let receiver = apart.receiver_with(&["--pid-file", pid_file.to_str().unwrap()]);
+        let sender = pair.send_with(receiver.address, &["--token-file", &apart.token]);
+        wait_until("it has tried again", || {
+            let stderr = receiver.running.stderr();
+            stderr.matches("restoring again").count() == 2
+        });
+        receiver.running.signal(Signal::SIGKILL);
+        receiver.running.wait();
+        let resolve = |host: &Host| {
+            let resolve = host.cmd("live-migrate").args([id, "--resolve"]);
+            resolve.limit(Duration::from_secs(90)).spawn()
+        };
+        let sender = match source_waits {
+            true => Some(sender),
+            false => {
+                sender.signal(Signal::SIGKILL);
+                sender.wait();
+                let output = resolve(&pair.source).wait().exits_with(3);
+                assert!(output.stderr().contains("does not answer"), "{output:?}");
+                None
+            }
+        };
+        assert_eq!(pair.source.status(id), "paused");
+        fs::create_dir(&missing).unwrap();
+        let resolving = resolve(&pair.destination);
+        wait_until("it runs", || pair.destination.status(id) == "running");
+        match sender {
+            Some(sender) => sender.wait().ok(),
+            None => {
+                wait_until("it can be asked", || {
+                    resolving.stderr().contains("may not know yet")
+                });
+                resolve(&pair.source).wait().ok()
+            }
+        };
+        let output = resolving.wait().ok();
+        assert!(output.stdout().contains("restored"), "{output:?}");
+        apart.assert_moved();
+        // Nobody will ask any more, so this one does not wait.
+        let again = resolve(&pair.destination).wait().ok();
+        assert!(!again.stderr().contains("may not know"), "{again:?}");
+    }
 }

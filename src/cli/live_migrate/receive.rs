@@ -14,7 +14,7 @@ use crate::migrate::journal::{self, Lock};
 use crate::migrate::lobby::{self, Lobby};
 use crate::migrate::node::{Any, Node};
 use crate::migrate::progress::{Event, Progress};
-use crate::migrate::protocol::{ANY, Side};
+use crate::migrate::protocol::{ANY, MigrationId, Side};
 use crate::migrate::rendezvous::Rendezvous;
 use crate::migrate::report::Outcome;
 use crate::migrate::resolve::tidy_up;
@@ -33,7 +33,7 @@ pub fn receive(globals: &Globals, args: &Args, image_path: &Path) -> anyhow::Res
         .end(progress, Outcome::Moved, taken.as_ref().map(|_| 0));
     let mut taken = taken?;
     if args.receiver.detach {
-        taken.settle(&args.id, SETTLE_LIMIT_DUR);
+        taken.settle(&globals.root, &args.id, SETTLE_LIMIT_DUR);
         if let Some(announcement) = taken.arrived.running.announcement {
             announcement.finish();
         }
@@ -42,7 +42,7 @@ pub fn receive(globals: &Globals, args: &Args, image_path: &Path) -> anyhow::Res
     // A signal is for the container from here on, which may also be sent on.
     drop(Gate::hold(&globals.root));
     drop(taken.lock);
-    stay(taken.arrived, taken.interrupt)
+    stay(&globals.root, taken.arrived, taken.interrupt)
 }
 
 /// Where a receiver listens.
@@ -63,11 +63,13 @@ pub struct Taken {
 
 impl Taken {
     /// The source should know before this process is gone.
-    pub fn settle(&mut self, container: &str, limit_dur: Duration) {
+    pub fn settle(&mut self, root: &Path, container: &str, limit_dur: Duration) {
         let settlement = &mut self.arrived.settlement;
-        if !settlement.answer(limit_dur, Some(&self.interrupt)) {
+        if settlement.answer(limit_dur, Some(&self.interrupt)) {
+            forget_receiver(root, settlement.migration(), container);
+        } else {
             tracing::warn!(
-                "the source of container {container} has not confirmed; its --resolve will find the answer in the image store"
+                "the source of container {container} has not confirmed that it knows: `rcm live-migrate {container} --resolve`, here and then there, tells it"
             );
         }
     }
@@ -159,8 +161,15 @@ fn claim(globals: &Globals, id: &str) -> anyhow::Result<Lock> {
     Ok(lock)
 }
 
+/// Nobody will ask any more. If that cannot be noted, the next `--resolve` waits for a source in vain, and no more.
+fn forget_receiver(root: &Path, migration: MigrationId, container: &str) {
+    if let Err(error) = journal::forget_receiver(root, migration, container) {
+        tracing::warn!("{}", engine::chain(&error));
+    }
+}
+
 /// The container's parent: forwards signals and terminal, exits with its status.
-fn stay(arrived: Arrived<Restored>, interrupt: Interrupt) -> anyhow::Result<i32> {
+fn stay(root: &Path, arrived: Arrived<Restored>, interrupt: Interrupt) -> anyhow::Result<i32> {
     let Restored {
         container,
         pid,
@@ -173,12 +182,19 @@ fn stay(arrived: Arrived<Restored>, interrupt: Interrupt) -> anyhow::Result<i32>
     interrupt
         .restore_defaults()
         .context("cannot reset signals")?;
+    let migration = settlement.migration();
     if settlement.answer(PROMPT_DUR, None) {
+        forget_receiver(root, migration, container.id());
         // The port and the secret are for a source that does not know.
         drop(settlement);
     } else {
         // A thread, and only now: nothing is forked any more, and the signals are blocked in it as they are here.
-        std::thread::spawn(move || settlement.answer(SETTLE_LIMIT_DUR, None));
+        let (root, id) = (root.to_path_buf(), container.id().to_owned());
+        std::thread::spawn(move || {
+            if settlement.answer(SETTLE_LIMIT_DUR, None) {
+                forget_receiver(&root, migration, &id);
+            }
+        });
     }
     let status = foreground.attach(terminal).and_then(|()| foreground.wait());
     if let Err(error) = delete::destroy_forcibly(&container) {

@@ -88,7 +88,7 @@ fn receive_one(globals: &Globals, args: &Args, image_path: &Path, listener: &Tcp
     }
     match taken {
         Ok(mut taken) => {
-            taken.settle(&container, SETTLE_LIMIT_DUR);
+            taken.settle(&globals.root, &container, SETTLE_LIMIT_DUR);
             0
         }
         Err(error) => {

@@ -1,16 +1,21 @@
 //! `--status`, `--resolve` and `--cancel`.
 
 use std::path::Path;
+use std::time::Duration;
 
-use anyhow::bail;
+use anyhow::{anyhow, bail};
 
 use crate::cli::{Globals, absolute};
-use crate::migrate;
 use crate::migrate::journal::{self, JournalRecord, Lock};
 use crate::migrate::protocol::{Phase, Side};
 use crate::migrate::resolve::{Means, Resolution, resolve};
+use crate::migrate::{self, answering};
 use crate::runtime::Container;
+use crate::sys::interrupt::Interrupt;
 use crate::sys::process::become_subreaper;
+
+/// How long `--resolve` at a destination waits for the source to ask.
+const TELL_DUR: Duration = Duration::from_secs(60);
 
 pub fn status(globals: &Globals, id: &str) -> anyhow::Result<i32> {
     let Some(record) = journal::read(&globals.root, id)? else {
@@ -100,5 +105,31 @@ pub fn settle(globals: &Globals, id: &str, console_socket: Option<&Path>) -> any
         ),
     };
     println!("{text}");
+    tell_source(globals, id);
     Ok(status)
+}
+
+/// Where the ends share no store, the source cannot know how it ended unless it is told.
+fn tell_source(globals: &Globals, id: &str) {
+    let record = match journal::read_side(&globals.root, id, Side::Destination) {
+        Ok(Some(record)) if record.unanswered.is_some() => record,
+        _ => return,
+    };
+    eprintln!(
+        "the source may not know yet: `rcm live-migrate {id} --resolve` there finds out, within the next {} s",
+        TELL_DUR.as_secs()
+    );
+    let interrupt = Interrupt::install().ok();
+    let told = answering::answer(&globals.root, &record, TELL_DUR, interrupt.as_ref());
+    let noted = match told {
+        Ok(Some(true)) => journal::forget_receiver(&globals.root, record.migration, id)
+            .map_err(anyhow::Error::from),
+        Ok(_) => Err(anyhow!("it has not asked")),
+        Err(error) => Err(error.into()),
+    };
+    if let Err(error) = noted {
+        tracing::warn!(
+            "the source of container {id} was not told: {error:#}; --resolve here again waits once more"
+        );
+    }
 }

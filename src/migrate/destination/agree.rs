@@ -138,6 +138,11 @@ impl<H: Host> Prepared<H> {
                 peer: channel.peer().to_owned(),
                 images: images.clone(),
                 owns_images: preamble.streams > 0,
+                receiver: match preamble.streams {
+                    0 => None,
+                    _ => self.lobby.stored(&self.setup.image_path),
+                },
+                tls: self.lobby.tls_files().cloned(),
                 acquaintance: Some(self.rendezvous.acquaintance()),
                 recipe: Some(self.host.recipe(&preamble)),
             },

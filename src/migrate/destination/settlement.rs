@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::ANSWER_LIMIT_DUR;
+use crate::migrate::journal::JournalRecord;
 use crate::migrate::lobby::Lobby;
 use crate::migrate::protocol::{Answer, Inquiry, Message, MigrationId, Settled, Verdict};
 use crate::migrate::rendezvous::Rendezvous;
@@ -23,6 +24,30 @@ pub struct Settlement {
 }
 
 impl Settlement {
+    /// For a receiver that has died, by one that takes its place.
+    #[must_use]
+    pub fn new(
+        lobby: Lobby,
+        record: &JournalRecord,
+        verdict: Verdict,
+        rendezvous: Rendezvous,
+    ) -> Self {
+        Self {
+            lobby,
+            channel: None,
+            images: record.images.clone(),
+            migration: record.migration,
+            verdict,
+            _rendezvous: rendezvous,
+        }
+    }
+
+    /// Which migration it is about.
+    #[must_use]
+    pub const fn migration(&self) -> MigrationId {
+        self.migration
+    }
+
     /// Waits until the source has said that it knows, for at most `limit_dur`. Returns whether it has.
     pub fn answer(&mut self, limit_dur: Duration, interrupt: Option<&Interrupt>) -> bool {
         let patience = Patience::within(limit_dur).or_interrupt(interrupt);

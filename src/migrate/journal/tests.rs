@@ -8,6 +8,8 @@ fn start(side: Side) -> Start {
         peer: "192.0.2.1:7260".into(),
         images: "/pool/05".into(),
         owns_images: false,
+        receiver: None,
+        tls: None,
         acquaintance: Some(Acquaintance {
             knows_secret: true,
             secret: Bytes32([9; 32]),

@@ -95,6 +95,20 @@ pub fn hex(bytes: &[u8]) -> String {
         .collect()
 }
 
+/// The bytes of lower-case hexadecimal digits, however many.
+///
+/// # Errors
+/// [`InvalidHex`] for any other text.
+pub fn unhex_all(text: &str) -> Result<Vec<u8>, InvalidHex> {
+    text.as_bytes()
+        .chunks(2)
+        .map(|pair| {
+            let pair = std::str::from_utf8(pair).map_err(|_| InvalidHex { digits: 2 })?;
+            unhex::<1>(pair).map(|[byte]| byte)
+        })
+        .collect()
+}
+
 /// The bytes of exactly `2 * N` lower-case hexadecimal digits. One spelling per value: the text is used as a file name.
 ///
 /// # Errors

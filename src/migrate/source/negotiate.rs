@@ -185,6 +185,8 @@ impl<'a, W: Workload> Negotiated<'a, W> {
                 peer: plan.destination.to_string(),
                 images: images_path(&plan.image_path, preamble.migration),
                 owns_images: true,
+                receiver: None,
+                tls: None,
                 acquaintance: None,
                 recipe: None,
             },

@@ -1,0 +1,92 @@
+//! Answering a source in the place of a receiver that has died.
+//!
+//! A source that gave its container away and got no answer asks the receiver, and looks for its verdict in the store. Where the ends share no store there
+//! is only the receiver; when that is dead too, `--resolve` at the destination settles what is there and then listens for a while, where the
+//! receiver did and with its certificate, which the source has pinned. So the journal of such a migration holds what makes the receiver.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use super::destination::Settlement;
+use super::journal::JournalRecord;
+use super::lobby::{self, Lobby};
+use super::protocol::{Bytes32, Phase, Verdict};
+use super::relay::RelayError;
+use super::rendezvous::{Acquaintance, Rendezvous, RendezvousError};
+use super::transport::TransportError;
+use super::trust::{StoredIdentity, Trust, TrustError};
+use crate::sys::interrupt::Interrupt;
+
+/// A receiver, as its journal holds it. Root alone reads that.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct StoredReceiver {
+    /// Where it listened.
+    pub listen: SocketAddr,
+    /// Its certificate, unless that is in files.
+    pub identity: Option<StoredIdentity>,
+    /// The key of sources that do not know the secret of its file.
+    pub key_without_store: Option<Bytes32>,
+    /// Its image store.
+    pub store: PathBuf,
+}
+
+/// Nobody can be answered.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum AnsweringError {
+    /// The receiver's certificate cannot be used any more.
+    #[error(transparent)]
+    Trust(#[from] TrustError),
+    /// Its port cannot.
+    #[error(transparent)]
+    Transport(#[from] TransportError),
+    /// Its file cannot be left.
+    #[error(transparent)]
+    Rendezvous(#[from] RendezvousError),
+    /// Relays cannot be told.
+    #[error(transparent)]
+    Relay(#[from] RelayError),
+}
+
+/// Answers the source of `record`, at most for `limit_dur`. Returns whether the source has taken note, or `None` where nobody needs to be answered so.
+///
+/// # Errors
+/// [`AnsweringError`].
+pub fn answer(
+    root: &Path,
+    record: &JournalRecord,
+    limit_dur: Duration,
+    interrupt: Option<&Interrupt>,
+) -> Result<Option<bool>, AnsweringError> {
+    let verdict = match record.phase {
+        Phase::Done => Verdict::Running,
+        Phase::RolledBack => Verdict::RolledBack,
+        _ => return Ok(None),
+    };
+    let (Some(receiver), Some(secret), Some(id), Some(fingerprint)) = (
+        &record.unanswered,
+        record.secret,
+        record.receiver,
+        record.fingerprint,
+    ) else {
+        return Ok(None);
+    };
+    let acquaintance = Acquaintance {
+        receiver: id,
+        secret,
+        fingerprint,
+        knows_secret: true,
+    };
+    let trust = Trust::stored(receiver.identity.as_ref(), record.tls.as_ref())?;
+    let listener = lobby::listen(Some(receiver.listen))?;
+    let mut lobby = Lobby::new(listener, acquaintance, trust);
+    lobby.admit_without_store(receiver.key_without_store);
+    let rendezvous = Rendezvous::leave_again(&receiver.store, &record.container, acquaintance)?;
+    lobby.announce(root, &record.container, receiver.listen, rendezvous.path())?;
+    let mut settlement = Settlement::new(lobby, record, verdict, rendezvous);
+    Ok(Some(settlement.answer(limit_dur, interrupt)))
+}
