@@ -511,3 +511,45 @@ fn many_at_once() {
         .collect();
     assert!(left.is_empty(), "{left:?}");
 }
+
+#[test]
+fn a_started_process_outlives_a_killed_rcm() {
+    let host = Host::new();
+    running(&host, |bundle| bundle);
+    let exec = host
+        .cmd("exec")
+        .args([
+            "web",
+            "sh",
+            "-c",
+            "echo $$ > /tmp/pid; echo up; exec sleep 1000",
+        ])
+        .spawn();
+    wait_until("it is up", || exec.stdout() == "up\n");
+    exec.signal(Signal::SIGKILL);
+    exec.wait().exits_with(137);
+    let alive = host.exec("web", ["sh", "-c", "kill -0 $(cat /tmp/pid)"]);
+    alive.ok();
+    host.cmd("kill").args(["web", "KILL"]).run().ok();
+    host.wait_for_status("web", "stopped");
+}
+
+/// It would wait to be started for ever.
+#[test]
+fn a_process_that_was_not_started_ends_with_a_killed_rcm() {
+    let host = Host::new();
+    running(&host, |bundle| bundle);
+    let init = host.pid("web").to_string();
+    let procs = || host.cgroup_file("web", "cgroup.procs", "cgroup.procs");
+    // In a frozen group it gets as far as joining.
+    host.cmd("pause").arg("web").run().ok();
+    let exec = host
+        .cmd("exec")
+        .args(["--ignore-paused", "web", "sleep", "1000"])
+        .spawn();
+    wait_until("it has joined", || procs() != init);
+    exec.signal(Signal::SIGKILL);
+    exec.wait().exits_with(137);
+    host.cmd("resume").arg("web").run().ok();
+    wait_until("it has ended", || procs() == init);
+}

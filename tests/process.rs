@@ -6,7 +6,7 @@ use std::fs;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 
-use common::{Cmd, ConsoleSocket, Host, skip};
+use common::{Bundle, Cmd, ConsoleSocket, Host, skip};
 use serde_json::{Value, json};
 
 #[test]
@@ -34,6 +34,95 @@ fn a_missing_working_directory_is_made() {
         .script("pwd");
     let output = host.cmd("run").bundle(&bundle).run().ok();
     assert_eq!(output.stdout(), "/srv/data\n");
+}
+
+#[test]
+fn a_missing_working_directory_is_made_in_a_mount() {
+    let host = Host::new();
+    let volume = host.dir().join("volume");
+    fs::create_dir(&volume).unwrap();
+    let bundle = || host.bundle("web").script("pwd; stat -c %u .");
+    let in_tmpfs = bundle()
+        .mount("tmpfs", "tmpfs".as_ref(), "/mnt", &[])
+        .set("/process/cwd", json!("/mnt/srv/data"));
+    let output = host.cmd("run").bundle(&in_tmpfs).run().ok();
+    assert_eq!(output.stdout(), "/mnt/srv/data\n0\n");
+    assert!(!in_tmpfs.rootfs().join("mnt/srv").exists());
+
+    let in_volume = bundle()
+        .bind(&volume, "/mnt", "rw")
+        .set("/process/cwd", json!("/mnt/srv"));
+    let output = host.cmd("run").bundle(&in_volume).run().ok();
+    assert_eq!(output.stdout(), "/mnt/srv\n0\n");
+    assert!(volume.join("srv").is_dir());
+
+    // The container's own root makes it.
+    let mapped = bundle()
+        .user_namespace(200_000)
+        .set("/process/cwd", json!("/srv/data"));
+    let output = host.cmd("run").bundle(&mapped).run().ok();
+    assert_eq!(output.stdout(), "/srv/data\n0\n");
+
+    let read_only = bundle()
+        .mount("tmpfs", "tmpfs".as_ref(), "/mnt", &["ro"])
+        .set("/process/cwd", json!("/mnt/srv"));
+    host.cmd("run")
+        .bundle(&read_only)
+        .run()
+        .fails_with(1, "set in config.json failed: no such file or directory");
+}
+
+#[test]
+fn personality_flags_are_ignored_with_a_warning() {
+    let host = Host::new();
+    let personality = json!({"domain": "LINUX32", "flags": ["ADDR_NO_RANDOMIZE"]});
+    let bundle = host
+        .bundle("web")
+        .args(["sleep", "1000"])
+        .set("/linux/personality", personality);
+    let output = host.run_detached(&bundle);
+    assert!(
+        output
+            .stderr()
+            .contains("ignoring unsupported personality flags"),
+        "{output:?}"
+    );
+    // PER_LINUX32 of linux/personality.h, without flags.
+    let read = ["cat", "/proc/self/personality"];
+    assert_eq!(host.exec("web", read).ok().stdout(), "00000008\n");
+}
+
+#[test]
+fn limits_as_runc_reads_them() {
+    let host = Host::new();
+    for limit in [0, 1] {
+        let one = bundle_with(&host, "pids", json!({"limit": limit}));
+        host.run_detached(&one);
+        assert_eq!(host.cgroup_file("web", "pids.max", "pids.max"), "1");
+        host.delete("web");
+    }
+    let kernel = bundle_with(
+        &host,
+        "memory",
+        json!({"kernel": 1 << 20, "kernelTCP": 1 << 20}),
+    );
+    let output = host.run_detached(&kernel);
+    assert!(
+        output
+            .stderr()
+            .contains("Kernel memory settings are ignored"),
+        "{output:?}"
+    );
+    for dir in host.cgroup_dirs("web") {
+        if let Ok(limit) = fs::read_to_string(dir.join("memory.kmem.tcp.limit_in_bytes")) {
+            assert_ne!(limit.trim(), (1 << 20).to_string());
+        }
+    }
+}
+
+fn bundle_with(host: &Host, resource: &str, value: Value) -> Bundle {
+    let bundle = host.bundle("web").args(["sleep", "1000"]);
+    bundle.resource(resource, value)
 }
 
 #[test]

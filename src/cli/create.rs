@@ -1,6 +1,7 @@
 use std::path::PathBuf;
 
 use crate::runtime::create::CreateRequest;
+use crate::runtime::notify::Manager;
 
 use super::{Globals, absolute};
 
@@ -41,6 +42,7 @@ impl CreateArgs {
             bundle: self.bundle,
             systemd_cgroup: globals.systemd_cgroup,
             rootless: globals.rootless,
+            notifies: Manager::of_environment().is_some(),
             console_socket: self.console_socket,
             pidfd_socket: self.pidfd_socket,
             pid_file: self.pid_file.map(absolute),

@@ -1,5 +1,10 @@
+use std::thread;
+
+use nix::unistd::Pid;
+
 use crate::runtime::create::{self, Created};
 use crate::runtime::foreground::Foreground;
+use crate::runtime::notify::Manager;
 use crate::runtime::{Container, Error, delete, engine, start};
 use crate::sys::process::become_subreaper;
 
@@ -35,13 +40,28 @@ pub fn run(globals: &Globals, args: Args) -> anyhow::Result<i32> {
         mut launched,
     } = create::create(&request)?;
     let result = (|| {
+        let listener = match Manager::of_environment() {
+            Some(manager) => manager.listen(&container)?,
+            None => None,
+        };
+        let pid = launched.pid;
         if args.detach {
             start::start(&container)?;
+            if let Some(listener) = listener {
+                listener.forward(pid, pid);
+            }
             return Ok(0);
         }
         let mut foreground = Foreground::watch(launched.pid)?;
         foreground.attach(terminal)?;
         start::start(&container)?;
+        if let Some(listener) = listener {
+            // This process is the one that ends with the container; it forks no longer, so that it may have threads.
+            thread::spawn(move || {
+                listener.forward(pid, Pid::this());
+                listener.drain();
+            });
+        }
         let status = foreground.wait()?;
         match launched.start_failure() {
             Some(reason) => Err(Error::Start { reason }),

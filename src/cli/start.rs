@@ -1,3 +1,6 @@
+use crate::runtime::notify::Manager;
+use crate::runtime::start;
+
 use super::Globals;
 
 /// Execute the user defined process in a created container
@@ -9,6 +12,14 @@ pub struct Args {
 }
 
 pub fn run(globals: &Globals, args: Args) -> anyhow::Result<i32> {
-    crate::runtime::start::start(&globals.load(&args.id)?)?;
+    let container = globals.load(&args.id)?;
+    let listener = match Manager::of_environment() {
+        Some(manager) => manager.listen(&container)?,
+        None => None,
+    };
+    start::start(&container)?;
+    if let (Some(listener), Some(pid)) = (listener, container.init_pid()) {
+        listener.forward(pid, pid);
+    }
     Ok(0)
 }

@@ -19,10 +19,9 @@ use super::engine::{self, Launch, Launched, Role};
 use super::error::{Error, Result};
 use super::resctrl::Group;
 use super::terminal::{Console, Master};
-use super::{delete, lower, spec, stdio, update};
+use super::{delete, lower, notify, spec, stdio, update};
 use crate::sys;
 use crate::sys::process::ProcessId;
-use crate::sys::rooted::{Kind, Root};
 use crate::sys::terminal::WindowSize;
 
 /// What a container is made from.
@@ -38,6 +37,8 @@ pub struct CreateRequest {
     pub systemd_cgroup: bool,
     /// Whether the container does without what this user may not do to cgroups, where the spec asks for none of it.
     pub rootless: bool,
+    /// Whether the container gets a socket for sd_notify(3).
+    pub notifies: bool,
     /// Where the terminal's master goes if rcm does not stay.
     pub console_socket: Option<PathBuf>,
     /// Where a descriptor of the first process goes.
@@ -74,7 +75,10 @@ pub fn create(request: &CreateRequest) -> Result<Created> {
     let bundle = fs::canonicalize(&request.bundle)
         .map_err(Error::file("use the bundle", &request.bundle))?;
     let config_path = bundle.join("config.json");
-    let text = spec::read(&config_path)?;
+    let mut text = spec::read(&config_path)?;
+    if request.notifies {
+        notify::add_mount(&mut text, &request.root.join(&request.id));
+    }
     let given = spec::parse(&config_path, &text)?;
     spec::warn_of_unknown_capabilities(&text);
     lower::validate(&given)?;
@@ -92,6 +96,9 @@ pub fn create(request: &CreateRequest) -> Result<Created> {
         && let Some(path) = cgroup::delegated_path(&request.id)
     {
         linux.set_cgroups_path(Some(path));
+    }
+    if request.notifies {
+        notify::add_variable(&mut lowered);
     }
 
     let record = new_record(request, &bundle, &lowered)?;
@@ -179,6 +186,9 @@ fn set_up(
         join_session_keyring(&request.id);
     }
 
+    if request.notifies {
+        notify::make_dir(container)?;
+    }
     // Should this process be killed meanwhile, the children that it leaves are known by this: `delete --force` looks for it. A
     // regular file to be read only, so that no path through `/proc/self/fd` leads out of the container.
     let spec_path = container.spec_path();
@@ -192,7 +202,6 @@ fn set_up(
     let own_pids = lower::namespace(&spec, LinuxNamespaceType::Pid)
         .is_some_and(|namespace| namespace.path().is_none());
     let notify_path = container.notify_path();
-    make_working_directory(&spec, container.rootfs());
     let launched = engine::launch(Launch {
         container,
         spec,
@@ -262,29 +271,6 @@ fn set_rootless_limits(container: &Container, own_pids: bool) -> Result<()> {
         };
     }
     update::set_limits(container)
-}
-
-/// Makes the working directory where the image lacks it, as runc does. One that cannot be made is reported when it cannot be entered; one below a
-/// mount is that mount's business.
-fn make_working_directory(spec: &Spec, rootfs: &Path) {
-    let Some(process) = spec.process() else {
-        return;
-    };
-    let cwd = process.cwd();
-    let below_mount = spec
-        .mounts()
-        .iter()
-        .flatten()
-        .any(|mount| cwd.starts_with(mount.destination()));
-    if !below_mount
-        && let Ok(root) = Root::open(rootfs)
-        && let Err(error) = root.make(cwd, Kind::Directory)
-    {
-        tracing::debug!(
-            "cannot make the working directory {}: {error}",
-            cwd.display()
-        );
-    }
 }
 
 /// Writes a process id to the file that the caller asked for, atomically.

@@ -25,6 +25,7 @@ use super::launch::{LaunchError, Outer, run_inside};
 use super::lower;
 use super::mounts::{self, Stage};
 use crate::sys;
+use crate::sys::rooted::{Kind, Root};
 use crate::sys::trail::Trail;
 
 /// What is to be started.
@@ -136,6 +137,11 @@ pub(crate) fn launch(mut launch: Launch) -> Result<Launched, String> {
         pid_file: None,
     };
     let at_hooks = |pid: Pid| {
+        if let Entry::Make(making) = &entry {
+            // As with runc, hooks find the limits set.
+            making.limit().map_err(LaunchError::Cgroup)?;
+        }
+        make_working_directory(container, &spec, pid);
         if loopback {
             bring_loopback_up(container, pid)?;
         }
@@ -173,6 +179,34 @@ fn first_entry<'a>(container: &Container, spec: &'a Spec, lenient: bool) -> Entr
             .filter(|_| !record.rootless),
         lenient,
     })
+}
+
+/// Makes the working directory where neither the image nor a mount has it, as runc does. One that cannot be made is reported when it cannot be
+/// entered.
+fn make_working_directory(container: &Container, spec: &Spec, pid: Pid) {
+    let Some(process) = spec.process() else {
+        return;
+    };
+    let cwd = process.cwd();
+    // As the container will see it: through the mount namespace of its first process.
+    let rootfs = container.rootfs();
+    let seen = Path::new("/proc").join(pid.to_string()).join("root");
+    let seen = seen.join(rootfs.strip_prefix("/").unwrap_or(rootfs));
+    if Root::open(&seen).is_ok_and(|root| root.resolve(cwd).is_ok()) {
+        return;
+    }
+    let made = run_inside(pid, rootfs, || {
+        Root::open(rootfs)
+            .and_then(|root| root.make(cwd, Kind::Directory))
+            .map_err(|source| LaunchError::File {
+                action: "make",
+                path: cwd.clone(),
+                source,
+            })
+    });
+    if let Err(error) = made {
+        tracing::debug!("the working directory: {}", chain(&error));
+    }
 }
 
 /// As runc; the engine leaves the loopback interface down.

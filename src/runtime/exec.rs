@@ -228,7 +228,8 @@ impl Executed {
 
 /// The spec of a process that joins: the container's, with the process replaced and the namespaces those that its first process is in.
 fn tenant_spec(spec: Spec, process: Process, init: Pid) -> Result<Spec> {
-    let linux = spec.linux().clone().unwrap_or_default();
+    let mut linux = spec.linux().clone().unwrap_or_default();
+    lower::drop_personality_flags(&mut linux);
     let mut joined = Linux::default();
     joined
         .set_namespaces(Some(joined_namespaces(&linux, init)?))

@@ -15,6 +15,8 @@ use libcontainer::workload::{
     Executor, ExecutorError, ExecutorSetEnvsError, ExecutorValidationError,
 };
 use nix::errno::Errno;
+use nix::sys::prctl;
+use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use oci_spec::runtime::{Hook, Spec};
 
@@ -36,6 +38,11 @@ const ADDED_VARIABLES: [&str; 3] = ["HOME", "LISTEN_FDS", "LISTEN_PID"];
 
 impl Executor for ProcessExecutor {
     fn validate(&self, spec: &Spec) -> Result<(), ExecutorValidationError> {
+        if self.start_hooks.is_none() {
+            // From here on a process that joins a container waits to be started, for ever if the rcm that would do it is killed. One that is gone
+            // already is noticed when this process says that it is ready. A seccomp filter may forbid this; then it waits.
+            let _ = prctl::set_pdeathsig(Signal::SIGKILL);
+        }
         find_program(spec)
             .map(drop)
             .map_err(ExecutorValidationError::ArgValidationError)
@@ -48,6 +55,8 @@ impl Executor for ProcessExecutor {
     }
 
     fn exec(&self, spec: &Spec) -> Result<(), ExecutorError> {
+        // Started it lives on without rcm, as with runc.
+        let _ = prctl::set_pdeathsig(None);
         let replaced = self
             .run_start_hooks()
             .and_then(|()| self.replace_process(spec));

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 
 use libcontainer::syscall::syscall::create_syscall;
 use libcontainer::validator::Validator;
-use oci_spec::runtime::{LinuxNamespaceType, Mount, Process, Spec};
+use oci_spec::runtime::{Linux, LinuxNamespaceType, LinuxResources, Mount, Process, Spec};
 
 use super::mounts::{self, InvalidMount};
 
@@ -192,6 +192,7 @@ pub fn lower(mut spec: Spec, id: &str, bundle: &Path, systemd_cgroup: bool) -> R
     lower_mounts(&mut spec, bundle);
     lower_namespaces(&mut spec);
     lower_cgroup(&mut spec, id, systemd_cgroup);
+    lower_linux(&mut spec);
 
     Validator::validate_spec(&spec).map_err(engine)?;
     let syscall = create_syscall();
@@ -298,6 +299,54 @@ fn lower_cgroup(spec: &mut Spec, id: &str, systemd_cgroup: bool) {
             Path::new("/").join(id)
         }));
     }
+}
+
+/// What the engine takes otherwise than runc, or refuses.
+fn lower_linux(spec: &mut Spec) {
+    let Some(linux) = spec.linux_mut() else {
+        return;
+    };
+    if let Some(resources) = linux.resources_mut() {
+        lower_resources(resources);
+    }
+    if let Some(flags) = drop_personality_flags(linux) {
+        tracing::warn!(
+            "ignoring unsupported personality flags: {flags:?} because personality flag has not supported at this time"
+        );
+    }
+}
+
+/// Limits that the engine takes otherwise than runc.
+pub(crate) fn lower_resources(resources: &mut LinuxResources) {
+    if let Some(pids) = resources.pids_mut()
+        && pids.limit() == 0
+    {
+        // The engine takes it for no limit. systemd knows no 0, so that it is 1 for runc.
+        pids.set_limit(1);
+    }
+    if let Some(memory) = resources.memory_mut()
+        && (memory.kernel().is_some() || memory.kernel_tcp().is_some())
+    {
+        tracing::warn!("Kernel memory settings are ignored and will be removed");
+        memory.set_kernel(None).set_kernel_tcp(None);
+    }
+    if let Some(cpu) = resources.cpu_mut()
+        && Path::new("/sys/fs/cgroup/cgroup.controllers").exists()
+    {
+        // cgroup v2 has no realtime limits. The engine fails, runc does without.
+        cpu.set_realtime_runtime(None).set_realtime_period(None);
+    }
+}
+
+/// Takes the flags of a personality away, if there are any, and returns them: no kernel's meaning of them is specified.
+pub fn drop_personality_flags(linux: &mut Linux) -> Option<Vec<String>> {
+    let personality = linux.personality_mut().as_mut()?;
+    let flags = personality
+        .flags()
+        .clone()
+        .filter(|flags| !flags.is_empty());
+    personality.set_flags(None);
+    flags
 }
 
 /// Whether the spec makes or joins a namespace of this kind.

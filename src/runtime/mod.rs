@@ -30,6 +30,7 @@ mod launch;
 pub mod lower;
 pub mod mounts;
 pub mod network;
+pub mod notify;
 pub mod pause;
 pub mod quiesce;
 pub mod resctrl;

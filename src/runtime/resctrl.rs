@@ -128,7 +128,7 @@ impl Group {
         }
     }
 
-    /// Puts the container's first process, which has no children yet, into the group, making it as the spec wants it.
+    /// Puts a process that has no children yet, the container's first or the one that restores it, into the group, making it as the spec wants it.
     ///
     /// # Errors
     /// [`Error::Start`] where the host has no RDT or refuses.

@@ -22,6 +22,7 @@ use super::error::{Error, Result};
 use super::external;
 use super::mounts::{self, Prepared};
 use super::network::Arrival;
+use super::resctrl::Group;
 use super::snapshot::{self, Details};
 use super::terminal::Master;
 use super::{Cgroup, delete, engine, lower, spec, start, worker};
@@ -135,6 +136,7 @@ fn create_request(request: &RestoreRequest) -> CreateRequest {
         bundle: request.bundle.clone(),
         systemd_cgroup: request.systemd_cgroup,
         rootless: false,
+        notifies: false,
         console_socket: request.console_socket.clone(),
         pidfd_socket: None,
         pid_file: None,
@@ -238,6 +240,14 @@ fn restore(
     };
     let prepare = |pid: i32, options: &mut RestoreOptions| -> Result<(), CallbackError> {
         let cgroup = cgroup::enter(container, spec, Pid::from_raw(pid))?;
+        if let Some(rdt) = spec
+            .linux()
+            .as_ref()
+            .and_then(|linux| linux.intel_rdt().as_ref())
+        {
+            // What CRIU restores inherits it.
+            Group::join(container.id(), Pid::from_raw(pid), rdt)?;
+        }
         let mut sources = external::restored_sources(
             &details.mounts,
             spec,

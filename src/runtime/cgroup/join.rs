@@ -5,7 +5,9 @@ use std::fs;
 use std::io::ErrorKind;
 use std::path::{Component, Path, PathBuf};
 
-use libcgroups::common::{CgroupConfig, CgroupManager, ControllerOpt, create_cgroup_manager};
+use libcgroups::common::{
+    AnyCgroupManager, CgroupConfig, CgroupManager, ControllerOpt, create_cgroup_manager,
+};
 use nix::unistd::{AccessFlags, Pid};
 use oci_spec::runtime::LinuxResources;
 
@@ -75,7 +77,7 @@ pub(crate) struct Making<'a> {
 }
 
 impl Entry<'_> {
-    /// Puts the process `pid` where it belongs.
+    /// Puts the process `pid` where it belongs. [`Making::limit`] sets the limits.
     ///
     /// # Errors
     /// [`CgroupError`]; the process may be in some of the groups then.
@@ -97,16 +99,17 @@ impl Entry<'_> {
 }
 
 impl Making<'_> {
-    fn enter(&self, pid: Pid) -> Result<()> {
+    /// As [`Entry::enter`].
+    ///
+    /// # Errors
+    /// [`CgroupError`].
+    pub fn enter(&self, pid: Pid) -> Result<()> {
         let unified = self.groups.is_v2();
         if unified && self.lenient && !self.groups.paths.values().all(|dir| may_make(dir)) {
             return Ok(());
         }
-        let manager = create_cgroup_manager(self.config.clone())
-            .map_err(|error| manager_error(&error))?
-            .with_rootless(self.lenient);
         if unified || self.groups.paths.is_empty() {
-            manager
+            self.manager()?
                 .add_task(pid)
                 .map_err(|error| manager_error(&error))?;
         } else {
@@ -122,6 +125,14 @@ impl Making<'_> {
                 let _ = fs::remove_dir(dir);
             }
         }
+        Ok(())
+    }
+
+    /// Sets the limits. A limit of one task leaves no room for a process that only forks the container's, so this is for later.
+    ///
+    /// # Errors
+    /// [`CgroupError::Manager`].
+    pub fn limit(&self) -> Result<()> {
         let Some(resources) = self.resources else {
             return Ok(());
         };
@@ -131,8 +142,14 @@ impl Making<'_> {
             oom_score_adj: None,
             disable_oom_killer: false,
         };
-        manager
+        self.manager()?
             .apply(&limits)
+            .map_err(|error| manager_error(&error))
+    }
+
+    fn manager(&self) -> Result<AnyCgroupManager> {
+        create_cgroup_manager(self.config.clone())
+            .map(|manager| manager.with_rootless(self.lenient))
             .map_err(|error| manager_error(&error))
     }
 }

@@ -157,9 +157,9 @@ pub(crate) fn launch(outer: &Outer, at_hooks: impl FnOnce(Pid) -> Result<()>) ->
             init_to_us: &mut init_to_us,
             init_from_us: &mut init_from_us,
         };
-        // Their other ends: while one is open here, nobody learns that the process at it has ended.
-        let _ = to_between.close();
-        let _ = to_init.close();
+        // rcm's ends: while they are open here, too, nobody learns that rcm was killed.
+        let _ = (to_between.close(), to_init.close());
+        let _ = (from_between.close(), from_init.close());
         let _ = prctl::set_name(c"rcm:[1:CHILD]");
         match ends.run() {
             Ok(()) => 0,

@@ -7,7 +7,7 @@ use nix::unistd::Pid;
 use oci_spec::runtime::Spec;
 
 use crate::criu::CgroupRoot;
-use crate::runtime::cgroup::{Cgroup, Entry, Making};
+use crate::runtime::cgroup::{Cgroup, Making};
 use crate::runtime::container::Container;
 use crate::runtime::create::cgroup_error;
 use crate::runtime::engine;
@@ -15,7 +15,7 @@ use crate::runtime::error::{Error, Result};
 
 /// Puts CRIU into the container's cgroup, with the container's limits, so that what it restores is born there.
 pub(super) fn enter(container: &Container, spec: &Spec, criu: Pid) -> Result<Cgroup> {
-    let entry = Entry::Make(Making {
+    let making = Making {
         config: engine::cgroup_config(container.record()),
         groups: container.cgroup(),
         resources: spec
@@ -23,9 +23,10 @@ pub(super) fn enter(container: &Container, spec: &Spec, criu: Pid) -> Result<Cgr
             .as_ref()
             .and_then(|linux| linux.resources().as_ref()),
         lenient: false,
-    });
-    entry
+    };
+    making
         .enter(criu)
+        .and_then(|()| making.limit())
         .map_err(cgroup_error("set up", container.id()))?;
     Cgroup::of_process(criu).map_err(cgroup_error("find", container.id()))
 }

@@ -7,13 +7,13 @@ use std::io;
 use std::path::PathBuf;
 
 use libcgroups::common::{CgroupManager, ControllerOpt, create_cgroup_manager};
-use oci_spec::runtime::{LinuxPids, Spec};
+use oci_spec::runtime::Spec;
 use serde_json::{Value, json};
 
 use super::container::{Container, Status};
 use super::error::{Error, Result};
 use super::resctrl::{self, Group};
-use super::{engine, spec};
+use super::{engine, lower, spec};
 use control::ControlFiles;
 
 mod control;
@@ -100,9 +100,6 @@ pub enum UpdateError {
         /// The name.
         name: String,
     },
-    /// cgroup v2 has no realtime limits.
-    #[error("realtimeRuntime and realtimePeriod cannot be set: cgroup v2 has no realtime limits")]
-    RealtimeOnV2,
     /// The processor cannot divide its cache.
     #[error("Intel RDT/CAT: l3 cache schema is not enabled")]
     NoCacheAllocation,
@@ -323,12 +320,7 @@ fn tell_systemd(container: &Container, config: &Value) -> Result<()> {
     else {
         return Ok(());
     };
-    if resources.pids().is_some_and(|pids| pids.limit() == 0) {
-        // The engine takes 0 for no limit.
-        let mut one = LinuxPids::default();
-        one.set_limit(1);
-        resources.set_pids(Some(one));
-    }
+    lower::lower_resources(&mut resources);
     let record = container.record();
     let refused = |error: &dyn std::error::Error| UpdateError::Systemd {
         reason: engine::chain(error),

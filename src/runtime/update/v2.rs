@@ -101,9 +101,6 @@ fn swap_part(total: i64, limit: Option<i64>) -> Result<i64> {
 }
 
 fn apply_cpu(files: &mut ControlFiles, dir: &Path, cpu: &Cpu) -> Result<()> {
-    if cpu.realtime_period.is_some() || cpu.realtime_runtime.is_some() {
-        return Err(UpdateError::RealtimeOnV2);
-    }
     let idle_path = dir.join("cpu.idle");
     let weight_path = dir.join("cpu.weight");
     if cpu.idle == Some(0) {
