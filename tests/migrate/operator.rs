@@ -285,3 +285,28 @@ fn a_copy_that_would_take_something_away_is_not_made() {
     pair.assert_counts();
     assert!(pair.left_in_store().is_empty());
 }
+
+#[test]
+fn a_test_that_is_killed_leaves_it_counting() {
+    let pair = Pair::new("tested");
+    let running = pair
+        .source
+        .cmd("live-migrate")
+        .args(["tested", "--local-test", "--image-path"])
+        .arg(pair.store())
+        .spawn();
+    crate::common::wait_until("it is dumped", || running.stderr().contains("dump "));
+    running.signal(Signal::SIGKILL);
+    running.wait();
+    pair.assert_counts();
+    // What is not settled is removed; if the test had ended by then, that is nothing.
+    let resolved = pair
+        .source
+        .cmd("live-migrate")
+        .args(["tested", "--resolve"])
+        .run();
+    resolved.exits_with(1);
+    crate::common::wait_until("the images are gone", || pair.left_in_store().is_empty());
+    test_locally(&pair, &[]).ok();
+    pair.assert_counts();
+}
