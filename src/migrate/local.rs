@@ -133,6 +133,8 @@ pub fn test(
     let mut journal = Journal::begin(
         &plan.root,
         Start {
+            receiver: None,
+            tls: None,
             migration: plan.migration,
             container: container.clone(),
             side: Side::Source,
