@@ -30,7 +30,7 @@ use super::error::{Error, Result};
 use super::external;
 use super::host_file;
 use super::lower;
-use super::network;
+use super::network::{self, Departure};
 use super::quiesce;
 use super::snapshot::{self, Details};
 use super::worker;
@@ -38,7 +38,6 @@ use crate::criu::error::CallbackError;
 use crate::criu::{
     self, CgroupMode, Criu, DumpOptions, Event, NetworkLock, Notify, PageServer, Reply, Version,
 };
-use crate::sys::barrier::Barrier;
 use crate::sys::thaw_guard::ThawGuard;
 
 /// How a container is dumped.
@@ -171,16 +170,16 @@ fn prepare(
         details.cgroups_left_out = true;
     }
     details.network_left_out = leave_network;
-    let (mut freezer, mut barrier) = (None, None);
+    let (mut freezer, mut departure) = (None, None);
     if complete {
         details.mounts = external::host_mounts(init, &spec, container.bundle(), cgroup.paths())?;
         common
             .external
             .extend(external::dumped_mounts(&details.mounts));
         if options.moves {
-            barrier = network::prepare_departure(criu, init, &spec);
+            departure = Departure::prepare(criu, init, &spec, flags.tcp_established);
         }
-        common.network_lock = match barrier {
+        common.network_lock = match departure {
             Some(_) => Some(NetworkLock::Skip),
             None => network::criu_lock(criu, init, &spec, flags.tcp_established),
         };
@@ -216,7 +215,7 @@ fn prepare(
             cgroup,
             details,
             freezer,
-            barrier,
+            departure,
             guard: None,
             stopped_at: Instant::now(),
             frozen_at: Instant::now(),
@@ -297,7 +296,7 @@ struct Stages {
     freezer: Option<File>,
     guard: Option<ThawGuard>,
     /// Lets no packet through from the freeze on.
-    barrier: Option<Barrier>,
+    departure: Option<Departure>,
     /// Just before the first task stops, as far as rcm stops them.
     stopped_at: Instant,
     /// When rcm had stopped all of them.
@@ -327,6 +326,9 @@ impl Stages {
             none if none.is_empty() => vec![self.init],
             processes => processes,
         };
+        if let Some(departure) = &mut self.departure {
+            self.details.tcp_ends = departure.bar_ends(&processes)?;
+        }
         let (external, files) = host_file::find(self.init, &processes)?;
         self.details.files = files;
         self.details.write(&self.images)?;
@@ -355,9 +357,8 @@ impl Notify for Stages {
     fn on(&mut self, event: Event) -> Result<Reply, CallbackError> {
         match event {
             Event::PreDump => {
-                // Before the freeze: what the container does not accept any more would fail the dump.
-                if let Some(barrier) = &self.barrier {
-                    barrier.close()?;
+                if let Some(departure) = &self.departure {
+                    departure.bar()?;
                 }
                 self.freeze()?;
             }
@@ -434,10 +435,10 @@ impl HeldCheckpoint {
     /// # Errors
     /// [`Error::Network`].
     pub fn leave_barrier(&mut self) -> Result<()> {
-        let has_barrier = |held: &mut criu::HeldDump<Stages>| held.notify_mut().barrier.is_some();
-        match self.held.as_mut().is_some_and(has_barrier) {
-            true => network::leave(&self.container),
-            false => Ok(()),
+        let held = self.held.as_mut();
+        match held.and_then(|held| held.notify_mut().departure.as_ref()) {
+            Some(departure) => departure.leave(&self.container),
+            None => Ok(()),
         }
     }
 
@@ -445,8 +446,8 @@ impl HeldCheckpoint {
         if let Some(mut held) = self.held.take() {
             release_freezer(held.notify_mut());
             // Before CRIU lets the sockets go: each then asks its peer what it has missed.
-            if let Some(barrier) = held.notify_mut().barrier.take() {
-                barrier.open();
+            if let Some(departure) = held.notify_mut().departure.take() {
+                departure.open();
             }
             let stages = held.refuse();
             thaw_after(&stages.cgroup, stages.details.paused, self.container.id());

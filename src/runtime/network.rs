@@ -1,28 +1,32 @@
 //! The network of a container that moves to another host.
 //!
 //! Its namespace stays where it is: the dump leaves it out, whether the spec names it by a path or had it made, and the restore brings the container into the one
-//! that the destination's spec names, or into a new one. As long as the sockets are in two places no packet passes ([`Barrier`]): at the source
+//! that the destination's spec names, or into a new one; only what is in the host's network comes into the host's network. As long as the sockets are in two places no packet passes ([`Barrier`]): at the source
 //! from just before the freeze, at the destination from before the first socket is restored until the container goes on.
 //!
 //! From the commit on the source's barrier must outlive rcm: a socket of a container that stands still would acknowledge what belongs to the one that runs. A
 //! file in the container's directory says that there is one to remove; the container cannot be destroyed without that.
 
+use std::collections::{BTreeSet, HashSet};
 use std::fs::{self, File};
 use std::io;
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 
 use nix::unistd::Pid;
 use oci_spec::runtime::{LinuxNamespaceType, Spec};
+use procfs::process::{FDTarget, Process};
 
 use super::container::Container;
 use super::error::{Error, Result};
 use super::external;
 use super::lower;
 use super::restore::RestoreRequest;
+use super::snapshot::Details;
 use crate::criu::{Criu, InheritedFd, NetworkLock, Version};
 use crate::sys;
 use crate::sys::announce::Announcement;
-use crate::sys::barrier::{self, Barrier, Neighbours};
+use crate::sys::barrier::{self, Barrier, Neighbours, Reach};
 
 /// Says that a barrier was left in the container's namespace.
 const BARRIER_FILE: &str = "network-barrier";
@@ -64,23 +68,110 @@ pub fn is_left_out(spec: &Spec) -> bool {
     }
 }
 
-/// A barrier for a container that leaves; packets still pass. `None` where no packet comes to it, and where CRIU has to lock: in the host's network it locks
-/// single connections.
-pub(super) fn prepare_departure(criu: &Criu, init: Pid, spec: &Spec) -> Option<Barrier> {
-    let host = Place::of(spec) == Place::Host;
-    if host || is_lonely(init) || criu.version() < Version::NETWORK_LOCK_SKIP {
-        return None;
-    }
-    of_process(init)
-        .and_then(|namespace| Barrier::prepare(&namespace, Neighbours::Answered))
-        .inspect_err(|error| {
-            tracing::warn!("the network is locked by CRIU, whose rules may stay behind: {error}");
-        })
-        .ok()
+/// The network of a container that leaves.
+#[derive(Debug)]
+pub(super) struct Departure {
+    barrier: Barrier,
+    /// In the host's network only the container's own connections are barred: those that it has when it stands still.
+    is_host: bool,
+    ends: Vec<SocketAddr>,
 }
 
-/// How CRIU locks the network of a container that is dumped. Locking costs several program starts within the freeze. There is nothing to lock in a namespace that no packet enters, and outside of namespaces
-/// of its own a container has nothing that is only its own; unless there are connections to keep, of which no packet may be answered meanwhile.
+impl Departure {
+    /// Packets still pass. `None` where nothing comes to the container, or nothing that must be kept, or where CRIU has to lock.
+    pub(super) fn prepare(
+        criu: &Criu,
+        init: Pid,
+        spec: &Spec,
+        tcp_established: bool,
+    ) -> Option<Self> {
+        let is_host = Place::of(spec) == Place::Host;
+        let needless = (is_host && !tcp_established) || (!is_host && is_lonely(init));
+        if needless || criu.version() < Version::NETWORK_LOCK_SKIP {
+            return None;
+        }
+        let barrier = of_process(init)
+            .and_then(|namespace| Barrier::prepare(&namespace, Neighbours::Answered))
+            .inspect_err(|error| {
+                tracing::warn!(
+                    "the network is locked by CRIU, whose rules may stay behind: {error}"
+                );
+            })
+            .ok()?;
+        Some(Self {
+            barrier,
+            is_host,
+            ends: Vec::new(),
+        })
+    }
+
+    /// Before the freeze: what comes in and is not accepted any more would fail the dump.
+    pub(super) fn bar(&self) -> io::Result<()> {
+        match self.is_host {
+            true => Ok(()),
+            false => self.barrier.close(Reach::Everything),
+        }
+    }
+
+    /// The same in the host's network, for the sockets of `processes`, which stand still. Returns these.
+    pub(super) fn bar_ends(&mut self, processes: &[Pid]) -> io::Result<Vec<SocketAddr>> {
+        if self.is_host {
+            self.ends = tcp_ends(processes);
+            self.barrier.close(Reach::Ends(&self.ends))?;
+        }
+        Ok(self.ends.clone())
+    }
+
+    /// Packets pass again.
+    pub(super) fn open(self) {
+        self.barrier.open();
+    }
+
+    /// Leaves a barrier like this that stands until [`lift`], even if this process dies.
+    pub(super) fn leave(&self, container: &Container) -> Result<()> {
+        let path = barrier_file(container);
+        let reach = match self.is_host {
+            true => Reach::Ends(&self.ends),
+            false => Reach::Everything,
+        };
+        // Before the barrier, so that none is forgotten.
+        File::create(&path)
+            .and_then(|_| of_process(container.live_init().map_err(io::Error::other)?))
+            .and_then(|namespace| barrier::leave(&namespace, &table(container.id()), reach))
+            .map_err(|error| {
+                let _ = fs::remove_file(&path);
+                error_of("lock", container.id())(error)
+            })
+    }
+}
+
+/// This host's ends of the TCP sockets of processes, listening ones too; `/proc` lists those of a whole namespace.
+fn tcp_ends(processes: &[Pid]) -> Vec<SocketAddr> {
+    let sockets: HashSet<u64> = processes
+        .iter()
+        .filter_map(|pid| Process::new(pid.as_raw()).ok()?.fd().ok())
+        .flat_map(|open| open.flatten())
+        .filter_map(|open| match open.target {
+            FDTarget::Socket(inode) => Some(inode),
+            _ => None,
+        })
+        .collect();
+    let Some(Ok(process)) = processes.first().map(|pid| Process::new(pid.as_raw())) else {
+        return Vec::new();
+    };
+    let ends: BTreeSet<SocketAddr> = [process.tcp(), process.tcp6()]
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter(|entry| sockets.contains(&entry.inode) && entry.local_address.port() != 0)
+        .map(|entry| entry.local_address)
+        .collect();
+    ends.into_iter().collect()
+}
+
+/// How CRIU locks the network of a container that is dumped and does not leave. Locking costs several program starts within the freeze. There is nothing to lock
+/// in a namespace that no packet enters, and outside of namespaces of its own a container has nothing that is only its own; unless there are connections to
+/// keep, of which no packet may be answered meanwhile.
 pub(super) fn criu_lock(
     criu: &Criu,
     init: Pid,
@@ -112,8 +203,9 @@ fn names_loopback_only(devices: &str) -> bool {
 #[derive(Debug)]
 pub(super) struct Arrival {
     id: String,
-    /// It comes from another host and has a network of its own.
+    /// It comes from another host.
     moves: bool,
+    is_host: bool,
     /// Without a barrier its connections would be lost.
     has_connections: bool,
     barrier: Option<Barrier>,
@@ -124,22 +216,27 @@ impl Arrival {
     pub(super) fn prepare(
         request: &RestoreRequest,
         spec: &Spec,
-        left_out: bool,
+        details: &Details,
     ) -> Result<(Self, Option<InheritedFd>)> {
         let place = Place::of(spec);
         let mut arrival = Self {
             id: request.id.clone(),
-            moves: request.moves && place != Place::Host,
+            moves: request.moves,
+            is_host: place == Place::Host,
             has_connections: request.flags.tcp_established,
             barrier: None,
         };
         let namespace = match place {
-            Place::Made if left_out => sys::network::make_namespace()
+            Place::Host => {
+                arrival.bar_connections(&details.tcp_ends)?;
+                return Ok((arrival, None));
+            }
+            Place::Made if details.network_left_out => sys::network::make_namespace()
                 .map_err(Error::file("make a namespace like", "/proc/self/ns/net"))?,
             Place::Existing(path) => {
                 File::open(path).map_err(Error::file("use the namespace", path))?
             }
-            _ => return Ok((arrival, None)),
+            Place::Made => return Ok((arrival, None)),
         };
         arrival.bar_namespace(&namespace)?;
         let inherited = InheritedFd {
@@ -153,7 +250,7 @@ impl Arrival {
     pub(super) fn bar(&mut self, pid: Pid) -> Result<()> {
         match self.barrier {
             Some(_) => Ok(()),
-            None if self.moves => {
+            None if self.moves && !self.is_host => {
                 let namespace = of_process(pid).map_err(error_of("lock", &self.id))?;
                 self.bar_namespace(&namespace)
             }
@@ -165,10 +262,23 @@ impl Arrival {
         if !self.moves {
             return Ok(());
         }
+        self.put_up(namespace, Neighbours::Ignored, Reach::Everything)
+    }
+
+    /// In the host's network nothing else may suffer.
+    fn bar_connections(&mut self, ends: &[SocketAddr]) -> Result<()> {
+        if !self.moves || ends.is_empty() {
+            return Ok(());
+        }
+        let namespace = own().map_err(error_of("lock", &self.id))?;
+        self.put_up(&namespace, Neighbours::Answered, Reach::Ends(ends))
+    }
+
+    fn put_up(&mut self, namespace: &File, neighbours: Neighbours, reach: Reach) -> Result<()> {
         // One may have stood here since the container left, if rcm was killed at a bad moment then.
         let barrier = barrier::remove(namespace, &table(&self.id))
-            .and_then(|()| Barrier::prepare(namespace, Neighbours::Ignored))
-            .and_then(|barrier| barrier.close().map(|()| barrier));
+            .and_then(|()| Barrier::prepare(namespace, neighbours))
+            .and_then(|barrier| barrier.close(reach).map(|()| barrier));
         match barrier {
             Ok(barrier) => self.barrier = Some(barrier),
             Err(error) if self.has_connections => return Err(error_of("lock", &self.id)(error)),
@@ -182,7 +292,7 @@ impl Arrival {
         if let Some(barrier) = self.barrier.take() {
             barrier.open();
         }
-        if !self.moves {
+        if !self.moves || self.is_host {
             return None;
         }
         of_process(pid)
@@ -202,19 +312,6 @@ pub fn try_barrier(path: Option<&Path>) -> io::Result<()> {
         None => sys::network::make_namespace()?,
     };
     Barrier::prepare(&namespace, Neighbours::Ignored).map(Barrier::open)
-}
-
-/// Leaves a barrier in the container's namespace that stands until [`lift`], even if this process dies.
-pub(super) fn leave(container: &Container) -> Result<()> {
-    let path = barrier_file(container);
-    // Before the barrier, so that none is forgotten.
-    File::create(&path)
-        .and_then(|_| of_process(container.live_init().map_err(io::Error::other)?))
-        .and_then(|namespace| barrier::leave(&namespace, &table(container.id())))
-        .map_err(|error| {
-            let _ = fs::remove_file(&path);
-            error_of("lock", container.id())(error)
-        })
 }
 
 /// Removes the barrier that was left, if one was.
@@ -242,8 +339,13 @@ fn still_there(container: &Container) -> Option<File> {
     match Place::of(&spec) {
         // What is left of a namespace's name when it was unmounted is an ordinary file.
         Place::Existing(path) => File::open(path).ok().filter(sys::network::is_namespace),
-        _ => None,
+        Place::Made => None,
+        Place::Host => own().ok(),
     }
+}
+
+fn own() -> io::Result<File> {
+    File::open("/proc/self/ns/net")
 }
 
 /// The network namespace of a process.

@@ -185,7 +185,7 @@ fn restore(
     let masks = external::make_masks(&details.mounts, container.dir())?;
     let (outer_namespaces, join_namespaces) = external::restored_namespaces(spec)?;
     let mut inherited = Vec::new();
-    let (arrival, namespace) = Arrival::prepare(request, spec, details.network_left_out)?;
+    let (arrival, namespace) = Arrival::prepare(request, spec, &details)?;
     inherited.extend(namespace);
     for (key, path) in outer_namespaces {
         criu.require(

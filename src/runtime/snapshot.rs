@@ -5,6 +5,7 @@
 
 use std::fs;
 use std::io::ErrorKind;
+use std::net::SocketAddr;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
@@ -27,6 +28,8 @@ pub struct Details {
     pub cgroups_left_out: bool,
     /// Whether CRIU left the network namespace out, because the container is restored into one that is there before it.
     pub network_left_out: bool,
+    /// This host's ends of the container's TCP sockets, where these are in the host's network.
+    pub tcp_ends: Vec<SocketAddr>,
     /// The mounts that come from the host.
     pub mounts: Vec<HostMount>,
     /// The open files that lie on the host.
@@ -101,6 +104,7 @@ mod tests {
             paused: true,
             cgroups_left_out: true,
             network_left_out: true,
+            tcp_ends: vec!["[2001:db8::9]:80".parse().unwrap()],
             mounts: vec![HostMount {
                 path: "/data".into(),
                 source: Source::Path("/srv".into()),

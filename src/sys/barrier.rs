@@ -9,11 +9,14 @@
 
 use std::fs::File;
 use std::io;
+use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, OwnedFd};
 
 use nix::errno::Errno;
+use nix::sys::socket::sockopt::SndBufForce;
 use nix::sys::socket::{
-    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, recv, sendto, socket,
+    AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, recv, sendto,
+    setsockopt, socket,
 };
 
 use super::network::within;
@@ -29,6 +32,15 @@ pub enum Neighbours {
     Answered,
     /// Nobody learns that the addresses are here: they are still another host's.
     Ignored,
+}
+
+/// What does not pass.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Reach<'a> {
+    /// No packet.
+    Everything,
+    /// No TCP segment to or from these sockets of this host; one without an address has all.
+    Ends(&'a [SocketAddr]),
 }
 
 /// A barrier that stands as long as this lives, but for the time before [`Barrier::close`].
@@ -61,13 +73,13 @@ impl Barrier {
         Ok(barrier)
     }
 
-    /// From here on nothing passes.
+    /// From here on what it reaches does not pass.
     ///
     /// # Errors
     /// Where the kernel refuses; packets pass then.
-    pub fn close(&self) -> io::Result<()> {
+    pub fn close(&self, reach: Reach) -> io::Result<()> {
         let mut batch = Batch::default();
-        fill(&mut batch, &self.name, self.neighbours);
+        fill(&mut batch, &self.name, self.neighbours, reach);
         self.submit(batch)
     }
 
@@ -96,7 +108,7 @@ impl Barrier {
 ///
 /// # Errors
 /// As [`Barrier::prepare`].
-pub fn leave(namespace: &File, name: &str) -> io::Result<()> {
+pub fn leave(namespace: &File, name: &str, reach: Reach) -> io::Result<()> {
     // Who asks while it is not known whose the addresses are may be told as before.
     let neighbours = Neighbours::Answered;
     let socket = open_socket(namespace)?;
@@ -104,7 +116,7 @@ pub fn leave(namespace: &File, name: &str) -> io::Result<()> {
     for family in families(neighbours) {
         batch.make_table(*family, name, false);
     }
-    fill(&mut batch, name, neighbours);
+    fill(&mut batch, name, neighbours, reach);
     match submit(&socket, batch) {
         Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(()),
         left => left,
@@ -125,6 +137,9 @@ pub fn remove(namespace: &File, name: &str) -> io::Result<()> {
     }
 }
 
+/// A batch is one message; thousands of sockets need more than the default of 208 KiB.
+const MESSAGE_LIMIT_BYTES: usize = 16 << 20;
+
 const fn families(neighbours: Neighbours) -> &'static [Family] {
     match neighbours {
         Neighbours::Answered => &[Family::Inet],
@@ -132,28 +147,39 @@ const fn families(neighbours: Neighbours) -> &'static [Family] {
     }
 }
 
-fn fill(batch: &mut Batch, table: &str, neighbours: Neighbours) {
+fn fill(batch: &mut Batch, table: &str, neighbours: Neighbours, reach: Reach) {
+    let drops = reach == Reach::Everything;
     for family in families(neighbours) {
         for chain in Chain::BOTH {
-            batch.make_chain(*family, table, chain);
+            batch.make_chain(*family, table, chain, drops);
         }
     }
     for chain in Chain::BOTH {
         batch.add_rule(table, chain, Rule::AcceptMarkedByCriu);
-        if neighbours == Neighbours::Answered {
-            batch.add_rule(table, chain, Rule::AcceptNeighbourDiscovery);
+        match reach {
+            Reach::Everything if neighbours == Neighbours::Answered => {
+                batch.add_rule(table, chain, Rule::AcceptNeighbourDiscovery);
+            }
+            Reach::Everything => {}
+            Reach::Ends(ends) => {
+                for end in ends {
+                    batch.add_rule(table, chain, Rule::DropEnd(*end));
+                }
+            }
         }
     }
 }
 
 fn open_socket(namespace: &File) -> io::Result<OwnedFd> {
     within(namespace.try_clone()?, || {
-        Ok(socket(
+        let socket = socket(
             AddressFamily::Netlink,
             SockType::Raw,
             SockFlag::SOCK_CLOEXEC,
             SockProtocol::NetlinkNetFilter,
-        )?)
+        )?;
+        setsockopt(&socket, SndBufForce, &MESSAGE_LIMIT_BYTES)?;
+        Ok(socket)
     })
 }
 
@@ -182,7 +208,7 @@ fn submit(socket: &OwnedFd, batch: Batch) -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
-    use std::net::{Ipv4Addr, UdpSocket};
+    use std::net::{Ipv4Addr, TcpListener, TcpStream, UdpSocket};
     use std::time::Duration;
 
     use super::*;
@@ -206,7 +232,7 @@ mod tests {
         for neighbours in [Neighbours::Answered, Neighbours::Ignored] {
             let barrier = Barrier::prepare(&namespace, neighbours).unwrap();
             assert!(passes(&namespace));
-            barrier.close().unwrap();
+            barrier.close(Reach::Everything).unwrap();
             assert!(!passes(&namespace));
             barrier.open();
             assert!(passes(&namespace));
@@ -214,10 +240,55 @@ mod tests {
     }
 
     #[test]
+    fn only_some_sockets_may_be_reached() {
+        let namespace = make_namespace().unwrap();
+        let listen = |address: &'static str| {
+            within(namespace.try_clone().unwrap(), move || {
+                TcpListener::bind(address)
+            })
+            .unwrap()
+        };
+        let listeners = ["127.0.0.1:7", "127.0.0.1:8", "127.0.0.2:8", "[::]:9"].map(listen);
+        let ends: Vec<SocketAddr> = ["127.0.0.1:7", "127.0.0.1:8", "[::]:9"]
+            .map(|text| text.parse().unwrap())
+            .into();
+        let reached = || {
+            let addresses: Vec<SocketAddr> = [
+                "127.0.0.1:7",
+                "127.0.0.1:8",
+                "127.0.0.2:8",
+                "[::1]:9",
+                "127.0.0.1:9",
+            ]
+            .map(|text| text.parse().unwrap())
+            .into();
+            within(namespace.try_clone().unwrap(), move || {
+                let limit_dur = Duration::from_millis(50);
+                let connects = |to| TcpStream::connect_timeout(to, limit_dur).is_ok();
+                Ok(addresses.iter().map(connects).collect::<Vec<_>>())
+            })
+            .unwrap()
+        };
+        assert_eq!(reached(), [true; 5]);
+        let barrier = Barrier::prepare(&namespace, Neighbours::Answered).unwrap();
+        barrier.close(Reach::Ends(&ends)).unwrap();
+        assert_eq!(reached(), [false, false, true, false, false]);
+        // As many as a busy host has.
+        let many: Vec<SocketAddr> = (1..5000)
+            .map(|port| ([192, 0, 2, 1], port).into())
+            .collect();
+        leave(&namespace, "rcm-web", Reach::Ends(&many)).unwrap();
+        remove(&namespace, "rcm-web").unwrap();
+        barrier.open();
+        assert_eq!(reached(), [true; 5]);
+        drop(listeners);
+    }
+
+    #[test]
     fn it_goes_with_its_owner() {
         let namespace = make_namespace().unwrap();
         let barrier = Barrier::prepare(&namespace, Neighbours::Ignored).unwrap();
-        barrier.close().unwrap();
+        barrier.close(Reach::Everything).unwrap();
         drop(barrier);
         assert!(passes(&namespace));
     }
@@ -225,8 +296,8 @@ mod tests {
     #[test]
     fn one_that_is_left_stays() {
         let namespace = make_namespace().unwrap();
-        leave(&namespace, "rcm-web").unwrap();
-        leave(&namespace, "rcm-web").unwrap();
+        leave(&namespace, "rcm-web", Reach::Everything).unwrap();
+        leave(&namespace, "rcm-web", Reach::Everything).unwrap();
         assert!(!passes(&namespace));
         remove(&namespace, "rcm-web").unwrap();
         assert!(passes(&namespace));

@@ -464,3 +464,53 @@ fn a_source_that_does_not_know_is_silent() {
     capture.finish(true);
     streams.into_iter().for_each(Stream::finish);
 }
+
+/// In the host's network only what the container's sockets say is held back, and no rule stays.
+#[test]
+fn connections_in_the_host_s_network_leave_no_rules() {
+    let lan = Lan::new();
+    let host = |namespace: &Namespace| {
+        let net = format!("--net={}", namespace.path().display());
+        Host::new().with_prefix(["nsenter".into(), net])
+    };
+    let echo = "exec </dev/null >/dev/null 2>&1
+nc -ll -p 5001 -e cat &
+bash -c 'until exec 5<>/dev/tcp/127.0.0.1/5001; do usleep 10000; done; number=0
+while :; do number=$((number + 1)); echo $number >&5; read -u 5 same; [ $same = $number ] || exit; echo $number >>/echoed; usleep 5000; done' &";
+    let pair = Pair::between(
+        host(&lan.source),
+        host(&lan.destination),
+        "hosted",
+        |bundle, _| {
+            let bundle = bundle.host_programs().without_namespace("network");
+            bundle.script(&format!("{echo}\n{COUNTER}"))
+        },
+    );
+    let echoed = || {
+        let text = std::fs::read_to_string(pair.bundle.rootfs().join("echoed"));
+        text.unwrap_or_default().lines().count()
+    };
+    let flows = || {
+        let now = echoed();
+        wait_until("the connection goes on", || echoed() > now + 5);
+    };
+    flows();
+    // The hosts' own addresses instead of the container's.
+    for (namespace, address) in [
+        (&lan.source, "198.18.1.2"),
+        (&lan.destination, "198.18.1.3"),
+    ] {
+        namespace.ip(&format!("addr del {}/24 dev eth0", CONTAINER[0]));
+        Lan::add_address(namespace, address, "eth0");
+    }
+    let address = "198.18.1.3:7260";
+    let flags = ["--detach", "--listen", address, "--tcp-established"];
+    let receiver = pair.receiver(&flags);
+    pair.send_with(address.parse().unwrap(), &["--tcp-established"])
+        .wait()
+        .ok();
+    receiver.running.wait().ok();
+    flows();
+    pair.assert_at_destination();
+    assert_no_tables(&lan);
+}

@@ -1,6 +1,7 @@
 //! What nf_tables is told (linux/netfilter/nfnetlink.h, linux/netfilter/nf_tables.h). Numbers in attributes are big-endian.
 
 use std::io;
+use std::net::{IpAddr, SocketAddr};
 
 /// `NFNL_SUBSYS_NFTABLES`.
 const SUBSYSTEM: u16 = 10;
@@ -44,6 +45,16 @@ const ACCEPT: u32 = 1;
 const VERDICT: u32 = 0;
 /// `NFT_REG_1`.
 const REGISTER: u32 = 1;
+/// `NFT_META_NFPROTO`.
+const META_FAMILY: u32 = 15;
+/// `NFPROTO_IPV4`.
+const FAMILY_V4: u8 = 2;
+/// `NFPROTO_IPV6`.
+const FAMILY_V6: u8 = 10;
+/// `IPPROTO_TCP`.
+const TCP: u8 = 6;
+/// `NFT_PAYLOAD_NETWORK_HEADER`.
+const NETWORK_HEADER: u32 = 1;
 /// `NFT_PAYLOAD_TRANSPORT_HEADER`.
 const TRANSPORT_HEADER: u32 = 2;
 
@@ -66,11 +77,13 @@ pub(super) enum Chain {
     Output,
 }
 
-/// What passes nevertheless.
+/// What passes nevertheless, or not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Rule {
     AcceptMarkedByCriu,
     AcceptNeighbourDiscovery,
+    /// This host's end of TCP connections.
+    DropEnd(SocketAddr),
 }
 
 impl Family {
@@ -132,8 +145,8 @@ impl Batch {
         self.message(DELETE_TABLE, family.number(), 0, &text(1, name));
     }
 
-    /// A chain that drops what no rule accepts.
-    pub(super) fn make_chain(&mut self, family: Family, table: &str, chain: Chain) {
+    /// A chain that drops what no rule accepts, or the other way round.
+    pub(super) fn make_chain(&mut self, family: Family, table: &str, chain: Chain, drops: bool) {
         let hook = [
             number(1, chain.hook(family)),
             number(2, PRIORITY.cast_unsigned()),
@@ -143,7 +156,7 @@ impl Batch {
             text(1, table),
             text(3, chain.name()),
             nested(4, &hook),
-            number(5, DROP),
+            number(5, if drops { DROP } else { ACCEPT }),
             text(7, "filter"),
         ]
         .concat();
@@ -160,13 +173,17 @@ impl Batch {
             Rule::AcceptNeighbourDiscovery => [
                 load_meta(META_PROTOCOL),
                 compare(EQUAL, &[ICMPV6]),
-                load_first_byte(),
+                load(TRANSPORT_HEADER, 0, 1),
                 compare(AT_LEAST, &NEIGHBOUR_TYPES[..1]),
                 compare(AT_MOST, &NEIGHBOUR_TYPES[1..]),
             ]
             .concat(),
+            Rule::DropEnd(end) => matches_end(chain, end),
         };
-        expressions.extend(accept());
+        expressions.extend(match rule {
+            Rule::DropEnd(_) => decide(DROP),
+            _ => decide(ACCEPT),
+        });
         let attributes = [
             text(1, table),
             text(2, chain.name()),
@@ -239,15 +256,34 @@ fn load_meta(key: u32) -> Vec<u8> {
     expression("meta", &[number(2, key), number(1, REGISTER)])
 }
 
-/// Of the header after that of IP.
-fn load_first_byte() -> Vec<u8> {
+fn load(header: u32, offset_bytes: u32, length_bytes: u32) -> Vec<u8> {
     let attributes = [
         number(1, REGISTER),
-        number(2, TRANSPORT_HEADER),
-        number(3, 0),
-        number(4, 1),
+        number(2, header),
+        number(3, offset_bytes),
+        number(4, length_bytes),
     ];
     expression("payload", &attributes)
+}
+
+/// As destination of what comes in, or source of what goes out. Where the headers have them: RFC 791, RFC 8200, RFC 9293.
+fn matches_end(chain: Chain, end: SocketAddr) -> Vec<u8> {
+    let comes = chain == Chain::Input;
+    let mut expressions = [load_meta(META_PROTOCOL), compare(EQUAL, &[TCP])].concat();
+    let (family, source, destination, address) = match end.ip().to_canonical() {
+        IpAddr::V4(address) => (FAMILY_V4, 12, 16, address.octets().to_vec()),
+        IpAddr::V6(address) => (FAMILY_V6, 8, 24, address.octets().to_vec()),
+    };
+    if !end.ip().is_unspecified() {
+        let offset_bytes = if comes { destination } else { source };
+        expressions.extend(load_meta(META_FAMILY));
+        expressions.extend(compare(EQUAL, &[family]));
+        expressions.extend(load(NETWORK_HEADER, offset_bytes, address.len() as u32));
+        expressions.extend(compare(EQUAL, &address));
+    }
+    expressions.extend(load(TRANSPORT_HEADER, if comes { 2 } else { 0 }, 2));
+    expressions.extend(compare(EQUAL, &end.port().to_be_bytes()));
+    expressions
 }
 
 fn compare(operation: u32, value: &[u8]) -> Vec<u8> {
@@ -259,8 +295,8 @@ fn compare(operation: u32, value: &[u8]) -> Vec<u8> {
     expression("cmp", &attributes)
 }
 
-fn accept() -> Vec<u8> {
-    let verdict = nested(2, &number(1, ACCEPT));
+fn decide(verdict: u32) -> Vec<u8> {
+    let verdict = nested(2, &number(1, verdict));
     expression("immediate", &[number(1, VERDICT), nested(2, &verdict)])
 }
 
