@@ -1,11 +1,12 @@
 //! The network of a container that moves to another host.
 //!
-//! Its namespace stays where it is: the dump leaves it out, whether the spec names it by a path or had it made, and the restore brings the container into the one
-//! that the destination's spec names, or into a new one; only what is in the host's network comes into the host's network. As long as the sockets are in two places no packet passes ([`Barrier`]): at the source
-//! from just before the freeze, at the destination from before the first socket is restored until the container goes on.
+//! Its namespace stays where it is: the dump leaves it out, whether the spec names it by a path or had it made, and the restore brings the
+//! container into the one that the destination's spec names, or into a new one; only what is in the host's network comes into the host's network.
+//! As long as the sockets are in two places no packet passes ([`Barrier`]): at the source from just before the freeze, at the destination from
+//! before the first socket is restored until the container goes on.
 //!
-//! From the commit on the source's barrier must outlive rcm: a socket of a container that stands still would acknowledge what belongs to the one that runs. A
-//! file in the container's directory says that there is one to remove; the container cannot be destroyed without that.
+//! From the commit on the source's barrier must outlive rcm: a socket of a container that stands still would acknowledge what belongs to the one
+//! that runs. A file in the container's directory says that there is one to remove; the container cannot be destroyed without that.
 
 use std::collections::{BTreeSet, HashSet};
 use std::fs::{self, File};
@@ -58,7 +59,8 @@ impl<'a> Place<'a> {
     }
 }
 
-/// Whether the dump of a container that moves leaves its network namespace out. One that belongs to a user namespace can only be made within it, so CRIU does.
+/// Whether the dump of a container that moves leaves its network namespace out. One that belongs to a user namespace can only be made within it, so
+/// CRIU does.
 #[must_use]
 pub fn is_left_out(spec: &Spec) -> bool {
     match Place::of(spec) {
@@ -169,9 +171,9 @@ fn tcp_ends(processes: &[Pid]) -> Vec<SocketAddr> {
     ends.into_iter().collect()
 }
 
-/// How CRIU locks the network of a container that is dumped and does not leave. Locking costs several program starts within the freeze. There is nothing to lock
-/// in a namespace that no packet enters, and outside of namespaces of its own a container has nothing that is only its own; unless there are connections to
-/// keep, of which no packet may be answered meanwhile.
+/// How CRIU locks the network of a container that is dumped and does not leave. Locking costs several program starts within the freeze. There is
+/// nothing to lock in a namespace that no packet enters, and outside of namespaces of its own a container has nothing that is only its own; unless
+/// there are connections to keep, of which no packet may be answered meanwhile.
 pub(super) fn criu_lock(
     criu: &Criu,
     init: Pid,

@@ -1,7 +1,7 @@
 //! Telling a link where addresses are now: gratuitous ARP and unsolicited neighbour advertisements.
 //!
-//! Switches and neighbours go on sending to the old place until they hear from the new one. As QEMU does for virtual machines, it is said several times
-//! with growing pauses, because a single frame may be lost and nobody answers it.
+//! Switches and neighbours go on sending to the old place until they hear from the new one. As QEMU does for virtual machines, it is said several
+//! times with growing pauses, because a single frame may be lost and nobody answers it.
 
 use std::fs::File;
 use std::io;
@@ -47,7 +47,8 @@ pub struct Announcement {
 }
 
 impl Announcement {
-    /// Begins to announce every address of the namespace on the interface that has it. Interfaces that are down or not Ethernet have no neighbours to tell.
+    /// Begins to announce every address of the namespace on the interface that has it. Interfaces that are down or not Ethernet have no neighbours
+    /// to tell.
     ///
     /// # Errors
     /// Where no thread can be started. What goes wrong later is only logged: the addresses are found by asking, too.

@@ -1,9 +1,9 @@
 //! A barrier in a network namespace that no packet passes.
 //!
-//! It stands while the sockets of a container are in two places: the kernel would acknowledge what arrives for a socket that is only frozen, and reset a
-//! connection whose socket is not restored yet. CRIU has such a lock too, but it takes several program starts, and it stays behind when CRIU is killed.
-//! This one is a table of nf_tables that belongs to a netlink socket: the kernel removes it with the socket, so it cannot outlive its process unless it shall
-//! ([`leave`]).
+//! It stands while the sockets of a container are in two places: the kernel would acknowledge what arrives for a socket that is only frozen, and
+//! reset a connection whose socket is not restored yet. CRIU has such a lock too, but it takes several program starts, and it stays behind when
+//! CRIU is killed. This one is a table of nf_tables that belongs to a netlink socket: the kernel removes it with the socket, so it cannot outlive
+//! its process unless it shall ([`leave`]).
 //!
 //! Packets that CRIU marks pass: it makes some itself to bring a socket into its state (criu `soccr/soccr.c`, `send_fin`).
 

@@ -78,7 +78,8 @@ fn unusable(path: Option<&Path>, keeps_connections: bool) -> Option<(String, Str
     }
 }
 
-/// Those of `wanted` that no interface has. A network namespace that is made for the container gets its addresses from a hook, too late to be looked at.
+/// Those of `wanted` that no interface has. A network namespace that is made for the container gets its addresses from a hook, too late to be
+/// looked at.
 #[must_use]
 pub fn missing_addresses(here: Place, wanted: &[IpAddr]) -> Vec<IpAddr> {
     let namespace = match here {

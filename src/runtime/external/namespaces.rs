@@ -11,7 +11,8 @@ use crate::criu::{External, JoinNamespace};
 use crate::runtime::error::{Error, Result};
 use crate::runtime::lower;
 
-/// The namespaces that are left out of a dump because the spec names existing ones, as runc calls them; that of the network also with `leave_network`.
+/// The namespaces that are left out of a dump because the spec names existing ones, as runc calls them; that of the network also with
+/// `leave_network`.
 ///
 /// # Errors
 /// Where `/proc` cannot be read.
@@ -43,8 +44,8 @@ const OUTER_NAMESPACES: &[(LinuxNamespaceType, &str, &str)] = &[
 /// Namespaces by CRIU's key for a descriptor of theirs, and those that CRIU joins by path.
 pub type RestoredNamespaces = (Vec<(&'static str, PathBuf)>, Vec<JoinNamespace>);
 
-/// The existing namespaces that a restore enters: those of [`dumped_namespaces`] by descriptor, and others that CRIU joins by path. That of the network is
-/// the business of [`crate::runtime::network`].
+/// The existing namespaces that a restore enters: those of [`dumped_namespaces`] by descriptor, and others that CRIU joins by path. That of the
+/// network is the business of [`crate::runtime::network`].
 ///
 /// # Errors
 /// [`Error::UnsupportedNamespace`] for a cgroup namespace, which CRIU cannot join.
