@@ -126,6 +126,12 @@ impl Receiver {
         Ok(())
     }
 
+    /// Why images have not arrived, if a connection has failed.
+    #[must_use]
+    pub fn failure(&self) -> Option<BulkError> {
+        self.shared.lock().error.take()
+    }
+
     /// It is the turn of the next directory, which builds on the one before it.
     ///
     /// # Errors

@@ -21,6 +21,9 @@ use crate::migrate::transport::{Channel, Patience, TransportError};
 use crate::migrate::{Cause, chain};
 use crate::sys::interrupt::Interrupt;
 
+/// How often the connections for the images are looked at while nothing is said.
+const LOOK_DUR: Duration = Duration::from_millis(100);
+
 /// What the states before the commit carry.
 #[derive(Debug)]
 pub(super) struct Session<H> {
@@ -81,10 +84,7 @@ impl<H: Host> Session<H> {
     pub(super) fn verify(&mut self, patience: Patience) -> Result<Duration> {
         self.open_streams(patience)?;
         loop {
-            match self
-                .channel
-                .receive(&[Kind::Round, Kind::Shipped], patience)?
-            {
+            match self.next_images(patience)? {
                 Message::Round(round) => {
                     let verify_dur = self.verify_images(round.number, &round.manifest, patience)?;
                     self.rounds += 1;
@@ -107,6 +107,25 @@ impl<H: Host> Session<H> {
                     return Ok(verify_dur);
                 }
                 _ => unreachable!("only rounds and shipped were allowed"),
+            }
+        }
+    }
+
+    /// Waits for word that images are complete. That they do not get here is noticed meanwhile, so that the source hears why.
+    fn next_images(&mut self, patience: Patience) -> Result<Message> {
+        let expected = [Kind::Round, Kind::Shipped];
+        loop {
+            let Some(bulk) = &self.bulk else {
+                return Ok(self.channel.receive(&expected, patience)?);
+            };
+            if let Some(failure) = bulk.failure() {
+                return Err(failure.into());
+            }
+            // What has come of a message is kept.
+            let look = Patience::within(LOOK_DUR).or_interrupt(patience.interrupt);
+            match self.channel.receive(&expected, look) {
+                Err(TransportError::Late { .. }) if !patience.is_over() => {}
+                received => return Ok(received?),
             }
         }
     }

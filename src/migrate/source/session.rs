@@ -22,7 +22,7 @@ use crate::migrate::trust::Trust;
 use crate::migrate::{Cause, chain, verdict};
 
 /// How long a destination that has given up takes to say so.
-const FAREWELL_LIMIT_DUR: Duration = Duration::from_secs(1);
+const FAREWELL_LIMIT_DUR: Duration = Duration::from_secs(5);
 
 /// This migration's directory in the image store; removed when dropped, unless kept.
 #[derive(Debug)]
