@@ -29,6 +29,7 @@ use std::path::{Path, PathBuf};
 use nix::sys::socket::{Shutdown, shutdown};
 
 pub use compress::Compression;
+pub use pace::Pace;
 pub use receiver::Receiver;
 pub use sender::{Sender, Settings};
 
@@ -95,7 +96,7 @@ fn file(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> BulkErro
 }
 
 /// Ends every wait at these sockets, whoever waits.
-fn hang_up(sockets: &[OwnedFd]) {
+pub(super) fn hang_up(sockets: &[OwnedFd]) {
     for socket in sockets {
         // The peer may have been first.
         let _ = shutdown(socket.as_raw_fd(), Shutdown::Both);

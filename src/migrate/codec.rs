@@ -242,6 +242,7 @@ pub fn encode(message: &Message) -> Result<Vec<u8>> {
         Message::Round(payload) => frame(Kind::Round, payload),
         Message::RoundVerified(payload) => frame(Kind::RoundVerified, payload),
         Message::Join(payload) => frame(Kind::Join, payload),
+        Message::Synced(payload) => frame(Kind::Synced, payload),
     }
 }
 
@@ -293,6 +294,7 @@ pub fn decode_payload(kind: Kind, payload: &[u8]) -> Result<Message> {
         Kind::Round => Message::Round(parse(kind, payload)?),
         Kind::RoundVerified => Message::RoundVerified(parse(kind, payload)?),
         Kind::Join => Message::Join(parse(kind, payload)?),
+        Kind::Synced => Message::Synced(parse(kind, payload)?),
     })
 }
 

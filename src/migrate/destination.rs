@@ -133,8 +133,9 @@ impl<H: Host> Receiving<H> {
                 verify_dur,
             }),
             Err(error) => {
-                let error = self.session.was_aborted().unwrap_or(error);
-                Err(self.session.give_up(error, || Ok(())))
+                let failed = self.session.tree_failure();
+                let aborted = failed.or_else(|| self.session.was_aborted());
+                Err(self.session.give_up(aborted.unwrap_or(error), || Ok(())))
             }
         }
     }
@@ -223,6 +224,7 @@ impl<H: Host> Committed<H> {
             Ok(running) => running,
             Err(source) => {
                 session.images.keep = true;
+                session.keep_tree();
                 let error = DestinationError::NotStarted {
                     container: session.preamble.container.clone(),
                     images: session.dump(),
@@ -250,6 +252,7 @@ impl<H: Host> Committed<H> {
                 chain(&error)
             ));
         }
+        session.keep_tree();
         if let Err(error) = session.journal.enter(Phase::Done) {
             tracing::warn!("{}", chain(&error));
         }

@@ -487,6 +487,11 @@ pub(super) fn doorbell_path(root: &Path, container: &str) -> PathBuf {
     root.join(DIR).join(format!("{container}.door"))
 }
 
+/// Where it is remembered what a receiver puts into the file system, see [`super::rootfs`].
+pub(super) fn placement_path(root: &Path, container: &str) -> PathBuf {
+    root.join(DIR).join(format!("{container}.placement"))
+}
+
 fn kept_path(root: &Path, container: &str) -> PathBuf {
     root.join(DIR).join(format!("{container}.json"))
 }

@@ -89,6 +89,7 @@
 //! * [`cancel`]: ending one from another process.
 //! * [`preflight`]: what is found out before anything is stopped.
 //! * [`local`]: a dump and a restore on one host, as a test.
+//! * [`bulk`], [`rootfs`]: images and trees that cross the network.
 //! * [`precopy`]: when the rounds end.
 //! * [`progress`], [`report`]: what can be seen of it, and what came of it.
 //! * [`fence`], [`facts`]: what their names say.
@@ -116,6 +117,7 @@ pub mod relay;
 pub mod rendezvous;
 pub mod report;
 pub mod resolve;
+pub mod rootfs;
 pub mod source;
 mod ssh;
 pub mod tls;

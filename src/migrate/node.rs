@@ -8,7 +8,7 @@ use oci_spec::runtime::{LinuxNamespaceType, Spec};
 use super::Cause;
 use super::destination::{Held, Host};
 use super::journal::{self, Lock};
-use super::preamble::{CriuChoices, Facts, Local, Preamble};
+use super::preamble::{CriuChoices, Facts, Local, Preamble, RootfsWay, plan};
 use super::preflight::{self, network};
 use super::recipe::Recipe;
 use super::resolve::tidy_up;
@@ -70,14 +70,12 @@ impl Node {
 }
 
 impl Node {
-    /// The spec that the container will have; `None` where there is none that can be read.
-    fn spec(&self, bundle: &Path) -> Option<Spec> {
-        let path = bundle.join("config.json");
-        let mut text = spec::read(&path).ok()?;
+    /// The spec that the container will have with `text` at `path`; `None` where that is none.
+    fn spec(&self, path: &Path, mut text: Vec<u8>) -> Option<Spec> {
         if let Some(namespace) = &self.request.network_namespace {
-            text = spec::with_network(&path, &text, namespace).ok()?;
+            text = spec::with_network(path, &text, namespace).ok()?;
         }
-        spec::parse(&path, &text).ok()
+        spec::parse(path, &text).ok()
     }
 
     /// The same conditions as for `create` and `restore`, where they fail; here they must be found before anything is stopped.
@@ -142,11 +140,27 @@ impl Host for Node {
 
     fn inspect(&self, preamble: &Preamble) -> Local {
         let bundle = self.bundle(preamble).to_path_buf();
-        let spec = self.spec(&bundle);
-        let rootfs = spec
-            .as_ref()
-            .and_then(|spec| spec.root().as_ref())
-            .map_or_else(|| preamble.rootfs.clone(), |root| bundle.join(root.path()));
+        let config = bundle.join("config.json");
+        let bundle_exists = config.is_file();
+        let own = spec::read(&config)
+            .ok()
+            .and_then(|text| self.spec(&config, text));
+        let theirs = || self.spec(&config, preamble.spec.to_string().into_bytes());
+        let same_spec = own.clone().is_none_or(|own| same_spec(own, &preamble.spec));
+        let offer = &preamble.rootfs_offer;
+        let mut rootfs = rootfs_place(own.as_ref(), &bundle, preamble);
+        let mut rootfs_found = preflight::rootfs_found(&rootfs, offer);
+        let rootfs_plan = plan(offer, &rootfs_found, preflight::has_entries(&rootfs));
+        // What the container will be restored with.
+        let spec = match rootfs_plan.way {
+            RootfsWay::Full => theirs(),
+            RootfsWay::Diff => own.or_else(theirs),
+            RootfsWay::Shared | RootfsWay::None => own,
+        };
+        if rootfs_plan.way == RootfsWay::Full {
+            rootfs = rootfs_place(spec.as_ref(), &bundle, preamble);
+            rootfs_found = preflight::rootfs_found(&rootfs, offer);
+        }
         let has_terminal = spec
             .as_ref()
             .and_then(|spec| spec.process().as_ref())
@@ -166,15 +180,14 @@ impl Host for Node {
             }
             _ => Vec::new(),
         };
-        let same_spec = spec.is_none_or(|spec| same_spec(spec, &preamble.spec));
         Local {
             container: self.request.id.clone(),
             id_in_use: fs::symlink_metadata(self.request.root.join(&self.request.id)).is_ok(),
-            bundle_exists: bundle.join("config.json").is_file(),
+            bundle_exists,
             bundle,
             rootfs_exists: rootfs.is_dir(),
-            // A missing tree is one finding.
-            differing_files: match rootfs.is_dir() {
+            // A missing tree is one finding, and one that comes is the source's.
+            differing_files: match rootfs.is_dir() && !rootfs_plan.way.copies() {
                 true => preflight::differing_files(&rootfs, &preamble.observed.files),
                 false => Vec::new(),
             },
@@ -183,7 +196,7 @@ impl Host for Node {
             missing_addresses,
             clock_ms: Some(preflight::clock_ms()),
             rootfs,
-            same_spec,
+            same_spec: same_spec || rootfs_plan.way == RootfsWay::Full,
             terminal: self.terminal(has_terminal),
             missing_mount_sources: preamble
                 .bind_mounts
@@ -197,6 +210,8 @@ impl Host for Node {
                 .join(preamble.migration.to_string())
                 .is_dir(),
             image_path: self.image_path.clone(),
+            rootfs_found,
+            rootfs_plan,
         }
     }
 
@@ -223,6 +238,18 @@ impl Host for Node {
         };
         Ok(restore::begin(&self.criu, &request)?)
     }
+}
+
+/// Where the root file system of `spec` is with this bundle: below it, if it was below the source's, else at the source's path.
+fn rootfs_place(spec: Option<&Spec>, bundle: &Path, preamble: &Preamble) -> PathBuf {
+    let named = spec.and_then(|spec| spec.root().as_ref());
+    let path = match (named, preamble.rootfs.strip_prefix(&preamble.bundle)) {
+        (Some(root), _) => bundle.join(root.path()),
+        (None, Ok(below)) => bundle.join(below),
+        (None, Err(_)) => preamble.rootfs.clone(),
+    };
+    // What is renamed into its place goes to where a link of the operator leads.
+    fs::canonicalize(&path).unwrap_or(path)
 }
 
 /// Whether the container was created with this spec, but for where its network namespace is. Compared as specs and not as JSON: sets such as capabilities

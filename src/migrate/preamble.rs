@@ -12,9 +12,11 @@ use super::protocol::{MigrationId, Side};
 
 mod judge;
 mod observed;
+mod rootfs;
 
 pub use judge::{Local, criu_version, judge};
 pub use observed::{NeededFile, Observed};
+pub use rootfs::{RootfsFound, RootfsOffer, RootfsPlan, RootfsWay, RootfsWish, plan};
 
 /// How a host mounts its control groups.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -90,6 +92,9 @@ pub struct Preamble {
     /// How many connections carry the images; 0 where both ends share the store.
     #[serde(default)]
     pub streams: u32,
+    /// What is to be done about the root file system.
+    #[serde(default)]
+    pub rootfs_offer: RootfsOffer,
     /// The source only asks for findings and will not begin; the receiver goes on waiting.
     #[serde(default)]
     pub asks_only: bool,

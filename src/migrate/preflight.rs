@@ -14,10 +14,12 @@ mod descriptors;
 mod host;
 pub mod network;
 mod processes;
+mod rootfs;
 mod sockets;
 mod space;
 
 pub use host::{clock_ms, differing_files};
+pub use rootfs::{has_entries, offer, rootfs_found};
 
 /// What a source knows of a running container.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]

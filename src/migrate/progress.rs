@@ -14,7 +14,7 @@ use super::report::Report;
 mod event;
 mod meter;
 
-pub use event::{Event, Lap, Round, bytes_per_second};
+pub use event::{Event, Lap, Round, TreePass, bytes_per_second};
 pub use meter::Meter;
 
 pub(super) use event::{ms, optional_ms};
@@ -61,6 +61,7 @@ impl Progress {
         match event {
             Event::Ended(lap) => self.report.phases.push(lap),
             Event::Round(round) => self.report.rounds.push(round),
+            Event::Tree(pass) => self.report.rootfs_passes.push(pass),
             Event::Freezing { predicted_dur, .. } => self.report.predicted_dur = predicted_dur,
             _ => {}
         }

@@ -15,8 +15,8 @@ mod payload;
 
 pub use id::{Bytes32, InvalidHex, MigrationId, hex, unhex, unhex_all};
 pub use payload::{
-    Abort, Answer, Challenge, Commit, Findings, Inquiry, Join, Proof, Ready, Round, RoundVerified,
-    Running, Settled, Shipped, Welcome,
+    Abort, Answer, Challenge, Commit, Findings, Inquiry, Join, Proof, Purpose, Ready, Round,
+    RoundVerified, Running, Settled, Shipped, Synced, Welcome,
 };
 
 /// The protocol versions that this program speaks, newest first.
@@ -154,11 +154,13 @@ pub enum Kind {
     RoundVerified = 15,
     /// [`Join`]
     Join = 16,
+    /// [`Synced`]
+    Synced = 17,
 }
 
 impl Kind {
     /// All kinds of this version.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::Challenge,
         Self::Proof,
         Self::Welcome,
@@ -175,6 +177,7 @@ impl Kind {
         Self::Round,
         Self::RoundVerified,
         Self::Join,
+        Self::Synced,
     ];
 
     /// The kind with this number.
@@ -195,7 +198,7 @@ impl Kind {
         match self {
             Self::Challenge | Self::Proof | Self::Welcome => 1 << 10,
             Self::Settled | Self::Inquiry | Self::Answer | Self::Commit | Self::Join => 1 << 10,
-            Self::Ready | Self::Running | Self::RoundVerified => 16 << 10,
+            Self::Ready | Self::Running | Self::RoundVerified | Self::Synced => 16 << 10,
             Self::Abort => 64 << 10,
             Self::Findings => 1 << 20,
             // An OCI spec with a long seccomp profile has some 100 KiB; a manifest 150 bytes for each file.
@@ -227,6 +230,7 @@ pub enum Message {
     Round(Round),
     RoundVerified(RoundVerified),
     Join(Join),
+    Synced(Synced),
 }
 
 impl Message {
@@ -250,6 +254,7 @@ impl Message {
             Self::Round(_) => Kind::Round,
             Self::RoundVerified(_) => Kind::RoundVerified,
             Self::Join(_) => Kind::Join,
+            Self::Synced(_) => Kind::Synced,
         }
     }
 }
@@ -294,7 +299,8 @@ payloads!(
     Answer,
     Round,
     RoundVerified,
-    Join
+    Join,
+    Synced
 );
 
 #[cfg(test)]

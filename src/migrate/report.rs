@@ -7,8 +7,8 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 
-use super::preamble::{Facts, Finding, criu_version};
-use super::progress::{Lap, Round, bytes, milliseconds, ms, optional_ms};
+use super::preamble::{Facts, Finding, RootfsPlan, criu_version};
+use super::progress::{Lap, Round, TreePass, bytes, milliseconds, ms, optional_ms};
 use super::protocol::{MigrationId, Side};
 use crate::sys::file::write_atomic;
 
@@ -132,6 +132,10 @@ pub struct Report {
     pub phases: Vec<Lap>,
     /// The rounds of pre-copy.
     pub rounds: Vec<Round>,
+    /// How the root file system gets to the destination, and why so; none before that was decided.
+    pub rootfs: Option<RootfsPlan>,
+    /// The passes over it, where it is copied.
+    pub rootfs_passes: Vec<TreePass>,
     /// The size of the images that were written after the freeze.
     pub images_bytes: Option<u64>,
     /// How much of the images went over the network, compressed if they were; 0 through a shared store.
@@ -162,6 +166,8 @@ impl Report {
             predicted_dur: None,
             phases: Vec::new(),
             rounds: Vec::new(),
+            rootfs: None,
+            rootfs_passes: Vec::new(),
             images_bytes: None,
             sent_bytes: 0,
             freeze: Freeze::default(),

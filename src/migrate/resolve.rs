@@ -10,6 +10,7 @@ use super::fence::Fence;
 use super::journal::{self, Journal, JournalError, JournalRecord, Lock};
 use super::protocol::{Message, Phase, Settled, Side, Verdict};
 use super::rendezvous::Acquaintance;
+use super::rootfs::{self, RootfsError};
 use super::source::ask;
 use super::transport::{Patience, TransportError};
 use super::trust::{Trust, TrustError, TrustSettings};
@@ -140,6 +141,9 @@ pub enum ResolveError {
     /// The verdict cannot be left.
     #[error(transparent)]
     Verdict(#[from] VerdictError),
+    /// What was put into the file system cannot be put back, or cleared up.
+    #[error(transparent)]
+    Rootfs(#[from] RootfsError),
     /// Images are left.
     #[error("cannot remove the images {path}")]
     Images {
@@ -197,6 +201,8 @@ pub fn tidy_up(root: &Path, container: &str, lock: &Lock) -> Result<()> {
         return Err(ResolveError::Open {
             container: container.to_owned(),
         });
+    } else {
+        rootfs::settle(root, &record)?;
     }
     Ok(())
 }
@@ -324,6 +330,7 @@ fn roll_back_source(root: &Path, record: JournalRecord, reason: &str) -> Result<
             .lift()
             .map_err(cgroup_error(&record.container))?;
     }
+    rootfs::remove_nonce(container.rootfs(), record.migration);
     remove_images(&record.images)?;
     Journal::adopt(root, record)?.roll_back(reason)?;
     Ok(Resolution::RolledBack { side: Side::Source })
@@ -339,6 +346,10 @@ fn at_destination(root: &Path, record: JournalRecord, means: &Means) -> Result<R
     let owned = record.owns_images;
     // Until CRIU has ended, a container that it is about to kill looks like one that runs.
     worker::wait_for_end(root, &record.container)?;
+    // Before the commit the old tree comes back, when nothing of the container is left in the new one.
+    if !record.phase.may_roll_back() {
+        rootfs::settle(root, &record)?;
+    }
     match record.phase {
         Phase::Done => {
             leave_word(&images, owned, migration, Verdict::Running)?;
@@ -351,6 +362,7 @@ fn at_destination(root: &Path, record: JournalRecord, means: &Means) -> Result<R
             Ok(resolution)
         }
         Phase::RolledBack => {
+            rootfs::settle(root, &record)?;
             leave_word(&images, owned, migration, Verdict::RolledBack)?;
             Ok(Resolution::RolledBack {
                 side: Side::Destination,
@@ -359,6 +371,7 @@ fn at_destination(root: &Path, record: JournalRecord, means: &Means) -> Result<R
         // The receiver died before the commit; CRIU killed what it had restored when nobody answered any more.
         _ => {
             delete::delete(root, &record.container, true)?;
+            rootfs::settle(root, &record)?;
             Journal::adopt(root, record)?.roll_back("rcm ended before the commit")?;
             leave_word(&images, owned, migration, Verdict::RolledBack)?;
             Ok(Resolution::RolledBack {

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 
 use super::destination::{self, DestinationError, Prepared, Setup};
 use super::lobby::{Lobby, listen};
-use super::preamble::{CriuChoices, Observed, Preamble};
+use super::preamble::{CriuChoices, Observed, Preamble, RootfsOffer};
 use super::precopy::Limits;
 use super::progress::Progress;
 use super::protocol::{Kind, MigrationId, Phase};
@@ -179,6 +179,7 @@ fn play(
             criu: CriuChoices::default(),
             observed: Observed::default(),
             clock_ms: None,
+            rootfs_offer: RootfsOffer::default(),
             asks_only: false,
             rehearses: false,
         },

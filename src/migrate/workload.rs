@@ -8,7 +8,7 @@ use std::time::Instant;
 use oci_spec::runtime::Spec;
 
 use super::fence::Fence;
-use super::preamble::{BindMount, CriuChoices, Facts, Observed, Preamble};
+use super::preamble::{BindMount, CriuChoices, Facts, Observed, Preamble, RootfsOffer};
 use super::protocol::MigrationId;
 use super::source::{self, Held, Target, Workload};
 use super::{Cause, chain};
@@ -102,6 +102,7 @@ pub fn preamble(
         observed,
         clock_ms: None,
         streams: 0,
+        rootfs_offer: RootfsOffer::default(),
         asks_only: false,
         rehearses: false,
     }

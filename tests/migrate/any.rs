@@ -94,7 +94,9 @@ fn bundles_by_name() {
     let nowhere = pair.source.dir().join("nowhere");
     std::fs::create_dir(&nowhere).unwrap();
     let refusing = receiver(&pair, "-", &["--bundle", nowhere.to_str().unwrap()]);
-    let output = pair.send_to(refusing.address).wait().exits_with(1);
+    let flags = ["--rootfs", "none"];
+    let output = pair.send_with(refusing.address, &flags).wait();
+    let output = output.exits_with(1);
     let expected = format!("no bundle at {}", nowhere.join("named").display());
     assert!(output.stderr().contains(&expected), "{output:?}");
     refusing.running.signal(Signal::SIGTERM);

@@ -7,6 +7,8 @@ mod any;
 mod cancel;
 #[path = "../common/mod.rs"]
 mod common;
+#[path = "../tree/compare.rs"]
+mod compare;
 mod connections;
 mod fence;
 mod link;
@@ -16,6 +18,11 @@ mod network;
 mod operator;
 mod pair;
 mod preflight;
+#[path = "../tree/random.rs"]
+mod random;
+mod rootfs;
+#[path = "../tree/sample.rs"]
+mod sample;
 mod settle;
 mod ssh;
 mod streaming;

@@ -154,7 +154,7 @@ fn another_root_file_system_is_known_before() {
     file.write_all(b"another build").unwrap();
     let flags = ["--detach", "--bundle", other.dir().to_str().unwrap()];
     let mut receiver = pair.receiver(&flags);
-    let output = dry_run(&pair, &receiver, &[]).exits_with(1);
+    let output = dry_run(&pair, &receiver, &["--rootfs", "none"]).exits_with(1);
     assert!(output.stdout().contains("/bin/busybox"), "{output:?}");
     assert!(receiver.running.is_running());
     wait_until("it counts", || pair.last() > 3);

@@ -14,7 +14,8 @@ use std::path::{Path, PathBuf};
 
 use compare::assert_same;
 use rcm::image::tree::{
-    Base, Compression, Inventory, Limits, Staging, Totals, apply, pack, take_inventory,
+    Base, Compression, Inventory, Limits, Place, Staging, Totals, apply, link_copy, pack,
+    size_bytes, take_inventory,
 };
 
 const LIMITS: Limits = Limits {
@@ -34,6 +35,10 @@ fn places() -> (tempfile::TempDir, PathBuf, PathBuf) {
     (dir, source, destination)
 }
 
+fn stage(place: &Path, id: &str) -> Staging {
+    Staging::create_tree(Place::new(place, id).expect("a place")).expect("staged")
+}
+
 /// Packs `source` whole and unpacks it to `destination`; returns the inventory of what was sent.
 fn copy(source: &Path, destination: &Path) -> Vec<u8> {
     let (mut changes, mut sent) = (Vec::new(), Vec::new());
@@ -46,11 +51,12 @@ fn copy(source: &Path, destination: &Path) -> Vec<u8> {
         Compression::Zstd,
     )
     .expect("packed");
-    let staging = Staging::create(destination, "1").expect("staged");
-    let applied = apply(staging.path(), &changes[..], LIMITS).expect("applied");
+    let staging = stage(destination, "1");
+    let applied = apply(&staging.path(), &changes[..], LIMITS).expect("applied");
     assert_eq!(packed, applied);
     staging.sync().expect("synced");
     staging.publish().expect("published");
+    staging.keep().expect("kept");
     sent
 }
 
@@ -135,23 +141,97 @@ fn a_whole_tree_arrives_as_it_is_and_differences_only() {
 }
 
 #[test]
-fn a_staging_leaves_nothing_and_replaces_nothing() {
+fn a_staging_leaves_nothing_and_puts_back_what_was_there() {
     let (dir, source, destination) = places();
     std::fs::write(source.join("file"), "x").unwrap();
-    let staging = Staging::create(&destination, "a").unwrap();
-    std::fs::write(staging.path().join("half"), "x").unwrap();
-    // As a crash would leave it.
-    std::mem::forget(staging);
-    copy(&source, &dir.path().join("other"));
-    let staging = Staging::create(&destination, "a").unwrap();
-    assert_eq!(std::fs::read_dir(staging.path()).unwrap().count(), 0);
-    drop(staging);
+    let nothing_left = || {
+        let names = std::fs::read_dir(dir.path()).unwrap();
+        let names = names.map(|entry| entry.unwrap().file_name());
+        assert_eq!(
+            names
+                .filter(|name| name.as_encoded_bytes()[0] == b'.')
+                .count(),
+            0
+        );
+    };
+    let other = dir.path().join("other");
+    for was_there in [false, true] {
+        let staging = stage(&other, "a");
+        std::fs::write(staging.path().join("half"), "x").unwrap();
+        // As a crash would leave it.
+        std::mem::forget(staging);
+        let staging = stage(&other, "a");
+        assert_eq!(std::fs::read_dir(staging.path()).unwrap().count(), 0);
+        drop(staging);
+        nothing_left();
+        // Published, and not kept: by who is alive, or after a crash.
+        for is_alive in [true, false] {
+            let place = Place::new(&other, "a").unwrap();
+            let staging = Staging::create_tree(place.clone()).unwrap();
+            std::fs::write(staging.path().join("new"), "x").unwrap();
+            staging.publish().unwrap();
+            assert!(other.join("new").exists());
+            match is_alive {
+                true => drop(staging),
+                false => {
+                    std::mem::forget(staging);
+                    place.undo().unwrap();
+                }
+            }
+            assert!(!other.join("new").exists());
+            assert_eq!(other.join("file").exists(), was_there);
+            assert_eq!(other.exists(), was_there);
+            nothing_left();
+        }
+        // Between the two renames.
+        if was_there {
+            let place = Place::new(&other, "a").unwrap();
+            let staging = Staging::create_tree(place.clone()).unwrap();
+            std::fs::rename(&other, staging.path().with_file_name("old")).unwrap();
+            std::mem::forget(staging);
+            place.undo().unwrap();
+            assert!(other.join("file").exists());
+        }
+        copy(&source, &other);
+        assert!(other.join("file").exists());
+        nothing_left();
+    }
     assert!(!destination.exists());
-    // An empty directory may be there, a full one is kept.
-    std::fs::create_dir(&destination).unwrap();
+}
+
+/// The files of the old tree are those of the new one, until they change.
+#[test]
+fn a_linked_copy_takes_changes_and_leaves_the_old_tree_alone() {
+    if !is_root() {
+        common::skip!("needs root: device nodes and owners");
+    }
+    let (dir, source, destination) = places();
+    sample::build(&source, 20);
     copy(&source, &destination);
-    assert!(destination.join("file").exists());
-    let error = Staging::create(&destination, "b").unwrap_err();
-    assert!(error.to_string().starts_with("cannot replace"), "{error}");
-    assert_eq!(std::fs::read_dir(dir.path()).unwrap().count(), 3);
+    let before = compare::describe(&destination);
+    let linked = dir.path().join("linked");
+    std::fs::create_dir(&linked).unwrap();
+    link_copy(&destination, &linked).unwrap();
+    let used = size_bytes(&dir.path().join("linked"));
+    assert!(used > 0);
+    update(&source, &linked);
+    sample::change(&source);
+    update(&source, &linked);
+    // But for the number of names.
+    let plain = |lines: std::collections::BTreeMap<Vec<u8>, String>| -> Vec<(Vec<u8>, String)> {
+        let line = |line: String| {
+            let mut words = line.split(' ').map(str::to_owned).collect::<Vec<_>>();
+            if let Some(at) = words.iter().position(|word| word == "links") {
+                words[at + 1] = "?".into();
+            }
+            words.join(" ")
+        };
+        lines
+            .into_iter()
+            .map(|(path, text)| (path, line(text)))
+            .collect()
+    };
+    assert_eq!(plain(compare::describe(&destination)), plain(before));
+    std::fs::remove_dir_all(&destination).unwrap();
+    assert_same(&source, &linked);
 }

@@ -7,14 +7,15 @@ use anyhow::{Context, bail};
 use super::{Args, SETTLE_LIMIT_DUR, look_around, refuse_if_open};
 use crate::cli::Globals;
 use crate::migrate::address::Destination;
-use crate::migrate::journal::Lock;
+use crate::migrate::journal::{self, Lock};
 use crate::migrate::local;
 use crate::migrate::preamble::{Preamble, Severity};
-use crate::migrate::preflight::survey;
+use crate::migrate::preflight::{offer, survey};
 use crate::migrate::progress::Progress;
 use crate::migrate::protocol::{MigrationId, Side};
 use crate::migrate::rendezvous::random;
 use crate::migrate::report::Outcome;
+use crate::migrate::rootfs::remove_nonce;
 use crate::migrate::source::{self, Plan};
 use crate::migrate::workload::{RunningContainer, preamble};
 use crate::runtime::container::{Container, Status};
@@ -45,6 +46,9 @@ fn try_send(
 ) -> anyhow::Result<i32> {
     args.output.check()?;
     let (container, _lock) = claim(globals, &args.id)?;
+    if let Some(last) = journal::read_side(&globals.root, &args.id, Side::Source)? {
+        remove_nonce(container.rootfs(), last.migration);
+    }
     let (criu, facts) = look_around(globals)?;
     let (pre_copy, why_not) = args.mode.choose(&criu, &facts)?;
     let choices = args.criu.choices();
@@ -58,6 +62,7 @@ fn try_send(
         image_path: image_path.to_path_buf(),
         preamble: Preamble {
             rehearses: args.mode.rehearse,
+            rootfs_offer: offer(args.streaming.rootfs(), container.rootfs()),
             ..preamble(
                 &container,
                 migration,

@@ -1,8 +1,9 @@
-//! How the images cross the network, where the ends share no store.
+//! How images and root file system cross the network, where the ends share no store or not the same tree.
 
 use clap::ValueEnum;
 
 use crate::migrate::bulk::{self, MAX_STREAMS};
+use crate::migrate::preamble::RootfsWish;
 
 /// More connections than this gain nothing, and cost memory.
 const DEFAULT_STREAMS: usize = 4;
@@ -20,17 +21,35 @@ enum Compress {
     Gzip,
 }
 
+/// The ways of `--rootfs`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum Rootfs {
+    /// Shared where both ends see the same tree, else diff where the destination has another one there, else full
+    Auto,
+    /// Both ends must see the same tree
+    Shared,
+    /// Copy the tree and config.json, whatever the destination has there
+    Full,
+    /// Copy what differs from the tree that the destination has there
+    Diff,
+    /// Copy nothing and ask for nothing: the destination has what the container needs
+    None,
+}
+
 #[derive(Debug, clap::Args)]
-#[command(next_help_heading = "Source, where the ends share no directory")]
+#[command(next_help_heading = "Source, where the ends share no directory or not the same tree")]
 #[group(id = "streaming-flags", multiple = true, requires = "destination")]
 pub struct StreamingArgs {
     /// How many connections carry the images [default: as many as processors, at most 4]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_STREAMS)))]
     streams: Option<u32>,
-    /// How images are compressed on their way
+    /// How the destination gets the root file system
+    #[arg(long, value_name = "WAY", value_enum, default_value = "auto")]
+    rootfs: Rootfs,
+    /// How images and root file system are compressed on their way
     #[arg(long, value_name = "WAY", value_enum, default_value = "auto")]
     compress: Compress,
-    /// How much the images may take of the network each second, such as 100MB/s or 1GiB/s
+    /// How much images and root file system may each take of the network each second, such as 100MB/s or 1GiB/s
     #[arg(long, value_name = "RATE", value_parser = parse_rate)]
     bandwidth: Option<u64>,
 }
@@ -41,6 +60,16 @@ impl StreamingArgs {
             let processors = std::thread::available_parallelism().map_or(1, usize::from);
             processors.min(DEFAULT_STREAMS) as u32
         })
+    }
+
+    pub fn rootfs(&self) -> RootfsWish {
+        match self.rootfs {
+            Rootfs::Auto => RootfsWish::Auto,
+            Rootfs::Shared => RootfsWish::Shared,
+            Rootfs::Full => RootfsWish::Full,
+            Rootfs::Diff => RootfsWish::Diff,
+            Rootfs::None => RootfsWish::None,
+        }
     }
 
     pub fn settings(&self) -> bulk::Settings {

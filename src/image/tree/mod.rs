@@ -8,7 +8,8 @@
 //!   apply <-------------- changes ---------------- pack(Base::Sent)   the container is frozen
 //! ```
 //!
-//! With [`Base::Nothing`] everything is sent, into a [`Staging`] tree; with [`Base::Lower`] the upper directory of an overlay.
+//! With [`Base::Nothing`] everything is sent; with [`Base::Lower`] the upper directory of an overlay. What comes goes into a [`Staging`] tree, which is empty, or has
+//! the files of the old one ([`link_copy`]), and takes its place when all is there.
 //!
 //! **What arrives**: names, kinds, contents, owners, permission bits with set-user-ID and its like, modification times to the nanosecond, hard links,
 //! holes, device numbers, ACLs, capabilities, `user.*` and `trusted.*` attributes. What does not: access and change times, inode flags (chattr(1)), attributes
@@ -23,6 +24,7 @@
 //! through a mapping of a page that was dirty already, would not show: so all is written back first, and a file that was changed
 //! shortly before counts as changed. Where the file system gives no such promise (tmpfs, network file systems) contents are compared.
 
+mod attributes;
 mod changes;
 mod codec;
 mod content;
@@ -30,8 +32,10 @@ mod entry;
 mod error;
 mod frame;
 mod inventory;
+mod linked;
 mod pack;
 mod path;
+mod size;
 mod staging;
 mod unpack;
 mod walk;
@@ -43,9 +47,11 @@ pub use changes::Totals;
 pub use error::{Defect, TreeError};
 pub use frame::Compression;
 pub use inventory::Inventory;
+pub use linked::link_copy;
 pub use pack::{Base, pack, take_inventory};
 pub use path::TreePath;
-pub use staging::Staging;
+pub use size::size_bytes;
+pub use staging::{Place, Staging};
 pub use unpack::{Limits, apply};
 
 /// Directories inside one another. Each is held open on the way: this leaves room below the usual limit of 1024 descriptors.

@@ -12,10 +12,11 @@ use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
 use nix::sys::stat::SFlag;
 
+use super::attributes;
 use super::changes::{DATA, DELETE, END, ENTRY, HOLE, How, Totals};
 use super::codec;
 use super::content::next_data;
-use super::entry::{Attributes, Entry, Kind, is_carried};
+use super::entry::{Attributes, Entry, Kind};
 use super::error::{Defect, TreeError};
 use super::frame::{Fields, FrameReader, Purpose, malformed};
 use super::path::{Order, TreePath};
@@ -171,7 +172,7 @@ impl Unpacker {
         };
         made.map_err(self.failed("create", path))?;
         let node = parent.node(name).map_err(self.failed("read", path))?;
-        self.set_attributes(&node, path, &entry.attributes)
+        attributes::set(&node, &path.below(&self.root), &entry.attributes)
     }
 
     fn directory(&mut self, how: How, entry: Entry) -> Result<(), TreeError> {
@@ -262,7 +263,7 @@ impl Unpacker {
             open.file
                 .set_len(first)
                 .map_err(self.failed("set the size of", &path))?;
-            return self.set_attributes(&open.node, &path, &open.entry.attributes);
+            return attributes::set(&open.node, &path.below(&self.root), &open.entry.attributes);
         }
         let data = match kind {
             DATA => fields.remainder(),
@@ -306,7 +307,7 @@ impl Unpacker {
                 .dir
                 .as_node()
                 .map_err(self.failed("read", &level.path))?;
-            self.set_attributes(&node, &level.path, &level.attributes)?;
+            attributes::set(&node, &level.path.below(&self.root), &level.attributes)?;
         }
         Ok(())
     }
@@ -343,55 +344,6 @@ impl Unpacker {
             }
             _ => self.failed("read", path)(error),
         })
-    }
-
-    /// The order matters: chown(2) drops set-user-ID bits and capabilities, an access ACL changes the group's bits, and everything changes the times.
-    fn set_attributes(
-        &self,
-        node: &Node,
-        path: &TreePath,
-        attributes: &Attributes,
-    ) -> Result<(), TreeError> {
-        let metadata = node.metadata().map_err(self.failed("read", path))?;
-        if (metadata.uid(), metadata.gid()) != (attributes.uid, attributes.gid) {
-            node.set_owner(attributes.uid, attributes.gid)
-                .map_err(self.failed("change the owner of", path))?;
-        }
-        let on_host = || path.below(&self.root);
-        let present = node
-            .attribute_names()
-            .map_err(self.failed("list the extended attributes of", path))?;
-        let wanted = &attributes.extended;
-        for name in present.iter().filter(|name| is_carried(name)) {
-            // One that a default ACL has left here, or an old one.
-            if wanted.iter().all(|(wanted, _)| wanted != name) {
-                node.remove_attribute(name)
-                    .map_err(|source| TreeError::Attribute {
-                        action: "remove",
-                        name: name.clone(),
-                        path: on_host(),
-                        source,
-                    })?;
-            }
-        }
-        for (name, value) in wanted {
-            if present.contains(name) && node.attribute(name).is_ok_and(|found| found == *value) {
-                continue;
-            }
-            node.set_attribute(name, value)
-                .map_err(|source| TreeError::Attribute {
-                    action: "set",
-                    name: name.clone(),
-                    path: on_host(),
-                    source,
-                })?;
-        }
-        if !metadata.is_symlink() {
-            node.set_mode(attributes.mode)
-                .map_err(self.failed("change the mode of", path))?;
-        }
-        node.set_modified(attributes.modified_seconds, attributes.modified_nanoseconds)
-            .map_err(self.failed("set the times of", path))
     }
 
     fn check_entries(&self) -> Result<(), TreeError> {

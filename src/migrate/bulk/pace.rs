@@ -15,6 +15,8 @@ pub struct Pace {
 }
 
 impl Pace {
+    /// At most so many bytes a second.
+    #[must_use]
     pub fn new(bytes_per_s: u64) -> Self {
         Self {
             bytes_per_s: bytes_per_s.max(1),

@@ -7,7 +7,7 @@ use crate::image::manifest::Manifest;
 use crate::migrate::chain;
 use crate::migrate::journal::{Journal, Start};
 use crate::migrate::lobby::Lobby;
-use crate::migrate::preamble::{Finding, Preamble, Severity, judge};
+use crate::migrate::preamble::{Finding, Local, Preamble, Severity, judge};
 use crate::migrate::progress::Progress;
 use crate::migrate::protocol::{Findings, Kind, Message, Side, Verdict};
 use crate::migrate::rendezvous::Rendezvous;
@@ -59,24 +59,25 @@ impl<H: Host> Prepared<H> {
             // What was said of an attempt that was refused, or of a rehearsal, does not concern the next one.
             progress.forget();
             match self.answer_preamble(&mut channel, &preamble, progress, patience) {
-                Ok(true) => return self.begin(channel, preamble, progress),
-                Ok(false) => {}
+                Ok(Some(local)) => return self.begin(channel, preamble, local, progress),
+                Ok(None) => {}
                 Err(error @ TransportError::Interrupted { .. }) => return Err(error.into()),
                 Err(error) => progress.say(&chain(&error)),
             }
         }
     }
 
-    /// Returns whether the migration may begin.
+    /// Returns what the container will find here, where the migration may begin.
     fn answer_preamble(
         &mut self,
         channel: &mut Channel,
         preamble: &Preamble,
         progress: &mut Progress,
         patience: Patience,
-    ) -> Result<bool, TransportError> {
+    ) -> Result<Option<Local>, TransportError> {
         self.host.expect(preamble);
-        let mut findings = judge(preamble, &self.host.facts(), &self.host.inspect(preamble));
+        let local = self.host.inspect(preamble);
+        let mut findings = judge(preamble, &self.host.facts(), &local);
         if !preamble.asks_only
             && !findings.iter().any(speaks_against)
             && let Err(cause) = self.host.claim()
@@ -95,6 +96,7 @@ impl<H: Host> Prepared<H> {
             &Message::Findings(Findings {
                 findings,
                 facts: Some(self.host.facts()),
+                rootfs: local.rootfs_plan.clone(),
             }),
             patience.at_most(ANSWER_LIMIT_DUR),
         )?;
@@ -109,17 +111,19 @@ impl<H: Host> Prepared<H> {
                 channel.peer()
             ));
         }
-        Ok(!refused && !preamble.asks_only)
+        Ok((!refused && !preamble.asks_only).then_some(local))
     }
 
     fn begin(
         self,
         channel: Channel,
         preamble: Preamble,
+        local: Local,
         progress: &mut Progress,
     ) -> Result<Receiving<H>> {
         let report = progress.report_mut();
         report.container.clone_from(&preamble.container);
+        report.rootfs = Some(local.rootfs_plan.clone());
         report.migration = Some(preamble.migration);
         report.peer = Some(channel.peer().to_owned());
         report.versions.note(Side::Source, &preamble.facts);
@@ -169,6 +173,8 @@ impl<H: Host> Prepared<H> {
                     keep: false,
                 },
                 preamble,
+                local,
+                tree: None,
                 bulk: None,
                 rounds: 0,
                 last: Manifest::default(),

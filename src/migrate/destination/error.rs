@@ -9,6 +9,7 @@ use crate::migrate::Cause;
 use crate::migrate::bulk::BulkError;
 use crate::migrate::journal::JournalError;
 use crate::migrate::protocol::MigrationId;
+use crate::migrate::rootfs::RootfsError;
 use crate::migrate::transport::TransportError;
 
 /// Why a container did not come.
@@ -31,6 +32,9 @@ pub enum DestinationError {
     /// The images do not get here.
     #[error(transparent)]
     Bulk(#[from] BulkError),
+    /// The root file system does not get here.
+    #[error(transparent)]
+    Rootfs(#[from] RootfsError),
     /// There is no place for them.
     #[error("cannot create the image directory {path}")]
     Store {

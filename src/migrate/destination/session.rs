@@ -13,10 +13,13 @@ use crate::image::rounds;
 use crate::migrate::bulk;
 use crate::migrate::journal::Journal;
 use crate::migrate::lobby::Lobby;
-use crate::migrate::preamble::Preamble;
+use crate::migrate::preamble::{Local, Preamble};
 use crate::migrate::progress::Progress;
-use crate::migrate::protocol::{Commit, Kind, Message, Phase, Ready, RoundVerified, Verdict};
+use crate::migrate::protocol::{
+    Commit, Kind, Message, Phase, Purpose, Ready, RoundVerified, Verdict,
+};
 use crate::migrate::rendezvous::Rendezvous;
+use crate::migrate::rootfs::{self, Placement};
 use crate::migrate::transport::{Channel, Patience, TransportError};
 use crate::migrate::{Cause, chain};
 use crate::sys::interrupt::Interrupt;
@@ -33,6 +36,10 @@ pub(super) struct Session<H> {
     pub(super) channel: Channel,
     pub(super) journal: Journal,
     pub(super) preamble: Preamble,
+    /// What the host has for it.
+    pub(super) local: Local,
+    /// Takes the root file system where it is copied. Dropped, it leaves everything as it was.
+    pub(super) tree: Option<rootfs::Receiver>,
     /// Takes the images where the ends share no store. Before `images`: it must be gone when those are removed.
     pub(super) bulk: Option<bulk::Receiver>,
     /// The migration's directory in the store.
@@ -102,6 +109,9 @@ impl<H: Host> Session<H> {
                         self.verify_images(shipped.number, &shipped.manifest, patience)?;
                     self.last = shipped.manifest;
                     self.bulk = None;
+                    if let Some(tree) = &mut self.tree {
+                        tree.finish(patience.at_most(self.setup.limit_dur))?;
+                    }
                     self.journal.enter(Phase::Shipped)?;
                     patience.check()?;
                     return Ok(verify_dur);
@@ -155,26 +165,19 @@ impl<H: Host> Session<H> {
         Ok(began.elapsed())
     }
 
-    /// Where the ends share no store: makes a directory and waits for the connections that carry the images.
+    /// Waits for the connections that carry the images, where the ends share no store, and the root file system, where it is copied, and makes place for them.
     fn open_streams(&mut self, patience: Patience) -> Result<()> {
-        if !self.images.owned {
-            return Ok(());
-        }
-        let path = &self.images.path;
-        DirBuilder::new()
-            .mode(0o700)
-            .create(path)
-            .map_err(|source| DestinationError::Store {
-                path: path.clone(),
-                source,
-            })?;
-        let mut channels = Vec::new();
+        let copies_tree = self.local.rootfs_plan.way.copies();
+        let (mut images, mut tree) = (Vec::new(), None);
         let patience = patience.at_most(ANSWER_LIMIT_DUR);
-        while channels.len() < self.preamble.streams as usize {
+        while images.len() < self.preamble.streams as usize || tree.is_none() && copies_tree {
             let mut channel = self.lobby.admit(patience)?;
             match channel.receive(&[Kind::Join, Kind::Inquiry, Kind::Preamble], patience) {
                 Ok(Message::Join(join)) if join.migration == self.preamble.migration => {
-                    channels.push(channel);
+                    match join.purpose {
+                        Purpose::Images => images.push(channel),
+                        Purpose::Tree => tree = Some(channel),
+                    }
                 }
                 Ok(Message::Inquiry(inquiry)) => {
                     answer(&mut channel, inquiry.migration, Verdict::Unknown);
@@ -185,7 +188,29 @@ impl<H: Host> Session<H> {
                 Err(_) => {}
             }
         }
-        self.bulk = Some(bulk::Receiver::start(channels, path)?);
+        if self.images.owned {
+            let path = &self.images.path;
+            DirBuilder::new()
+                .mode(0o700)
+                .create(path)
+                .map_err(|source| DestinationError::Store {
+                    path: path.clone(),
+                    source,
+                })?;
+            self.bulk = Some(bulk::Receiver::start(images, path)?);
+        }
+        if let Some(channel) = tree.filter(|_| copies_tree) {
+            let placement = Placement::prepare(
+                &self.setup.root,
+                &self.preamble.container,
+                self.preamble.migration,
+                self.local.rootfs_plan.way,
+                &self.local.bundle,
+                &self.local.rootfs,
+            )?;
+            let limit_bytes = self.local.rootfs_found.free_bytes.unwrap_or(u64::MAX);
+            self.tree = Some(rootfs::Receiver::start(channel, placement, limit_bytes)?);
+        }
         Ok(())
     }
 
@@ -199,14 +224,17 @@ impl<H: Host> Session<H> {
         progress.begin("restore");
         let began = Instant::now();
         let dump = self.dump();
-        let (restored, synced) = std::thread::scope(|scope| {
+        let (restored, synced, tree_synced) = std::thread::scope(|scope| {
             let sync = self.images.owned.then(|| {
                 let (last, dump) = (&self.last, &dump);
                 scope.spawn(move || last.sync(dump))
             });
+            let tree = self.tree.as_ref().map(rootfs::Receiver::placement);
+            let tree_sync = tree.map(|placement| scope.spawn(|| placement.sync()));
             let restored = self.host.restore(&self.preamble, &dump);
             let synced = sync.map_or(Ok(()), |sync| sync.join().unwrap_or(Ok(())));
-            (restored, synced)
+            let tree_synced = tree_sync.map_or(Ok(()), |sync| sync.join().unwrap_or(Ok(())));
+            (restored, synced, tree_synced)
         });
         let held = match restored {
             Ok(held) => held,
@@ -219,6 +247,7 @@ impl<H: Host> Session<H> {
         // Nowhere else are they kept: a crash of this host after the commit must not take them.
         let told = synced
             .map_err(|source| DestinationError::Images { source })
+            .and_then(|()| Ok(tree_synced?))
             .and_then(|()| {
                 let restore_dur = began.elapsed();
                 progress.lap_of("restore", restore_dur);
@@ -266,6 +295,21 @@ impl<H: Host> Session<H> {
         match self.channel.receive(&[], now) {
             Err(error @ TransportError::Aborted { .. }) => Some(error.into()),
             _ => None,
+        }
+    }
+
+    /// What ended this end's part of the tree: then the source only passes on what it was told of it.
+    pub(super) fn tree_failure(&self) -> Option<DestinationError> {
+        let failure = self.tree.as_ref()?.failure()?;
+        Some(failure.into())
+    }
+
+    /// The container is this host's: what was in the place of its root file system goes.
+    pub(super) fn keep_tree(&mut self) {
+        if let Some(tree) = self.tree.take()
+            && let Err(error) = tree.keep()
+        {
+            tracing::warn!("{}", chain(&error));
         }
     }
 

@@ -3,7 +3,7 @@
 use core::net::IpAddr;
 use std::path::PathBuf;
 
-use super::{CgroupMode, Facts, Finding, Preamble, observed};
+use super::{CgroupMode, Facts, Finding, Preamble, RootfsFound, RootfsPlan, observed, rootfs};
 use crate::migrate::bulk::MAX_STREAMS;
 use crate::migrate::protocol::Side;
 
@@ -153,6 +153,10 @@ pub struct Local {
     pub missing_addresses: Vec<IpAddr>,
     /// This host's wall clock, in milliseconds since 1970.
     pub clock_ms: Option<i64>,
+    /// What there is at the place of the root file system.
+    pub rootfs_found: RootfsFound,
+    /// How it gets here.
+    pub rootfs_plan: RootfsPlan,
 }
 
 /// Compares the two hosts and what the container needs. Without a finding of [`Severity::Error`](super::Severity::Error) the migration may begin.
@@ -162,6 +166,7 @@ pub fn judge(preamble: &Preamble, here: &Facts, local: &Local) -> Vec<Finding> {
     judge_container(preamble, local, &mut findings);
     judge_hosts(&preamble.facts, here, &mut findings);
     observed::judge(preamble, here, local, &mut findings);
+    rootfs::judge(&preamble.rootfs_offer, local, &mut findings);
     findings
 }
 
@@ -189,7 +194,9 @@ fn judge_container(preamble: &Preamble, local: &Local, findings: &mut Vec<Findin
             ),
         );
     }
-    if !local.bundle_exists {
+    if local.rootfs_plan.way.copies() {
+        // Both come, unless they are there.
+    } else if !local.bundle_exists {
         error(
             Side::Destination,
             format!("no bundle at {}", local.bundle.display()),

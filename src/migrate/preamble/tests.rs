@@ -28,6 +28,7 @@ fn preamble() -> Preamble {
         criu: CriuChoices::default(),
         observed: Observed::default(),
         clock_ms: Some(1_000_000),
+        rootfs_offer: RootfsOffer::default(),
         asks_only: false,
         rehearses: false,
     }
@@ -51,6 +52,7 @@ fn local() -> Local {
         network_namespace: None,
         missing_addresses: Vec::new(),
         clock_ms: Some(1_000_100),
+        ..Local::default()
     }
 }
 

@@ -12,14 +12,19 @@ use crate::migrate::progress::bytes;
 
 /// Compares the memory that the images will hold with what is free in the store.
 pub(super) fn judge(needed_bytes: u64, image_path: &Path) -> Option<Finding> {
-    let stats = statvfs(image_path).ok()?;
+    lacking(needed_bytes, free_bytes(image_path)?, image_path)
+}
+
+/// What root may still write to the file system of `path`.
+pub(super) fn free_bytes(path: &Path) -> Option<u64> {
+    let stats = statvfs(path).ok()?;
     #[allow(
         clippy::useless_conversion,
         clippy::unnecessary_cast,
         reason = "the types differ between architectures"
     )]
     let free_bytes = (stats.blocks_available() as u64).saturating_mul(stats.fragment_size() as u64);
-    lacking(needed_bytes, free_bytes, image_path)
+    Some(free_bytes)
 }
 
 fn lacking(needed_bytes: u64, free_bytes: u64, image_path: &Path) -> Option<Finding> {

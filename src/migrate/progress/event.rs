@@ -33,6 +33,8 @@ pub enum Event {
     Ended(Lap),
     /// A round of pre-copy has ended.
     Round(Round),
+    /// A pass over the root file system has ended, where it is copied.
+    Tree(TreePass),
     /// No more rounds: the container is frozen next.
     Freezing {
         /// How many rounds there were.
@@ -100,6 +102,25 @@ pub struct Round {
     pub predicted_dur: Option<Duration>,
 }
 
+/// A pass over the root file system: everything at first, then what has changed since the pass before.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TreePass {
+    /// Until the destination had it on its disk; of the last pass, until it was sent.
+    #[serde(rename = "tookMs", serialize_with = "ms")]
+    pub took_dur: Duration,
+    /// The container stood still: the last one.
+    pub frozen: bool,
+    /// Files and directories that were sent, also those of which only the attributes changed.
+    pub entries: u64,
+    /// Those that were removed, each with everything inside it.
+    pub deletions: u64,
+    /// What of their contents was sent.
+    pub content_bytes: u64,
+    /// What went over the network.
+    pub sent_bytes: u64,
+}
+
 impl Event {
     /// Why the rounds end.
     #[must_use]
@@ -136,6 +157,7 @@ impl Event {
                 format!("{:<10} {took:>12}{moved}", lap.name)
             }
             Self::Round(round) => round.line(),
+            Self::Tree(pass) => pass.line(),
             Self::Freezing {
                 rounds,
                 predicted_dur,
@@ -173,6 +195,23 @@ impl Round {
             bytes(self.written_bytes),
             bytes(self.unchanged_bytes),
             milliseconds(self.stopped_dur),
+        )
+    }
+}
+
+impl TreePass {
+    fn line(&self) -> String {
+        let deleted = match self.deletions {
+            0 => String::new(),
+            count => format!(", {count} removed"),
+        };
+        format!(
+            "{:<10} {:>12}  {} in {} files{deleted}, {} sent",
+            "tree",
+            milliseconds(self.took_dur),
+            bytes(self.content_bytes),
+            self.entries,
+            bytes(self.sent_bytes),
         )
     }
 }

@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Bytes32, MigrationId, Verdict};
 use crate::image::manifest::Manifest;
-use crate::migrate::preamble::{Facts, Finding};
+use crate::migrate::preamble::{Facts, Finding, RootfsPlan};
 
 /// Destination to source: prove that you can read my rendezvous file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -41,6 +41,9 @@ pub struct Findings {
     /// What the destination is.
     #[serde(default)]
     pub facts: Option<Facts>,
+    /// How the root file system gets there.
+    #[serde(default)]
+    pub rootfs: RootfsPlan,
 }
 
 /// Source to destination: a round of the memory is complete in the store; the container runs on.
@@ -121,12 +124,34 @@ pub struct Inquiry {
     pub migration: MigrationId,
 }
 
-/// Source to destination, on a new connection: it carries images of a migration that is under way.
+/// Source to destination, on a new connection: it carries something of a migration that is under way.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Join {
     /// Which migration.
     pub migration: MigrationId,
+    /// What it carries.
+    #[serde(default)]
+    pub purpose: Purpose,
+}
+
+/// What a connection beside the first one carries.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Purpose {
+    /// A part of the images; see [`crate::migrate::bulk`].
+    #[default]
+    Images,
+    /// The bundle and the root file system; see [`crate::migrate::rootfs`].
+    Tree,
+}
+
+/// Destination to source, on the connection of the tree: the last stream of changes is applied and on the disk.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Synced {
+    /// How long it took from the first byte on, in microseconds.
+    pub took_us: u64,
 }
 
 /// Destination to source: the answer to an [`Inquiry`].

@@ -6,7 +6,7 @@ fn kinds_have_distinct_numbers_that_come_back() {
         assert_eq!(Kind::from_number(kind.number()), Some(kind));
     }
     assert_eq!(Kind::from_number(0), None);
-    assert_eq!(Kind::from_number(17), None);
+    assert_eq!(Kind::from_number(18), None);
 }
 
 #[test]

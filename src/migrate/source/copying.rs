@@ -28,7 +28,7 @@ pub struct PreCopying<'a, W> {
 }
 
 impl<'a, W: Workload> Negotiated<'a, W> {
-    /// Copies the memory while the container runs, if that is part of the plan.
+    /// Copies the root file system and the memory while the container runs, as far as that is part of the plan.
     ///
     /// # Errors
     /// [`Failure::RunsOn`].
@@ -40,6 +40,10 @@ impl<'a, W: Workload> Negotiated<'a, W> {
             rounds: Vec::new(),
             began_at: None,
         };
+        // First: memory changes while files are copied.
+        if let Err(error) = copying.session.copy_tree() {
+            return Err(copying.roll_back(error));
+        }
         let Some(limits) = limits else {
             return Ok(copying);
         };
@@ -168,6 +172,7 @@ impl<'a, W: Workload> PreCopying<'a, W> {
             .enter(Phase::Frozen)
             .map_err(SourceError::from)
             .and_then(|()| Ok(session.patience.check()?))
+            .and_then(|()| session.tell_tree(|tree, patience| tree.hold(patience)))
             .and_then(|()| session.make_dir());
         let began = Instant::now();
         let meter = session.progress.begin("dump");
@@ -206,6 +211,16 @@ impl<'a, W: Workload> PreCopying<'a, W> {
 }
 
 impl Session<'_> {
+    /// Waits until the destination has the root file system, but for what has changed just now.
+    fn copy_tree(&mut self) -> Result<(), SourceError> {
+        let Some(tree) = &self.tree else {
+            return Ok(());
+        };
+        let meter = self.progress.begin("tree");
+        meter.follow(tree.sent());
+        self.tell_tree(|tree, patience| tree.follow(patience))
+    }
+
     /// The directory of the next images of the chain: a round's, or the final dump's.
     pub(super) fn next_dir(&self) -> PathBuf {
         rounds::directory(&self.images.path, self.rounds)

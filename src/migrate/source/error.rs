@@ -10,6 +10,7 @@ use crate::migrate::Cause;
 use crate::migrate::bulk::BulkError;
 use crate::migrate::journal::JournalError;
 use crate::migrate::preamble::Finding;
+use crate::migrate::rootfs::RootfsError;
 use crate::migrate::transport::TransportError;
 
 /// Why a migration stopped before the commit.
@@ -72,6 +73,9 @@ pub enum SourceError {
         /// Why.
         source: BulkError,
     },
+    /// The root file system does not get to the destination.
+    #[error(transparent)]
+    Rootfs(#[from] RootfsError),
     /// The container cannot be fenced.
     #[error("the container cannot be fenced, so the commit would not be safe")]
     Fence {

@@ -9,10 +9,13 @@ use super::{ANSWER_LIMIT_DUR, Negotiated, Plan, SourceError, Workload};
 use crate::migrate::bulk;
 use crate::migrate::handshake::{connect, reconnect};
 use crate::migrate::journal::{Journal, Start};
-use crate::migrate::preamble::{Facts, Finding, Preamble, Severity};
+use crate::migrate::preamble::{
+    Finding, Preamble, RootfsOffer, RootfsPlan, RootfsWay, RootfsWish, Severity,
+};
 use crate::migrate::progress::Progress;
-use crate::migrate::protocol::{Findings, Join, Message, Side};
+use crate::migrate::protocol::{Findings, Join, Message, Purpose, Side};
 use crate::migrate::rendezvous::{Acquaintance, RendezvousError};
+use crate::migrate::rootfs::{self, Nonce};
 use crate::migrate::transport::{Channel, Patience, TransportError};
 use crate::migrate::{chain, preflight, rendezvous};
 use crate::sys::interrupt::Interrupt;
@@ -31,9 +34,9 @@ pub fn preflight(
     // Its name is how the destination finds out whether the store is the same.
     let images = Images::create(&plan.image_path, plan.preamble.migration)?;
     let mut contact = meet(plan, &images, patience)?;
-    let Findings { findings, facts } = ask_findings(plan, &mut contact, true, patience)?;
-    note_destination(progress, facts.as_ref());
-    Ok(findings)
+    let answer = ask_findings(plan, &mut contact, true, patience)?;
+    note_destination(progress, &answer);
+    Ok(answer.findings)
 }
 
 /// What is known before the destination is asked.
@@ -44,11 +47,12 @@ fn introduce(plan: &Plan, progress: &mut Progress) {
     report.versions.note(Side::Source, &plan.preamble.facts);
 }
 
-fn note_destination(progress: &mut Progress, facts: Option<&Facts>) {
-    if let Some(facts) = facts {
-        let versions = &mut progress.report_mut().versions;
-        versions.note(Side::Destination, facts);
+fn note_destination(progress: &mut Progress, answer: &Findings) {
+    let report = progress.report_mut();
+    if let Some(facts) = &answer.facts {
+        report.versions.note(Side::Destination, facts);
     }
+    report.rootfs = Some(answer.rootfs.clone());
 }
 
 /// The destination, which has proved who it is.
@@ -109,7 +113,16 @@ fn ask_findings(
     patience: Patience,
 ) -> Result<Findings, SourceError> {
     let patience = patience.at_most(ANSWER_LIMIT_DUR);
+    let offer = &plan.preamble.rootfs_offer;
+    let nonce = match offer.wish {
+        RootfsWish::None => None,
+        _ => Nonce::leave(&plan.preamble.rootfs, plan.preamble.migration),
+    };
     let preamble = Preamble {
+        rootfs_offer: RootfsOffer {
+            nonce: nonce.as_ref().map(|nonce| nonce.name().to_owned()),
+            ..offer.clone()
+        },
         streams: if contact.shares_store {
             0
         } else {
@@ -129,6 +142,22 @@ fn ask_findings(
     })
 }
 
+/// A connection beside the first one.
+fn join(
+    plan: &Plan,
+    contact: &Contact,
+    purpose: Purpose,
+    patience: Patience,
+) -> Result<Channel, TransportError> {
+    let patience = patience.at_most(ANSWER_LIMIT_DUR);
+    let container = &plan.preamble.container;
+    let known = contact.acquaintance;
+    let mut channel = reconnect(&plan.destination, container, &plan.trust, known, patience)?;
+    let migration = plan.preamble.migration;
+    channel.send(&Message::Join(Join { migration, purpose }), patience)?;
+    Ok(channel)
+}
+
 /// The connections that carry the images to a destination with a store of its own.
 fn open_streams(
     plan: &Plan,
@@ -139,21 +168,34 @@ fn open_streams(
     if contact.shares_store {
         return Ok(None);
     }
-    let patience = patience.at_most(ANSWER_LIMIT_DUR);
-    let join = Message::Join(Join {
-        migration: plan.preamble.migration,
-    });
-    let open = |_| {
-        let container = &plan.preamble.container;
-        let known = contact.acquaintance;
-        let mut channel = reconnect(&plan.destination, container, &plan.trust, known, patience)?;
-        channel.send(&join, patience)?;
-        Ok::<_, TransportError>(channel)
-    };
-    let channels = (0..plan.streams).map(open).collect::<Result<_, _>>()?;
+    let channels = (0..plan.streams)
+        .map(|_| join(plan, contact, Purpose::Images, patience))
+        .collect::<Result<_, _>>()?;
     bulk::Sender::start(channels, plan.sending, Arc::clone(sent))
         .map(Some)
         .map_err(|source| SourceError::Bulk { source })
+}
+
+/// The connection that carries the root file system, where it is copied.
+fn open_tree(
+    plan: &Plan,
+    contact: &Contact,
+    way: RootfsWay,
+    images: &Images,
+    patience: Patience,
+) -> Result<Option<rootfs::Sender>, SourceError> {
+    if !way.copies() {
+        return Ok(None);
+    }
+    let channel = join(plan, contact, Purpose::Tree, patience)?;
+    let settings = rootfs::Settings {
+        root: plan.preamble.rootfs.clone(),
+        config: plan.preamble.bundle.join("config.json"),
+        way,
+        spool: images.path.clone(),
+        sending: plan.sending,
+    };
+    Ok(Some(rootfs::Sender::start(channel, settings)?))
 }
 
 fn speaks_against(finding: &Finding) -> bool {
@@ -192,14 +234,15 @@ impl<'a, W: Workload> Negotiated<'a, W> {
             },
         )?;
         let met = Self::meet(plan, progress, patience).and_then(|met| {
-            let (images, mut contact) = met;
+            let (images, mut contact, way) = met;
             journal.acquaint(contact.acquaintance, plan.trust.files())?;
-            let bulk = open_streams(plan, &contact, progress.sent(), patience)
-                .inspect_err(|error| contact.channel.abort(&chain(error)))?;
-            Ok((images, contact, bulk))
+            let opened = open_streams(plan, &contact, progress.sent(), patience)
+                .and_then(|bulk| Ok((bulk, open_tree(plan, &contact, way, &images, patience)?)));
+            let (bulk, tree) = opened.inspect_err(|error| contact.channel.abort(&chain(error)))?;
+            Ok((images, contact, bulk, tree))
         });
         match met {
-            Ok((images, contact, bulk)) => {
+            Ok((images, contact, bulk, tree)) => {
                 progress.lap("negotiate", began);
                 Ok(Self {
                     session: Session {
@@ -207,6 +250,7 @@ impl<'a, W: Workload> Negotiated<'a, W> {
                         channel: contact.channel,
                         acquaintance: contact.acquaintance,
                         journal,
+                        tree,
                         images,
                         progress,
                         patience,
@@ -230,12 +274,12 @@ impl<'a, W: Workload> Negotiated<'a, W> {
         plan: &Plan,
         progress: &mut Progress,
         patience: Patience,
-    ) -> Result<(Images, Contact), SourceError> {
+    ) -> Result<(Images, Contact, RootfsWay), SourceError> {
         let images = Images::create(&plan.image_path, plan.preamble.migration)?;
         let mut contact = meet(plan, &images, patience)?;
-        Self::agree(plan, &mut contact, progress, patience)
+        let way = Self::agree(plan, &mut contact, progress, patience)
             .inspect_err(|error| contact.channel.abort(&chain(error)))?;
-        Ok((images, contact))
+        Ok((images, contact, way))
     }
 
     fn agree(
@@ -243,18 +287,20 @@ impl<'a, W: Workload> Negotiated<'a, W> {
         contact: &mut Contact,
         progress: &mut Progress,
         patience: Patience,
-    ) -> Result<(), SourceError> {
+    ) -> Result<RootfsWay, SourceError> {
         // With an error of this end the destination is only asked for its own, so that all are known, and goes on waiting.
         let asks_only = plan.findings.iter().any(speaks_against);
-        let Findings { findings, facts } = ask_findings(plan, contact, asks_only, patience)?;
-        note_destination(progress, facts.as_ref());
+        let answer = ask_findings(plan, contact, asks_only, patience)?;
+        note_destination(progress, &answer);
         let (errors, warnings): (Vec<Finding>, Vec<Finding>) =
-            findings.into_iter().partition(speaks_against);
+            answer.findings.into_iter().partition(speaks_against);
         for finding in &warnings {
             progress.warn(finding);
         }
         if errors.is_empty() {
-            Ok(())
+            let RootfsPlan { way, why } = answer.rootfs;
+            progress.say(&format!("root file system: {}, {why}", way.name()));
+            Ok(way)
         } else {
             progress.report_mut().findings.extend_from_slice(&errors);
             Err(SourceError::Refused { findings: errors })

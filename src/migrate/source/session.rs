@@ -12,11 +12,12 @@ use crate::migrate::address::Destination;
 use crate::migrate::bulk::{self, BulkError};
 use crate::migrate::handshake::reconnect;
 use crate::migrate::journal::Journal;
-use crate::migrate::progress::Progress;
+use crate::migrate::progress::{Event, Progress, TreePass};
 use crate::migrate::protocol::{
     Answer, Inquiry, Message, MigrationId, Phase, Ready, Shipped, Verdict,
 };
 use crate::migrate::rendezvous::Acquaintance;
+use crate::migrate::rootfs::{self, RootfsError};
 use crate::migrate::transport::{Channel, Patience, TransportError};
 use crate::migrate::trust::Trust;
 use crate::migrate::{Cause, chain, verdict};
@@ -82,6 +83,8 @@ pub(super) struct Session<'a> {
     pub(super) channel: Channel,
     pub(super) acquaintance: Acquaintance,
     pub(super) journal: Journal,
+    /// Carries the root file system, where it is copied. Before `images`, where its lists are.
+    pub(super) tree: Option<rootfs::Sender>,
     pub(super) images: Images,
     pub(super) progress: &'a mut Progress,
     /// Until the freeze: only signals end a wait. Then the freeze's budget.
@@ -97,7 +100,11 @@ pub(super) struct Session<'a> {
 impl Session<'_> {
     pub(super) fn ship(&mut self) -> Result<Manifest, SourceError> {
         self.patience.check()?;
+        if let Some(tree) = &self.tree {
+            tree.finish();
+        }
         let manifest = self.hand_over(self.patience)?;
+        self.tell_tree(|tree, patience| tree.await_finish(patience))?;
         let shipped = Message::Shipped(Shipped {
             number: self.rounds,
             manifest: manifest.clone(),
@@ -106,6 +113,20 @@ impl Session<'_> {
             .send(&shipped, self.patience.at_most(ANSWER_LIMIT_DUR))?;
         self.journal.enter(Phase::Shipped)?;
         Ok(manifest)
+    }
+
+    /// Waits for a part of the root file system, and tells what has been sent.
+    pub(super) fn tell_tree(
+        &mut self,
+        wait: impl FnOnce(&rootfs::Sender, Patience) -> Result<Vec<TreePass>, RootfsError>,
+    ) -> Result<(), SourceError> {
+        let Some(tree) = &self.tree else {
+            return Ok(());
+        };
+        for pass in wait(tree, self.patience)? {
+            self.progress.tell(Event::Tree(pass));
+        }
+        Ok(())
     }
 
     /// The next images of the chain are complete: they are sent to a destination that does not see them.

@@ -1,0 +1,76 @@
+//! A tree beside another one, with the same files under other names.
+
+use std::path::Path;
+
+use super::attributes;
+use super::entry::Attributes;
+use super::error::TreeError;
+use super::file_error;
+use super::path::TreePath;
+use super::walk::{Stamps, View, Walk};
+use crate::sys::node::Dir;
+
+/// Fills the empty directory `to`, on the same file system, with what is in `from`: directories are made anew, everything else gets another name (link(2)).
+///
+/// [`super::apply`] never writes to a file with several names but replaces it, so what it does to `to` does not change `from`. That takes no space for
+/// contents, and no time to copy them. What the kernel does not link (an immutable file, a mount point, a file with too many names already) is left out: whoever takes
+/// an inventory of `to` afterwards gets it sent.
+///
+/// # Errors
+/// [`TreeError`].
+pub fn link_copy(from: &Path, to: &Path) -> Result<(), TreeError> {
+    let mut walk = Walk::new(from, View::Tree, Stamps::None)?;
+    let mut levels: Vec<Level> = Vec::new();
+    while let Some(found) = walk.next()? {
+        let path = found.entry.path;
+        while levels
+            .last()
+            .is_some_and(|level| levels.len() > path.depth() || !path.is_within(&level.path))
+        {
+            close(&mut levels, to)?;
+        }
+        let (on_host, name) = (path.below(to), path.name());
+        let failed = |action| file_error(action, &on_host);
+        match levels.last() {
+            Some(level) if !found.entry.kind.is_directory() => {
+                if let Err(error) = level.dir.make_link(name, &found.node) {
+                    tracing::debug!("cannot link {}: {error}", on_host.display());
+                }
+            }
+            above => {
+                let dir = match above {
+                    None => Dir::open(to),
+                    Some(level) => level
+                        .dir
+                        .make_dir(name)
+                        .and_then(|()| level.dir.open_dir(name)),
+                };
+                levels.push(Level {
+                    dir: dir.map_err(failed("create"))?,
+                    path,
+                    attributes: found.entry.attributes,
+                });
+            }
+        }
+    }
+    while !levels.is_empty() {
+        close(&mut levels, to)?;
+    }
+    Ok(())
+}
+
+struct Level {
+    dir: Dir,
+    path: TreePath,
+    attributes: Attributes,
+}
+
+/// What is made in a directory changes its times, so they are set last.
+fn close(levels: &mut Vec<Level>, to: &Path) -> Result<(), TreeError> {
+    let Some(level) = levels.pop() else {
+        return Ok(());
+    };
+    let on_host = level.path.below(to);
+    let node = level.dir.as_node().map_err(file_error("read", &on_host))?;
+    attributes::set(&node, &on_host, &level.attributes)
+}

@@ -1,0 +1,250 @@
+//! What happens to the destination's file system, and how it is undone.
+
+use std::fs::{self, DirBuilder};
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use serde::{Deserialize, Serialize};
+
+use super::{Result, RootfsError, file};
+use crate::image::tree::{Place, Staging};
+use crate::migrate::journal::JournalRecord;
+use crate::migrate::preamble::RootfsWay;
+use crate::migrate::protocol::{MigrationId, Side};
+use crate::migrate::{chain, journal};
+use crate::sys::file::write_atomic;
+use crate::sys::node::Dir;
+
+/// A bundle and a tree that are not in their places before they are whole, and that make way again for what was there before unless they are kept.
+///
+/// What is changed is in a record beside the journal before it is changed: who comes after a crash undoes it, or finishes it where the container is this host's
+/// ([`settle`]).
+#[derive(Debug)]
+pub struct Placement {
+    record_path: PathBuf,
+    record: Record,
+    tree: Option<Staging>,
+    config: Option<Staging>,
+    is_diff: bool,
+    config_place: PathBuf,
+    kept: bool,
+}
+
+/// Where what comes is written.
+#[derive(Debug, Clone)]
+pub(super) struct Targets {
+    pub(super) tree: PathBuf,
+    /// The source is told what is there before it sends anything.
+    pub(super) is_diff: bool,
+    /// What a diff builds on.
+    pub(super) base: Option<PathBuf>,
+    pub(super) config: Option<PathBuf>,
+    pub(super) config_place: PathBuf,
+}
+
+impl Targets {
+    pub(super) fn sync(&self) -> Result<()> {
+        sync(&self.tree)
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct Record {
+    migration: MigrationId,
+    places: Vec<Place>,
+    /// Directories that did not exist, each above the next one.
+    made: Vec<PathBuf>,
+}
+
+impl Placement {
+    /// Prepares for the container's tree at `rootfs` and its `config.json` in `bundle`. `root` is rcm's state directory.
+    ///
+    /// # Errors
+    /// [`RootfsError`]; nothing is left then.
+    pub fn prepare(
+        root: &Path,
+        container: &str,
+        migration: MigrationId,
+        way: RootfsWay,
+        bundle: &Path,
+        rootfs: &Path,
+    ) -> Result<Self> {
+        let id = migration.to_string();
+        let config_place = bundle.join("config.json");
+        let tree = Place::new(rootfs, &id)?;
+        // A diff goes to a host that has been prepared for the container: its own spec stays.
+        let config = match way == RootfsWay::Diff && config_place.exists() {
+            true => None,
+            false => Some(Place::new(&config_place, &id)?),
+        };
+        let mut made = missing(bundle);
+        for dir in missing(rootfs.parent().unwrap_or(rootfs)) {
+            if !made.contains(&dir) {
+                made.push(dir);
+            }
+        }
+        let record_path = journal::placement_path(root, container);
+        let record = Record {
+            migration,
+            places: [Some(&tree), config.as_ref()]
+                .into_iter()
+                .flatten()
+                .cloned()
+                .collect(),
+            made,
+        };
+        let text = serde_json::to_vec_pretty(&record).unwrap_or_default();
+        write_atomic(&record_path, &text, 0o600).map_err(file("write", &record_path))?;
+        // Dropped, it undoes what was done of the rest.
+        let mut placement = Self {
+            record_path,
+            is_diff: way == RootfsWay::Diff,
+            record,
+            tree: None,
+            config: None,
+            config_place,
+            kept: false,
+        };
+        for dir in &placement.record.made {
+            DirBuilder::new()
+                .mode(0o755)
+                .create(dir)
+                .map_err(file("create", dir))?;
+        }
+        placement.tree = Some(Staging::create_tree(tree)?);
+        placement.config = config.map(Staging::create).transpose()?;
+        Ok(placement)
+    }
+
+    pub(super) fn targets(&self) -> Targets {
+        let path = |staging: &Option<Staging>| staging.as_ref().map(Staging::path);
+        Targets {
+            tree: path(&self.tree).unwrap_or_default(),
+            is_diff: self.is_diff,
+            base: self
+                .record
+                .places
+                .first()
+                .filter(|tree| self.is_diff && tree.replaces)
+                .map(|tree| tree.path.clone()),
+            config: path(&self.config),
+            config_place: self.config_place.clone(),
+        }
+    }
+
+    /// Puts everything into its place.
+    ///
+    /// # Errors
+    /// [`RootfsError::Tree`].
+    pub fn publish(&self) -> Result<()> {
+        for staging in [&self.tree, &self.config].into_iter().flatten() {
+            staging.publish()?;
+        }
+        Ok(())
+    }
+
+    /// Waits until all of it is on the disk.
+    ///
+    /// # Errors
+    /// [`RootfsError::Tree`].
+    pub fn sync(&self) -> Result<()> {
+        for staging in [&self.tree, &self.config].into_iter().flatten() {
+            staging.sync()?;
+        }
+        Ok(())
+    }
+
+    /// It stays: the container is this host's. Removes what was there before.
+    ///
+    /// # Errors
+    /// [`RootfsError`]: something of the latter is left, until [`settle`].
+    pub fn keep(&mut self) -> Result<()> {
+        self.kept = true;
+        for staging in [self.tree.take(), self.config.take()].into_iter().flatten() {
+            staging.keep()?;
+        }
+        forget(&self.record_path)
+    }
+}
+
+impl Drop for Placement {
+    fn drop(&mut self) {
+        if self.kept {
+            return;
+        }
+        drop((self.tree.take(), self.config.take()));
+        if let Err(error) = self.record.undo(&self.record_path) {
+            tracing::warn!("{}", chain(&error));
+        }
+    }
+}
+
+impl Record {
+    fn undo(&self, path: &Path) -> Result<()> {
+        for place in &self.places {
+            place.undo()?;
+        }
+        for dir in self.made.iter().rev() {
+            // Somebody may have put something into it meanwhile.
+            let _ = fs::remove_dir(dir);
+        }
+        forget(path)
+    }
+
+    fn clear(&self, path: &Path) -> Result<()> {
+        for place in &self.places {
+            place.clear()?;
+        }
+        forget(path)
+    }
+}
+
+/// Undoes what a receiver has left that was killed before the commit, or clears up behind it, by what its journal says. Only under the container's lock.
+///
+/// # Errors
+/// [`RootfsError`].
+pub fn settle(root: &Path, journal: &JournalRecord) -> Result<()> {
+    let path = journal::placement_path(root, &journal.container);
+    let text = match fs::read(&path) {
+        Ok(text) => text,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(file("read", &path)(error)),
+    };
+    let record: Record = serde_json::from_slice(&text).map_err(|_| RootfsError::Invalid {
+        reason: "the record of what was placed is damaged",
+    })?;
+    // Where anything is doubtful, a container may run in the new tree.
+    let is_undone = journal.side == Side::Destination
+        && journal.phase.may_roll_back()
+        && journal.migration == record.migration;
+    match is_undone {
+        true => record.undo(&path),
+        false => record.clear(&path),
+    }
+}
+
+/// The directories up to `path` that do not exist, from above.
+fn missing(path: &Path) -> Vec<PathBuf> {
+    let mut missing: Vec<PathBuf> = path
+        .ancestors()
+        .take_while(|dir| !dir.as_os_str().is_empty() && fs::symlink_metadata(dir).is_err())
+        .map(Path::to_path_buf)
+        .collect();
+    missing.reverse();
+    missing
+}
+
+fn forget(path: &Path) -> Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(file("remove", path)(error)),
+        _ => Ok(()),
+    }
+}
+
+fn sync(path: &Path) -> Result<()> {
+    Dir::open(path)
+        .and_then(|dir| dir.sync_file_system())
+        .map_err(file("sync", path))
+}
