@@ -18,6 +18,8 @@
 
 mod block;
 mod compress;
+mod feed;
+mod memory;
 mod pace;
 mod receiver;
 mod sender;

@@ -1,12 +1,9 @@
 //! The source's half.
 
-use std::collections::{BTreeMap, VecDeque};
-use std::fs::{self, File};
-use std::io::{self, Read};
 use std::os::fd::OwnedFd;
-use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
@@ -16,14 +13,14 @@ use xxhash_rust::xxh3::Xxh3;
 
 use super::block::{CHUNK_BYTES, Header};
 use super::compress::{Compression, Encoder};
+use super::feed::{Contents, Directory, Feed, Piece};
+use super::memory::Memory;
 use super::pace::Pace;
 use super::{BulkError, Result};
-use crate::criu::page_server::{self, PageServerError, PageSink};
-use crate::image::manifest::{self, Entry, Manifest, PIECE_BYTES};
+use crate::criu::page_server::{self, PageServerError};
+use crate::image::manifest::Manifest;
 use crate::migrate::transport::{Channel, Patience};
 
-/// Pieces of memory that wait for a connection. With those that a worker has they are all that is held of a container's memory.
-const MAX_WAITING: usize = 3;
 /// A connection that takes nothing for so long is dead.
 const STALL_LIMIT_DUR: Duration = Duration::from_secs(30);
 
@@ -57,61 +54,10 @@ struct PageServer {
 #[derive(Debug)]
 pub(super) struct Shared {
     feed: Mutex<Feed>,
-    changed: Condvar,
+    pub changed: Condvar,
     pace: Option<Pace>,
     compression: Compression,
     sent_bytes: Arc<AtomicU64>,
-}
-
-#[derive(Debug, Default)]
-pub(super) struct Feed {
-    current: Option<Directory>,
-    error: Option<BulkError>,
-    stopping: bool,
-}
-
-/// The directory that is being sent.
-#[derive(Debug)]
-struct Directory {
-    number: u32,
-    path: PathBuf,
-    files: BTreeMap<String, Image>,
-    /// Of memory, which is in no file here.
-    waiting: VecDeque<Piece>,
-    /// CRIU is done with it: all files are known, with their lengths.
-    complete: bool,
-    /// Pieces that a worker has at the moment.
-    in_flight: usize,
-    /// The workers that have said on their connection that this is all.
-    ended: Vec<bool>,
-}
-
-#[derive(Debug, Default)]
-struct Image {
-    /// None for memory.
-    file: Option<Arc<File>>,
-    /// Where the next piece begins.
-    next_offset: u64,
-    /// As far as it is known.
-    size_bytes: u64,
-    /// Of the pieces, in order.
-    digests: Vec<Option<u64>>,
-}
-
-/// A piece that a worker sends.
-#[derive(Debug)]
-struct Piece {
-    number: u32,
-    name: String,
-    contents: Contents,
-    offset: u64,
-    length_bytes: usize,
-}
-
-#[derive(Debug)]
-enum Contents {
-    Memory(Vec<u8>),
-    File { file: Arc<File>, path: PathBuf },
 }
 
 enum Task {
@@ -176,15 +122,7 @@ impl Sender {
             socket: socket.into(),
         });
         let mut feed = self.shared.lock();
-        feed.current = Some(Directory {
-            number,
-            path: path.to_path_buf(),
-            files: BTreeMap::new(),
-            waiting: VecDeque::new(),
-            complete: false,
-            in_flight: 0,
-            ended: vec![false; self.workers.len()],
-        });
+        feed.current = Some(Directory::new(number, path, self.workers.len()));
         self.shared.changed.notify_all();
         Ok(theirs.into())
     }
@@ -252,11 +190,11 @@ impl Drop for Sender {
 }
 
 impl Shared {
-    fn lock(&self) -> MutexGuard<'_, Feed> {
+    pub fn lock(&self) -> MutexGuard<'_, Feed> {
         self.feed.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn wait<'a>(
+    pub fn wait<'a>(
         &self,
         feed: MutexGuard<'a, Feed>,
         limit_dur: Option<Duration>,
@@ -391,172 +329,5 @@ impl Shared {
                 return Ok(hasher.digest());
             }
         }
-    }
-}
-
-impl Directory {
-    /// All that CRIU has written here is known now; what came from memory is, too.
-    fn complete(&mut self) -> Result<()> {
-        for (name, size_bytes) in manifest::list(&self.path)? {
-            let path = self.path.join(&name);
-            let file = fs::OpenOptions::new()
-                .read(true)
-                .custom_flags(libc::O_NOFOLLOW)
-                .open(&path)
-                .map_err(super::file("open", &path))?;
-            let image = Image {
-                file: Some(Arc::new(file)),
-                size_bytes,
-                ..Image::default()
-            };
-            self.files.insert(name, image);
-        }
-        self.complete = true;
-        Ok(())
-    }
-
-    fn next_piece(&mut self) -> Option<Piece> {
-        let piece = match self.waiting.pop_front() {
-            Some(piece) => piece,
-            None => self
-                .files
-                .iter_mut()
-                .find_map(|(name, image)| image.next_piece(self.number, name, &self.path))?,
-        };
-        self.in_flight += 1;
-        Some(piece)
-    }
-
-    fn sent(&mut self, piece: &Piece, digest: u64) {
-        self.in_flight -= 1;
-        if let Some(image) = self.files.get_mut(&piece.name) {
-            image.digests[(piece.offset / PIECE_BYTES) as usize] = Some(digest);
-        }
-    }
-
-    fn is_sent(&self) -> bool {
-        self.complete
-            && self.waiting.is_empty()
-            && self.in_flight == 0
-            && self.ended.iter().all(|ended| *ended)
-    }
-
-    fn manifest(&self) -> Manifest {
-        let entry = |(name, image): (&String, &Image)| {
-            let digests: Vec<u64> = match image.size_bytes {
-                0 => Vec::new(),
-                _ => image.digests.iter().copied().flatten().collect(),
-            };
-            Entry::of_pieces(name.clone(), image.size_bytes, &digests)
-        };
-        Manifest {
-            files: self.files.iter().map(entry).collect(),
-        }
-    }
-}
-
-impl Image {
-    fn next_piece(&mut self, number: u32, name: &str, dir: &Path) -> Option<Piece> {
-        let file = Arc::clone(self.file.as_ref()?);
-        let offset = self.next_offset;
-        // An empty file is one empty piece.
-        if offset >= self.size_bytes && !self.digests.is_empty() {
-            return None;
-        }
-        let length_bytes = PIECE_BYTES.min(self.size_bytes - offset);
-        self.next_offset += length_bytes;
-        self.digests.push(None);
-        Some(Piece {
-            number,
-            name: name.to_owned(),
-            contents: Contents::File {
-                file,
-                path: dir.join(name),
-            },
-            offset,
-            length_bytes: length_bytes as usize,
-        })
-    }
-}
-
-/// Cuts the memory that a page server takes into pieces.
-struct Memory {
-    shared: Arc<Shared>,
-    name: String,
-    piece: Vec<u8>,
-}
-
-impl Memory {
-    fn new(shared: Arc<Shared>) -> Self {
-        Self {
-            shared,
-            name: String::new(),
-            piece: Vec::new(),
-        }
-    }
-
-    /// Waits for a place for the piece. CRIU waits meanwhile, and what it dumps.
-    fn push(&mut self) -> io::Result<()> {
-        if self.piece.is_empty() {
-            return Ok(());
-        }
-        let bytes = std::mem::take(&mut self.piece);
-        let mut feed = self.shared.lock();
-        loop {
-            let stopping = feed.stopping;
-            let Some(directory) = feed.current.as_mut().filter(|_| !stopping) else {
-                return Err(io::Error::other("the connections to the destination ended"));
-            };
-            if directory.waiting.len() < MAX_WAITING {
-                let number = directory.number;
-                let image = directory.files.entry(self.name.clone()).or_default();
-                let offset = image.size_bytes;
-                if !offset.is_multiple_of(PIECE_BYTES) {
-                    return Err(io::Error::other(
-                        "CRIU goes back to memory that it had left",
-                    ));
-                }
-                image.size_bytes += bytes.len() as u64;
-                image.digests.push(None);
-                directory.waiting.push_back(Piece {
-                    number,
-                    name: self.name.clone(),
-                    offset,
-                    length_bytes: bytes.len(),
-                    contents: Contents::Memory(bytes),
-                });
-                self.shared.changed.notify_all();
-                return Ok(());
-            }
-            feed = self.shared.wait(feed, None);
-        }
-    }
-}
-
-impl PageSink for Memory {
-    fn append(&mut self, name: &str, input: &mut dyn Read, count_bytes: u64) -> io::Result<()> {
-        if self.name != name {
-            self.push()?;
-            name.clone_into(&mut self.name);
-        }
-        let mut left_bytes = count_bytes;
-        while left_bytes > 0 {
-            let have_bytes = self.piece.len();
-            let take_bytes = left_bytes.min(PIECE_BYTES - have_bytes as u64) as usize;
-            self.piece.reserve_exact(PIECE_BYTES as usize - have_bytes);
-            let read_bytes = input.take(take_bytes as u64).read_to_end(&mut self.piece)?;
-            if read_bytes < take_bytes {
-                return Err(io::ErrorKind::UnexpectedEof.into());
-            }
-            left_bytes -= take_bytes as u64;
-            if self.piece.len() as u64 == PIECE_BYTES {
-                self.push()?;
-            }
-        }
-        Ok(())
-    }
-
-    fn finish(&mut self) -> io::Result<()> {
-        self.push()
     }
 }

@@ -1,0 +1,79 @@
+//! Memory on its way from CRIU to the connections.
+
+use std::io::{self, Read};
+use std::sync::Arc;
+
+use super::sender::Shared;
+use crate::criu::page_server::PageSink;
+use crate::image::manifest::PIECE_BYTES;
+
+/// Cuts the memory that a page server takes into pieces.
+pub(super) struct Memory {
+    shared: Arc<Shared>,
+    name: String,
+    piece: Vec<u8>,
+}
+
+impl Memory {
+    pub fn new(shared: Arc<Shared>) -> Self {
+        Self {
+            shared,
+            name: String::new(),
+            piece: Vec::new(),
+        }
+    }
+
+    /// Waits for a place for the piece. CRIU waits meanwhile, and what it dumps.
+    fn push(&mut self) -> io::Result<()> {
+        if self.piece.is_empty() {
+            return Ok(());
+        }
+        let bytes = std::mem::take(&mut self.piece);
+        let mut feed = self.shared.lock();
+        loop {
+            let stopping = feed.stopping;
+            let Some(directory) = feed.current.as_mut().filter(|_| !stopping) else {
+                return Err(io::Error::other("the connections to the destination ended"));
+            };
+            if directory.has_room() {
+                let pushed = directory.push(&self.name, bytes);
+                self.shared.changed.notify_all();
+                return match pushed {
+                    true => Ok(()),
+                    false => Err(io::Error::other(
+                        "CRIU goes back to memory that it had left",
+                    )),
+                };
+            }
+            feed = self.shared.wait(feed, None);
+        }
+    }
+}
+
+impl PageSink for Memory {
+    fn append(&mut self, name: &str, input: &mut dyn Read, count_bytes: u64) -> io::Result<()> {
+        if self.name != name {
+            self.push()?;
+            name.clone_into(&mut self.name);
+        }
+        let mut left_bytes = count_bytes;
+        while left_bytes > 0 {
+            let have_bytes = self.piece.len();
+            let take_bytes = left_bytes.min(PIECE_BYTES - have_bytes as u64) as usize;
+            self.piece.reserve_exact(PIECE_BYTES as usize - have_bytes);
+            let read_bytes = input.take(take_bytes as u64).read_to_end(&mut self.piece)?;
+            if read_bytes < take_bytes {
+                return Err(io::ErrorKind::UnexpectedEof.into());
+            }
+            left_bytes -= take_bytes as u64;
+            if self.piece.len() as u64 == PIECE_BYTES {
+                self.push()?;
+            }
+        }
+        Ok(())
+    }
+
+    fn finish(&mut self) -> io::Result<()> {
+        self.push()
+    }
+}
