@@ -21,6 +21,7 @@ use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
 use super::answering::StoredReceiver;
+use super::names::Name;
 use super::protocol::{Bytes32, MigrationId, Phase, Side};
 use super::recipe::Recipe;
 use super::rendezvous::Acquaintance;
@@ -121,6 +122,9 @@ pub struct JournalRecord {
     pub reason: Option<String>,
     /// At the destination: how the container is restored.
     pub recipe: Option<Recipe>,
+    /// At the source: the names of the container's sockets that it may have to put back.
+    #[serde(default)]
+    pub names: Vec<Name>,
 }
 
 const fn yes() -> bool {
@@ -197,6 +201,7 @@ impl Journal {
                 updated: now,
                 reason: None,
                 recipe: start.recipe,
+                names: Vec::new(),
             },
         };
         make_dir(root)?;
@@ -241,6 +246,15 @@ impl Journal {
         self.record.fingerprint = Some(acquaintance.fingerprint);
         self.record.knows_secret = acquaintance.knows_secret;
         self.record.tls = tls.cloned();
+        self.store()
+    }
+
+    /// Stores the names that are about to be kept.
+    ///
+    /// # Errors
+    /// [`JournalError::File`]: then they must not be.
+    pub fn note_names(&mut self, names: &[Name]) -> Result<()> {
+        self.record.names = names.to_vec();
         self.store()
     }
 

@@ -3,24 +3,24 @@
 //! Both are held: CRIU holds the container at `post-dump` while it holds the copy at `post-restore`. The copy never executes an instruction; it is destroyed
 //! before the container goes on. The death of this process at any moment does the same, because nobody answers CRIU any more.
 //!
-//! A copy beside the container must not take anything away from it, so some containers cannot be tested so ([`in_the_way`]); a rehearsal with a
-//! destination can.
+//! A copy beside the container must not take anything away from it but the names of its sockets, which are put back ([`names`]). So some containers cannot be
+//! tested so ([`in_the_way`]); a rehearsal with a destination can.
 
-use std::fs::{self, DirBuilder};
+use std::fs::DirBuilder;
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use nix::unistd::Pid;
 use oci_spec::runtime::{LinuxNamespaceType, Spec};
 
 use super::journal::{Journal, JournalError, Start};
+use super::names::{Names, Unkept};
 use super::preamble::{CriuChoices, Finding, Severity};
 use super::progress::{Progress, milliseconds};
 use super::protocol::{MigrationId, Phase, Side};
 use super::source::{Held, Target, Workload};
-use super::workload::{RunningContainer, flags};
+use super::workload::{HeldContainer, RunningContainer, flags};
 use super::{Cause, chain};
 use crate::image;
 use crate::runtime::lower;
@@ -68,6 +68,14 @@ pub enum LocalTestError {
         #[source]
         source: Cause,
     },
+    /// A name that the copy takes away could not be put back; the container runs on.
+    #[error("container \"{container}\" was not tested, because a copy would take the name of its Unix socket {} away: {}", unkept.path.display(), unkept.why)]
+    Name {
+        /// Which.
+        container: String,
+        /// Which name.
+        unkept: Unkept,
+    },
     /// It should run on, but letting it go failed.
     #[error(
         "container \"{container}\" was tested, and letting it run on failed; `rcm resume {container}` lets it"
@@ -111,11 +119,7 @@ pub fn test(
 ) -> Result<(), LocalTestError> {
     let container = subject.container.id().to_owned();
     let mut findings = plan.findings.clone();
-    findings.extend(in_the_way(
-        subject.container.init_pid(),
-        spec,
-        &subject.choices,
-    ));
+    findings.extend(in_the_way(spec, &subject.choices));
     let (errors, warnings): (Vec<Finding>, Vec<Finding>) = findings
         .into_iter()
         .partition(|finding| finding.severity == Severity::Error);
@@ -147,7 +151,7 @@ pub fn test(
     )?;
     let tested = make_dir(&dir)
         .and_then(|()| Ok(journal.enter(Phase::Frozen)?))
-        .and_then(|()| copy(&dir, subject, spec, progress));
+        .and_then(|()| copy(&dir, subject, spec, &mut journal, progress));
     if let Err(error) = image::remove_dir(&dir) {
         tracing::warn!("cannot remove the images in {}: {error}", dir.display());
     }
@@ -175,6 +179,7 @@ fn copy(
     dir: &Path,
     subject: RunningContainer,
     spec: &Spec,
+    journal: &mut Journal,
     progress: &mut Progress,
 ) -> Result<(), LocalTestError> {
     let container = subject.container.id().to_owned();
@@ -212,29 +217,49 @@ fn copy(
 
     let began = Instant::now();
     progress.begin("restore");
-    let restored = restore::begin(&criu, &request).map(|copy| {
+    let mut names = Names::default();
+    let restored = keep(&held, &container, journal, &mut names).and_then(|()| {
+        let copy = restore::begin(&criu, &request).map_err(|source| LocalTestError::Restore {
+            container: container.clone(),
+            source: source.into(),
+        })?;
         progress.lap("restore", began);
         let would_run_dur = stopped_at.elapsed();
         // Gone when this returns.
         copy.refuse();
-        would_run_dur
+        Ok(would_run_dur)
     });
+    names.put_back();
     let released = held.release();
     let stood_still_dur = stopped_at.elapsed();
+    names.settle(Duration::ZERO);
     progress.report_mut().downtime_dur = Some(stood_still_dur);
     released.map_err(|source| LocalTestError::Stands {
         container: container.clone(),
         source,
     })?;
-    match restored {
-        Ok(would_run_dur) => {
-            progress.report_mut().predicted_dur = Some(would_run_dur);
-            say(progress, would_run_dur, stood_still_dur);
-            Ok(())
-        }
-        Err(source) => Err(LocalTestError::Restore {
-            container,
-            source: source.into(),
+    let would_run_dur = restored?;
+    progress.report_mut().predicted_dur = Some(would_run_dur);
+    say(progress, would_run_dur, stood_still_dur);
+    Ok(())
+}
+
+/// Keeps all names of the container's sockets in `names`.
+fn keep(
+    held: &HeldContainer,
+    container: &str,
+    journal: &mut Journal,
+    names: &mut Names,
+) -> Result<(), LocalTestError> {
+    let (found, mut unkept) = held.names(journal.record().migration);
+    journal.note_names(found.list())?;
+    *names = found;
+    unkept.extend(names.keep());
+    match unkept.pop() {
+        None => Ok(()),
+        Some(unkept) => Err(LocalTestError::Name {
+            container: container.to_owned(),
+            unkept,
         }),
     }
 }
@@ -249,7 +274,7 @@ fn say(progress: &mut Progress, would_run_dur: Duration, stood_still_dur: Durati
 
 /// Why a copy of the container cannot be held beside it: it would need what there is only once on a host, or take it away.
 #[must_use]
-pub fn in_the_way(init: Option<Pid>, spec: &Spec, choices: &CriuChoices) -> Vec<Finding> {
+pub fn in_the_way(spec: &Spec, choices: &CriuChoices) -> Vec<Finding> {
     let own = |kind| lower::namespace(spec, kind).is_some_and(|found| found.path().is_none());
     let hooks = spec.hooks().as_ref();
     let has_hooks = hooks.is_some_and(|hooks| {
@@ -272,13 +297,6 @@ pub fn in_the_way(init: Option<Pid>, spec: &Spec, choices: &CriuChoices) -> Vec<
     if has_hooks {
         reasons.push("it has prestart or createRuntime hooks, which would run for a copy".into());
     }
-    let sockets = init.map(bound_sockets).unwrap_or_default();
-    if let Some(path) = sockets.first() {
-        // CRIU unlinks the name and binds it anew (criu/sk-unix.c, unlink_sk).
-        reasons.push(format!(
-            "it has bound the Unix socket {path}, and a copy would take that name away from it"
-        ));
-    }
     reasons
         .into_iter()
         .map(|what: String| {
@@ -286,35 +304,4 @@ pub fn in_the_way(init: Option<Pid>, spec: &Spec, choices: &CriuChoices) -> Vec<
             Finding::error(Side::Source, what, remedy)
         })
         .collect()
-}
-
-/// Names in the file system of Unix sockets in the network namespace of `pid`.
-fn bound_sockets(pid: Pid) -> Vec<String> {
-    let table = fs::read_to_string(format!("/proc/{pid}/net/unix")).unwrap_or_default();
-    names(&table)
-}
-
-/// The eighth column of `/proc/PID/net/unix`; a name without a file begins with `@` (unix(7)).
-fn names(table: &str) -> Vec<String> {
-    table
-        .lines()
-        .skip(1)
-        .filter_map(|line| line.split_whitespace().nth(7))
-        .filter(|name| !name.starts_with('@'))
-        .map(str::to_owned)
-        .collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_names_of_files_count() {
-        let table = "Num RefCount Protocol Flags Type St Inode Path\n\
-            0000: 00000002 00000000 00010000 0001 01 100 /run/web.sock\n\
-            0000: 00000002 00000000 00010000 0001 01 101 @abstract\n\
-            0000: 00000003 00000000 00000000 0001 03 102\n";
-        assert_eq!(names(table), ["/run/web.sock"]);
-    }
 }

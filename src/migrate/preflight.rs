@@ -6,8 +6,9 @@ use std::path::Path;
 use nix::unistd::Pid;
 use oci_spec::runtime::Spec;
 
+use super::names::{Names, Unkept};
 use super::preamble::{CriuChoices, Finding, Observed};
-use super::protocol::Side;
+use super::protocol::{MigrationId, Side};
 use crate::runtime::container::Container;
 
 mod descriptors;
@@ -61,6 +62,9 @@ pub fn survey(
     findings.extend(processes::nested(init, &moving));
     findings.extend(open.findings);
     findings.extend(connections.findings);
+    // No name is made here, so none is needed for it.
+    let (_, unkept) = Names::find(container, spec, MigrationId::new([0; 16]));
+    findings.extend(unkept.iter().map(Unkept::finding));
     let memory_bytes = space::memory_bytes(&moving);
     findings.extend(space::judge(memory_bytes, image_path));
     Survey {

@@ -4,10 +4,13 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use chrono::Utc;
+
 use super::Cause;
 use super::address::{Destination, InvalidDestination};
 use super::fence::Fence;
 use super::journal::{self, Journal, JournalError, JournalRecord, Lock};
+use super::names::{self, Names};
 use super::protocol::{Message, Phase, Settled, Side, Verdict};
 use super::rendezvous::Acquaintance;
 use super::rootfs::{self, RootfsError};
@@ -182,7 +185,7 @@ pub fn resolve(root: &Path, container: &str, means: &Means, _lock: &Lock) -> Res
     }
 }
 
-/// Removes what an earlier receiver of `container` has left here that was killed before the commit, and an earlier source after the end.
+/// Removes what an earlier receiver or source of `container` has left here that was killed before the commit, and an earlier source after the end.
 ///
 /// # Errors
 /// [`ResolveError::Open`] where the container may be this host's.
@@ -192,7 +195,10 @@ pub fn tidy_up(root: &Path, container: &str, lock: &Lock) -> Result<()> {
         return Ok(());
     };
     let left = match record.side {
-        Side::Source => record.phase == Phase::Committed,
+        Side::Source => {
+            let settled_here = record.phase.may_roll_back() || record.phase == Phase::Committed;
+            settled_here && !record.phase.is_final()
+        }
         Side::Destination => record.phase.may_roll_back() && !record.phase.is_final(),
     };
     if left {
@@ -315,6 +321,7 @@ fn finish_source(root: &Path, record: JournalRecord) -> Result<()> {
         Err(crate::runtime::Error::NotExist) => {}
         Err(error) => return Err(error.into()),
     }
+    names::forget(&journal.record().names);
     remove_images(&images)?;
     Ok(journal.enter(Phase::Done)?)
 }
@@ -324,6 +331,8 @@ fn roll_back_source(root: &Path, record: JournalRecord, reason: &str) -> Result<
     // It may still write images, and freeze and thaw.
     worker::wait_for_end(root, &record.container)?;
     network::lift(&container)?;
+    let mut names = Names::adopt(&container, record.names.clone());
+    names.put_back();
     // The cgroup is this migration's doing: a paused container is not migrated.
     if container.cgroup().is_frozen() {
         Fence::adopt(container.cgroup())
@@ -331,6 +340,9 @@ fn roll_back_source(root: &Path, record: JournalRecord, reason: &str) -> Result<
             .map_err(cgroup_error(&record.container))?;
     }
     rootfs::remove_nonce(container.rootfs(), record.migration);
+    // The destination may not have heard of the end yet.
+    let age_dur = (Utc::now() - record.updated).to_std().unwrap_or_default();
+    names.settle(names::ORPHAN_LIMIT_DUR.saturating_sub(age_dur));
     remove_images(&record.images)?;
     Journal::adopt(root, record)?.roll_back(reason)?;
     Ok(Resolution::RolledBack { side: Side::Source })

@@ -182,7 +182,9 @@ impl<'a, H: Held> Stopped<'a, H, Frozen> {
         let began = Instant::now();
         let meter = self.session.progress.begin("ship");
         meter.follow(self.session.progress.sent());
-        match self.session.ship() {
+        // The survey has said which cannot be kept.
+        let (names, _) = self.held.names(self.session.plan.preamble.migration);
+        match self.session.ship(names) {
             Ok(manifest) => {
                 self.session.progress.lap("ship", began);
                 self.session.progress.report_mut().images_bytes = Some(manifest.total_bytes());

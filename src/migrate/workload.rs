@@ -8,6 +8,7 @@ use std::time::Instant;
 use oci_spec::runtime::Spec;
 
 use super::fence::Fence;
+use super::names::{Names, Unkept, is_bind};
 use super::preamble::{BindMount, CriuChoices, Facts, Observed, Preamble, RootfsOffer};
 use super::protocol::MigrationId;
 use super::source::{self, Held, Target, Workload};
@@ -113,13 +114,7 @@ fn bind_mounts(spec: &Spec, bundle: &Path) -> Vec<BindMount> {
     spec.mounts()
         .iter()
         .flatten()
-        .filter(|mount| {
-            let options = mount.options().iter().flatten();
-            mount.typ().as_deref() == Some("bind")
-                || options
-                    .into_iter()
-                    .any(|option| option == "bind" || option == "rbind")
-        })
+        .filter(|mount| is_bind(mount))
         .filter_map(|mount| {
             let source = bundle.join(mount.source().as_ref()?);
             (!source.starts_with(bundle)).then(|| BindMount {
@@ -170,6 +165,15 @@ impl Held for HeldContainer {
 
     fn frozen_at(&self) -> Instant {
         self.held.frozen_at()
+    }
+
+    fn names(&self, migration: MigrationId) -> (Names, Vec<Unkept>) {
+        let container = self.held.container();
+        match container.spec() {
+            Ok(spec) => Names::find(container, &spec, migration),
+            // It was read for the dump.
+            Err(_) => Default::default(),
+        }
     }
 
     fn fence(self) -> Result<FencedContainer, (Self, Cause)> {

@@ -2,6 +2,7 @@
 
 pub mod announce;
 pub mod barrier;
+pub mod bound;
 pub mod exec;
 pub mod file;
 pub mod fork;

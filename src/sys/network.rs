@@ -4,7 +4,7 @@
 use std::fs::{self, File};
 use std::io;
 use std::net::IpAddr;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::Path;
 use std::thread;
 
@@ -19,7 +19,7 @@ use nix::sys::socket::{
 use nix::sys::statfs::{NSFS_MAGIC, fstatfs};
 use nix::unistd::Pid;
 
-use super::process::pidfd_open;
+use super::process::{copy_descriptor, pidfd_open};
 
 /// Brings the loopback interface of a process's network namespace up (netdevice(7), `SIOCSIFFLAGS`).
 ///
@@ -94,10 +94,7 @@ pub fn mute_connections(pid: Pid) -> io::Result<()> {
         let Some(fd) = name.to_str().and_then(|name| name.parse::<i32>().ok()) else {
             continue;
         };
-        // SAFETY: three integers go to the kernel.
-        let number = unsafe { libc::syscall(libc::SYS_pidfd_getfd, process.as_raw_fd(), fd, 0) };
-        // SAFETY: the kernel has just made this descriptor for us; nobody else owns it.
-        let copy = unsafe { OwnedFd::from_raw_fd(Errno::result(number)? as i32) };
+        let copy = copy_descriptor(&process, fd)?;
         // What is no connection refuses.
         let _ = setsockopt(&copy, TcpRepair, &1);
     }

@@ -1,6 +1,7 @@
 //! Paths inside a root directory whose contents are not trusted: symbolic links never lead out of it (openat2(2), `RESOLVE_IN_ROOT`).
 #![allow(unsafe_code)]
 
+use std::ffi::OsStr;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
@@ -23,6 +24,22 @@ pub enum Kind {
 pub struct Root {
     fd: OwnedFd,
     path: PathBuf,
+}
+
+/// A directory that is held open: its entries are reached whatever becomes of the names that led to it.
+#[derive(Debug)]
+pub struct Directory {
+    fd: OwnedFd,
+}
+
+impl Directory {
+    /// A path to the entry `name`, for this process and as long as `self` lives. The entry itself may be a symbolic link.
+    #[must_use]
+    pub fn entry(&self, name: &OsStr) -> PathBuf {
+        Path::new("/proc/self/fd")
+            .join(self.fd.as_raw_fd().to_string())
+            .join(name)
+    }
 }
 
 impl Root {
@@ -50,6 +67,16 @@ impl Root {
         let found = link(&self.look_up(path)?)?;
         let below = found.strip_prefix(&self.path).map_err(|_| Errno::EXDEV)?;
         Ok(Path::new("/").join(below))
+    }
+
+    /// The directory `path`, held open.
+    ///
+    /// # Errors
+    /// As open(2).
+    pub fn directory(&self, path: &Path) -> io::Result<Directory> {
+        Ok(Directory {
+            fd: self.look_up(path)?,
+        })
     }
 
     /// Makes `path` and the directories on the way to it, where they are missing.

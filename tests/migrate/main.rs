@@ -13,6 +13,7 @@ mod connections;
 mod fence;
 mod link;
 mod mode;
+mod names;
 mod namespace;
 mod network;
 mod operator;

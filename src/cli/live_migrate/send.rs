@@ -15,6 +15,7 @@ use crate::migrate::progress::Progress;
 use crate::migrate::protocol::{MigrationId, Side};
 use crate::migrate::rendezvous::random;
 use crate::migrate::report::Outcome;
+use crate::migrate::resolve::tidy_up;
 use crate::migrate::rootfs::remove_nonce;
 use crate::migrate::source::{self, Plan};
 use crate::migrate::workload::{RunningContainer, preamble};
@@ -108,6 +109,7 @@ fn claim(globals: &Globals, id: &str) -> anyhow::Result<(Container, Lock)> {
     let container = globals.load(id)?;
     let lock = Lock::take(&globals.root, id)?;
     refuse_if_open(globals, id)?;
+    tidy_up(&globals.root, id, &lock)?;
     match container.status() {
         Status::Running => Ok((container, lock)),
         Status::Paused => bail!("container {id:?} is paused: `rcm resume {id}` first"),

@@ -40,6 +40,8 @@ impl<H: Host> Receiving<H> {
         });
         match ended {
             Ok(()) => {
+                // The source waits for that: nothing of the container is left here.
+                session.channel.abort("the rehearsal is over");
                 progress.say("rehearsed; waiting for the container");
                 Ok(session.end_rehearsal("it was a rehearsal"))
             }

@@ -3,6 +3,7 @@
 use std::time::{Duration, Instant};
 
 use super::{ANSWER_LIMIT_DUR, Committing, Failure, Fence, Fenced, HandedOff, SourceError};
+use crate::migrate::names;
 use crate::migrate::protocol::{Message, Phase, Running, Settled, Verdict};
 use crate::migrate::transport::{Patience, TransportError};
 use crate::migrate::{Cause, chain};
@@ -104,6 +105,7 @@ impl<F: Fence> HandedOff<'_, F> {
         let recorded = (session.journal.enter(Phase::Committed))
             .and_then(|()| session.journal.keep(&plan.root));
         let finished = fenced.finish();
+        names::forget(session.names.list());
         session.images.keep = false;
         let settled = Message::Settled(Settled {
             migration: plan.preamble.migration,

@@ -9,6 +9,7 @@ use super::{ANSWER_LIMIT_DUR, Negotiated, Plan, SourceError, Workload};
 use crate::migrate::bulk;
 use crate::migrate::handshake::{connect, reconnect};
 use crate::migrate::journal::{Journal, Start};
+use crate::migrate::names::Names;
 use crate::migrate::preamble::{
     Finding, Preamble, RootfsOffer, RootfsPlan, RootfsWay, RootfsWish, Severity,
 };
@@ -257,6 +258,7 @@ impl<'a, W: Workload> Negotiated<'a, W> {
                         rounds: 0,
                         round_trip_dur: Duration::ZERO,
                         bulk,
+                        names: Names::default(),
                     },
                     workload,
                 })

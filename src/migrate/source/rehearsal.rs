@@ -28,10 +28,12 @@ impl<F: Fence> Fenced<'_, F> {
             stopped_at,
         } = self;
         let predicted_dur = stopped_at.elapsed() + session.round_trip_dur;
+        session.names.put_back();
         let released = fenced.release();
         let stood_still_dur = stopped_at.elapsed();
         let plan = session.plan;
         session.channel.abort("the rehearsal is over");
+        session.settle_names(false);
         if let Err(error) = session.journal.roll_back("it was a rehearsal") {
             tracing::warn!("{}", chain(&error));
         }

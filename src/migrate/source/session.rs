@@ -12,9 +12,10 @@ use crate::migrate::address::Destination;
 use crate::migrate::bulk::{self, BulkError};
 use crate::migrate::handshake::reconnect;
 use crate::migrate::journal::Journal;
+use crate::migrate::names::{self, Names};
 use crate::migrate::progress::{Event, Progress, TreePass};
 use crate::migrate::protocol::{
-    Answer, Inquiry, Message, MigrationId, Phase, Ready, Shipped, Verdict,
+    Answer, Inquiry, Kind, Message, MigrationId, Phase, Ready, Shipped, Verdict,
 };
 use crate::migrate::rendezvous::Acquaintance;
 use crate::migrate::rootfs::{self, RootfsError};
@@ -24,6 +25,9 @@ use crate::migrate::{Cause, chain, verdict};
 
 /// How long a destination that has given up takes to say so.
 const FAREWELL_LIMIT_DUR: Duration = Duration::from_secs(5);
+
+/// How long a destination may take to destroy what it restores; it first finishes the restore.
+const DISCARD_LIMIT_DUR: Duration = Duration::from_secs(60);
 
 /// This migration's directory in the image store; removed when dropped, unless kept.
 #[derive(Debug)]
@@ -95,16 +99,20 @@ pub(super) struct Session<'a> {
     pub(super) round_trip_dur: Duration,
     /// Carries the images to a destination that does not share the store.
     pub(super) bulk: Option<bulk::Sender>,
+    /// What the restore may take from the container.
+    pub(super) names: Names,
 }
 
 impl Session<'_> {
-    pub(super) fn ship(&mut self) -> Result<Manifest, SourceError> {
+    pub(super) fn ship(&mut self, names: Names) -> Result<Manifest, SourceError> {
         self.patience.check()?;
         if let Some(tree) = &self.tree {
             tree.finish();
         }
         let manifest = self.hand_over(self.patience)?;
         self.tell_tree(|tree, patience| tree.await_finish(patience))?;
+        // A restore begins when "shipped" arrives.
+        self.keep(names)?;
         let shipped = Message::Shipped(Shipped {
             number: self.rounds,
             manifest: manifest.clone(),
@@ -127,6 +135,43 @@ impl Session<'_> {
             self.progress.tell(Event::Tree(pass));
         }
         Ok(())
+    }
+
+    /// Keeps the names of the container's sockets.
+    fn keep(&mut self, names: Names) -> Result<(), SourceError> {
+        if names.list().is_empty() {
+            return Ok(());
+        }
+        self.journal.note_names(names.list())?;
+        for unkept in names.keep() {
+            self.progress.warn(&unkept.finding());
+        }
+        self.names = names;
+        Ok(())
+    }
+
+    /// Puts back what the restore takes from the container, until the destination has destroyed what it has restored: `ended`, or it says so or is gone. The
+    /// container runs on meanwhile.
+    pub(super) fn settle_names(&mut self, ended: bool) {
+        let mut names = std::mem::take(&mut self.names);
+        if names.list().is_empty() {
+            return;
+        }
+        let deadline = Instant::now() + DISCARD_LIMIT_DUR;
+        let mut limit_dur = Duration::ZERO;
+        while !ended && Instant::now() < deadline {
+            // It may have said that it is ready before it heard of the end.
+            let patience = Patience::within(names::PAUSE_DUR);
+            match self.channel.receive(&[Kind::Ready], patience) {
+                Ok(_) | Err(TransportError::Late { .. }) => names.put_back(),
+                Err(TransportError::Aborted { .. }) => break,
+                Err(_) => {
+                    limit_dur = names::ORPHAN_LIMIT_DUR;
+                    break;
+                }
+            }
+        }
+        names.settle(limit_dur);
     }
 
     /// The next images of the chain are complete: they are sent to a destination that does not see them.
@@ -202,9 +247,15 @@ impl Session<'_> {
         release: impl FnOnce() -> Result<(), Cause>,
     ) -> Failure {
         let reason = chain(&cause);
+        let ended = matches!(
+            cause,
+            SourceError::Transport(TransportError::Aborted { .. }) | SourceError::Returned
+        );
+        self.names.put_back();
         // The container first: it stands still.
         let released = release();
         self.channel.abort(&reason);
+        self.settle_names(ended);
         // Before the last word: who is killed now leaves a record by which `--resolve` removes them.
         drop(self.images);
         if let Err(error) = self.journal.roll_back(&reason) {

@@ -6,6 +6,8 @@ use std::time::Instant;
 
 use crate::criu::stats::DumpStats;
 use crate::migrate::Cause;
+use crate::migrate::names::{Names, Unkept};
+use crate::migrate::protocol::MigrationId;
 
 /// Where images go.
 #[derive(Debug)]
@@ -48,6 +50,9 @@ pub trait Held: Sized {
 
     /// When all of it stood still; as [`Self::stopped_at`] where that is not known.
     fn frozen_at(&self) -> Instant;
+
+    /// The names of its sockets that the destination's restore may take from it, and those that cannot be kept.
+    fn names(&self, migration: MigrationId) -> (Names, Vec<Unkept>);
 
     /// Makes it stand still by its cgroup, too.
     ///

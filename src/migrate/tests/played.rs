@@ -10,8 +10,9 @@ use std::time::Instant;
 
 use crate::criu::stats::DumpStats;
 use crate::migrate::destination::{self, Host};
+use crate::migrate::names::{Names, Unkept};
 use crate::migrate::preamble::{Facts, Local, Preamble};
-use crate::migrate::protocol::Side;
+use crate::migrate::protocol::{MigrationId, Side};
 use crate::migrate::recipe::Recipe;
 use crate::migrate::source::{self, Target, Workload};
 use crate::migrate::{Cause, facts};
@@ -170,6 +171,10 @@ impl source::Held for HeldDump {
 
     fn frozen_at(&self) -> Instant {
         self.stopped_at
+    }
+
+    fn names(&self, _: MigrationId) -> (Names, Vec<Unkept>) {
+        Default::default()
     }
 
     fn fence(mut self) -> Result<FencedDump, (Self, Cause)> {
