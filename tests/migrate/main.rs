@@ -25,6 +25,7 @@ mod rootfs;
 #[path = "../tree/sample.rs"]
 mod sample;
 mod settle;
+mod several;
 mod ssh;
 mod streaming;
 mod trainer;
