@@ -2,13 +2,19 @@
 
 use std::collections::BTreeMap;
 use std::fs;
-use std::io::Empty;
+use std::io::{Empty, Read, Write};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
 
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sys::signal::Signal;
 use rcm::image::tree::{Base, Compression, Limits, apply, pack};
 use serde_json::Value;
 
-use crate::common::{Bundle, Host, Output, Running, wait_until};
+use crate::common::{Bundle, COMMAND_LIMIT_DUR, Host, Output, Running, wait_until};
 use crate::compare::{assert_same, describe};
 use crate::pair::{Gate, Receiver, runs_on, send};
 use crate::sample;
@@ -156,17 +162,21 @@ impl Apart {
 
     /// Gives the destination the tree as it is now.
     fn provide(&self) {
-        fs::create_dir_all(self.rootfs()).unwrap();
-        let mut changes = Vec::new();
-        let (base, no_list) = (Base::<Empty>::Nothing, None::<Vec<u8>>);
-        let rootfs = self.bundle.rootfs();
-        pack(&rootfs, base, &mut changes, no_list, Compression::None).unwrap();
-        let limits = Limits {
-            entries: u64::MAX,
-            content_bytes: u64::MAX,
-        };
-        apply(&self.rootfs(), &changes[..], limits).unwrap();
+        fs::create_dir(&self.place).unwrap();
+        copy_tree(&self.bundle.rootfs(), &self.rootfs());
     }
+}
+
+fn copy_tree(from: &Path, to: &Path) {
+    let mut changes = Vec::new();
+    let (base, no_list) = (Base::<Empty>::Nothing, None::<Vec<u8>>);
+    pack(from, base, &mut changes, no_list, Compression::None).unwrap();
+    let limits = Limits {
+        entries: u64::MAX,
+        content_bytes: u64::MAX,
+    };
+    fs::create_dir(to).unwrap();
+    apply(to, &changes[..], limits).unwrap();
 }
 
 /// Files that begin with a dot, which nobody but rcm makes there.
@@ -198,6 +208,183 @@ fn assert_gapless(rootfs: &Path) {
         let made = fs::read_to_string(rootfs.join(format!("made/{number}"))).unwrap();
         assert_eq!(made, format!("{number}\n"));
     }
+}
+
+/// A network that cuts the connection of the tree, the second one, when `is_time` says so of the bytes that it has carried.
+fn cutting(target: SocketAddr, is_time: impl Fn(usize) -> bool + Send + 'static) -> SocketAddr {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let address = listener.local_addr().unwrap();
+    std::thread::spawn(move || {
+        let mut is_time = Some(is_time);
+        for (index, near) in listener.incoming().enumerate() {
+            let (near, far) = (near.unwrap(), TcpStream::connect(target).unwrap());
+            let (from, to) = (far.try_clone().unwrap(), near.try_clone().unwrap());
+            std::thread::spawn(move || forward(from, to, |_| false));
+            match is_time.take_if(|_| index == 1) {
+                Some(is_time) => std::thread::spawn(move || forward(near, far, is_time)),
+                None => std::thread::spawn(move || forward(near, far, |_| false)),
+            };
+        }
+    });
+    address
+}
+
+fn forward(mut from: TcpStream, mut to: TcpStream, is_time: impl Fn(usize) -> bool) {
+    let mut carried = 0;
+    let mut buffer = vec![0; 16 << 10];
+    while let Ok(count @ 1..) = from.read(&mut buffer) {
+        carried += count;
+        if is_time(carried) || to.write_all(&buffer[..count]).is_err() {
+            break;
+        }
+    }
+    let _ = to.shutdown(Shutdown::Both);
+    let _ = from.shutdown(Shutdown::Both);
+}
+
+#[test]
+fn a_link_that_is_cut_leaves_both_trees_as_they_were() {
+    // Something for every pass, that does not shrink on its way.
+    let noise = "(while true; do head -c 600000 /dev/urandom >/noise; usleep 50000; done) &";
+    for (id, has_tree) in [("cutfull", false), ("cutdiff", true)] {
+        let apart = Apart::with(id, 10, |bundle, _| {
+            bundle.script(&WRITER.replacen("mkdir", &format!("{noise}\nmkdir"), 1))
+        });
+        if has_tree {
+            apart.provide();
+        }
+        let before = apart.at_place();
+        let slow = ["--bandwidth", "500KB/s"];
+        for in_the_freeze in [false, true] {
+            let mut receiver = apart.receiver();
+            let frozen = Arc::new(AtomicBool::new(false));
+            let is_frozen = Arc::clone(&frozen);
+            receiver.address = cutting(receiver.address, move |carried| match in_the_freeze {
+                true => is_frozen.load(Ordering::Relaxed),
+                false => carried > 100_000,
+            });
+            let sender = apart.sending(&receiver, &slow);
+            if in_the_freeze {
+                let dumped = format!("{id}: dump ");
+                let until = Instant::now() + 2 * COMMAND_LIMIT_DUR;
+                while !sender.stderr().contains(&dumped) && Instant::now() < until {
+                    std::thread::sleep(Duration::from_millis(20));
+                }
+                frozen.store(true, Ordering::Relaxed);
+            }
+            runs_on(sender.wait(), "the root file system cannot be sent");
+            receiver.running.wait().exits_with(1);
+            apart.assert_stayed(&before);
+        }
+        let receiver = apart.receiver();
+        apart.send(&receiver, &[]).ok();
+        receiver.running.wait().ok();
+        assert_gapless(&apart.rootfs());
+        apart.assert_nothing_left();
+    }
+}
+
+#[test]
+fn a_full_disk_at_the_destination_is_known_before_or_told() {
+    let apart = Apart::new("nospace", 10);
+    let disk = apart.destination.dir().join("disk");
+    fs::create_dir(&disk).unwrap();
+    let tmpfs = |options: &str| {
+        let flags = MsFlags::empty();
+        mount(Some("tmpfs"), &disk, Some("tmpfs"), flags, Some(options)).unwrap();
+    };
+    let start = || {
+        let place = disk.join("place");
+        let flags = ["--detach", "--bundle", place.to_str().unwrap()];
+        Receiver::start(&apart.destination, apart.id(), &apart.store(), &flags)
+    };
+    tmpfs("size=1m");
+    let receiver = start();
+    runs_on(
+        apart.send(&receiver, &[]),
+        "the root file system needs about",
+    );
+    receiver.running.signal(Signal::SIGTERM);
+    receiver.running.wait().exits_with(1);
+    umount2(&disk, MntFlags::MNT_DETACH).unwrap();
+    // Room for the contents, but not for so many files.
+    tmpfs("size=64m,nr_inodes=100");
+    let receiver = start();
+    runs_on(apart.send(&receiver, &[]), "No space left on device");
+    receiver.running.wait().exits_with(1);
+    assert_eq!(fs::read_dir(&disk).unwrap().count(), 0);
+    umount2(&disk, MntFlags::MNT_DETACH).unwrap();
+    apart.assert_stayed(&None);
+}
+
+/// What nobody sees is not replaced.
+#[test]
+fn a_tree_in_use_is_not_replaced() {
+    let apart = Apart::new("inuse", 2);
+    apart.provide();
+    let other = apart.destination.bundle("other").args(["sleep", "1000"]);
+    let other = other.set("/root/path", serde_json::json!(apart.rootfs()));
+    apart.destination.run_detached(&other);
+    let receiver = apart.receiver();
+    runs_on(apart.send(&receiver, &[]), "is the root of process");
+    apart.destination.delete("other");
+    apart.send(&receiver, &[]).ok();
+    receiver.running.wait().ok();
+    apart.assert_moved();
+}
+
+/// What the container sees is a merged tree; what it has deleted of the lower one is gone at the destination.
+#[test]
+fn an_overlay_arrives_as_the_container_sees_it() {
+    let apart = Apart::with("overlaid", 20, |bundle, _| {
+        bundle.script(&WRITER.replace("usleep 5000", "usleep 200000"))
+    });
+    apart.source.delete("overlaid");
+    let rootfs = apart.bundle.rootfs();
+    // What would be marks of an overlay in a lower layer.
+    fs::remove_file(rootfs.join("data/dev/whiteout-like")).unwrap();
+    fs::remove_dir_all(rootfs.join("data/var/lib/nested")).unwrap();
+    let layer = |name: &str| apart.source.dir().join(name);
+    fs::rename(&rootfs, layer("lower")).unwrap();
+    for dir in [&rootfs, &layer("upper"), &layer("work")] {
+        fs::create_dir(dir).unwrap();
+    }
+    let options = format!(
+        "lowerdir={},upperdir={},workdir={}",
+        layer("lower").display(),
+        layer("upper").display(),
+        layer("work").display()
+    );
+    let overlay = Some("overlay");
+    mount(
+        overlay,
+        &rootfs,
+        overlay,
+        MsFlags::empty(),
+        Some(options.as_str()),
+    )
+    .unwrap();
+    for name in ["numbers", "data/etc"] {
+        let path = rootfs.join(name);
+        let removed = match path.is_dir() {
+            true => fs::remove_dir_all(path),
+            false => fs::remove_file(path),
+        };
+        removed.unwrap();
+    }
+    fs::remove_dir_all(rootfs.join("made")).unwrap();
+    apart.source.run_detached(&apart.bundle);
+    wait_until("it counts", || last(&rootfs) > 3);
+    // The destination has the lower tree.
+    fs::create_dir(&apart.place).unwrap();
+    copy_tree(&layer("lower"), &apart.rootfs());
+    let receiver = apart.receiver();
+    apart.send(&receiver, &["--rootfs", "diff"]).ok();
+    receiver.running.wait().ok();
+    apart.assert_moved();
+    let passes = &apart.report()["rootfsPasses"];
+    assert!(passes[0]["entries"].as_u64().unwrap() < 300, "{passes}");
+    umount2(&rootfs, MntFlags::MNT_DETACH).unwrap();
 }
 
 #[test]
@@ -249,7 +436,9 @@ fn a_tree_that_both_ends_see_is_not_copied() {
 
 #[test]
 fn only_what_differs_crosses() {
-    let apart = Apart::new("differs", 60);
+    let apart = Apart::with("differs", 60, |bundle, _| {
+        bundle.script(&WRITER.replace("usleep 5000", "usleep 200000"))
+    });
     apart.provide();
     // A thousandth of the tree differs, in every way.
     let new_bytes = sample::change(&apart.bundle.rootfs().join("data"));
@@ -323,7 +512,7 @@ fn a_restore_that_fails_puts_the_old_tree_back() {
         let sender = apart.sending(&receiver, &[]);
         gate.wait();
         assert!(apart.rootfs().join("data/etc").exists());
-        sender.signal(nix::sys::signal::Signal::SIGTERM);
+        sender.signal(Signal::SIGTERM);
         runs_on(sender.wait(), "stopped by SIGTERM");
         gate.open();
         receiver.running.wait().exits_with(1);
@@ -333,7 +522,7 @@ fn a_restore_that_fails_puts_the_old_tree_back() {
         let receiver = apart.receiver();
         let sender = apart.sending(&receiver, &[]);
         gate.wait();
-        receiver.running.signal(nix::sys::signal::Signal::SIGKILL);
+        receiver.running.signal(Signal::SIGKILL);
         receiver.running.wait();
         runs_on(sender.wait(), "");
         gate.open();

@@ -52,7 +52,7 @@ pub use pack::{Base, pack, take_inventory};
 pub use path::TreePath;
 pub use size::size_bytes;
 pub use staging::{Place, Staging};
-pub use unpack::{Limits, apply};
+pub use unpack::{Limits, MAX_NOTED, apply, apply_noting};
 
 /// Directories inside one another. Each is held open on the way: this leaves room below the usual limit of 1024 descriptors.
 pub const MAX_DEPTH: usize = 256;

@@ -48,7 +48,8 @@ impl TreePath {
     }
 
     /// The same path below the directory `root` of this host.
-    pub(super) fn below(&self, root: &Path) -> PathBuf {
+    #[must_use]
+    pub fn below(&self, root: &Path) -> PathBuf {
         match self.bytes.is_empty() {
             true => root.to_path_buf(),
             false => root.join(OsStr::from_bytes(&self.bytes)),

@@ -23,6 +23,9 @@ use super::path::{Order, TreePath};
 use super::{MAX_DEPTH, file_error};
 use crate::sys::node::{Dir, Node};
 
+/// Paths that are noted. To sync more one by one takes longer than to sync the file system.
+pub const MAX_NOTED: usize = 4096;
+
 /// What a destination takes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
@@ -41,6 +44,18 @@ pub struct Limits {
 /// # Errors
 /// [`TreeError`]. The tree is then neither the old nor the new one: see [`super::Staging`].
 pub fn apply(root: &Path, changes: impl Read, limits: Limits) -> Result<Totals, TreeError> {
+    apply_noting(root, changes, limits).map(|(totals, _)| totals)
+}
+
+/// As [`apply`]; also returns the files and directories that were changed, for who syncs them, or nothing where there are more than [`MAX_NOTED`].
+///
+/// # Errors
+/// As [`apply`].
+pub fn apply_noting(
+    root: &Path,
+    changes: impl Read,
+    limits: Limits,
+) -> Result<(Totals, Option<Vec<TreePath>>), TreeError> {
     let mut unpacker = Unpacker {
         root: root.to_path_buf(),
         order: Order::default(),
@@ -48,6 +63,7 @@ pub fn apply(root: &Path, changes: impl Read, limits: Limits) -> Result<Totals, 
         file: None,
         limits,
         totals: Totals::default(),
+        noted: Some(Vec::new()),
     };
     let mut frames = FrameReader::new(changes, Purpose::Changes)?;
     loop {
@@ -61,7 +77,7 @@ pub fn apply(root: &Path, changes: impl Read, limits: Limits) -> Result<Totals, 
         return Err(unpacker.defect(Defect::Frame { kind: 0 }));
     }
     unpacker.close_levels(0)?;
-    Ok(unpacker.totals)
+    Ok((unpacker.totals, unpacker.noted))
 }
 
 struct Unpacker {
@@ -72,6 +88,7 @@ struct Unpacker {
     file: Option<OpenFile>,
     limits: Limits,
     totals: Totals,
+    noted: Option<Vec<TreePath>>,
 }
 
 struct Level {
@@ -107,6 +124,7 @@ impl Unpacker {
                 self.totals.entries += 1;
                 self.check_entries()?;
                 self.close_levels(entry.path.depth())?;
+                self.note(&entry);
                 self.entry(how, entry)
             }
             (DELETE, false) => {
@@ -122,6 +140,16 @@ impl Unpacker {
             (DATA | HOLE | END, true) => self.content(kind, fields),
             _ => Err(self.defect(misplaced)),
         }
+    }
+
+    /// A directory is sent when something in it changes, so what can only be synced with its directory is noted too.
+    fn note(&mut self, entry: &Entry) {
+        if matches!(entry.kind, Kind::File { .. } | Kind::Directory { .. })
+            && let Some(noted) = self.noted.as_mut()
+        {
+            noted.push(entry.path.clone());
+        }
+        self.noted.take_if(|noted| noted.len() > MAX_NOTED);
     }
 
     fn entry(&mut self, how: How, entry: Entry) -> Result<(), TreeError> {

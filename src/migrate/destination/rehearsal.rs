@@ -49,7 +49,8 @@ impl<H: Host> Receiving<H> {
                 Err(session.give_up(error, || Ok(())))
             }
             Err(error) => {
-                let reason = chain(&session.was_aborted().unwrap_or(error));
+                let failed = session.tree_failure().or_else(|| session.was_aborted());
+                let reason = chain(&failed.unwrap_or(error));
                 progress.say(&format!(
                     "the rehearsal failed: {reason}; waiting for the container"
                 ));

@@ -1,6 +1,6 @@
 //! What happens to the destination's file system, and how it is undone.
 
-use std::fs::{self, DirBuilder};
+use std::fs::{self, DirBuilder, File};
 use std::io;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::{Result, RootfsError, file};
-use crate::image::tree::{Place, Staging};
+use crate::image::tree::{Place, Staging, TreePath};
 use crate::migrate::journal::JournalRecord;
 use crate::migrate::preamble::RootfsWay;
 use crate::migrate::protocol::{MigrationId, Side};
@@ -28,6 +28,7 @@ pub struct Placement {
     config: Option<Staging>,
     is_diff: bool,
     config_place: PathBuf,
+    changed: Option<Vec<TreePath>>,
     kept: bool,
 }
 
@@ -105,6 +106,7 @@ impl Placement {
             tree: None,
             config: None,
             config_place,
+            changed: None,
             kept: false,
         };
         for dir in &placement.record.made {
@@ -134,24 +136,40 @@ impl Placement {
         }
     }
 
-    /// Puts everything into its place.
+    /// Puts everything into its place. All but `changed`, the last changes, is on the disk already.
     ///
     /// # Errors
     /// [`RootfsError::Tree`].
-    pub fn publish(&self) -> Result<()> {
+    pub fn publish(&mut self, changed: Option<Vec<TreePath>>) -> Result<()> {
+        self.changed = changed;
         for staging in [&self.tree, &self.config].into_iter().flatten() {
             staging.publish()?;
         }
         Ok(())
     }
 
-    /// Waits until all of it is on the disk.
+    /// Waits until the last changes are on the disk. In the freeze: to wait for everything that anybody has written to the file system could take long.
     ///
     /// # Errors
-    /// [`RootfsError::Tree`].
+    /// [`RootfsError`].
     pub fn sync(&self) -> Result<()> {
-        for staging in [&self.tree, &self.config].into_iter().flatten() {
-            staging.sync()?;
+        let Some(changed) = &self.changed else {
+            return self.tree.as_ref().map_or(Ok(()), |tree| Ok(tree.sync()?));
+        };
+        let tree = self.record.places.first().map(|tree| &tree.path);
+        let paths = tree
+            .into_iter()
+            .flat_map(|tree| changed.iter().map(|path| path.below(tree)));
+        // Their new names are in these.
+        let above = self
+            .record
+            .places
+            .iter()
+            .filter_map(|place| place.path.parent());
+        for path in paths.chain(above.map(Path::to_path_buf)) {
+            File::open(&path)
+                .and_then(|opened| opened.sync_all())
+                .map_err(file("sync", &path))?;
         }
         Ok(())
     }

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use super::placement::{Placement, Targets};
 use super::stream::{Incoming, Outgoing};
 use super::{MAX_CONFIG_BYTES, Result, RootfsError, file, lift};
-use crate::image::tree::{Compression, Limits, apply, link_copy, take_inventory};
+use crate::image::tree::{Compression, Limits, TreePath, apply_noting, link_copy, take_inventory};
 use crate::migrate::protocol::{Message, Synced};
 use crate::migrate::transport::{Channel, Patience};
 use crate::migrate::{bulk, chain};
@@ -23,6 +23,9 @@ const DRAIN_LIMIT_DUR: Duration = Duration::from_secs(10);
 /// How often a signal is looked for while the last changes come.
 const LOOK_DUR: Duration = Duration::from_millis(20);
 
+/// What the last changes concern; nothing where that is too much.
+type Changed = Option<Vec<TreePath>>;
+
 /// Takes the tree on a thread of its own. Dropped, it ends at once, and everything is as it was; see [`Placement`].
 #[derive(Debug)]
 pub struct Receiver {
@@ -30,7 +33,7 @@ pub struct Receiver {
     /// Shut down, it ends every wait of the worker.
     socket: OwnedFd,
     /// How it ended.
-    ended: mpsc::Receiver<Result<()>>,
+    ended: mpsc::Receiver<Result<Changed>>,
     /// Last: nobody may write any more when it is undone.
     placement: Placement,
 }
@@ -69,7 +72,7 @@ impl Receiver {
     /// # Errors
     /// What has failed, a signal, or the end of `patience`.
     pub fn finish(&mut self, patience: Patience) -> Result<()> {
-        loop {
+        let changed = loop {
             patience.check()?;
             if patience.is_over() {
                 return Err(RootfsError::Incomplete);
@@ -79,12 +82,12 @@ impl Receiver {
                 Err(RecvTimeoutError::Timeout) => {}
                 Err(RecvTimeoutError::Disconnected) => return Err(RootfsError::Incomplete),
             }
-        }
+        };
         if let Some(worker) = self.worker.take() {
             // It has said how it ended.
             let _ = worker.join();
         }
-        self.placement.publish()
+        self.placement.publish(changed)
     }
 
     /// Where what has come is.
@@ -111,7 +114,7 @@ impl Drop for Receiver {
     }
 }
 
-fn work(mut channel: Channel, targets: &Targets, limit_bytes: u64) -> Result<()> {
+fn work(mut channel: Channel, targets: &Targets, limit_bytes: u64) -> Result<Changed> {
     let received = receive(&mut channel, targets, limit_bytes);
     if let Err(error) = &received {
         channel.abort(&chain(error));
@@ -127,7 +130,7 @@ fn work(mut channel: Channel, targets: &Targets, limit_bytes: u64) -> Result<()>
     received
 }
 
-fn receive(channel: &mut Channel, targets: &Targets, limit_bytes: u64) -> Result<()> {
+fn receive(channel: &mut Channel, targets: &Targets, limit_bytes: u64) -> Result<Changed> {
     let mut stream = Incoming::new(channel);
     let mut config = Vec::new();
     (&mut stream)
@@ -155,9 +158,9 @@ fn receive(channel: &mut Channel, targets: &Targets, limit_bytes: u64) -> Result
     loop {
         let began = Instant::now();
         let mut stream = Incoming::new(channel);
-        apply(&targets.tree, &mut stream, limits).map_err(lift)?;
+        let (_, changed) = apply_noting(&targets.tree, &mut stream, limits).map_err(lift)?;
         if stream.end()? {
-            return Ok(());
+            return Ok(changed);
         }
         targets.sync()?;
         let took_us = u64::try_from(began.elapsed().as_micros()).unwrap_or(u64::MAX);
