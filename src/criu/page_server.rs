@@ -11,6 +11,7 @@
 use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Read, Write};
+use std::net::Shutdown;
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -106,9 +107,21 @@ struct Record {
 /// Serves one dump or pre-dump into the image directory `dir`, whose parent in the chain is `parent`, until CRIU says that it was all.
 ///
 /// # Errors
-/// [`PageServerError`]; CRIU's dump fails too, because this end of its socket closes.
+/// [`PageServerError`]; CRIU's dump fails too, because its connection ends.
 pub fn serve(
     mut socket: UnixStream,
+    dir: &Path,
+    parent: Option<&Path>,
+    sink: &mut dyn PageSink,
+) -> Result<()> {
+    let served = serve_all(&mut socket, dir, parent, sink);
+    // Closing it is not enough where this process has another descriptor of it, and CRIU would wait for an answer for ever.
+    let _ = socket.shutdown(Shutdown::Both);
+    served
+}
+
+fn serve_all(
+    socket: &mut UnixStream,
     dir: &Path,
     parent: Option<&Path>,
     sink: &mut dyn PageSink,
@@ -119,7 +132,7 @@ pub fn serve(
         .map_or(4096, |bytes| bytes as u64);
     let mut images = HashMap::new();
     loop {
-        let record = Record::read(&mut socket)?;
+        let record = Record::read(socket)?;
         match record.command {
             OPEN2 => {
                 let has_parent = has_parent(&record, parent)?;
@@ -144,7 +157,7 @@ pub fn serve(
                 if flags & PE_PRESENT != 0 {
                     let count_bytes = record.pages.checked_mul(page_bytes);
                     let count_bytes = count_bytes.ok_or_else(|| record.unknown())?;
-                    sink.append(&image.pages, &mut socket, count_bytes)
+                    sink.append(&image.pages, socket, count_bytes)
                         .map_err(lost)?;
                 }
             }
