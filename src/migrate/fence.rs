@@ -33,6 +33,11 @@ pub enum FenceError {
         #[source]
         source: io::Error,
     },
+    /// What held the container has let it go before it was fenced.
+    #[error(
+        "CRIU has died while it held the container, which has gone on since and is not what the images are"
+    )]
+    NotHeld,
 }
 
 /// A frozen cgroup whose tasks never run again by accident.

@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use oci_spec::runtime::Spec;
 
-use super::fence::Fence;
+use super::fence::{Fence, FenceError};
 use super::names::{Names, Unkept, is_bind};
 use super::preamble::{BindMount, CriuChoices, Facts, Observed, Preamble, RootfsOffer};
 use super::protocol::MigrationId;
@@ -177,13 +177,19 @@ impl Held for HeldContainer {
     }
 
     fn fence(self) -> Result<FencedContainer, (Self, Cause)> {
-        match Fence::set(self.held.container().cgroup()) {
-            Ok(fence) => Ok(FencedContainer {
-                fence,
-                held: ManuallyDrop::new(self.held),
-            }),
-            Err(error) => Err((self, error.into())),
+        let fence = match Fence::set(self.held.container().cgroup()) {
+            Ok(fence) => fence,
+            Err(error) => return Err((self, error.into())),
+        };
+        // Looked at now: from here on the container stands still even if CRIU dies.
+        if !self.held.holds() {
+            let lifted = fence.lift().map_err(FenceError::from);
+            return Err((self, lifted.err().unwrap_or(FenceError::NotHeld).into()));
         }
+        Ok(FencedContainer {
+            fence,
+            held: ManuallyDrop::new(self.held),
+        })
     }
 
     fn release(self) -> Result<(), Cause> {

@@ -38,6 +38,7 @@ use crate::criu::error::CallbackError;
 use crate::criu::{
     self, CgroupMode, Criu, DumpOptions, Event, NetworkLock, Notify, PageServer, Reply, Version,
 };
+use crate::sys::process::is_traced;
 use crate::sys::thaw_guard::ThawGuard;
 
 /// How a container is dumped.
@@ -89,6 +90,7 @@ pub fn begin(
     let held = HeldCheckpoint {
         may_run_on: dump.leave_running || dump.common.lazy_pages,
         container: container.clone(),
+        init: held.notify_mut().init,
         stopped_at: held.notify_mut().stopped_at,
         frozen_at: held.notify_mut().frozen_at,
         held: Some(held),
@@ -379,6 +381,7 @@ impl Notify for Stages {
 #[must_use = "dropping a held checkpoint lets the container run on"]
 pub struct HeldCheckpoint {
     container: Container,
+    init: Pid,
     /// Taken by the decision.
     held: Option<criu::HeldDump<Stages>>,
     /// Whether the tasks may live after a commit: they shall, or a lazy dump fails while its pages are fetched.
@@ -404,6 +407,13 @@ impl HeldCheckpoint {
     #[must_use]
     pub fn frozen_at(&self) -> Instant {
         self.frozen_at
+    }
+
+    /// Whether CRIU still holds the container. If it was killed, the container has gone on, and is not what the images are any more.
+    #[must_use]
+    pub fn holds(&self) -> bool {
+        // Not whether CRIU lives: the last that a dying process does is to say that it is dead.
+        is_traced(self.init)
     }
 
     /// Completes the dump: CRIU kills the processes, or lets them run on with [`CheckpointOptions::leave_running`]. The container is not

@@ -85,6 +85,14 @@ pub fn in_user_namespace() -> bool {
         .is_ok_and(|map| !map.split_whitespace().eq(ALL_IDS))
 }
 
+/// Whether another process traces `pid` (`TracerPid`, proc_pid_status(5)). One that is gone is not traced.
+#[must_use]
+pub fn is_traced(pid: Pid) -> bool {
+    Process::new(pid.as_raw())
+        .and_then(|process| process.status())
+        .is_ok_and(|status| status.tracerpid != 0)
+}
+
 /// Opens a descriptor that refers to the process and becomes readable when it ends (pidfd_open(2), Linux 5.3).
 ///
 /// # Errors
