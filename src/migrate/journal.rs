@@ -433,13 +433,15 @@ pub(super) fn dir_error(root: &Path, action: &'static str, errno: Errno) -> Jour
 }
 
 /// Remembers a file in the image store that must go if this process is killed; the next receiver or `--resolve` of the container removes it.
+/// Returns where that is noted.
 ///
 /// # Errors
 /// [`JournalError::File`].
-pub fn remember_litter(root: &Path, container: &str, litter: &Path) -> Result<()> {
+pub fn remember_litter(root: &Path, container: &str, litter: &Path) -> Result<PathBuf> {
     use std::os::unix::ffi::OsStrExt;
     let path = litter_path(root, container);
-    write_atomic(&path, litter.as_os_str().as_bytes(), 0o600).map_err(file("write", &path))
+    write_atomic(&path, litter.as_os_str().as_bytes(), 0o600).map_err(file("write", &path))?;
+    Ok(path)
 }
 
 /// Removes what a killed process has left in the image store. Only under the container's [`Lock`]: then its owner is dead.

@@ -221,6 +221,8 @@ impl Left {
 #[derive(Debug)]
 pub struct Rendezvous {
     path: PathBuf,
+    /// What says, in case this process is killed, that the file must go.
+    note: Option<PathBuf>,
     acquaintance: Acquaintance,
 }
 
@@ -240,6 +242,7 @@ impl Rendezvous {
         write_atomic(&path, left.encode().as_bytes(), 0o600).map_err(file("write", &path))?;
         Ok(Self {
             path,
+            note: None,
             acquaintance: left.acquaintance(receiver, trust),
         })
     }
@@ -256,7 +259,16 @@ impl Rendezvous {
             fingerprint: acquaintance.fingerprint,
         };
         write_atomic(&path, left.encode().as_bytes(), 0o600).map_err(file("write", &path))?;
-        Ok(Self { path, acquaintance })
+        Ok(Self {
+            path,
+            note: None,
+            acquaintance,
+        })
+    }
+
+    /// `note` names the file, and goes after it.
+    pub fn go_with(&mut self, note: PathBuf) {
+        self.note = Some(note);
     }
 
     /// The file.
@@ -276,6 +288,9 @@ impl Drop for Rendezvous {
     fn drop(&mut self) {
         // A file that stays proves nothing any more: the secret in it dies with this receiver.
         let _ = fs::remove_file(&self.path);
+        if let Some(note) = &self.note {
+            let _ = fs::remove_file(note);
+        }
     }
 }
 

@@ -122,8 +122,9 @@ pub fn take(
     };
     let interrupt = Interrupt::install().context("cannot catch signals")?;
     let trust = args.trust.trust()?;
-    let rendezvous = Rendezvous::leave(image_path, &args.id, &trust)?;
-    journal::remember_litter(&globals.root, &args.id, rendezvous.path())?;
+    let mut rendezvous = Rendezvous::leave(image_path, &args.id, &trust)?;
+    let note = journal::remember_litter(&globals.root, &args.id, rendezvous.path())?;
+    rendezvous.go_with(note);
     let listener = match port {
         Port::At(address) => lobby::listen(address)?,
         Port::Open(listener) => listener,
