@@ -8,18 +8,18 @@ use crate::common::{Host, wait_until};
 use crate::namespace::Namespace;
 use crate::pair::{Gate, Pair, Receiver, runs_on};
 
-const SOURCE: &str = "198.18.0.1";
-const DESTINATION: &str = "198.18.0.2";
+pub const SOURCE: &str = "198.18.0.1";
+pub const DESTINATION: &str = "198.18.0.2";
 
 /// Two namespaces and the files that hold them.
-struct Link {
-    source: Namespace,
-    destination: Namespace,
+pub struct Link {
+    pub source: Namespace,
+    pub destination: Namespace,
     _dir: tempfile::TempDir,
 }
 
 impl Link {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let source = Namespace::new(dir.path().join("source"));
         let destination = Namespace::new(dir.path().join("destination"));
@@ -33,8 +33,12 @@ impl Link {
         }
     }
 
-    fn cut(&self) {
+    pub fn cut(&self) {
         self.source.ip("link set veth-a down");
+    }
+
+    pub fn mend(&self) {
+        self.source.ip("link set veth-a up");
     }
 }
 

@@ -4,12 +4,15 @@
 //! file that both "hosts" see, so a second copy, a restart or a lost step would show as a repetition or a gap.
 
 mod any;
+mod bench;
+mod breakpoint;
 mod cancel;
 #[path = "../common/mod.rs"]
 mod common;
 #[path = "../tree/compare.rs"]
 mod compare;
 mod connections;
+mod faults;
 mod fence;
 mod link;
 mod mode;

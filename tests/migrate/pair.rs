@@ -137,7 +137,7 @@ impl Pair {
 
 /// Says what there is if it does not go.
 #[track_caller]
-fn wait_until_empty(what: &str, mut list: impl FnMut() -> Vec<String>) {
+pub fn wait_until_empty(what: &str, mut list: impl FnMut() -> Vec<String>) {
     let deadline = Instant::now() + COMMAND_LIMIT_DUR;
     loop {
         let left = list();
