@@ -15,6 +15,7 @@ mod connections;
 mod faults;
 mod fence;
 mod link;
+mod memory;
 mod mode;
 mod names;
 mod namespace;

@@ -9,8 +9,9 @@ use std::sync::Arc;
 use super::{BulkError, Result};
 use crate::image::manifest::{self, Entry, Manifest, PIECE_BYTES};
 
-/// Pieces of memory that wait for a connection. With those that a worker has they are all that is held of a container's memory.
-const MAX_WAITING: usize = 3;
+/// Pieces of memory that wait for a connection or are on one. With the one that CRIU fills they are all that is held of a container's memory, however many
+/// connections there are.
+const MAX_HELD: usize = 5;
 
 /// What the threads of a sender share.
 #[derive(Debug, Default)]
@@ -81,7 +82,7 @@ impl Directory {
 
     /// Whether more memory may come: what waits is held.
     pub fn has_room(&self) -> bool {
-        self.waiting.len() < MAX_WAITING
+        self.waiting.len() + self.in_flight < MAX_HELD
     }
 
     /// Appends a piece to the file `name`. Only the last one of a file may be shorter than a piece is; returns false where another one was.
