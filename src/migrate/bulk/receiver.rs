@@ -1,6 +1,6 @@
 //! The destination's half.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{DirBuilder, File, OpenOptions};
 use std::io::ErrorKind;
 use std::os::fd::OwnedFd;
@@ -25,6 +25,8 @@ use crate::migrate::transport::{Channel, Patience, TransportError};
 const STALL_LIMIT_DUR: Duration = Duration::from_secs(30);
 /// More files than any dump has.
 const MAX_FILES: usize = 1 << 16;
+/// As many as 4 TiB have.
+const MAX_PIECES: usize = 1 << 20;
 
 /// Takes images from several connections, each with a thread of its own. Dropped, it ends them at once.
 #[derive(Debug)]
@@ -50,6 +52,8 @@ struct Arrivals {
     files: BTreeMap<String, Arc<File>>,
     /// Digest and length of each piece, by name and place. One entry for each piece that came, whatever its place is.
     pieces: BTreeMap<(String, u64), (u64, u32)>,
+    /// The files whose last piece is here, if it is a short one. Others have none.
+    ends: BTreeSet<String>,
     /// How many connections have sent all of this directory.
     ended: usize,
     /// How many have nothing more to say at all.
@@ -161,6 +165,23 @@ impl Drop for Receiver {
 }
 
 impl Arrivals {
+    /// A piece is here. What a peer can make this end remember is bounded by what it sends.
+    fn note(&mut self, name: &str, offset: u64, digest: u64, length_bytes: u32) -> Result<()> {
+        if u64::from(length_bytes) < PIECE_BYTES && !self.ends.insert(name.to_owned()) {
+            return Err(BulkError::Invalid {
+                reason: "a file with two last pieces",
+            });
+        }
+        if self.pieces.len() == MAX_PIECES {
+            return Err(BulkError::Invalid {
+                reason: "too many pieces",
+            });
+        }
+        self.pieces
+            .insert((name.to_owned(), offset), (digest, length_bytes));
+        Ok(())
+    }
+
     /// Every piece of the file is here, as it was sent.
     fn compare(&self, entry: &Entry, dir: &Path) -> Result<()> {
         let path = dir.join(&entry.name);
@@ -268,8 +289,7 @@ impl Shared {
                         done_bytes += raw.len();
                     }
                     self.lock()
-                        .pieces
-                        .insert((name.to_owned(), offset), (hasher.digest(), length_bytes));
+                        .note(name, offset, hasher.digest(), length_bytes)?;
                 }
             }
         }
