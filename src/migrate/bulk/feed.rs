@@ -11,7 +11,7 @@ use crate::image::manifest::{self, Entry, Manifest, PIECE_BYTES};
 
 /// Pieces of memory that wait for a connection or are on one. With the one that CRIU fills they are all that is held of a container's memory, however many
 /// connections there are.
-const MAX_HELD: usize = 5;
+const MAX_HELD: usize = 4;
 
 /// What the threads of a sender share.
 #[derive(Debug, Default)]
