@@ -3,8 +3,8 @@
 //! Both are held: CRIU holds the container at `post-dump` while it holds the copy at `post-restore`. The copy never executes an instruction; it is destroyed
 //! before the container goes on. The death of this process at any moment does the same, because nobody answers CRIU any more.
 //!
-//! A copy beside the container must not take anything away from it but the names of its sockets, which are put back ([`names`]). So some containers cannot be
-//! tested so ([`in_the_way`]); a rehearsal with a destination can.
+//! A copy beside the container must not take anything away from it but the names of its sockets, which are put back ([`super::names`]). So some
+//! containers cannot be tested so ([`in_the_way`]); a rehearsal with a destination can.
 
 use std::fs::DirBuilder;
 use std::io;
