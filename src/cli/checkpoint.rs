@@ -2,42 +2,26 @@ use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
 use anyhow::{Context, bail};
-use clap::builder::PossibleValuesParser;
 
-use crate::criu::{CgroupMode, Criu, PageServer};
+use crate::criu::{Criu, PageServer};
 use crate::runtime::checkpoint::{self, CheckpointOptions};
 use crate::runtime::criu_flags::CriuFlags;
 use crate::runtime::{delete, engine};
 
+use super::criu_args::CriuArgs;
 use super::{Globals, absolute};
 
 /// What `checkpoint` and `restore` share.
 #[derive(Debug, clap::Args)]
-pub struct CriuArgs {
+pub struct ImageArgs {
     /// Path to the directory of the CRIU image files (default is "checkpoint" in the working directory)
     #[arg(long, value_name = "DIR")]
     image_path: Option<PathBuf>,
     /// Path to the directory of CRIU's work files and logs (default is the image path)
     #[arg(long, value_name = "DIR")]
     work_path: Option<PathBuf>,
-    /// Allow open TCP connections
-    #[arg(long)]
-    tcp_established: bool,
-    /// Allow external unix sockets
-    #[arg(long)]
-    ext_unix_sk: bool,
-    /// Allow shell jobs
-    #[arg(long)]
-    shell_job: bool,
-    /// Handle file locks, for safety
-    #[arg(long)]
-    file_locks: bool,
-    /// How cgroups are treated (default: soft)
-    #[arg(long, value_name = "MODE", value_parser = PossibleValuesParser::new(["soft", "full", "strict", "ignore", ""]), hide_possible_values = true)]
-    manage_cgroups_mode: Option<String>,
-    /// Create a namespace, but don't save or restore its properties
-    #[arg(long, value_name = "NAMESPACE", value_parser = ["network"])]
-    empty_ns: Vec<String>,
+    #[command(flatten)]
+    common: CriuArgs,
     /// Enable auto deduplication of memory images
     #[arg(long)]
     auto_dedup: bool,
@@ -46,25 +30,19 @@ pub struct CriuArgs {
     lazy_pages: bool,
 }
 
-impl CriuArgs {
+impl ImageArgs {
     /// The flags for the runtime. `--empty-ns=network` is what rcm does anyway, as runc.
     pub(super) fn flags(self) -> CriuFlags {
         CriuFlags {
             image_path: absolute(self.image_path.unwrap_or_else(|| "checkpoint".into())),
             work_path: self.work_path.map(absolute),
-            tcp_established: self.tcp_established,
-            ext_unix_sk: self.ext_unix_sk,
-            shell_job: self.shell_job,
-            file_locks: self.file_locks,
+            tcp_established: self.common.tcp_established,
+            ext_unix_sk: self.common.ext_unix_sk,
+            shell_job: self.common.shell_job,
+            file_locks: self.common.file_locks,
             auto_dedup: self.auto_dedup,
             lazy_pages: self.lazy_pages,
-            manage_cgroups: match self.manage_cgroups_mode.as_deref() {
-                Some("soft") => CgroupMode::Soft,
-                Some("full") => CgroupMode::Full,
-                Some("strict") => CgroupMode::Strict,
-                Some("ignore") => CgroupMode::Ignore,
-                _ => CgroupMode::Default,
-            },
+            manage_cgroups: self.common.manage_cgroups(),
         }
     }
 }
@@ -78,7 +56,7 @@ pub struct Args {
     #[arg(value_name = "CONTAINER-ID")]
     id: String,
     #[command(flatten)]
-    criu: CriuArgs,
+    criu: ImageArgs,
     /// Path to previous CRIU image files, relative to the image path
     #[arg(long, value_name = "DIR")]
     parent_path: Option<PathBuf>,

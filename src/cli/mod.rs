@@ -17,6 +17,7 @@ use crate::sys::process::in_user_namespace;
 
 mod checkpoint;
 mod create;
+mod criu_args;
 mod delete;
 mod duration;
 mod events;

@@ -7,7 +7,7 @@ use crate::runtime::{delete, engine};
 use crate::sys::process::become_subreaper;
 
 use super::Globals;
-use super::checkpoint::CriuArgs;
+use super::checkpoint::ImageArgs;
 
 /// Restore a container from a previous checkpoint
 #[derive(Debug, clap::Args)]
@@ -16,7 +16,7 @@ pub struct Args {
     #[arg(value_name = "CONTAINER-ID")]
     id: String,
     #[command(flatten)]
-    criu: CriuArgs,
+    criu: ImageArgs,
     /// Path to the root of the bundle directory
     #[arg(long, short, value_name = "DIR", default_value = ".")]
     bundle: PathBuf,

@@ -176,6 +176,20 @@ pub enum CgroupMode {
     Ignore,
 }
 
+impl CgroupMode {
+    /// The mode that criu(8) calls `name`; the default for any other name.
+    #[must_use]
+    pub fn of(name: &str) -> Self {
+        match name {
+            "soft" => Self::Soft,
+            "full" => Self::Full,
+            "strict" => Self::Strict,
+            "ignore" => Self::Ignore,
+            _ => Self::Default,
+        }
+    }
+}
+
 /// How packets are kept from stopped sockets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum NetworkLock {

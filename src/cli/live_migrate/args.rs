@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::mode::ModeArgs;
 use super::show::OutputArgs;
 use super::streaming::StreamingArgs;
+use crate::cli::criu_args::CriuArgs;
 use crate::cli::{Globals, absolute};
 use crate::migrate::address::Destination;
 use crate::migrate::journal::make_work_dir;
@@ -71,7 +72,7 @@ pub struct Args {
     #[command(flatten)]
     pub trust: TrustArgs,
     #[command(flatten)]
-    pub criu: CriuArgs,
+    pub criu: DumpArgs,
 }
 
 #[derive(Debug, clap::Args)]
@@ -146,43 +147,28 @@ impl TrustArgs {
 
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "CRIU")]
-pub struct CriuArgs {
+pub struct DumpArgs {
     /// Where CRIU writes its logs
     #[arg(long, value_name = "DIR")]
     pub work_path: Option<PathBuf>,
-    /// Keep established TCP connections
-    #[arg(long)]
-    pub tcp_established: bool,
-    /// Accept Unix sockets that lead out of the container
-    #[arg(long)]
-    pub ext_unix_sk: bool,
-    /// Accept a terminal or session of the host
-    #[arg(long)]
-    pub shell_job: bool,
-    /// Keep file locks
-    #[arg(long)]
-    pub file_locks: bool,
+    #[command(flatten, next_help_heading = "CRIU")]
+    common: CriuArgs,
     /// Give deleted but open files a temporary name
     #[arg(long)]
     pub link_remap: bool,
-    /// How control groups are treated
-    #[arg(long, value_name = "MODE", value_parser = ["soft", "full", "strict", "ignore"])]
-    pub manage_cgroups_mode: Option<String>,
-    /// A namespace that is created, but whose contents are not restored
-    #[arg(long, value_name = "NAMESPACE", value_parser = ["network"])]
-    pub empty_ns: Vec<String>,
 }
 
-impl CriuArgs {
+impl DumpArgs {
     pub fn choices(&self) -> CriuChoices {
+        let common = &self.common;
         CriuChoices {
-            tcp_established: self.tcp_established,
-            ext_unix_sk: self.ext_unix_sk,
-            shell_job: self.shell_job,
-            file_locks: self.file_locks,
+            tcp_established: common.tcp_established,
+            ext_unix_sk: common.ext_unix_sk,
+            shell_job: common.shell_job,
+            file_locks: common.file_locks,
             link_remap: self.link_remap,
-            manage_cgroups_mode: self.manage_cgroups_mode.clone().unwrap_or_default(),
-            empty_ns: self.empty_ns.clone(),
+            manage_cgroups_mode: common.manage_cgroups_mode.clone().unwrap_or_default(),
+            empty_ns: common.empty_ns.clone(),
         }
     }
 
