@@ -3,7 +3,7 @@ use std::time::Duration;
 use anyhow::bail;
 
 use super::Globals;
-use crate::criu::{Criu, Version};
+use crate::criu::{self, Criu, Features, Version};
 use crate::migrate::cancel::CancelError;
 use crate::migrate::destination::DestinationError;
 use crate::migrate::facts;
@@ -110,10 +110,16 @@ pub fn run(globals: &Globals, args: Args) -> anyhow::Result<i32> {
     }
 }
 
-/// CRIU, and this host as it concerns a migration.
-fn look_around(globals: &Globals) -> anyhow::Result<(Criu, Facts)> {
-    let criu = Criu::find(globals.criu.as_deref())?;
-    let features = criu.features()?;
+/// CRIU, or why there is none that can be used, and this host as it concerns a migration.
+fn look_around(globals: &Globals) -> anyhow::Result<(Result<Criu, criu::Error>, Facts)> {
+    let found = Criu::find(globals.criu.as_deref()).and_then(|criu| {
+        let features = criu.features()?;
+        Ok((criu, features))
+    });
+    let (criu, features) = match found {
+        Ok((criu, features)) => (Ok(criu), features),
+        Err(error) => (Err(error), Features::default()),
+    };
     let names = [
         ("mem_track", features.memory_tracking),
         ("lazy_pages", features.lazy_pages),
@@ -123,8 +129,8 @@ fn look_around(globals: &Globals) -> anyhow::Result<(Criu, Facts)> {
         .filter(|(_, has)| *has)
         .map(|(name, _)| name.to_owned())
         .collect();
-    let facts = facts::gather(criu_number(criu.version()), features)?;
-    Ok((criu, facts))
+    let version = criu.as_ref().map_or(0, |criu| criu_number(criu.version()));
+    Ok((criu, facts::gather(version, features)?))
 }
 
 /// As a preamble has it.

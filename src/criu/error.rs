@@ -22,6 +22,10 @@ pub enum Action {
     Version,
     /// Tell what it and the kernel can do.
     FeatureCheck,
+    /// Describe the processor.
+    CpuinfoDump,
+    /// Compare the processor with a description.
+    CpuinfoCheck,
 }
 
 impl fmt::Display for Action {
@@ -32,6 +36,8 @@ impl fmt::Display for Action {
             Self::Restore => "restore",
             Self::Version => "version query",
             Self::FeatureCheck => "feature check",
+            Self::CpuinfoDump => "processor description",
+            Self::CpuinfoCheck => "processor check",
         })
     }
 }

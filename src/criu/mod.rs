@@ -34,6 +34,7 @@ pub mod held;
 pub mod log;
 pub mod options;
 pub mod page_server;
+pub mod processor;
 mod rpc;
 pub mod session;
 pub mod stats;

@@ -6,6 +6,7 @@ use protobuf::{EnumOrUnknown, Message, MessageField};
 use rust_criu::rust_criu_protobuf::rpc as pb;
 
 use super::binary::Version;
+use super::error::Action;
 use super::feature::Features;
 use super::options::{
     CgroupMode, Common, DumpOptions, NetworkLock, PageServer, PreDumpMode, RestoreOptions,
@@ -78,6 +79,21 @@ pub(super) fn features(response: &Response) -> Option<Features> {
         lazy_pages: features.lazy_pages(),
         pidfd_store: features.pidfd_store(),
     })
+}
+
+/// To describe the processor in the image directory, or to check it against the description there.
+pub(super) fn processor_request(action: Action, images: RawFd) -> Vec<u8> {
+    /// `CPU_CAP_FPU` and `CPU_CAP_INS` of criu/include/cr_options.h, CRIU's default where it restores. Without a word it wants the same processor here.
+    const CAN_EXECUTE: u32 = 1 | 4;
+    let mut opts = pb::Criu_opts::new();
+    opts.set_images_dir_fd(images);
+    opts.set_cpu_cap(CAN_EXECUTE);
+    let mut request = request(match action {
+        Action::CpuinfoCheck => pb::Criu_req_type::CPUINFO_CHECK,
+        _ => pb::Criu_req_type::CPUINFO_DUMP,
+    });
+    request.opts = MessageField::some(opts);
+    bytes(&request)
 }
 
 /// The answer to a notification. `external` is only looked at after `query-ext-files`.

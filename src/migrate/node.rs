@@ -5,13 +5,13 @@ use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::{LinuxNamespaceType, Spec};
 
-use super::Cause;
 use super::destination::{Held, Host};
 use super::journal::{self, Lock};
 use super::preamble::{CriuChoices, Facts, Local, Preamble, RootfsWay, plan};
 use super::preflight::{self, network};
 use super::recipe::Recipe;
 use super::resolve::tidy_up;
+use super::{Cause, chain};
 use crate::criu::Criu;
 use crate::runtime::container::validate_id;
 use crate::runtime::network::Place;
@@ -21,8 +21,8 @@ use crate::runtime::spec;
 /// What a receiver was told about the container to come.
 #[derive(Debug)]
 pub struct Node {
-    /// What restores it.
-    pub criu: Criu,
+    /// What restores it, or why there is none.
+    pub criu: Result<Criu, String>,
     /// What this host is.
     pub facts: Facts,
     /// The image store here.
@@ -70,6 +70,18 @@ impl Node {
 }
 
 impl Node {
+    /// What CRIU says against this host's processor.
+    fn processor(&self, preamble: &Preamble) -> Option<String> {
+        let is_known = !preamble.processor.is_empty();
+        let criu = self.criu.as_ref().ok().filter(|_| is_known)?;
+        // What another architecture's processor can do is no question.
+        if preamble.facts.architecture != self.facts.architecture {
+            return None;
+        }
+        let checked = criu.check_processor(&preamble.processor, &self.request.root);
+        checked.err().map(|error| chain(&error))
+    }
+
     /// The spec that the container will have with `text` at `path`; `None` where that is none.
     fn spec(&self, path: &Path, mut text: Vec<u8>) -> Option<Spec> {
         if let Some(namespace) = &self.request.network_namespace {
@@ -195,6 +207,9 @@ impl Host for Node {
             network_namespace,
             missing_addresses,
             clock_ms: Some(preflight::clock_ms()),
+            no_criu: self.criu.as_ref().err().cloned(),
+            processor: self.processor(preamble),
+            room: preflight::room(&self.image_path),
             rootfs,
             same_spec: same_spec || rootfs_plan.way == RootfsWay::Full,
             terminal: self.terminal(has_terminal),
@@ -236,7 +251,8 @@ impl Host for Node {
             detach: *detach,
             ..self.recipe(preamble).request(root, id, images)
         };
-        Ok(restore::begin(&self.criu, &request)?)
+        let criu = self.criu.as_ref().map_err(Clone::clone)?;
+        Ok(restore::begin(criu, &request)?)
     }
 }
 

@@ -12,10 +12,12 @@ use super::protocol::{MigrationId, Side};
 
 mod judge;
 mod observed;
+mod room;
 mod rootfs;
 
 pub use judge::{Local, criu_version, judge};
 pub use observed::{NeededFile, Observed};
+pub use room::{Room, lacking};
 pub use rootfs::{RootfsFound, RootfsOffer, RootfsPlan, RootfsWay, RootfsWish, plan};
 
 /// How a host mounts its control groups.
@@ -40,7 +42,7 @@ pub struct Facts {
     pub cpu_features: BTreeSet<String>,
     /// The kernel's release as uname(2) names it.
     pub kernel_release: String,
-    /// CRIU's version as `MAJOR * 10000 + MINOR * 100 + SUBLEVEL`.
+    /// CRIU's version as `MAJOR * 10000 + MINOR * 100 + SUBLEVEL`; 0 where there is none that can be used.
     pub criu_version: u32,
     /// What the kernel and CRIU can do together: "mem_track", "lazy_pages".
     pub criu_features: BTreeSet<String>,
@@ -86,6 +88,9 @@ pub struct Preamble {
     /// What the container uses.
     #[serde(default)]
     pub observed: Observed,
+    /// CRIU's description of the source's processor; empty where it has none.
+    #[serde(default)]
+    pub processor: Vec<u8>,
     /// The source's wall clock when it sent this, in milliseconds since 1970.
     #[serde(default)]
     pub clock_ms: Option<i64>,

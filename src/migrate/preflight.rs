@@ -1,8 +1,6 @@
 //! What is found out before the first byte of an image is written: at the source about the container ([`survey`]), at the destination about what
 //! the container will need ([`differing_files`], [`network::judge`]). CRIU finds most of it too, but late: with the container frozen.
 
-use std::path::Path;
-
 use nix::unistd::Pid;
 use oci_spec::runtime::Spec;
 
@@ -19,6 +17,8 @@ mod rootfs;
 mod sockets;
 mod space;
 
+pub use space::room;
+
 pub use host::{clock_ms, differing_files};
 pub use rootfs::{has_entries, offer, rootfs_found};
 
@@ -31,20 +31,13 @@ pub struct Survey {
     pub observed: Observed,
     /// The limit for deleted files that the dump needs; `None` where CRIU's own suffices.
     pub ghost_limit_bytes: Option<u32>,
-    /// The memory that the images will hold.
-    pub memory_bytes: u64,
 }
 
 /// Looks at the container without disturbing it.
 ///
 /// Processes come and go meanwhile: what cannot be read is left out, and CRIU has the last word.
 #[must_use]
-pub fn survey(
-    container: &Container,
-    spec: &Spec,
-    choices: &CriuChoices,
-    image_path: &Path,
-) -> Survey {
+pub fn survey(container: &Container, spec: &Spec, choices: &CriuChoices) -> Survey {
     let (Some(init), Ok(pids)) = (container.init_pid(), container.cgroup().pids()) else {
         return Survey::default();
     };
@@ -65,16 +58,15 @@ pub fn survey(
     // No name is made here, so none is needed for it.
     let (_, unkept) = Names::find(container, spec, MigrationId::new([0; 16]));
     findings.extend(unkept.iter().map(Unkept::finding));
-    let memory_bytes = space::memory_bytes(&moving);
-    findings.extend(space::judge(memory_bytes, image_path));
     Survey {
         findings,
         observed: Observed {
             files: processes::mapped_files(&moving, spec),
             tcp_addresses: connections.addresses,
+            memory_bytes: space::memory_bytes(&moving),
+            processes: moving.len() as u64,
         },
         ghost_limit_bytes: open.ghost_limit_bytes,
-        memory_bytes,
     }
 }
 

@@ -29,7 +29,7 @@ mod workload;
 pub use copying::PreCopying;
 pub use error::{Failure, SourceError};
 pub use handover::Returned;
-pub use negotiate::preflight;
+pub use negotiate::{preflight, refusal};
 pub use rehearsal::rehearse;
 pub use session::ask;
 pub use workload::{Fence, Held, Target, Workload};
@@ -54,8 +54,6 @@ pub struct Plan {
     pub preamble: Preamble,
     /// What this end has found itself.
     pub findings: Vec<Finding>,
-    /// How large the images of all memory will be, about.
-    pub memory_bytes: u64,
     /// Whether memory is copied while the container runs, and for how long.
     pub pre_copy: Option<Limits>,
     /// How many connections carry the images where the ends share no store.

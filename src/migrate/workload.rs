@@ -62,19 +62,8 @@ pub fn flags(choices: &CriuChoices, images: &Path, work_path: &Path) -> CriuFlag
         ext_unix_sk: choices.ext_unix_sk,
         shell_job: choices.shell_job,
         file_locks: choices.file_locks,
-        manage_cgroups: cgroup_mode(&choices.manage_cgroups_mode),
+        manage_cgroups: CgroupMode::of(&choices.manage_cgroups_mode),
         ..CriuFlags::default()
-    }
-}
-
-/// The command line admits these names only; a peer's other one counts as the default.
-fn cgroup_mode(name: &str) -> CgroupMode {
-    match name {
-        "soft" => CgroupMode::Soft,
-        "full" => CgroupMode::Full,
-        "strict" => CgroupMode::Strict,
-        "ignore" => CgroupMode::Ignore,
-        _ => CgroupMode::Default,
     }
 }
 
@@ -102,6 +91,7 @@ pub fn preamble(
         criu: choices.clone(),
         observed,
         clock_ms: None,
+        processor: Vec::new(),
         streams: 0,
         rootfs_offer: RootfsOffer::default(),
         asks_only: false,

@@ -315,29 +315,38 @@ fn without_a_receiver_it_runs_on() {
 
 #[test]
 fn a_dump_that_fails_says_why_and_leaves_it_counting() {
-    // An open file whose name is gone while it has another one is not dumped without --link-remap.
-    let pair = Pair::with("unnamed", |bundle, _| {
-        bundle.script(&format!("exec 9>/one; ln /one /two; rm /one; {COUNTER}"))
+    let dir = tempfile::tempdir().unwrap();
+    let config = dir.path().join("criu.conf");
+    fs::write(&config, "ghost-limit 1\n").unwrap();
+    let pair = Pair::with("ghosts", |bundle, _| {
+        let annotations = serde_json::json!({"org.criu.config": config});
+        let bundle = bundle.set("/annotations", annotations);
+        bundle.script(&format!(
+            "exec 8>/ghost; echo boo >&8; rm /ghost; {COUNTER}"
+        ))
     });
     let receiver = pair.receiver(&["--detach"]);
-    runs_on(pair.send_to(receiver.address).wait(), "--link-remap");
+    runs_on(pair.send_to(receiver.address).wait(), "ghost");
     receiver.running.wait().exits_with(1);
     pair.assert_at_source();
 
+    fs::write(&config, "").unwrap();
     let receiver = pair.receiver(&["--detach"]);
-    pair.send_with(receiver.address, &["--link-remap"])
-        .wait()
-        .ok();
+    pair.send_to(receiver.address).wait().ok();
     receiver.running.wait().ok();
     pair.assert_at_destination();
 }
 
 #[test]
 fn a_full_store_leaves_it_counting() {
-    let pair = Pair::new("full");
+    // What a deleted file will need is not predicted.
+    let pair = Pair::with("full", |bundle, _| {
+        bundle.script(&format!(
+            "exec 8>/ghost; dd if=/dev/urandom bs=1M count=16 >&8 2>/dev/null; rm /ghost; {COUNTER}"
+        ))
+    });
     let store = pair.store();
-    // Room for its memory, but not for so many files.
-    let (tmpfs, options) = (Some("tmpfs"), Some("size=64m,nr_inodes=10"));
+    let (tmpfs, options) = (Some("tmpfs"), Some("size=8m"));
     mount(tmpfs, &store, tmpfs, MsFlags::empty(), options).unwrap();
     let receiver = pair.receiver(&["--detach"]);
     runs_on(pair.send_to(receiver.address).wait(), "cannot be dumped");

@@ -168,8 +168,14 @@ pub struct Receiver {
 
 impl Receiver {
     pub fn start(host: &Host, id: &str, store: &Path, flags: &[&str]) -> Self {
+        Self::with(host, id, store, &[], flags)
+    }
+
+    /// With flags before the command.
+    pub fn with(host: &Host, id: &str, store: &Path, global: &[&str], flags: &[&str]) -> Self {
         let mut running = host
-            .cmd("live-migrate")
+            .global(global)
+            .arg("live-migrate")
             .arg(id)
             .arg("--image-path")
             .arg(store)

@@ -6,6 +6,7 @@ use std::net::{Ipv4Addr, TcpListener};
 use std::os::unix::fs::MetadataExt;
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sys::signal::Signal;
 
 use crate::common::{Output, wait_until};
 use crate::pair::{COUNTER, Pair, Receiver, runs_on};
@@ -211,4 +212,54 @@ sleep 1000";
         !output.stdout().contains("wait for the container to accept")
     });
     moves(&pair, receiver, &["--tcp-established"]);
+}
+
+#[test]
+fn a_file_that_needs_a_name_is_known_before() {
+    let pair = Pair::with("unnamed", |bundle, _| {
+        bundle.script(&format!("exec 9>/one; ln /one /two; rm /one; {COUNTER}"))
+    });
+    let mut receiver = pair.receiver(&["--detach"]);
+    runs_on(pair.send_to(receiver.address).wait(), "use --link-remap");
+    assert!(receiver.running.is_running());
+    moves(&pair, receiver, &["--link-remap"]);
+}
+
+/// At either end it is one finding among the others.
+#[test]
+fn a_missing_criu_is_known_before() {
+    let pair = Pair::with("nocriu", |bundle, _| {
+        bundle.script(&format!("exec 9>/one; ln /one /two; rm /one; {COUNTER}"))
+    });
+    let nowhere = ["--criu", "/nonexistent/criu"];
+    let send = |address: std::net::SocketAddr, global: &[&str], flags: &[&str]| {
+        let command = pair.source.global(global).arg("live-migrate");
+        let command = command.args(["nocriu", "--image-path"]).arg(pair.store());
+        let command = command.args(["--destination", &address.to_string()]);
+        command.args(flags).run().exits_with(1)
+    };
+    let receiver = pair.receiver(&["--detach", "--bundle", "/nonexistent/bundle"]);
+    for flags in [&["--rootfs=none"][..], &["--rootfs=none", "--dry-run"]] {
+        let output = send(receiver.address, &nowhere, flags);
+        let said = output.stdout() + &output.stderr();
+        for what in [
+            "source: --criu names /nonexistent/criu",
+            "--link-remap",
+            "no bundle",
+        ] {
+            assert!(said.contains(what), "{said}");
+        }
+    }
+    pair.assert_counts();
+    receiver.running.signal(Signal::SIGTERM);
+    receiver.running.wait();
+
+    let receiver = Receiver::with(&pair.destination, "nocriu", &pair.store(), &nowhere, &[]);
+    let output = send(receiver.address, &[], &[]);
+    let what = "destination: --criu names /nonexistent/criu";
+    assert!(output.stderr().contains(what), "{output:?}");
+    assert!(output.stderr().contains("--link-remap"), "{output:?}");
+    pair.assert_counts();
+    receiver.running.signal(Signal::SIGTERM);
+    receiver.running.wait();
 }

@@ -9,7 +9,7 @@ use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::signal::Signal;
 
 use crate::common::{Host, Output, wait_until};
-use crate::pair::{Gate, Pair, Receiver, runs_on};
+use crate::pair::{COUNTER, Gate, Pair, Receiver, runs_on};
 
 /// A pair whose hosts do not share a store, and a token that they do.
 struct Apart {
@@ -128,9 +128,13 @@ fn a_receiver_that_dies_leaves_it_counting_and_its_images_go() {
 
 #[test]
 fn a_full_store_at_the_destination_leaves_it_counting() {
-    let apart = Apart::new("streamfull");
-    // Less than any dump has.
-    let (tmpfs, options) = (Some("tmpfs"), Some("size=64k"));
+    // What a deleted file will need is not predicted.
+    let apart = Apart::of(Pair::with("streamfull", |bundle, _| {
+        bundle.script(&format!(
+            "exec 8>/ghost; dd if=/dev/urandom bs=1M count=16 >&8 2>/dev/null; rm /ghost; {COUNTER}"
+        ))
+    }));
+    let (tmpfs, options) = (Some("tmpfs"), Some("size=8m"));
     mount(tmpfs, &apart.store, tmpfs, MsFlags::empty(), options).unwrap();
     let receiver = apart.receiver();
     let output = apart.send(&receiver, &[]);
@@ -138,6 +142,24 @@ fn a_full_store_at_the_destination_leaves_it_counting() {
     receiver.running.wait().exits_with(1);
     assert_eq!(apart.left(), 0, "in the destination's store");
     umount2(&apart.store, MntFlags::MNT_DETACH).unwrap();
+    apart.assert_stayed();
+}
+
+#[test]
+fn too_little_room_at_the_destination_is_known_before() {
+    let apart = Apart::new("streamroom");
+    for options in ["size=64k", "size=64m,nr_inodes=20"] {
+        let tmpfs = Some("tmpfs");
+        mount(tmpfs, &apart.store, tmpfs, MsFlags::empty(), Some(options)).unwrap();
+        let mut receiver = apart.receiver();
+        let output = apart.send(&receiver, &[]);
+        let why = "destination: the images need about";
+        runs_on(output, why);
+        assert!(receiver.running.is_running());
+        receiver.running.signal(Signal::SIGTERM);
+        receiver.running.wait();
+        umount2(&apart.store, MntFlags::MNT_DETACH).unwrap();
+    }
     apart.assert_stayed();
 }
 

@@ -93,6 +93,11 @@ pub fn take(
         tracing::warn!("cannot become a subreaper: {errno}");
     }
     let (criu, facts) = look_around(globals)?;
+    let criu = criu.map_err(|error| engine::chain(&error));
+    if let Err(error) = &criu {
+        // A source hears it, with what else speaks against a migration.
+        progress.say(&format!("error: {error}"));
+    }
     let receiver = &args.receiver;
     let path = |path: &Option<PathBuf>| path.clone().map(absolute);
     let (bundle, work_path) = (path(&receiver.bundle), path(&args.criu.work_path));

@@ -9,8 +9,8 @@ use crate::cli::Globals;
 use crate::migrate::address::Destination;
 use crate::migrate::journal::{self, Lock};
 use crate::migrate::local;
-use crate::migrate::preamble::{Preamble, Severity};
-use crate::migrate::preflight::{offer, survey};
+use crate::migrate::preamble::{Finding, Preamble, Severity, lacking};
+use crate::migrate::preflight::{self, offer, survey};
 use crate::migrate::progress::Progress;
 use crate::migrate::protocol::{MigrationId, Side};
 use crate::migrate::rendezvous::random;
@@ -20,6 +20,7 @@ use crate::migrate::rootfs::remove_nonce;
 use crate::migrate::source::{self, Plan};
 use crate::migrate::workload::{RunningContainer, preamble};
 use crate::runtime::container::{Container, Status};
+use crate::runtime::engine;
 use crate::sys::interrupt::Interrupt;
 
 pub fn send(
@@ -51,10 +52,22 @@ fn try_send(
         remove_nonce(container.rootfs(), last.migration);
     }
     let (criu, facts) = look_around(globals)?;
-    let (pre_copy, why_not) = args.mode.choose(&criu, &facts)?;
     let choices = args.criu.choices();
     let spec = container.spec()?;
-    let survey = survey(&container, &spec, &choices, image_path);
+    let mut survey = survey(&container, &spec, &choices);
+    let (mut pre_copy, mut why_not, mut processor) = (None, None, Vec::new());
+    match &criu {
+        Ok(criu) => {
+            (pre_copy, why_not) = args.mode.choose(criu, &facts)?;
+            // Only the destination can say whether it matters that CRIU does not know this processor.
+            processor = criu.processor(&globals.root).unwrap_or_default();
+        }
+        Err(error) => survey.findings.push(Finding::error(
+            Side::Source,
+            engine::chain(error),
+            "then try again",
+        )),
+    }
     let migration = MigrationId::new(random()?);
     let plan = Plan {
         root: globals.root.clone(),
@@ -63,6 +76,7 @@ fn try_send(
         image_path: image_path.to_path_buf(),
         preamble: Preamble {
             rehearses: args.mode.rehearse,
+            processor,
             rootfs_offer: offer(args.streaming.rootfs(), container.rootfs()),
             ..preamble(
                 &container,
@@ -75,7 +89,6 @@ fn try_send(
             )
         },
         findings: survey.findings,
-        memory_bytes: survey.memory_bytes,
         pre_copy,
         streams: args.streaming.streams(),
         sending: args.streaming.settings(),
@@ -86,6 +99,9 @@ fn try_send(
     if args.mode.dry_run {
         return dry_run(&plan, progress, args.output.json(), &interrupt);
     }
+    let Ok(criu) = criu else {
+        return Err(source::refusal(&plan, progress, Some(&interrupt)).into());
+    };
     if let Some(why_not) = why_not {
         progress.say(why_not);
     }
@@ -135,11 +151,15 @@ fn try_locally(
     args.output.check()?;
     let (container, _lock) = claim(globals, &args.id)?;
     let (criu, facts) = look_around(globals)?;
+    let criu = criu?;
     let report = progress.report_mut();
     report.versions.note(Side::Source, &facts);
     let choices = args.criu.choices();
     let spec = container.spec()?;
-    let survey = survey(&container, &spec, &choices, image_path);
+    let mut survey = survey(&container, &spec, &choices);
+    let (observed, room) = (&survey.observed, preflight::room(image_path));
+    let lacking = lacking(Side::Source, observed, true, room, image_path);
+    survey.findings.extend(lacking);
     let plan = local::Plan {
         root: globals.root.clone(),
         image_path: image_path.to_path_buf(),

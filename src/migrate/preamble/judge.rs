@@ -3,7 +3,9 @@
 use core::net::IpAddr;
 use std::path::PathBuf;
 
-use super::{CgroupMode, Facts, Finding, Preamble, RootfsFound, RootfsPlan, observed, rootfs};
+use super::{
+    CgroupMode, Facts, Finding, Preamble, Room, RootfsFound, RootfsPlan, lacking, observed, rootfs,
+};
 use crate::migrate::bulk::MAX_STREAMS;
 use crate::migrate::protocol::Side;
 
@@ -153,6 +155,12 @@ pub struct Local {
     pub missing_addresses: Vec<IpAddr>,
     /// This host's wall clock, in milliseconds since 1970.
     pub clock_ms: Option<i64>,
+    /// Why there is no CRIU here that can be used.
+    pub no_criu: Option<String>,
+    /// What CRIU says against this host's processor.
+    pub processor: Option<String>,
+    /// What there is in the image store.
+    pub room: Room,
     /// What there is at the place of the root file system.
     pub rootfs_found: RootfsFound,
     /// How it gets here.
@@ -165,6 +173,11 @@ pub fn judge(preamble: &Preamble, here: &Facts, local: &Local) -> Vec<Finding> {
     let mut findings = Vec::new();
     judge_container(preamble, local, &mut findings);
     judge_hosts(&preamble.facts, here, &mut findings);
+    judge_processor(&preamble.facts, here, local, &mut findings);
+    if preamble.streams > 0 {
+        let (side, path) = (Side::Destination, &local.image_path);
+        findings.extend(lacking(side, &preamble.observed, true, local.room, path));
+    }
     observed::judge(preamble, here, local, &mut findings);
     rootfs::judge(&preamble.rootfs_offer, local, &mut findings);
     findings
@@ -192,6 +205,13 @@ fn judge_container(preamble: &Preamble, local: &Local, findings: &mut Vec<Findin
                 "remove it with `rcm delete {}`, or use another --root",
                 local.container
             ),
+        );
+    }
+    if let Some(what) = &local.no_criu {
+        error(
+            Side::Destination,
+            what.clone(),
+            "then start the receiver again".into(),
         );
     }
     if local.rootfs_plan.way.copies() {
@@ -268,22 +288,6 @@ fn judge_hosts(there: &Facts, here: &Facts, findings: &mut Vec<Finding>) {
             ),
             "choose a destination of the source's architecture".to_owned(),
         ));
-    } else {
-        let missing: Vec<&str> = INSTRUCTION_FEATURES
-            .iter()
-            .copied()
-            .filter(|&name| there.cpu_features.contains(name) && !here.cpu_features.contains(name))
-            .collect();
-        if !missing.is_empty() {
-            findings.push(Finding::error(
-                Side::Destination,
-                format!(
-                    "the processor lacks {}, which the source has",
-                    missing.join(", ")
-                ),
-                "choose a destination whose processor has them, or mask them at the source",
-            ));
-        }
     }
     if there.cgroup_mode != here.cgroup_mode {
         findings.push(Finding::error(
@@ -297,7 +301,8 @@ fn judge_hosts(there: &Facts, here: &Facts, findings: &mut Vec<Finding>) {
         ));
     }
     // Images are only guaranteed to be understood by a CRIU that is not older than the one that wrote them.
-    if here.criu_version < there.criu_version {
+    // Where there is none, that is the finding.
+    if (1..there.criu_version).contains(&here.criu_version) {
         findings.push(Finding::error(
             Side::Destination,
             format!(
@@ -328,6 +333,33 @@ fn judge_hosts(there: &Facts, here: &Facts, findings: &mut Vec<Finding>) {
             "use the same release on both hosts",
         ));
     }
+}
+
+fn judge_processor(there: &Facts, here: &Facts, local: &Local, findings: &mut Vec<Finding>) {
+    if there.architecture != here.architecture {
+        return;
+    }
+    let missing: Vec<&str> = INSTRUCTION_FEATURES
+        .iter()
+        .copied()
+        .filter(|&name| there.cpu_features.contains(name) && !here.cpu_features.contains(name))
+        .collect();
+    // CRIU misses what is named here, too.
+    let (what, remedy) = match (&missing[..], &local.processor) {
+        ([], None) => return,
+        ([], Some(what)) => (
+            format!("the processor cannot do what the source's does: {what}"),
+            "choose a destination with the source's processor",
+        ),
+        (missing, _) => (
+            format!(
+                "the processor lacks {}, which the source has",
+                missing.join(", ")
+            ),
+            "choose a destination whose processor has them, or mask them at the source",
+        ),
+    };
+    findings.push(Finding::error(Side::Destination, what, remedy));
 }
 
 const fn cgroup_version(mode: CgroupMode) -> &'static str {

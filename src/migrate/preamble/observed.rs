@@ -32,6 +32,10 @@ pub struct Observed {
     pub files: Vec<NeededFile>,
     /// The addresses of this end of its TCP connections, without those of the loopback.
     pub tcp_addresses: Vec<IpAddr>,
+    /// The memory that the images will hold.
+    pub memory_bytes: u64,
+    /// How many processes move.
+    pub processes: u64,
 }
 
 /// Adds what the observations and the destination's answers to them give.

@@ -27,6 +27,7 @@ fn preamble() -> Preamble {
         image_path: "/pool".into(),
         criu: CriuChoices::default(),
         observed: Observed::default(),
+        processor: Vec::new(),
         clock_ms: Some(1_000_000),
         rootfs_offer: RootfsOffer::default(),
         asks_only: false,
@@ -190,4 +191,25 @@ fn what_the_container_uses_is_judged() {
         ]
     );
     assert_eq!(findings[3].severity, Severity::Warning);
+}
+
+#[test]
+fn the_processor_is_one_finding() {
+    let find = |lacks: bool, says: Option<&str>| {
+        let (mut preamble, mut local) = (preamble(), local());
+        if lacks {
+            preamble.facts.cpu_features.insert("avx512f".into());
+        }
+        local.processor = says.map(String::from);
+        judge(&preamble, &facts(), &local)
+            .into_iter()
+            .map(|finding| finding.what)
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(find(false, None), [""; 0]);
+    let named = "the processor lacks avx512f, which the source has";
+    assert_eq!(find(true, None), [named]);
+    assert_eq!(find(true, Some("xsave size")), [named]);
+    let said = "the processor cannot do what the source's does: xsave size";
+    assert_eq!(find(false, Some("xsave size")), [said]);
 }

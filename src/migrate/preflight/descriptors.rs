@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs::{self, Metadata};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
@@ -74,6 +75,16 @@ pub(super) fn look(init: Pid, moving: &[Pid], choices: &CriuChoices, terminal: b
                     findings.insert(key, error(what, "have the program close it"));
                 }
                 largest_bytes = largest_bytes.max(size_bytes);
+            } else if !choices.link_remap && is_unnamed(&target, &meta) {
+                let what = format!(
+                    "process {} has {} open, whose file has other names",
+                    processes::name(*pid),
+                    target.display()
+                );
+                let remedy = "use --link-remap, or have the program close it";
+                // Children inherit it.
+                let key = (0, target.display().to_string());
+                findings.entry(key).or_insert_with(|| error(what, remedy));
             } else if !choices.link_remap && is_silly_renamed(&target, &link) {
                 let what = format!(
                     "process {} has {} open, a deleted file on NFS",
@@ -122,6 +133,13 @@ fn unsupported(target: &Path) -> Option<&'static str> {
 
 fn is_ghost(meta: &Metadata) -> bool {
     meta.file_type().is_file() && meta.nlink() == 0
+}
+
+/// The name by which it was opened was removed and it has another: CRIU must make one (criu/files-reg.c, `check_path_remap`). What stands after the path is
+/// the kernel's (fs/d_path.c).
+fn is_unnamed(target: &Path, meta: &Metadata) -> bool {
+    let is_deleted = target.as_os_str().as_bytes().ends_with(b" (deleted)");
+    is_deleted && meta.file_type().is_file() && meta.nlink() > 0
 }
 
 /// A client of NFS renames what is deleted while open.

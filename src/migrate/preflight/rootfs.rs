@@ -10,7 +10,7 @@ use nix::sys::statfs::{
 };
 use procfs::process::{Process, all_processes};
 
-use super::space::free_bytes;
+use super::space::room;
 use crate::image::tree::size_bytes;
 use crate::migrate::preamble::{RootfsFound, RootfsOffer, RootfsWish};
 
@@ -60,7 +60,7 @@ pub fn rootfs_found(place: &Path, offer: &RootfsOffer) -> RootfsFound {
         free_bytes: place
             .ancestors()
             .find(|dir| dir.is_dir())
-            .and_then(free_bytes),
+            .and_then(|dir| room(dir).free_bytes),
         size_bytes: match offer.wish {
             RootfsWish::Full => 0,
             _ => size_bytes(place),

@@ -6,39 +6,30 @@ use nix::sys::statvfs::statvfs;
 use nix::unistd::Pid;
 use procfs::process::Process;
 
-use super::error;
-use crate::migrate::preamble::Finding;
-use crate::migrate::progress::bytes;
+use crate::migrate::preamble::Room;
 
-/// Compares the memory that the images will hold with what is free in the store.
-pub(super) fn judge(needed_bytes: u64, image_path: &Path) -> Option<Finding> {
-    lacking(needed_bytes, free_bytes(image_path)?, image_path)
-}
-
-/// What root may still write to the file system of `path`.
-pub(super) fn free_bytes(path: &Path) -> Option<u64> {
-    let stats = statvfs(path).ok()?;
+/// What is left in the file system of `path`.
+#[must_use]
+pub fn room(path: &Path) -> Room {
+    let Ok(stats) = statvfs(path) else {
+        return Room::default();
+    };
     #[allow(
         clippy::useless_conversion,
         clippy::unnecessary_cast,
         reason = "the types differ between architectures"
     )]
-    let free_bytes = (stats.blocks_available() as u64).saturating_mul(stats.fragment_size() as u64);
-    Some(free_bytes)
-}
-
-fn lacking(needed_bytes: u64, free_bytes: u64, image_path: &Path) -> Option<Finding> {
-    (free_bytes < needed_bytes).then(|| {
-        error(
-            format!(
-                "the images need about {}, and {} has {} left",
-                bytes(needed_bytes),
-                image_path.display(),
-                bytes(free_bytes)
-            ),
-            "make room there, or use another --image-path",
-        )
-    })
+    let (blocks, block_bytes, files, free_files) = (
+        stats.blocks_available() as u64,
+        stats.fragment_size() as u64,
+        stats.files() as u64,
+        stats.files_available() as u64,
+    );
+    Room {
+        free_bytes: Some(blocks.saturating_mul(block_bytes)),
+        // Some file systems make inodes as they need them, and say that they have none (statvfs(3)).
+        free_files: (files > 0).then_some(free_files),
+    }
 }
 
 /// The memory of all of them that goes into the images.
@@ -74,13 +65,5 @@ mod tests {
             after_bytes > before_bytes + (32 << 20),
             "{before_bytes} {after_bytes}"
         );
-    }
-
-    #[test]
-    fn too_little_room_is_a_finding() {
-        let store = Path::new("/pool");
-        assert_eq!(lacking(1 << 20, 1 << 20, store), None);
-        let finding = lacking(3 << 30, 1 << 30, store).unwrap();
-        assert!(finding.what.contains("3.0 GiB") && finding.what.contains("1.0 GiB"));
     }
 }

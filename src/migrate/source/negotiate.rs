@@ -5,15 +5,15 @@ use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
 use super::session::{Images, Session, images_path};
-use super::{ANSWER_LIMIT_DUR, Negotiated, Plan, SourceError, Workload};
+use super::{ANSWER_LIMIT_DUR, Failure, Negotiated, Plan, SourceError, Workload};
 use crate::migrate::bulk;
 use crate::migrate::handshake::{connect, reconnect};
 use crate::migrate::journal::{Journal, Start};
 use crate::migrate::names::Names;
 use crate::migrate::preamble::{
-    Finding, Preamble, RootfsOffer, RootfsPlan, RootfsWay, RootfsWish, Severity,
+    Finding, Preamble, RootfsOffer, RootfsPlan, RootfsWay, RootfsWish, Severity, lacking,
 };
-use crate::migrate::progress::Progress;
+use crate::migrate::progress::{Progress, bytes};
 use crate::migrate::protocol::{Findings, Join, Message, Purpose, Side};
 use crate::migrate::rendezvous::{Acquaintance, RendezvousError};
 use crate::migrate::rootfs::{self, Nonce};
@@ -38,6 +38,20 @@ pub fn preflight(
     let answer = ask_findings(plan, &mut contact, true, patience)?;
     note_destination(progress, &answer);
     Ok(answer.findings)
+}
+
+/// For a plan that this end's own findings forbid: all that speaks against it, of both ends if the destination can be asked.
+pub fn refusal(plan: &Plan, progress: &mut Progress, interrupt: Option<&Interrupt>) -> Failure {
+    let mut findings = preflight(plan, progress, interrupt).unwrap_or_else(|error| {
+        progress.say(&chain(&error));
+        plan.findings.clone()
+    });
+    findings.retain(speaks_against);
+    progress.report_mut().findings.extend_from_slice(&findings);
+    Failure::RunsOn {
+        container: plan.preamble.container.clone(),
+        source: Box::new(SourceError::Refused { findings }),
+    }
 }
 
 /// What is known before the destination is asked.
@@ -114,6 +128,7 @@ fn ask_findings(
     patience: Patience,
 ) -> Result<Findings, SourceError> {
     let patience = patience.at_most(ANSWER_LIMIT_DUR);
+    let own = own_findings(plan, contact.shares_store);
     let offer = &plan.preamble.rootfs_offer;
     let nonce = match offer.wish {
         RootfsWish::None => None,
@@ -130,17 +145,42 @@ fn ask_findings(
             plan.streams
         },
         clock_ms: Some(preflight::clock_ms()),
-        asks_only,
+        // With an error of this end the destination is only asked for its own, so that all are known, and goes on waiting.
+        asks_only: asks_only || own.iter().any(speaks_against),
         ..plan.preamble.clone()
     };
     let channel = &mut contact.channel;
     channel.send(&Message::Preamble(Box::new(preamble)), patience)?;
     let answer: Findings = channel.expect(patience)?;
-    let own = plan.findings.iter().cloned();
     Ok(Findings {
-        findings: own.chain(answer.findings).collect(),
+        findings: own.into_iter().chain(answer.findings).collect(),
         ..answer
     })
+}
+
+/// What this end has found, with what it finds about its store once it knows what that must hold.
+fn own_findings(plan: &Plan, shares_store: bool) -> Vec<Finding> {
+    let (observed, path) = (&plan.preamble.observed, &plan.image_path);
+    let room = preflight::room(path);
+    let mut findings = plan.findings.clone();
+    findings.extend(lacking(Side::Source, observed, shares_store, room, path));
+    let rounds_bytes = observed.memory_bytes.saturating_mul(2);
+    if let (true, Some(limits), Some(free_bytes)) = (shares_store, plan.pre_copy, room.free_bytes)
+        && (observed.memory_bytes..rounds_bytes).contains(&free_bytes)
+    {
+        findings.push(Finding::warning(
+            Side::Source,
+            format!(
+                "the images need about {} for all memory and the same again for each of up to {} rounds in which all of it changes, and {} has {} left",
+                bytes(observed.memory_bytes),
+                limits.max_rounds,
+                path.display(),
+                bytes(free_bytes)
+            ),
+            "make room there, or use --auto-dedup, --max-rounds or --mode=stop-and-copy",
+        ));
+    }
+    findings
 }
 
 /// A connection beside the first one.
@@ -290,9 +330,7 @@ impl<'a, W: Workload> Negotiated<'a, W> {
         progress: &mut Progress,
         patience: Patience,
     ) -> Result<RootfsWay, SourceError> {
-        // With an error of this end the destination is only asked for its own, so that all are known, and goes on waiting.
-        let asks_only = plan.findings.iter().any(speaks_against);
-        let answer = ask_findings(plan, contact, asks_only, patience)?;
+        let answer = ask_findings(plan, contact, false, patience)?;
         note_destination(progress, &answer);
         let (errors, warnings): (Vec<Finding>, Vec<Finding>) =
             answer.findings.into_iter().partition(speaks_against);
