@@ -540,8 +540,10 @@ fn a_restored_container_has_its_mounts() {
         let before = look();
         assert!(before.contains("/mapped/file 1001:1001"), "{before}");
         assert!(before.contains("/mapped/below/file 1002:1002"), "{before}");
+        // How access times are kept comes from the host's mount.
+        let mapped = before.lines().find(|line| line.starts_with("/mapped rw,"));
         assert!(
-            before.contains("/mapped rw,relatime,nosymfollow,idmapped"),
+            mapped.is_some_and(|line| line.ends_with(",nosymfollow,idmapped")),
             "{before}"
         );
         for _ in 0..2 {

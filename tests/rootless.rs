@@ -6,7 +6,7 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
-use common::{Cmd, Host, is_alive, skip, wait_until};
+use common::{Cmd, Host, is_alive, wait_until};
 use serde_json::{Value, json};
 
 /// A user without any rights: nobody.
@@ -16,6 +16,8 @@ const UID: u32 = 65534;
 struct User<'a> {
     host: &'a Host,
     bundle: PathBuf,
+    /// The group that his commands are in, where it is not that of the test.
+    session: Option<PathBuf>,
 }
 
 impl<'a> User<'a> {
@@ -35,7 +37,11 @@ impl<'a> User<'a> {
                 std::os::unix::fs::lchown(entry.unwrap().path(), Some(UID), Some(UID)).unwrap();
             }
         }
-        let user = Self { host, bundle };
+        let user = Self {
+            host,
+            bundle,
+            session: None,
+        };
         user.rcm()
             .args(["spec", "--rootless", "--bundle"])
             .arg(&user.bundle)
@@ -47,7 +53,13 @@ impl<'a> User<'a> {
 
     fn rcm(&self) -> Cmd {
         let id = UID.to_string();
-        Cmd::new("setpriv")
+        let as_user = match &self.session {
+            None => Cmd::new("setpriv"),
+            Some(group) => Cmd::new("sh")
+                .args(["-c", "echo $$ >\"$0/cgroup.procs\" && exec setpriv \"$@\""])
+                .arg(group),
+        };
+        as_user
             .args(["--reuid", &id, "--regid", &id, "--clear-groups"])
             .arg(self.host.dir().join("rcm"))
             .env("XDG_RUNTIME_DIR", self.host.dir().join("run"))
@@ -201,20 +213,11 @@ fn the_choice_is_the_callers() {
     assert!(output.stdout().contains("/web\n"), "{output:?}");
 }
 
-#[test]
-fn limits_in_a_cgroup_of_the_user() {
-    if Path::new("/sys/fs/cgroup/cgroup.controllers").exists() {
-        skip!("on cgroup v2 controllers have to be delegated, too");
-    }
-    let host = Host::new();
-    let user = User::new(&host);
+/// Gives a group to the user in every hierarchy of cgroup v1.
+fn delegate_v1(path: &str) {
     for entry in fs::read_dir("/sys/fs/cgroup").unwrap().flatten() {
         if entry.file_type().unwrap().is_dir() {
-            let dir = PathBuf::from(format!(
-                "{}{}",
-                entry.path().display(),
-                host.cgroup_parent()
-            ));
+            let dir = PathBuf::from(format!("{}{path}", entry.path().display()));
             fs::create_dir(&dir).unwrap();
             for name in ["cpuset.cpus", "cpuset.mems"] {
                 if let Ok(value) = fs::read(entry.path().join(name)) {
@@ -223,6 +226,33 @@ fn limits_in_a_cgroup_of_the_user() {
             }
             chown(&dir, Some(UID), Some(UID)).unwrap();
         }
+    }
+}
+
+/// Gives a group of cgroup v2 to the user as systemd does with `Delegate=yes`, with one below it for his session, which is returned: a user may
+/// only move processes between groups of a tree that is his (cgroups(7), "delegation containment").
+fn delegate_v2(path: &str) -> PathBuf {
+    let root = Path::new("/sys/fs/cgroup");
+    let dir = PathBuf::from(format!("{}{path}", root.display()));
+    fs::write(root.join("cgroup.subtree_control"), "+pids").unwrap();
+    let session = dir.join("session");
+    for group in [&dir, &session] {
+        fs::create_dir(group).unwrap();
+        for name in ["", "cgroup.procs", "cgroup.subtree_control"] {
+            chown(group.join(name), Some(UID), Some(UID)).unwrap();
+        }
+    }
+    session
+}
+
+#[test]
+fn limits_in_a_cgroup_of_the_user() {
+    let host = Host::new();
+    let mut user = User::new(&host);
+    if Path::new("/sys/fs/cgroup/cgroup.controllers").exists() {
+        user.session = Some(delegate_v2(host.cgroup_parent()));
+    } else {
+        delegate_v1(host.cgroup_parent());
     }
     user.script("sleep 1000");
     user.edit(|spec| {
@@ -234,17 +264,19 @@ fn limits_in_a_cgroup_of_the_user() {
     });
     user.run().arg("--detach").run().ok();
     assert_eq!(host.cgroup_file("web", "pids.max", "pids.max"), "20");
-    let output = user
-        .rcm()
-        .args(["exec", "web", "cat", "/proc/self/cgroup"])
+    user.rcm()
+        .args(["exec", "--detach", "web", "sleep", "1000"])
         .run()
         .ok();
-    assert!(
-        output.stdout().contains(":pids:") && output.stdout().contains("/web\n"),
-        "{output:?}"
-    );
+    for dir in host.cgroup_dirs("web") {
+        let processes = fs::read_to_string(dir.join("cgroup.procs")).unwrap();
+        assert_eq!(processes.lines().count(), 2, "{}", dir.display());
+    }
     user.rcm().args(["delete", "--force", "web"]).run().ok();
     assert_eq!(host.cgroup_dirs("web"), Vec::<PathBuf>::new());
+    if let Some(session) = &user.session {
+        fs::remove_dir(session).unwrap();
+    }
 }
 
 #[test]

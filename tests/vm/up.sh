@@ -2,14 +2,14 @@
 #
 # Start the lab: two virtual machines, source and destination, with a private link, and /var/nfs of the source on both.
 #
-#   RCM_LAB_INIT=fast|systemd    the first process: busybox (starts in a third of the time), or systemd
+#   RCM_LAB_INIT=systemd|fast    the first process: systemd, or busybox (starts in a third of the time)
 #   RCM_LAB_MEMORY=1536          MiB of each machine
 #   RCM_LAB_CPU=MODEL            QEMU's processor model; RCM_LAB_CPU_source, RCM_LAB_CPU_destination for one machine
 
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
-INIT=${RCM_LAB_INIT:-fast}
+INIT=${RCM_LAB_INIT:-systemd}
 MEMORY=${RCM_LAB_MEMORY:-1536}
 # QEMU 7.2 corrupts the flags of a guest on cmpxchg16b now and then: oopses in random places. Without la57 page tables have a level less.
 CPU=${RCM_LAB_CPU:-max,cx16=off,la57=off}

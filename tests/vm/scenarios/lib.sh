@@ -44,16 +44,25 @@ make_bundle() {
 }
 
 # start_receiver ID OPTION... - in the background of the destination; its output goes to a file there. Returns when it waits for the source.
+#
+# GLOBALS are flags before the verb.
 start_receiver() {
     local id=$1 log=/tmp/receiver-$1
     shift
-    on destination "rm -f $log; cd $BUNDLES/$id; sudo rcm live-migrate $id --image-path=/var/nfs $* >$log 2>&1 </dev/null &"
+    on destination "rm -f $log; cd $BUNDLES/$id
+        sudo rcm ${GLOBALS:-} live-migrate $id --image-path=/var/nfs $* >$log 2>&1 </dev/null &"
     for _ in $(seq 100); do
         ! on destination "grep -q 'waiting on' $log" || return 0
         sleep 0.2
     done
     on destination "cat $log"
     die "the receiver does not wait for the source"
+}
+
+# expect_moved ID - it runs at the destination, and nowhere else.
+expect_moved() {
+    expect "at the destination" "$(status_of destination "$1")" running
+    expect "at the source" "$(status_of source "$1")" absent
 }
 
 # inside HOST ID FILE - a file as the container sees it; its first process has it open to every reader with root's rights.
