@@ -142,7 +142,8 @@ fn prepare(
     if flags.lazy_pages {
         criu.require_lazy_dump()?;
     }
-    flags.make_dirs()?;
+    flags.make_image_dir()?;
+    flags.make_work_dir()?;
     let track_memory = match &options.parent_path {
         Some(parent) => {
             check_parent(&flags.image_path, parent)?;

@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::DirBuilderExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use oci_spec::runtime::Spec;
 
@@ -60,20 +60,23 @@ impl CriuFlags {
         }
     }
 
-    /// Makes the directories that are missing.
-    pub(super) fn make_dirs(&self) -> Result<()> {
-        for path in [Some(&self.image_path), self.work_path.as_ref()]
-            .into_iter()
-            .flatten()
-        {
-            fs::DirBuilder::new()
-                .recursive(true)
-                .mode(0o700)
-                .create(path)
-                .map_err(Error::file("create", path))?;
-        }
-        Ok(())
+    /// Makes the directory of the images if it is missing: for a dump. A restore must not, because what is missing has been removed by its owner.
+    pub(super) fn make_image_dir(&self) -> Result<()> {
+        make_dir(&self.image_path)
     }
+
+    /// Makes the work directory if it is missing.
+    pub(super) fn make_work_dir(&self) -> Result<()> {
+        self.work_path.as_deref().map_or(Ok(()), make_dir)
+    }
+}
+
+fn make_dir(path: &Path) -> Result<()> {
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .map_err(Error::file("create", path))
 }
 
 fn config_file(spec: &Spec) -> Option<PathBuf> {

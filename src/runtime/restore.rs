@@ -174,7 +174,7 @@ fn restore(
     if request.lsm_mount_context.is_some() {
         criu.require(Version::LSM, "--lsm-mount-context")?;
     }
-    flags.make_dirs()?;
+    flags.make_work_dir()?;
     let images = &flags.image_path;
     let details = Details::read(images)?;
     external::make_mount_points(spec, container.bundle(), container.rootfs())?;
