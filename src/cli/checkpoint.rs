@@ -106,6 +106,7 @@ pub fn run(globals: &Globals, args: Args) -> anyhow::Result<i32> {
         ghost_limit_bytes: None,
         page_server: args.page_server,
         status_fd,
+        answer_limit_dur: None,
         moves: false,
     };
     let criu = Criu::find(globals.criu.as_deref())?;

@@ -49,7 +49,12 @@ const PROMPT_DUR: Duration = Duration::from_secs(2);
 pub fn failure_status(error: &anyhow::Error) -> Option<u8> {
     let unsettled = matches!(
         error.downcast_ref(),
-        Some(Failure::NotSettled { .. } | Failure::Stands { .. } | Failure::Remains { .. })
+        Some(
+            Failure::NotSettled { .. }
+                | Failure::Held { .. }
+                | Failure::Stands { .. }
+                | Failure::Remains { .. }
+        )
     ) || matches!(
         error.downcast_ref(),
         Some(DestinationError::NotStarted { .. })

@@ -63,6 +63,7 @@ pub fn run(globals: &Globals, args: Args) -> anyhow::Result<i32> {
         lsm_profile: args.lsm_profile,
         lsm_mount_context: args.lsm_mount_context,
         network_namespace: None,
+        answer_limit_dur: None,
         moves: false,
     };
     let criu = Criu::find(globals.criu.as_deref())?;

@@ -394,6 +394,9 @@ impl Session {
                     {
                         // Hung up on, CRIU rolls back at its next report. It is not waited for: it may be the kernel that hangs.
                         self.hang_up();
+                        if self.job.action == Action::Restore {
+                            self.destroy();
+                        }
                         return Err(Error::Timeout {
                             action: self.job.action,
                             subject: self.job.subject.clone(),
@@ -435,6 +438,22 @@ impl Session {
                 while waitpid(pid, None) == Err(Errno::EINTR) {}
             }
         }
+    }
+
+    /// Ends a restore that does not get on. Nothing that it has made has executed, so unlike the CRIU of a dump this one may be killed; and it must be,
+    /// because what it traces cannot be waited for before.
+    fn destroy(&mut self) {
+        if let Some(pid) = self.restored {
+            // As in `reap_restored`.
+            let _ = nix::sys::signal::kill(pid, Signal::SIGKILL);
+        }
+        if let Some(worker) = &mut self.worker
+            && let Err(error) = worker.child.kill()
+        {
+            tracing::warn!(%error, "cannot kill CRIU");
+        }
+        self.wait_for_end();
+        self.reap_restored();
     }
 
     fn hang_up(&mut self) {

@@ -245,10 +245,15 @@ impl Host for Node {
 
     fn restore(&mut self, preamble: &Preamble, images: &Path) -> Result<HeldRestore, Cause> {
         let RestoreRequest {
-            root, id, detach, ..
+            root,
+            id,
+            detach,
+            answer_limit_dur,
+            ..
         } = &self.request;
         let request = RestoreRequest {
             detach: *detach,
+            answer_limit_dur: *answer_limit_dur,
             ..self.recipe(preamble).request(root, id, images)
         };
         let criu = self.criu.as_ref().map_err(Clone::clone)?;

@@ -3,7 +3,7 @@
 use std::mem::ManuallyDrop;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use oci_spec::runtime::Spec;
 
@@ -33,6 +33,8 @@ pub struct RunningContainer {
     pub work_path: PathBuf,
     /// Whether a round drops what it supersedes in the rounds before it. Never done in the freeze: nothing is won by it then.
     pub auto_dedup: bool,
+    /// How long CRIU may take for each stage of the dump.
+    pub answer_limit_dur: Option<Duration>,
     /// The largest deleted file that goes into the images; `None` for CRIU's limit.
     pub ghost_limit_bytes: Option<u32>,
 }
@@ -123,6 +125,7 @@ impl RunningContainer {
             page_connection: target.pages.map(Arc::new),
             link_remap: self.choices.link_remap,
             ghost_limit_bytes: self.ghost_limit_bytes,
+            answer_limit_dur: self.answer_limit_dur,
             moves: true,
             ..CheckpointOptions::default()
         }

@@ -18,7 +18,7 @@ use std::io::Write;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use nix::unistd::Pid;
 use oci_spec::runtime::{LinuxNamespaceType, Spec};
@@ -41,6 +41,9 @@ use crate::criu::{
 use crate::sys::process::is_traced;
 use crate::sys::thaw_guard::ThawGuard;
 
+/// How long a CRIU that was hung up on may take to let the container go.
+const ROLL_BACK_DUR: Duration = Duration::from_secs(5);
+
 /// How a container is dumped.
 #[derive(Debug, Default)]
 pub struct CheckpointOptions {
@@ -62,6 +65,8 @@ pub struct CheckpointOptions {
     pub page_connection: Option<Arc<OwnedFd>>,
     /// Gets a zero byte when a lazy dump's page server listens.
     pub status_fd: Option<OwnedFd>,
+    /// How long CRIU may take for each stage of the dump; `None` for as long as it takes.
+    pub answer_limit_dur: Option<Duration>,
     /// The container goes to another host: its network namespace stays, and no packet passes there from the freeze until it is decided.
     pub moves: bool,
 }
@@ -84,7 +89,7 @@ pub fn begin(
         Err(error) => {
             // CRIU may have left it frozen, or rcm before CRIU came to thaw it.
             thaw_after(&cgroup, paused, container.id());
-            return Err(error.into());
+            return Err(given_up(container, error));
         }
     };
     let held = HeldCheckpoint {
@@ -105,6 +110,19 @@ pub fn begin(
         }
     }
     Ok(held)
+}
+
+/// The error of a dump that has failed: does CRIU still hold the container?
+fn given_up(container: &Container, source: criu::Error) -> Error {
+    let id = container.id();
+    let ended = match source {
+        criu::Error::Timeout { .. } => worker::wait_within(container.dir(), id, ROLL_BACK_DUR),
+        _ => return source.into(),
+    };
+    match ended {
+        Err(Error::CriuAtWork { id, pid }) => Error::CriuHolds { id, pid, source },
+        _ => source.into(),
+    }
 }
 
 /// Copies the memory of the running container, so that a later dump with this one as its parent has less to copy.
@@ -154,6 +172,10 @@ fn prepare(
     };
 
     let mut common = flags.common(container, &spec);
+    if complete {
+        // The copies of running memory take as long as they take.
+        common.answer_limit_dur = options.answer_limit_dur;
+    }
     common.root = Some(container.rootfs().to_path_buf());
     let leave_network = options.moves && network::is_left_out(&spec);
     common.external = external::dumped_namespaces(init, &spec, leave_network)?;

@@ -256,13 +256,26 @@ pub enum Error {
     },
     /// The CRIU of a killed rcm does not end.
     #[error(
-        "CRIU (process {pid}), left at work on container \"{id}\" by an rcm that was killed, has not ended yet: try again when it has"
+        "CRIU (process {pid}), left at work on container \"{id}\" by an earlier rcm, has not ended yet: try again when it has"
     )]
     CriuAtWork {
         /// The container.
         id: String,
         /// CRIU's process id.
         pid: i32,
+    },
+    /// A dump was given up, and CRIU has not noticed yet.
+    #[error(
+        "CRIU (process {pid}) does not get on, and holds container \"{id}\" until it does or is brought to"
+    )]
+    CriuHolds {
+        /// The container.
+        id: String,
+        /// CRIU's process id.
+        pid: i32,
+        /// How that was found out.
+        #[source]
+        source: crate::criu::Error,
     },
     /// A file beside the images is damaged.
     #[error("the images are damaged: {path} cannot be understood")]

@@ -10,6 +10,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use chrono::Utc;
 use nix::unistd::Pid;
@@ -67,6 +68,8 @@ pub struct RestoreRequest {
     pub lsm_mount_context: Option<String>,
     /// The network namespace, whatever the spec says.
     pub network_namespace: Option<PathBuf>,
+    /// How long CRIU may take for each stage of the restore; `None` for as long as it takes.
+    pub answer_limit_dur: Option<Duration>,
     /// The container comes from another host: no packet reaches it before it goes on, and then its link is told where its addresses are.
     pub moves: bool,
 }
@@ -207,6 +210,7 @@ fn restore(
     let rootfs = Root::open(container.rootfs()).map_err(Error::file("open", container.rootfs()))?;
     let prepared = Prepared::new(spec, container.bundle(), &rootfs, &details.mounts)?;
     let mut common = flags.common(container, spec);
+    common.answer_limit_dur = request.answer_limit_dur;
     common.root = Some(criu_root.clone());
     if details.cgroups_left_out && flags.manage_cgroups == CgroupMode::Default {
         common.manage_cgroups = CgroupMode::Ignore;

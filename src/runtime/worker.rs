@@ -38,7 +38,12 @@ pub(super) fn record(container: &Container, pid: Pid) -> std::result::Result<(),
 /// # Errors
 /// [`Error::CriuAtWork`] where it does not end, errors of the file system.
 pub fn wait_for_end(root: &Path, id: &str) -> Result<()> {
-    let path = path(&root.join(id));
+    wait_within(&root.join(id), id, END_LIMIT_DUR)
+}
+
+/// As [`wait_for_end`], for the container `id` with the directory `dir`.
+pub(super) fn wait_within(dir: &Path, id: &str, limit_dur: Duration) -> Result<()> {
+    let path = path(dir);
     let text = match fs::read(&path) {
         Err(error) if is_missing(&error) => return Ok(()),
         read => read.map_err(Error::file("read", &path))?,
@@ -47,7 +52,7 @@ pub fn wait_for_end(root: &Path, id: &str) -> Result<()> {
     let Ok(worker) = serde_json::from_slice::<ProcessId>(&text) else {
         return Ok(());
     };
-    match kill::wait_until_gone(worker, END_LIMIT_DUR) {
+    match kill::wait_until_gone(worker, limit_dur) {
         true => Ok(()),
         false => Err(Error::CriuAtWork {
             id: id.to_owned(),

@@ -14,6 +14,7 @@ mod compare;
 mod connections;
 mod faults;
 mod fence;
+mod hang;
 mod link;
 mod memory;
 mod mode;

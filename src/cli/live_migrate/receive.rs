@@ -116,6 +116,7 @@ pub fn take(
             pid_file: path(&receiver.pid_file),
             network_namespace: path(&receiver.netns),
             detach: receiver.detach || is_any,
+            answer_limit_dur: Some(args.timeout),
             ..RestoreRequest::default()
         },
         choices: args.criu.choices(),

@@ -111,6 +111,7 @@ fn try_send(
         choices,
         work_path: args.criu.work_path(globals, &args.id)?,
         auto_dedup: args.mode.auto_dedup,
+        answer_limit_dur: Some(args.timeout),
         ghost_limit_bytes: survey.ghost_limit_bytes,
     };
     match args.mode.rehearse {
@@ -172,6 +173,7 @@ fn try_locally(
         choices,
         work_path: args.criu.work_path(globals, &args.id)?,
         auto_dedup: false,
+        answer_limit_dur: Some(args.timeout),
         ghost_limit_bytes: survey.ghost_limit_bytes,
     };
     // It takes moments and is never committed: a signal only must not end it in the middle.

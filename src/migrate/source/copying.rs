@@ -16,6 +16,7 @@ use crate::migrate::bulk;
 use crate::migrate::precopy::{self, Decision, Forecast, Round};
 use crate::migrate::progress::{self, Event};
 use crate::migrate::protocol::{self, Message, Phase, RoundVerified};
+use crate::runtime::Error;
 
 /// The container runs, and rounds of its memory may be in the store. Rolling back removes them.
 #[derive(Debug)]
@@ -205,9 +206,18 @@ impl<'a, W: Workload> PreCopying<'a, W> {
                     state: Frozen,
                 })
             }
+            Err(cause) if is_held(&cause) => Err(session.left_held(cause)),
             Err(cause) => Err(session.rolled_back(cause, || Ok(()))),
         }
     }
+}
+
+/// Whether CRIU has the container although the dump was given up.
+fn is_held(cause: &SourceError) -> bool {
+    let SourceError::Dump { source } = cause else {
+        return false;
+    };
+    matches!(source.downcast_ref(), Some(Error::CriuHolds { .. }))
 }
 
 impl Session<'_> {
@@ -241,8 +251,8 @@ impl Session<'_> {
     /// A dump also fails because its memory does not get away, which CRIU cannot say.
     fn explain_dump(&mut self, error: SourceError) -> SourceError {
         match self.bulk.as_ref().and_then(bulk::Sender::failure) {
-            Some(failure) => self.explain(failure),
-            None => error,
+            Some(failure) if !is_held(&error) => self.explain(failure),
+            _ => error,
         }
     }
 

@@ -128,6 +128,17 @@ pub enum Failure {
         #[source]
         source: Cause,
     },
+    /// The dump was given up, and CRIU has not let go of the container yet.
+    #[error(
+        "container \"{container}\" was not moved, and stands still here until CRIU lets go of it; then it runs on, and `rcm live-migrate {container} --resolve`, which waits for that, removes what is left"
+    )]
+    Held {
+        /// Which.
+        container: String,
+        /// Why.
+        #[source]
+        source: Box<SourceError>,
+    },
     /// The commit was sent and nobody knows whether it arrived.
     #[error(
         "container \"{container}\" was given to {peer}, which does not answer: it stands still here until `rcm live-migrate {container} --resolve` settles where it runs"

@@ -241,6 +241,16 @@ impl Session<'_> {
         }
     }
 
+    /// Tells the destination. CRIU still writes images, and the record stays as it is: both are for `--resolve`.
+    pub(super) fn left_held(mut self, cause: SourceError) -> Failure {
+        self.channel.abort(&chain(&cause));
+        self.images.keep = true;
+        Failure::Held {
+            container: self.plan.preamble.container.clone(),
+            source: Box::new(cause),
+        }
+    }
+
     pub(super) fn rolled_back(
         mut self,
         cause: SourceError,
