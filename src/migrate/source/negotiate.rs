@@ -1,5 +1,6 @@
 //! From the command to the agreement of both ends; nothing is stopped yet.
 
+use std::io::ErrorKind;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
@@ -80,8 +81,17 @@ struct Contact {
 
 /// A receiver for any container that has let somebody else in first closes the door; in front of it the next attempt waits.
 fn meet(plan: &Plan, images: &Images, patience: Patience) -> Result<Contact, SourceError> {
+    let is_closed = |error: &TransportError| match error {
+        TransportError::Closed { .. } => true,
+        // What was said before the door closed makes a reset of its end.
+        TransportError::Broken { source, .. } => matches!(
+            source.kind(),
+            ErrorKind::ConnectionReset | ErrorKind::BrokenPipe
+        ),
+        _ => false,
+    };
     match try_to_meet(plan, images, patience) {
-        Err(SourceError::Transport(TransportError::Closed { .. })) => {
+        Err(SourceError::Transport(error)) if is_closed(&error) => {
             try_to_meet(plan, images, patience)
         }
         met => met,
