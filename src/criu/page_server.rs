@@ -1,11 +1,12 @@
 //! A page server: takes the memory that CRIU dumps, instead of the image directory.
 //!
-//! CRIU sends records of 32 bytes, followed by the pages where there are any, over a socket that it inherits (criu/page-xfer.c). This end writes
+//! CRIU sends records of 32 bytes, older ones of 24, followed by the pages where there are any, over a socket that it inherits (criu/page-xfer.c). This end writes
 //! the maps, which say what lies where, into the image directory as CRIU itself would, because they are small and the next dump of a chain asks
 //! for them; the pages go to a [`PageSink`].
 //!
 //! ```text
-//! record  command:u32 (flags in the upper half)  padding:u32  pages:u64  address:u64  image:u64   in the byte order of the machine
+//! wide    command:u32 (flags in the upper half)  padding:u32  pages:u64  address:u64  image:u64   in the byte order of the machine
+//! narrow  command:u32                            pages:u32               address:u64  image:u64   before CRIU 4.2
 //! ```
 
 use std::collections::HashMap;
@@ -23,7 +24,9 @@ use protobuf::CodedOutputStream;
 const IMG_COMMON_MAGIC: u32 = 0x5456_4319;
 const PAGEMAP_MAGIC: u32 = 0x5608_4025;
 
-const RECORD_BYTES: usize = 32;
+/// A record of an older CRIU, and what a newer one has more.
+const NARROW_BYTES: usize = 24;
+const MORE_BYTES: usize = 8;
 const ADD: u16 = 1;
 const HOLE: u16 = 2;
 const OPEN2: u16 = 4;
@@ -96,6 +99,13 @@ struct Image {
     pages: String,
 }
 
+/// How CRIU lays out its records.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Layout {
+    Narrow,
+    Wide,
+}
+
 struct Record {
     command: u16,
     flags: u32,
@@ -131,8 +141,9 @@ fn serve_all(
         .flatten()
         .map_or(4096, |bytes| bytes as u64);
     let mut images = HashMap::new();
+    let mut layout = None;
     loop {
-        let record = Record::read(socket)?;
+        let record = Record::read(socket, &mut layout)?;
         match record.command {
             OPEN2 => {
                 let has_parent = has_parent(&record, parent)?;
@@ -173,6 +184,12 @@ fn serve_all(
     }
 }
 
+fn number<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
+    let mut number = [0; N];
+    number.copy_from_slice(&bytes[at..at + N]);
+    number
+}
+
 fn lost(source: io::Error) -> PageServerError {
     PageServerError::Connection { source }
 }
@@ -198,21 +215,33 @@ fn map_name(record: &Record) -> Result<String> {
 }
 
 impl Record {
-    fn read(socket: &mut UnixStream) -> Result<Self> {
-        let mut bytes = [0; RECORD_BYTES];
-        socket.read_exact(&mut bytes).map_err(lost)?;
-        let number = |at: usize| {
-            let mut number = [0; 8];
-            number.copy_from_slice(&bytes[at..at + 8]);
-            u64::from_ne_bytes(number)
+    /// The first record tells the layout: it opens or asks about an image, and has no address. Where the narrow layout has the image's number, the wide one
+    /// has that address, 0.
+    fn read(socket: &mut UnixStream, layout: &mut Option<Layout>) -> Result<Self> {
+        let mut bytes = [0; NARROW_BYTES + MORE_BYTES];
+        let (narrow, more) = bytes.split_at_mut(NARROW_BYTES);
+        socket.read_exact(narrow).map_err(lost)?;
+        let command = u32::from_ne_bytes(number(narrow, 0));
+        let found = layout.unwrap_or(match u64::from_ne_bytes(number(narrow, 16)) {
+            0 => Layout::Wide,
+            _ => Layout::Narrow,
+        });
+        // A dump without any memory begins with the end, whose other numbers are 0 in both.
+        let is_only_end = layout.is_none() && matches!(command as u16, CLOSE | FORCE_CLOSE);
+        if found == Layout::Wide && !is_only_end {
+            socket.read_exact(more).map_err(lost)?;
+        }
+        *layout = Some(found);
+        let (pages, rest) = match found {
+            Layout::Narrow => (u32::from_ne_bytes(number(&bytes, 4)).into(), &bytes[8..]),
+            Layout::Wide => (u64::from_ne_bytes(number(&bytes, 8)), &bytes[16..]),
         };
-        let command = u32::from_ne_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
         Ok(Self {
             command: command as u16,
             flags: command >> 16,
-            pages: number(8),
-            address: number(16),
-            image: number(24),
+            pages,
+            address: u64::from_ne_bytes(number(rest, 0)),
+            image: u64::from_ne_bytes(number(rest, 8)),
         })
     }
 
@@ -298,16 +327,33 @@ mod tests {
     }
 
     fn record(command: u32, pages: u64, address: u64, image: u64) -> Vec<u8> {
+        record_of(Layout::Wide, command, pages, address, image)
+    }
+
+    fn record_of(layout: Layout, command: u32, pages: u64, address: u64, image: u64) -> Vec<u8> {
         let mut bytes = command.to_ne_bytes().to_vec();
-        bytes.extend([0; 4]);
-        for number in [pages, address, image] {
-            bytes.extend(number.to_ne_bytes());
+        match layout {
+            Layout::Narrow => bytes.extend((pages as u32).to_ne_bytes()),
+            Layout::Wide => {
+                bytes.extend([0; 4]);
+                bytes.extend(pages.to_ne_bytes());
+            }
         }
+        bytes.extend(address.to_ne_bytes());
+        bytes.extend(image.to_ne_bytes());
         bytes
     }
 
     #[test]
     fn maps_are_written_and_pages_passed_on() {
+        for layout in [Layout::Narrow, Layout::Wide] {
+            serve_one(layout);
+        }
+    }
+
+    fn serve_one(layout: Layout) {
+        let record =
+            |command, pages, address, image| record_of(layout, command, pages, address, image);
         let dir = tempfile::tempdir().unwrap();
         let parent = tempfile::tempdir().unwrap();
         fs::write(parent.path().join("pagemap-7.img"), "").unwrap();
@@ -348,6 +394,20 @@ mod tests {
         assert_eq!(map[14..27], entry);
         assert_eq!(map.len(), 40);
         assert!(dir.path().join("pagemap-shmem-9.img").exists());
+    }
+
+    #[test]
+    fn a_dump_without_memory_is_only_an_end() {
+        for layout in [Layout::Narrow, Layout::Wide] {
+            let dir = tempfile::tempdir().unwrap();
+            let (mut criu, ours) = UnixStream::pair().unwrap();
+            let sent = record_of(layout, FORCE_CLOSE.into(), 0, 0, 0);
+            criu.write_all(&sent).unwrap();
+            serve(ours, dir.path(), None, &mut Taken::default()).unwrap();
+            let mut status = [1; 4];
+            criu.read_exact(&mut status).unwrap();
+            assert_eq!(status, [0; 4]);
+        }
     }
 
     #[test]
