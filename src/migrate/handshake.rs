@@ -96,7 +96,12 @@ fn agree(stream: &mut TlsStream, peer: &str, patience: Patience) -> Result<()> {
                 events.set(PollFlags::POLLOUT, stream.wants_write());
                 patience.poll(&mut vec![PollFd::new(stream.fd(), events)])?;
             }
-            Err(error) if error.kind() == ErrorKind::UnexpectedEof => {
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    ErrorKind::UnexpectedEof | ErrorKind::ConnectionReset | ErrorKind::BrokenPipe
+                ) =>
+            {
                 return Err(TransportError::Closed { peer: peer.into() });
             }
             Err(source) => {
