@@ -24,6 +24,7 @@ mod events;
 mod exec;
 mod features;
 mod generate;
+mod go_flags;
 mod kill;
 mod list;
 mod live_migrate;
@@ -234,7 +235,8 @@ fn absolute(path: PathBuf) -> PathBuf {
 /// Runs the command line of this process and returns its exit status.
 #[must_use]
 pub fn main() -> ExitCode {
-    let cli = match Cli::try_parse() {
+    let arguments = go_flags::with_two_dashes(&Cli::command(), std::env::args_os());
+    let cli = match Cli::try_parse_from(arguments) {
         Ok(cli) => cli,
         Err(error) => return usage(&error),
     };
