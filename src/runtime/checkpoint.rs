@@ -82,7 +82,7 @@ pub fn begin(
 ) -> Result<HeldCheckpoint> {
     let prepared = prepare(criu, container, options, true)?;
     let (dump, stages) = (prepared.dump, prepared.stages);
-    let paused = stages.details.paused;
+    let paused = stages.paused;
     let cgroup = stages.cgroup.clone();
     let mut held = match criu.dump(&dump, stages) {
         Ok(held) => held,
@@ -185,10 +185,7 @@ fn prepare(
             "a container in an existing namespace",
         )?;
     }
-    let mut details = Details {
-        paused: status == Status::Paused,
-        ..Details::default()
-    };
+    let mut details = Details::default();
     let cgroup = container.cgroup();
     if flags.manage_cgroups == CgroupMode::Default && is_plain(&spec, &cgroup) {
         common.manage_cgroups = CgroupMode::Ignore;
@@ -238,6 +235,7 @@ fn prepare(
             init,
             images: options.flags.image_path,
             cgroup,
+            paused: status == Status::Paused,
             details,
             freezer,
             departure,
@@ -316,6 +314,8 @@ struct Stages {
     init: Pid,
     images: PathBuf,
     cgroup: Cgroup,
+    /// Whether the container was paused before the dump.
+    paused: bool,
     details: Details,
     /// As long as this is open CRIU finds the freezer.
     freezer: Option<File>,
@@ -331,7 +331,7 @@ struct Stages {
 
 impl Stages {
     fn freeze(&mut self) -> Result<(), CallbackError> {
-        if self.freezer.is_none() || self.details.paused {
+        if self.freezer.is_none() || self.paused {
             return Ok(());
         }
         let dir = self.cgroup.freezer_dir()?;
@@ -483,7 +483,7 @@ impl HeldCheckpoint {
                 departure.open();
             }
             let stages = held.refuse();
-            thaw_after(&stages.cgroup, stages.details.paused, self.container.id());
+            thaw_after(&stages.cgroup, stages.paused, self.container.id());
         }
     }
 }
@@ -496,7 +496,7 @@ impl Drop for HeldCheckpoint {
 
 /// Keeps CRIU from freezing the container again; one that was paused shall be.
 fn release_freezer(stages: &mut Stages) {
-    if !stages.details.paused {
+    if !stages.paused {
         stages.freezer = None;
     }
 }

@@ -237,7 +237,6 @@ fn restore(
             .transpose()?,
         wants_terminal,
         terminal: None,
-        paused: details.paused,
         arrival,
         own_network: lower::namespace(spec, LinuxNamespaceType::Network)
             .is_some_and(|namespace| namespace.path().is_none()),
@@ -330,7 +329,6 @@ struct Stages {
     console_socket: Option<UnixStream>,
     wants_terminal: bool,
     terminal: Option<Master>,
-    paused: bool,
     arrival: Arrival,
     /// Whether the network namespace is the container's own and was made for it now.
     own_network: bool,
@@ -428,16 +426,13 @@ impl HeldRestore {
         let stages = held.resume()?;
         let cgroup = self.container.cgroup();
         if cgroup.freezer_dir().is_ok() {
-            // CRIU restores the freezer of cgroup v1 as it found it: frozen, by rcm, for the dump.
-            let changed = match stages.paused {
-                true => cgroup.freeze(),
-                false => cgroup.thaw(),
-            };
-            if let Err(error) = changed {
+            // CRIU restores the freezer of cgroup v1 as it found it: frozen, by rcm for the dump or by an engine that pauses before it. As with runc, a
+            // container that is restored runs.
+            if let Err(error) = cgroup.thaw() {
                 // It executes or has executed: no reason to take it away.
                 let id = self.container.id();
                 tracing::error!(
-                    "cannot pause or resume the restored container {id}: {}",
+                    "cannot resume the restored container {id}: {}",
                     engine::chain(&error)
                 );
             }

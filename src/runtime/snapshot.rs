@@ -22,8 +22,6 @@ const DETAILS_FILE: &str = "rcm.json";
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Details {
-    /// Whether the container was paused: then it is restored paused.
-    pub paused: bool,
     /// Whether CRIU left control groups out, because there was nothing about them that a restore does not make anyway.
     pub cgroups_left_out: bool,
     /// Whether CRIU left the network namespace out, because the container is restored into one that is there before it.
@@ -101,7 +99,6 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         assert_eq!(Details::read(dir.path()).unwrap(), Details::default());
         let details = Details {
-            paused: true,
             cgroups_left_out: true,
             network_left_out: true,
             tcp_ends: vec!["[2001:db8::9]:80".parse().unwrap()],
