@@ -78,6 +78,10 @@ test: deps ## Build and run all tests, those that need root and CRIU included
 	@mkdir -p $(TARGET_DIR) && : > $(SKIP_LOG)
 	RCM_SKIP_LOG=$(SKIP_LOG) $(CARGO) test --locked --no-fail-fast; status=$$?; cat $(SKIP_LOG); exit $$status
 
+.PHONY: test-engines
+test-engines: deps ## Run the tests with Docker, containerd and Podman alone
+	$(CARGO) test --locked --test engines
+
 .PHONY: msrv
 msrv: ## Compile with the oldest supported Rust (needs rustup)
 	rustup toolchain install $(MSRV) --profile minimal --no-self-update
@@ -129,4 +133,4 @@ clean: ## Remove everything that was built
 help: ## List the targets
 	@echo 'usage: make [TARGET] [VARIABLE=VALUE]...'
 	@echo
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

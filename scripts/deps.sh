@@ -82,6 +82,7 @@ runc                      have_command runc
 containerd                have_command containerd
 docker.io                 have_command dockerd
 docker-cli|docker.io      have_command docker
+docker-compose            have_command docker-compose
 LIST
     if $with_vm; then
         cat <<'LIST'

@@ -16,6 +16,7 @@
 mod bundle;
 mod command;
 mod host;
+mod namespace;
 mod terminal;
 
 use std::fmt::Display;
@@ -27,6 +28,7 @@ use std::time::{Duration, Instant};
 pub use bundle::{Bundle, make_rootfs};
 pub use command::{Cmd, Output, Running};
 pub use host::Host;
+pub use namespace::Namespace;
 pub use terminal::{ConsoleSocket, Session, Terminal};
 
 /// How long one command may take before it counts as hanging. Generous: test programs run in parallel on few processors.

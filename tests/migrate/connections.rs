@@ -18,8 +18,8 @@ use nix::sys::socket::{
 use nix::sys::time::{TimeVal, TimeValLike};
 use rcm::migrate::protocol::Kind;
 
+use crate::common::Namespace;
 use crate::common::{Host, wait_until};
-use crate::namespace::Namespace;
 use crate::network::{Cut, WITHOUT_ROUNDS, network};
 use crate::pair::{COUNTER, Gate, Pair, Receiver, runs_on};
 

@@ -4,8 +4,8 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::Signal;
 
+use crate::common::Namespace;
 use crate::common::{Host, wait_until};
-use crate::namespace::Namespace;
 use crate::pair::{Gate, Pair, Receiver, runs_on};
 
 pub const SOURCE: &str = "198.18.0.1";

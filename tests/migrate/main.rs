@@ -19,7 +19,6 @@ mod link;
 mod memory;
 mod mode;
 mod names;
-mod namespace;
 mod network;
 mod operator;
 mod pair;

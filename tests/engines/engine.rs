@@ -1,0 +1,65 @@
+//! What the engines have in common.
+
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::time::Duration;
+
+use nix::sys::signal::Signal;
+
+use crate::common::{COMMAND_LIMIT_DUR, Cmd, Host, Running};
+
+/// How long a command of an engine's client may take: it waits for a daemon, which waits for others.
+pub const CLIENT_LIMIT_DUR: Duration = Duration::from_secs(60);
+
+/// The first of these programs that is not installed.
+pub fn missing(programs: &[&'static str]) -> Option<&'static str> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let dirs: Vec<PathBuf> = std::env::split_paths(&path).collect();
+    programs
+        .iter()
+        .copied()
+        .find(|program| !dirs.iter().any(|dir| dir.join(program).exists()))
+}
+
+/// A busybox root file system as an archive that engines import.
+pub fn image_archive(host: &Host) -> PathBuf {
+    let bundle = host.bundle("image");
+    let archive = host.dir().join("image.tar");
+    Cmd::new("tar")
+        .arg("-C")
+        .arg(bundle.rootfs())
+        .arg("-cf")
+        .arg(&archive)
+        .arg(".")
+        .run()
+        .ok();
+    archive
+}
+
+/// Asks a daemon to end, and waits for it.
+pub fn end(mut daemon: Running) {
+    if daemon.is_running() {
+        daemon.signal(Signal::SIGTERM);
+        // What is left of one that stays is found by its host.
+        let _ = daemon.ends_within(COMMAND_LIMIT_DUR);
+    }
+}
+
+/// One of a kind for all tests that run at the same time; the last of them ends it, and starting one takes seconds.
+pub struct Shared<T>(Mutex<Weak<T>>);
+
+impl<T> Shared<T> {
+    pub const fn new() -> Self {
+        Self(Mutex::new(Weak::new()))
+    }
+
+    pub fn get(&self, start: impl FnOnce() -> T) -> Arc<T> {
+        // A start that panicked has left nothing in it.
+        let mut shared = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        shared.upgrade().unwrap_or_else(|| {
+            let started = Arc::new(start());
+            *shared = Arc::downgrade(&started);
+            started
+        })
+    }
+}
