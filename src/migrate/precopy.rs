@@ -40,7 +40,7 @@ pub struct Round {
     pub since_previous_dur: Duration,
     /// From its beginning until the destination had verified it.
     pub took_dur: Duration,
-    /// How much of that CRIU spent on memory.
+    /// How much of that CRIU spent on memory, without what it waited for connections that take it.
     pub memory_dur: Duration,
     /// The memory that was copied.
     pub written_bytes: u64,

@@ -5,6 +5,7 @@ use std::fs::{self, File};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use super::{BulkError, Result};
 use crate::image::manifest::{self, Entry, Manifest, PIECE_BYTES};
@@ -19,6 +20,8 @@ pub(super) struct Feed {
     pub current: Option<Directory>,
     /// The first thing that failed.
     pub error: Option<BulkError>,
+    /// For how long memory has waited for a place, and CRIU with it.
+    pub waited_dur: Duration,
     pub stopping: bool,
 }
 

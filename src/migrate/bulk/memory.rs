@@ -2,6 +2,7 @@
 
 use std::io::{self, Read};
 use std::sync::Arc;
+use std::time::Instant;
 
 use super::sender::Shared;
 use crate::criu::page_server::PageSink;
@@ -45,7 +46,9 @@ impl Memory {
                     )),
                 };
             }
+            let began = Instant::now();
             feed = self.shared.wait(feed, None);
+            feed.waited_dur += began.elapsed();
         }
     }
 }

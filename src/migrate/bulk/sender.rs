@@ -133,6 +133,12 @@ impl Sender {
         self.shared.lock().error.take()
     }
 
+    /// For how long CRIU has waited for the connections since this was last asked. The rest of the time in which it wrote memory is what copying costs.
+    #[must_use]
+    pub fn take_waited(&self) -> Duration {
+        std::mem::take(&mut self.shared.lock().waited_dur)
+    }
+
     fn page_server(&self) -> MutexGuard<'_, Option<PageServer>> {
         self.page_server
             .lock()

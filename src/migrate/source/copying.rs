@@ -105,6 +105,7 @@ impl<'a, W: Workload> PreCopying<'a, W> {
         rounds::check_link(&session.images.path, number)
             .map_err(|source| SourceError::Chain { source })?;
         let manifest = session.hand_over(session.patience)?;
+        let waited_dur = session.bulk.as_ref().map(bulk::Sender::take_waited);
         let images_bytes = manifest.total_bytes();
         session.channel.send(
             &Message::Round(protocol::Round {
@@ -126,7 +127,8 @@ impl<'a, W: Workload> PreCopying<'a, W> {
                 .began_at
                 .map_or(Duration::ZERO, |previous| began_at - previous),
             took_dur: began_at.elapsed(),
-            memory_dur: stats.memdump_dur + stats.memwrite_dur,
+            memory_dur: (stats.memdump_dur + stats.memwrite_dur)
+                .saturating_sub(waited_dur.unwrap_or_default()),
             written_bytes: stats.written_bytes,
             unchanged_bytes: stats.skipped_parent_bytes,
         };
