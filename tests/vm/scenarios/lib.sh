@@ -5,6 +5,8 @@
 
 # Bundles lie at the same path on both machines, as the README has it.
 readonly BUNDLES=/root/bundles
+# A store of each machine's own.
+readonly OWN_STORE=/root/store
 
 # Nothing of a scenario is left for the next one.
 clean_up() {
@@ -20,10 +22,21 @@ clean_up() {
             echo "containers are left: $ids"
             exit 1' || status=1
     done
-    on source 'rm -rf /var/nfs/*' || status=1
+    on source "rm -rf /var/nfs/* $OWN_STORE" || status=1
+    on destination "rm -rf $OWN_STORE" || status=1
     exit "$status"
 }
 trap clean_up EXIT
+
+# By test.sh, because it hangs: what stands still, in which call of the kernel. The kernel's own threads are children of the second process.
+show_processes() {
+    local host
+    for host in $HOSTS; do
+        printf -- '--- %s\n' "$host"
+        timeout 30 "$VM/run.sh" "$host" 'ps -o pid,ppid,stat,wchan:24,etimes,args --ppid 2 -p 2 --deselect' || echo "it does not answer"
+    done
+}
+trap 'trap "" TERM; show_processes; exit 124' TERM
 
 # make_bundle ID ARGUMENT... - a bundle with a busybox, the workload and a command, on both machines.
 make_bundle() {
@@ -45,18 +58,46 @@ make_bundle() {
 
 # start_receiver ID OPTION... - in the background of the destination; its output goes to a file there. Returns when it waits for the source.
 #
-# GLOBALS are flags before the verb.
+# GLOBALS are flags before the verb, STORE is where the images lie.
 start_receiver() {
     local id=$1 log=/tmp/receiver-$1
     shift
     on destination "rm -f $log; cd $BUNDLES/$id
-        sudo rcm ${GLOBALS:-} live-migrate $id --image-path=/var/nfs $* >$log 2>&1 </dev/null &"
+        sudo rcm ${GLOBALS:-} live-migrate $id --image-path=${STORE:-/var/nfs} $* >$log 2>&1 </dev/null &"
     for _ in $(seq 100); do
         ! on destination "grep -q 'waiting on' $log" || return 0
         sleep 0.2
     done
     on destination "cat $log"
     die "the receiver does not wait for the source"
+}
+
+# make_stores - without an image path that both machines share.
+make_stores() {
+    local host
+    for host in $HOSTS; do on "$host" "mkdir -m 700 $OWN_STORE"; done
+}
+
+# start_workload ID - on the source, from its bundle. Returns when its memory is filled.
+start_workload() {
+    on source "cd $BUNDLES/$1 && rcm run --detach $1 </dev/null >/dev/null 2>&1"
+    for _ in $(seq 150); do
+        # Written with the first tick.
+        ! inside source "$1" dev/shm/ticks >/dev/null 2>&1 || return 0
+        sleep 0.2
+    done
+    die "the workload does not start"
+}
+
+# check_workload ID - at the destination every page of its memory is what it must be.
+check_workload() {
+    local verdict
+    on destination "touch /proc/\$(rcm state $1 | jq .pid)/root/dev/shm/check"
+    for _ in $(seq 150); do
+        verdict=$(inside destination "$1" dev/shm/verdict 2>/dev/null) && break
+        sleep 0.2
+    done
+    expect "the memory at the destination" "${verdict:-not checked}" intact
 }
 
 # expect_moved ID - it runs at the destination, and nowhere else.

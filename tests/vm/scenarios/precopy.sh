@@ -22,17 +22,11 @@ rate_kib=$((link_kib / 10))
 say "NFS carries $link_kib KiB/s, the container will change $rate_kib KiB/s of its $MEMORY_MIB MiB"
 
 make_bundle train /bin/workload "$MEMORY_MIB" "$HOT_MIB" "$rate_kib"
-on source "cd $BUNDLES/train && rcm run --detach train </dev/null >/dev/null 2>&1"
-# The memory is filled when the first tick is written.
-for _ in $(seq 150); do
-    ! inside source train dev/shm/ticks >/dev/null 2>&1 || break
-    sleep 0.2
-done
+start_workload train
 start_receiver train
 on source 'sudo rcm live-migrate train --image-path=/var/nfs --destination=10.0.0.2 '"${PRECOPY_FLAGS:-}" 2>&1 | tee "$log" \
     || die "the source failed; the receiver says: $(on destination 'cat /tmp/receiver-train')"
-expect "at the destination" "$(status_of destination train)" running
-expect "at the source" "$(status_of source train)" absent
+expect_moved train
 
 # bytes_of TEXT - "1.5 MiB" as a number of bytes.
 bytes_of() {
@@ -67,10 +61,5 @@ read -r measured predicted < <(sed -n 's/.*downtime \([0-9]*\)[.0-9]* ms (predic
 say "downtime: $predicted ms predicted, $measured ms measured"
 [ $((measured * 3)) -ge "$predicted" ] && [ $((predicted * 3)) -ge "$measured" ] || die "the prediction is wrong: $summary"
 
-on destination 'pid=$(rcm state train | jq .pid) && touch /proc/$pid/root/dev/shm/check'
-for _ in $(seq 150); do
-    verdict=$(inside destination train dev/shm/verdict 2>/dev/null) && break
-    sleep 0.2
-done
-expect "the memory at the destination" "${verdict:-not checked}" intact
+check_workload train
 say "the longest pause that the container has seen: $(inside destination train dev/shm/gap) ms (by two clocks)"

@@ -17,8 +17,7 @@ grep -qF 'sudo rcm live-migrate web --image-path=/var/nfs --destination=10.0.0.2
 on source 'sudo rcm live-migrate web --image-path=/var/nfs --destination=10.0.0.2' \
     || die "the source failed; the receiver says: $(on destination 'cat /tmp/receiver-web')"
 
-expect "at the destination" "$(status_of destination web)" running
-expect "at the source" "$(status_of source web)" absent
+expect_moved web
 after=$(inside destination web dev/shm/ticks)
 sleep 1
 later=$(inside destination web dev/shm/ticks)
