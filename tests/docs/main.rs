@@ -1,0 +1,290 @@
+//! The documentation: its commands work, its links lead somewhere, and no message is missing. What the kinds of its blocks mean is in
+//! CONTRIBUTING.md.
+
+#[path = "../common/mod.rs"]
+mod common;
+mod messages;
+mod page;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use common::{Cmd, Host};
+use page::{DEVELOPING, Page, REAL_HOSTS, SHELL};
+use walkdir::WalkDir;
+
+/// One page's commands, containers and migrations included.
+const PAGE_LIMIT_DUR: Duration = Duration::from_secs(120);
+const GLOBAL_WITH_VALUE: [&str; 4] = ["--criu", "--log", "--log-format", "--root"];
+
+fn top() -> &'static Path {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+}
+
+/// Every page: those at the top, in `docs` and in `examples`.
+fn pages() -> Vec<Page> {
+    let mut paths: Vec<PathBuf> = fs::read_dir(top())
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .collect();
+    for dir in ["docs", "examples"] {
+        let entries = WalkDir::new(top().join(dir)).into_iter();
+        paths.extend(entries.map(|entry| entry.unwrap().into_path()));
+    }
+    paths.retain(|path| path.extension().is_some_and(|name| name == "md"));
+    paths.sort();
+    let pages: Vec<Page> = paths.iter().map(|path| Page::read(path)).collect();
+    assert!(pages.len() > 8, "only {paths:?}");
+    pages
+}
+
+#[track_caller]
+fn none(what: &str, found: &[String]) {
+    assert!(found.is_empty(), "{what}:\n{}", found.join("\n"));
+}
+
+#[test]
+fn every_block_says_what_it_is() {
+    let faults: Vec<String> = pages().into_iter().flat_map(|page| page.faults).collect();
+    none("blocks", &faults);
+    // The checks are no blanks.
+    let wrong = Page::parse(
+        Path::new("x.md"),
+        "```\nrcm list\n```\n\n    rcm list\n\n```sh\nrcm",
+    );
+    assert_eq!(wrong.faults.len(), 3, "{:?}", wrong.faults);
+}
+
+#[test]
+fn links_lead_somewhere() {
+    let dead: Vec<String> = pages().iter().flat_map(Page::dead_links).collect();
+    none("dead links", &dead);
+    let wrong = Page::parse(
+        &top().join("README.md"),
+        "# Here\n[a](#here) [b](#there) [c](no.md) [d](LICENSE) [e](docs/lab.md#nowhere)\n",
+    );
+    assert_eq!(wrong.dead_links().len(), 3, "{:?}", wrong.dead_links());
+}
+
+/// All blocks of a page, one after the other, in a fresh directory, with `rcm` and `sudo` on the PATH.
+fn run(script: &str) -> common::Output {
+    let host = Host::new();
+    let programs = host.dir().join("bin");
+    let work = host.dir().join("work");
+    fs::create_dir(&programs).unwrap();
+    fs::create_dir(&work).unwrap();
+    let program = |name: &str, text: String| {
+        let path = programs.join(name);
+        fs::write(&path, text).unwrap();
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    };
+    program("sudo", "#!/bin/sh\nexec \"$@\"\n".into());
+    // A state directory of the test's own, unless the page names one.
+    program(
+        "rcm",
+        format!(
+            "#!/bin/sh\ncase $1 in --root) ;; *) set -- --root '{}' \"$@\" ;; esac\nexec '{}' \"$@\"\n",
+            host.root().display(),
+            env!("CARGO_BIN_EXE_rcm")
+        ),
+    );
+    let path = std::env::var("PATH").unwrap_or_default();
+    let output = Cmd::new("bash")
+        .args(["-euxo", "pipefail", "-c", script])
+        .current_dir(&work)
+        .env("PATH", format!("{}:{path}", programs.display()))
+        .limit(PAGE_LIMIT_DUR)
+        .run();
+    // Other state directories that the page has made.
+    for entry in fs::read_dir(&work).unwrap() {
+        let root = entry.unwrap().path();
+        let ids = fs::read_dir(&root).into_iter().flatten().flatten();
+        for id in ids.filter(|id| id.path().join("state.json").exists()) {
+            Cmd::new(env!("CARGO_BIN_EXE_rcm"))
+                .arg("--root")
+                .arg(&root)
+                .args(["delete", "--force"])
+                .arg(id.file_name())
+                .run();
+        }
+    }
+    output
+}
+
+#[test]
+fn the_commands_of_the_pages_work() {
+    let mut ran = 0;
+    for page in pages() {
+        let script: String = page
+            .blocks(SHELL)
+            .map(|block| block.text.as_str())
+            .collect();
+        if !script.is_empty() {
+            eprintln!("{}", page.path.display());
+            run(&script).ok();
+            ran += 1;
+        }
+    }
+    assert!(ran > 0, "no page has commands");
+    assert_ne!(run("rcm state nobody\n").code(), 0);
+}
+
+/// The flags of `rcm VERB`, from its help.
+fn flags(verb: &str) -> BTreeSet<String> {
+    let help = |args: &[&str]| {
+        let output = Command::new(env!("CARGO_BIN_EXE_rcm"))
+            .args(args)
+            .output()
+            .unwrap();
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let text = help(&["--help"]) + &help(&[verb, "--help"]);
+    text.split(|char: char| !(char.is_alphanumeric() || char == '-'))
+        .filter(|word| word.starts_with("--"))
+        .map(str::to_owned)
+        .collect()
+}
+
+/// Commands of rcm in a script that it does not have, and flags that they do not have.
+fn unknown_to_rcm(script: &str) -> Vec<String> {
+    let mut known = BTreeMap::new();
+    let mut unknown = Vec::new();
+    for line in script.replace("\\\n", " ").lines() {
+        let line = line.split(" #").next().unwrap_or_default();
+        let mut words = line.split_whitespace().skip_while(|word| *word == "sudo");
+        if words.next() != Some("rcm") {
+            continue;
+        }
+        let words: Vec<&str> = words.collect();
+        // The first that is neither a global flag nor its value.
+        let takes_value = |at: usize| at > 0 && GLOBAL_WITH_VALUE.contains(&words[at - 1]);
+        let is_verb = |(at, word): &(usize, &&str)| !word.starts_with('-') && !takes_value(*at);
+        let Some((_, verb)) = words.iter().enumerate().find(is_verb) else {
+            continue;
+        };
+        let known = known
+            .entry((*verb).to_owned())
+            .or_insert_with(|| flags(verb));
+        for word in words.iter().filter(|word| word.starts_with("--")) {
+            let flag = word.split('=').next().unwrap_or(word);
+            if !known.contains(flag) {
+                unknown.push(format!("rcm {verb} {flag}"));
+            }
+        }
+    }
+    unknown
+}
+
+fn is_shell(script: &str) -> bool {
+    let output = Command::new("bash")
+        .args(["-n", "-c", script])
+        .output()
+        .unwrap();
+    output.status.success()
+}
+
+#[test]
+fn commands_for_real_hosts_are_understood() {
+    let mut faults = Vec::new();
+    for page in pages() {
+        for block in page.blocks(REAL_HOSTS).chain(page.blocks(SHELL)) {
+            let place = format!("{}:{}", page.path.display(), block.line);
+            if !is_shell(&block.text) {
+                faults.push(format!("{place}: not a shell script"));
+            }
+            let unknown = unknown_to_rcm(&block.text);
+            faults.extend(unknown.iter().map(|what| format!("{place}: {what}")));
+        }
+    }
+    none("commands", &faults);
+    assert!(!is_shell("if then"));
+    let wrong = unknown_to_rcm(
+        "sudo rcm live-migrate web --image-path=/x \\\n  --teleport # --not-this\nrcm --root there no-such --x\n",
+    );
+    assert_eq!(wrong, ["rcm live-migrate --teleport", "rcm no-such --x"]);
+}
+
+/// What a line of commands for developers names that is not there.
+fn missing_for_developers(line: &str) -> Option<String> {
+    let line = line.split('#').next().unwrap_or_default();
+    let words: Vec<&str> = line
+        .split_whitespace()
+        .skip_while(|word| *word == "sudo")
+        .collect();
+    let makefile = fs::read_to_string(top().join("Makefile")).unwrap();
+    match words.as_slice() {
+        [] => None,
+        ["make", targets @ ..] => targets
+            .iter()
+            .filter(|word| !word.contains('=') && !word.starts_with('-'))
+            .find(|target| !makefile.contains(&format!("\n{target}:")))
+            .map(|target| format!("make {target}")),
+        ["cargo", "test", "--test", name, ..] => {
+            let tests = top().join("tests");
+            let exists = tests.join(format!("{name}.rs")).exists()
+                || tests.join(name).join("main.rs").exists();
+            (!exists).then(|| format!("test program {name}"))
+        }
+        ["cargo" | "cd" | "git", ..] => None,
+        [script, ..] => (!top().join(script).is_file()).then(|| format!("script {script}")),
+    }
+}
+
+#[test]
+fn commands_for_developers_exist() {
+    let mut faults = Vec::new();
+    for page in pages() {
+        for block in page.blocks(DEVELOPING) {
+            let missing = block.text.lines().filter_map(missing_for_developers);
+            faults.extend(
+                missing.map(|what| format!("{}:{}: no {what}", page.path.display(), block.line)),
+            );
+        }
+    }
+    none("commands", &faults);
+    for wrong in [
+        "make no-such",
+        "cargo test --test no-such",
+        "scripts/no-such.sh",
+    ] {
+        assert!(missing_for_developers(wrong).is_some(), "{wrong}");
+    }
+    assert_eq!(
+        missing_for_developers("make test-vm SCENARIOS=readme # it"),
+        None
+    );
+}
+
+/// Without backquotes, and with one space where there are several or a line ends.
+fn plain(text: &str) -> String {
+    let words: Vec<&str> = text.split_whitespace().collect();
+    words.join(" ").replace('`', "")
+}
+
+#[test]
+fn no_message_is_missing_in_troubleshooting() {
+    let page = plain(&fs::read_to_string(top().join("docs/troubleshooting.md")).unwrap());
+    let messages = messages::of_tree(&top().join("src"));
+    assert!(
+        messages.len() > 200,
+        "only {} messages found",
+        messages.len()
+    );
+    let log = fs::read_to_string(top().join("src/criu/log.rs")).unwrap();
+    let hints = messages::first_of_pairs(&log, "HINTS");
+    assert!(hints.len() > 20, "only {hints:?}");
+    let missing: Vec<String> = messages
+        .into_iter()
+        .chain(hints)
+        .filter(|message| !page.contains(&plain(message)))
+        .collect();
+    none("docs/troubleshooting.md lacks", &missing);
+    let found = messages::of_source(
+        "enum E { #[error(\"cannot {action} `{path:?}`: {}\\\n   it\", why())] A, #[error(transparent)] B, #[error(\"{X}\")] C }",
+    );
+    assert_eq!(found, ["cannot ACTION `PATH`: ...it"]);
+}

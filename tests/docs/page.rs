@@ -1,0 +1,161 @@
+//! A page of the documentation: its fenced blocks, and what its links lead to.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+/// What a block may be, by its information string.
+pub const SHELL: &str = "sh";
+pub const REAL_HOSTS: &str = "sh real-hosts";
+pub const DEVELOPING: &str = "sh make";
+/// Nothing that anybody types.
+const OTHERS: [&str; 9] = [
+    "text",
+    "console",
+    "mermaid",
+    "json",
+    "toml",
+    "ini",
+    "yaml",
+    "dockerfile",
+    "caddyfile",
+];
+
+#[derive(Debug)]
+pub struct Block {
+    pub kind: String,
+    pub text: String,
+    pub line: usize,
+}
+
+#[derive(Debug)]
+pub struct Page {
+    pub path: PathBuf,
+    text: String,
+    pub blocks: Vec<Block>,
+    /// What is wrong with its form.
+    pub faults: Vec<String>,
+}
+
+impl Page {
+    pub fn read(path: &Path) -> Self {
+        let text =
+            fs::read_to_string(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+        Self::parse(path, &text)
+    }
+
+    pub fn parse(path: &Path, text: &str) -> Self {
+        let mut page = Self {
+            path: path.to_owned(),
+            text: text.to_owned(),
+            blocks: Vec::new(),
+            faults: Vec::new(),
+        };
+        let mut open: Option<Block> = None;
+        let mut after_blank = true;
+        for (line, text) in (1..).zip(text.lines()) {
+            let fence = text.trim_start().strip_prefix("```");
+            match (&mut open, fence) {
+                (None, Some(kind)) => {
+                    let kind = kind.trim().to_owned();
+                    if ![SHELL, REAL_HOSTS, DEVELOPING].contains(&kind.as_str())
+                        && !OTHERS.contains(&kind.as_str())
+                    {
+                        page.faults.push(format!(
+                            "{}:{line}: a block of kind {kind:?}",
+                            path.display()
+                        ));
+                    }
+                    open = Some(Block {
+                        kind,
+                        text: String::new(),
+                        line,
+                    });
+                }
+                (Some(_), Some("")) => page.blocks.extend(open.take()),
+                (Some(block), _) => {
+                    block.text.push_str(text);
+                    block.text.push('\n');
+                }
+                (None, None) if after_blank && text.starts_with("    ") => {
+                    page.faults.push(format!(
+                        "{}:{line}: an indented block, which says nothing about what it is",
+                        path.display()
+                    ))
+                }
+                (None, None) => {}
+            }
+            after_blank = text.trim().is_empty();
+        }
+        if let Some(block) = open {
+            page.faults.push(format!(
+                "{}:{}: a block without end",
+                path.display(),
+                block.line
+            ));
+        }
+        page
+    }
+
+    pub fn blocks(&self, kind: &str) -> impl Iterator<Item = &Block> {
+        self.blocks.iter().filter(move |block| block.kind == kind)
+    }
+
+    /// The page without its blocks.
+    fn prose(&self) -> String {
+        let mut inside = false;
+        let mut prose = String::new();
+        for line in self.text.lines() {
+            let is_fence = line.trim_start().starts_with("```");
+            inside ^= is_fence;
+            if !inside && !is_fence {
+                prose.push_str(line);
+                prose.push('\n');
+            }
+        }
+        prose
+    }
+
+    /// Links to files of the tree that do not exist, and to headings that no page has.
+    pub fn dead_links(&self) -> Vec<String> {
+        let prose = self.prose();
+        let mut dead = Vec::new();
+        for link in prose.split("](").skip(1) {
+            let Some((target, _)) = link.split_once(')') else {
+                continue;
+            };
+            if target.contains("://") {
+                continue;
+            }
+            let (file, heading) = target.split_once('#').unwrap_or((target, ""));
+            let path = self.path.parent().expect("a directory").join(file);
+            let is_alive = match (file, heading) {
+                ("", heading) => self.headings().contains(&heading.to_owned()),
+                (_, "") => path.exists(),
+                (_, heading) => {
+                    path.exists() && Self::read(&path).headings().contains(&heading.to_owned())
+                }
+            };
+            if !is_alive {
+                dead.push(format!("{}: {target}", self.path.display()));
+            }
+        }
+        dead
+    }
+
+    /// The anchors of its headings, as the usual renderers make them.
+    fn headings(&self) -> Vec<String> {
+        self.prose()
+            .lines()
+            .filter(|line| line.starts_with('#'))
+            .map(|line| {
+                line.trim_start_matches('#')
+                    .trim()
+                    .to_lowercase()
+                    .chars()
+                    .filter(|char| char.is_alphanumeric() || " -_".contains(*char))
+                    .map(|char| if char == ' ' { '-' } else { char })
+                    .collect()
+            })
+            .collect()
+    }
+}
