@@ -2,6 +2,7 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+mod containerd;
 mod docker;
 mod dockerd;
 mod engine;
