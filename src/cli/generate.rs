@@ -24,6 +24,16 @@ enum What {
     Completion,
 }
 
+/// What clap does not know of a page: everything but names, synopsis, description and options.
+fn hand_written(verb: Option<&str>) -> &'static str {
+    match verb {
+        None => include_str!("generate/rcm.roff"),
+        Some("live-migrate") => include_str!("generate/live-migrate.roff"),
+        Some("exec" | "restore" | "run") => include_str!("generate/process.roff"),
+        Some(_) => include_str!("generate/verb.roff"),
+    }
+}
+
 pub fn run(args: Args) -> anyhow::Result<i32> {
     fs::create_dir_all(&args.dir)
         .with_context(|| format!("cannot create {}", args.dir.display()))?;
@@ -42,20 +52,22 @@ pub fn run(args: Args) -> anyhow::Result<i32> {
 fn man(dir: &Path) -> anyhow::Result<()> {
     let mut command = Cli::command();
     command.build();
-    let pages = std::iter::once(("rcm".to_owned(), command.clone())).chain(
-        command
-            .get_subcommands()
-            .filter(|verb| !verb.is_hide_set() && verb.get_name() != "help")
-            .map(|verb| (format!("rcm-{}", verb.get_name()), verb.clone())),
-    );
-    for (name, command) in pages {
+    let verbs = command
+        .get_subcommands()
+        .filter(|verb| !verb.is_hide_set() && verb.get_name() != "help");
+    for verb in std::iter::once(None).chain(verbs.map(Some)) {
+        let verb_name = verb.map(clap::Command::get_name);
+        let name = verb_name.map_or("rcm".to_owned(), |verb| format!("rcm-{verb}"));
         let path = dir.join(format!("{name}.8"));
         let mut page = Vec::new();
-        clap_mangen::Man::new(command)
+        clap_mangen::Man::new(verb.unwrap_or(&command).clone())
             .title(name.to_uppercase())
             .section("8")
+            .source(concat!("rcm ", env!("CARGO_PKG_VERSION")))
+            .manual("rcm")
             .render(&mut page)
             .with_context(|| format!("cannot render {name}.8"))?;
+        page.extend_from_slice(hand_written(verb_name).as_bytes());
         fs::write(&path, page).with_context(|| format!("cannot write {}", path.display()))?;
     }
     Ok(())

@@ -288,3 +288,61 @@ fn no_message_is_missing_in_troubleshooting() {
     );
     assert_eq!(found, ["cannot ACTION `PATH`: ...it"]);
 }
+
+/// What stands between `.EX` and `.EE`, as a reader sees it.
+fn examples(page: &str) -> String {
+    let mut inside = false;
+    let mut script = String::new();
+    for line in page.lines() {
+        match line {
+            ".EX" => inside = true,
+            ".EE" => inside = false,
+            line if inside => script += &format!("{}\n", line.replace("\\-", "-")),
+            _ => {}
+        }
+    }
+    script
+}
+
+#[test]
+fn every_verb_has_a_page_with_its_sections() {
+    let host = Host::new();
+    let dir = host.dir().join("man");
+    host.bare().args(["generate", "man"]).arg(&dir).run().ok();
+    let help = host.bare().arg("--help").run().ok().stdout();
+    let (_, verbs) = help.split_once("Commands:\n").unwrap();
+    let mut names = vec!["rcm".to_owned()];
+    for line in verbs.lines().take_while(|line| !line.is_empty()) {
+        // A longer description goes on in the next line, farther to the right.
+        let verb = line
+            .strip_prefix("  ")
+            .and_then(|line| line.split(' ').next());
+        if let Some(verb) = verb.filter(|verb| !verb.is_empty() && *verb != "help") {
+            names.push(format!("rcm-{verb}"));
+        }
+    }
+    assert!(names.len() > 15, "only {names:?}");
+    for name in names {
+        let page = fs::read_to_string(dir.join(format!("{name}.8"))).unwrap();
+        for section in [
+            "NAME",
+            "SYNOPSIS",
+            "DESCRIPTION",
+            "OPTIONS",
+            "EXIT STATUS",
+            "SEE ALSO",
+        ] {
+            let heading = page.lines().filter_map(|line| line.strip_prefix(".SH "));
+            let found = heading
+                .filter(|found| found.trim_matches('"') == section)
+                .count();
+            assert_eq!(found, 1, "{section} in {name}.8");
+        }
+        none(&name, &unknown_to_rcm(&examples(&page)));
+    }
+    let page = fs::read_to_string(dir.join("rcm-live-migrate.8")).unwrap();
+    for section in ["EXAMPLES", "FILES", "ENVIRONMENT"] {
+        assert!(page.contains(&format!(".SH {section}\n")), "{section}");
+    }
+    assert!(examples(&page).lines().count() > 8);
+}
