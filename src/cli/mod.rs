@@ -51,6 +51,8 @@ const FAILED: u8 = 1;
                   containers between hosts.\n\nContainers are configured using bundles. A bundle is a directory that has a specification file \
                   named \"config.json\" and a root filesystem.",
     disable_version_flag = true,
+    // As in Go the last one counts: Podman says some flags twice.
+    args_override_self = true,
     disable_help_subcommand = false,
     subcommand_required = false,
     max_term_width = 120
