@@ -83,6 +83,10 @@ containerd                have_command containerd
 docker.io                 have_command dockerd
 docker-cli|docker.io      have_command docker
 docker-compose            have_command docker-compose
+podman                    have_command podman
+conmon                    have_command conmon
+uidmap                    have_command newuidmap
+slirp4netns               have_command slirp4netns
 LIST
     if $with_vm; then
         cat <<'LIST'

@@ -6,3 +6,4 @@ mod containerd;
 mod docker;
 mod dockerd;
 mod engine;
+mod podman;
