@@ -3,7 +3,7 @@
 //! rustls does no input or output of its own, so a session on a nonblocking socket is nonblocking too: every wait stays with
 //! [`super::transport::Patience`].
 
-use std::io::{self, ErrorKind, Read, Write};
+use std::io::{self, BufReader, ErrorKind, IoSlice, Read, Write};
 use std::net::IpAddr;
 use std::os::fd::BorrowedFd;
 use std::sync::Arc;
@@ -18,12 +18,16 @@ use super::trust::{Trust, fingerprint};
 
 /// What the proofs are bound to is exported under this label (RFC 8446, 7.5).
 const EXPORTER_LABEL: &[u8] = b"EXPORTER-rcm-migration-proof";
+/// What is taken from the network at once. rustls by itself asks for 4 KiB each time (`READ_SIZE` in its deframer).
+const READ_BYTES: usize = 256 << 10;
+/// What a session holds of what it has encrypted. With rustls' own limit, 64 KiB, a chunk of an image takes five calls of the kernel.
+const HELD_BYTES: usize = 512 << 10;
 
 /// One end of a session.
 #[derive(Debug)]
 pub struct TlsStream {
     session: Connection,
-    socket: Box<dyn Stream>,
+    socket: BufReader<Box<dyn Stream>>,
     ours: Bytes32,
     /// How many more bytes the peer may send, as they come from the network; any number without.
     left_bytes: Option<usize>,
@@ -52,10 +56,11 @@ impl TlsStream {
         Ok(Self::over(session.into(), socket, trust))
     }
 
-    fn over(session: Connection, socket: Box<dyn Stream>, trust: &Trust) -> Self {
+    fn over(mut session: Connection, socket: Box<dyn Stream>, trust: &Trust) -> Self {
+        session.set_buffer_limit(Some(HELD_BYTES));
         Self {
             session,
-            socket,
+            socket: BufReader::with_capacity(READ_BYTES, socket),
             ours: trust.fingerprint(),
             left_bytes: None,
             mute: false,
@@ -115,11 +120,11 @@ impl TlsStream {
     /// Sends what the session has for the peer.
     fn send(&mut self) -> io::Result<()> {
         while !self.mute && self.session.wants_write() {
-            if self.session.write_tls(&mut self.socket)? == 0 {
+            if self.session.write_tls(self.socket.get_mut())? == 0 {
                 return Err(ErrorKind::WriteZero.into());
             }
         }
-        self.socket.flush()
+        self.socket.get_mut().flush()
     }
 
     /// As [`Self::send`], but what does not go now goes with the next operation.
@@ -186,6 +191,14 @@ impl Write for TlsStream {
         Ok(written_bytes)
     }
 
+    /// As [`Self::write`].
+    fn write_vectored(&mut self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
+        self.send()?;
+        let written_bytes = self.session.writer().write_vectored(parts)?;
+        self.send_what_goes()?;
+        Ok(written_bytes)
+    }
+
     fn flush(&mut self) -> io::Result<()> {
         self.send()
     }
@@ -193,7 +206,7 @@ impl Write for TlsStream {
 
 impl Stream for TlsStream {
     fn fd(&self) -> BorrowedFd<'_> {
-        self.socket.fd()
+        self.socket.get_ref().fd()
     }
 }
 

@@ -3,7 +3,7 @@
 //! A [`Channel`] carries messages over any [`Stream`], a nonblocking byte stream with a descriptor to poll: a TLS session on a TCP socket
 //! ([`super::tls`]). What happens before a peer has proved itself is in [`super::lobby`].
 
-use std::io::{self, ErrorKind, Read, Write};
+use std::io::{self, ErrorKind, IoSlice, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Duration, Instant};
@@ -360,10 +360,21 @@ impl Channel {
         }
     }
 
-    pub(super) fn write_all(&mut self, mut bytes: &[u8], patience: Patience) -> Result<()> {
-        while !bytes.is_empty() {
-            match self.stream.write(bytes) {
-                Ok(written_bytes) => bytes = &bytes[written_bytes..],
+    pub(super) fn write_all(&mut self, bytes: &[u8], patience: Patience) -> Result<()> {
+        self.write_all_vectored(&mut [IoSlice::new(bytes)], patience)
+    }
+
+    /// Writes all of `parts`, one after the other.
+    pub(super) fn write_all_vectored(
+        &mut self,
+        mut parts: &mut [IoSlice<'_>],
+        patience: Patience,
+    ) -> Result<()> {
+        // What is empty goes first: a write of nothing would not be told from a write that did nothing.
+        IoSlice::advance_slices(&mut parts, 0);
+        while !parts.is_empty() {
+            match self.stream.write_vectored(parts) {
+                Ok(written_bytes) => IoSlice::advance_slices(&mut parts, written_bytes),
                 Err(error) => self.wait_after(error, PollFlags::POLLOUT, patience)?,
             }
         }

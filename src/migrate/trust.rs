@@ -28,7 +28,7 @@ use rustls::pki_types::pem::PemObject;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer, pem};
 use rustls::server::{NoServerSessionStorage, WebPkiClientVerifier};
 use rustls::version::TLS13;
-use rustls::{ClientConfig, RootCertStore, ServerConfig};
+use rustls::{CipherSuite, ClientConfig, RootCertStore, ServerConfig};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
@@ -339,7 +339,12 @@ impl Identity {
     /// TLS 1.3 only, no session is ever resumed: each connection proves everything anew.
     fn configs(self) -> Result<(Arc<ServerConfig>, Arc<ClientConfig>)> {
         let tls = |source| TrustError::Tls { source };
-        let provider = Arc::new(default_provider());
+        let mut provider = default_provider();
+        // As safe as 256 bits for what a session lives, and a quarter faster where only the processors limit.
+        provider
+            .cipher_suites
+            .sort_by_key(|suite| suite.suite() != CipherSuite::TLS13_AES_128_GCM_SHA256);
+        let provider = Arc::new(provider);
         let server = ServerConfig::builder_with_provider(Arc::clone(&provider))
             .with_protocol_versions(&[&TLS13])
             .map_err(tls)?;

@@ -57,7 +57,8 @@ impl Encoder {
         })
     }
 
-    /// Appends `raw`, of at most [`CHUNK_BYTES`](super::block::CHUNK_BYTES), with its header. Returns how it was encoded and how long that took.
+    /// Appends the header of `raw`, of at most [`CHUNK_BYTES`](super::block::CHUNK_BYTES), and what it has become. [`Encoding::Plain`] is not copied: `raw`
+    /// itself is to follow. Returns how it was encoded and how long that took.
     ///
     /// # Errors
     /// [`BulkError::Compression`].
@@ -89,13 +90,16 @@ impl Encoder {
                     .and_then(|()| packer.finish().map(drop))
                     .map_err(failed("compress"))?;
             }
-            Encoding::Plain | Encoding::Zeros => out.extend(raw),
+            Encoding::Plain | Encoding::Zeros => {}
         }
-        chunk.wire_bytes = out.len() - data_at;
-        if chunk.wire_bytes >= raw.len() && chunk.encoding != Encoding::Plain {
-            out.truncate(data_at);
-            out.extend(raw);
-            (chunk.encoding, chunk.wire_bytes) = (Encoding::Plain, raw.len());
+        match out.len() - data_at {
+            packed_bytes if (1..raw.len()).contains(&packed_bytes) => {
+                chunk.wire_bytes = packed_bytes;
+            }
+            _ => {
+                out.truncate(data_at);
+                chunk.encoding = Encoding::Plain;
+            }
         }
         let mut header = Vec::with_capacity(data_at - header_at);
         chunk.encode(&mut header);
@@ -202,6 +206,9 @@ mod tests {
             .unwrap()
             .encode(raw, &mut out)
             .unwrap();
+        if encoding == Encoding::Plain {
+            out.extend(raw);
+        }
         let (header, wire) = out.split_first_chunk::<CHUNK_HEADER_BYTES>().unwrap();
         let chunk = Chunk::decode(header, raw.len()).unwrap();
         assert_eq!(chunk.encoding, encoding);

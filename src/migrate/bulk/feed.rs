@@ -33,6 +33,8 @@ pub(super) struct Directory {
     files: BTreeMap<String, Image>,
     /// Of memory, which is in no file here.
     waiting: VecDeque<Piece>,
+    /// Memory of pieces that were sent. To have the kernel give it out and take it back each time costs as much as to encrypt what it holds.
+    spare: Vec<Vec<u8>>,
     /// CRIU is done with it: all files are known, with their lengths.
     pub complete: bool,
     /// Pieces that a worker has at the moment.
@@ -65,8 +67,12 @@ pub(super) struct Piece {
 
 #[derive(Debug)]
 pub(super) enum Contents {
+    /// Its first bytes.
     Memory(Vec<u8>),
-    File { file: Arc<File>, path: PathBuf },
+    File {
+        file: Arc<File>,
+        path: PathBuf,
+    },
 }
 
 impl Directory {
@@ -77,6 +83,7 @@ impl Directory {
             path: path.to_path_buf(),
             files: BTreeMap::new(),
             waiting: VecDeque::new(),
+            spare: Vec::new(),
             complete: false,
             in_flight: 0,
             ended: vec![false; workers],
@@ -88,20 +95,21 @@ impl Directory {
         self.waiting.len() + self.in_flight < MAX_HELD
     }
 
-    /// Appends a piece to the file `name`. Only the last one of a file may be shorter than a piece is; returns false where another one was.
-    pub fn push(&mut self, name: &str, bytes: Vec<u8>) -> bool {
+    /// Appends a piece to the file `name`: the first `length_bytes` of `bytes`. Only the last one of a file may be shorter than a piece is; returns false where
+    /// another one was.
+    pub fn push(&mut self, name: &str, bytes: Vec<u8>, length_bytes: usize) -> bool {
         let image = self.files.entry(name.to_owned()).or_default();
         let offset = image.size_bytes;
         if !offset.is_multiple_of(PIECE_BYTES) {
             return false;
         }
-        image.size_bytes += bytes.len() as u64;
+        image.size_bytes += length_bytes as u64;
         image.digests.push(None);
         self.waiting.push_back(Piece {
             number: self.number,
             name: name.to_owned(),
             offset,
-            length_bytes: bytes.len(),
+            length_bytes,
             contents: Contents::Memory(bytes),
         });
         true
@@ -139,10 +147,18 @@ impl Directory {
         Some(piece)
     }
 
-    pub fn sent(&mut self, piece: &Piece, digest: u64) {
+    /// A place for a piece of memory, with whatever it held before, or an empty one.
+    pub fn take_spare(&mut self) -> Vec<u8> {
+        self.spare.pop().unwrap_or_default()
+    }
+
+    pub fn sent(&mut self, piece: Piece, digest: u64) {
         self.in_flight -= 1;
         if let Some(image) = self.files.get_mut(&piece.name) {
             image.digests[(piece.offset / PIECE_BYTES) as usize] = Some(digest);
+        }
+        if let Contents::Memory(bytes) = piece.contents {
+            self.spare.push(bytes);
         }
     }
 

@@ -12,7 +12,10 @@ use crate::image::manifest::PIECE_BYTES;
 pub(super) struct Memory {
     shared: Arc<Shared>,
     name: String,
+    /// Empty, or as long as a piece can be.
     piece: Vec<u8>,
+    /// As far as the piece is filled.
+    filled_bytes: usize,
 }
 
 impl Memory {
@@ -21,15 +24,17 @@ impl Memory {
             shared,
             name: String::new(),
             piece: Vec::new(),
+            filled_bytes: 0,
         }
     }
 
     /// Waits for a place for the piece. CRIU waits meanwhile, and what it dumps.
     fn push(&mut self) -> io::Result<()> {
-        if self.piece.is_empty() {
+        if self.filled_bytes == 0 {
             return Ok(());
         }
         let bytes = std::mem::take(&mut self.piece);
+        let length_bytes = std::mem::take(&mut self.filled_bytes);
         let mut feed = self.shared.lock();
         loop {
             let stopping = feed.stopping;
@@ -37,7 +42,8 @@ impl Memory {
                 return Err(io::Error::other("the connections to the destination ended"));
             };
             if directory.has_room() {
-                let pushed = directory.push(&self.name, bytes);
+                let pushed = directory.push(&self.name, bytes, length_bytes);
+                self.piece = directory.take_spare();
                 self.shared.changed.notify_all();
                 return match pushed {
                     true => Ok(()),
@@ -61,15 +67,13 @@ impl PageSink for Memory {
         }
         let mut left_bytes = count_bytes;
         while left_bytes > 0 {
-            let have_bytes = self.piece.len();
-            let take_bytes = left_bytes.min(PIECE_BYTES - have_bytes as u64) as usize;
-            self.piece.reserve_exact(PIECE_BYTES as usize - have_bytes);
-            let read_bytes = input.take(take_bytes as u64).read_to_end(&mut self.piece)?;
-            if read_bytes < take_bytes {
-                return Err(io::ErrorKind::UnexpectedEof.into());
-            }
+            self.piece.resize(PIECE_BYTES as usize, 0);
+            let room = &mut self.piece[self.filled_bytes..];
+            let take_bytes = left_bytes.min(room.len() as u64) as usize;
+            input.read_exact(&mut room[..take_bytes])?;
+            self.filled_bytes += take_bytes;
             left_bytes -= take_bytes as u64;
-            if self.piece.len() as u64 == PIECE_BYTES {
+            if self.filled_bytes == self.piece.len() {
                 self.push()?;
             }
         }

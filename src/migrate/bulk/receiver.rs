@@ -13,7 +13,7 @@ use std::time::Duration;
 use xxhash_rust::xxh3::Xxh3;
 
 use super::block::{
-    CHUNK_BYTES, CHUNK_HEADER_BYTES, Chunk, Header, PIECE_HEADER_BYTES, decode_name,
+    CHUNK_BYTES, CHUNK_HEADER_BYTES, Chunk, Encoding, Header, PIECE_HEADER_BYTES, decode_name,
 };
 use super::compress::Decoder;
 use super::{BulkError, Result};
@@ -279,7 +279,13 @@ impl Shared {
                         let wire = &mut wire[..chunk.wire_bytes];
                         read_exact(channel, wire)?;
                         let raw = &mut raw[..chunk.raw_bytes];
-                        decoder.decode(chunk.encoding, wire, raw)?;
+                        let raw = match chunk.encoding {
+                            Encoding::Plain => &*wire,
+                            _ => {
+                                decoder.decode(chunk.encoding, wire, raw)?;
+                                &*raw
+                            }
+                        };
                         hasher.update(raw);
                         // Zeros stay a hole; the file has never had anything else there.
                         if chunk.wire_bytes > 0 {

@@ -1,5 +1,6 @@
 //! The source's half.
 
+use std::io::IoSlice;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
@@ -9,9 +10,10 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use nix::sys::socket::{setsockopt, sockopt};
 use xxhash_rust::xxh3::Xxh3;
 
-use super::block::{CHUNK_BYTES, Header};
+use super::block::{CHUNK_BYTES, Encoding, Header};
 use super::compress::{Compression, Encoder};
 use super::feed::{Contents, Directory, Feed, Piece};
 use super::memory::Memory;
@@ -23,6 +25,9 @@ use crate::migrate::transport::{Channel, Patience};
 
 /// A connection that takes nothing for so long is dead.
 const STALL_LIMIT_DUR: Duration = Duration::from_secs(30);
+
+/// What CRIU may have written and this end not yet read.
+const CRIU_BUFFER_BYTES: usize = 4 << 20;
 
 /// How images are sent.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
@@ -114,6 +119,8 @@ impl Sender {
         let socket = ours
             .try_clone()
             .map_err(super::file("make a socket for", path))?;
+        // CRIU and this end take turns on the processors for each buffer that is full. Where a larger one is refused it only goes slower.
+        let _ = setsockopt(&theirs, sockopt::SndBufForce, &CRIU_BUFFER_BYTES);
         let mut sink = Memory::new(Arc::clone(&self.shared));
         let (dir, parent) = (path.to_path_buf(), parent.map(Path::to_path_buf));
         let serve = move || page_server::serve(ours, &dir, parent.as_deref(), &mut sink);
@@ -250,7 +257,7 @@ impl Shared {
                     let digest = self.send(&piece, channel, &mut encoder, &mut raw, &mut wire)?;
                     let mut feed = self.lock();
                     if let Some(directory) = &mut feed.current {
-                        directory.sent(&piece, digest);
+                        directory.sent(piece, digest);
                     }
                     if count > 1 {
                         self.changed.notify_all();
@@ -319,13 +326,19 @@ impl Shared {
                 true => None,
                 false => Some(encoder.encode(chunk, wire)?),
             };
+            let plain: &[u8] = match encoded {
+                Some((Encoding::Plain, _)) => chunk,
+                _ => &[],
+            };
+            let wire_bytes = wire.len() + plain.len();
             if let Some(pace) = &self.pace {
-                std::thread::sleep(pace.wait_for(wire.len(), Instant::now()));
+                std::thread::sleep(pace.wait_for(wire_bytes, Instant::now()));
             }
             let began = Instant::now();
-            channel.write_all(wire, Patience::within(STALL_LIMIT_DUR))?;
+            let mut parts = [IoSlice::new(wire), IoSlice::new(plain)];
+            channel.write_all_vectored(&mut parts, Patience::within(STALL_LIMIT_DUR))?;
             self.sent_bytes
-                .fetch_add(wire.len() as u64, Ordering::Relaxed);
+                .fetch_add(wire_bytes as u64, Ordering::Relaxed);
             if let Some((encoding, encode_dur)) = encoded {
                 encoder.learn(encoding, chunk.len(), encode_dur + began.elapsed());
             }
