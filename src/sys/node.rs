@@ -17,7 +17,8 @@ use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, openat2, readlinkat};
 use nix::libc::dev_t;
 use nix::sys::stat::{
-    FchmodatFlags, Mode, SFlag, UtimensatFlags, fchmodat, mkdirat, mknodat, utimensat,
+    FchmodatFlags, FileStat, Mode, SFlag, UtimensatFlags, fchmodat, fstatat, mkdirat, mknodat,
+    utimensat,
 };
 use nix::sys::time::TimeSpec;
 use nix::unistd::{Gid, Uid, UnlinkatFlags, fchownat, linkat, symlinkat, syncfs, unlinkat};
@@ -67,6 +68,18 @@ impl Dir {
         let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW;
         let file = self.open_beneath(name, flags, ResolveFlag::empty())?;
         Ok(Node { file })
+    }
+
+    /// What fstatat(2) tells of the object `name` in this directory, without opening it.
+    ///
+    /// # Errors
+    /// As fstatat(2).
+    pub fn status(&self, name: &OsStr) -> io::Result<FileStat> {
+        Ok(fstatat(
+            Some(self.file.as_raw_fd()),
+            name,
+            AtFlags::AT_SYMLINK_NOFOLLOW,
+        )?)
     }
 
     /// The directory itself.

@@ -2,6 +2,8 @@ use std::ffi::{CStr, CString};
 use std::fs::Metadata;
 use std::os::unix::fs::MetadataExt;
 
+use nix::sys::stat::FileStat;
+
 use super::path::TreePath;
 
 /// What stands at one path of a tree.
@@ -93,6 +95,17 @@ pub(super) struct Stamp {
 }
 
 impl Stamp {
+    /// From what fstatat(2) tells of a file.
+    pub(super) fn of(status: &FileStat) -> Self {
+        Self {
+            device: status.st_dev,
+            inode: status.st_ino,
+            size_bytes: status.st_size as u64,
+            changed_seconds: status.st_ctime,
+            changed_nanoseconds: status.st_ctime_nsec as u32,
+        }
+    }
+
     pub(super) fn new(metadata: &Metadata) -> Self {
         Self {
             device: metadata.dev(),

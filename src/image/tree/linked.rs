@@ -7,7 +7,7 @@ use super::entry::Attributes;
 use super::error::TreeError;
 use super::file_error;
 use super::path::TreePath;
-use super::walk::{Stamps, View, Walk};
+use super::walk::{Look, Stamps, View, Walk};
 use crate::sys::node::Dir;
 
 /// Fills the empty directory `to`, on the same file system, with what is in `from`: directories are made anew, everything else gets another name (link(2)).
@@ -21,7 +21,10 @@ use crate::sys::node::Dir;
 pub fn link_copy(from: &Path, to: &Path) -> Result<(), TreeError> {
     let mut walk = Walk::new(from, View::Tree, Stamps::None)?;
     let mut levels: Vec<Level> = Vec::new();
-    while let Some(found) = walk.next()? {
+    while let Some(path) = walk.next()? {
+        let Look::Found(found) = walk.look(path, None)? else {
+            continue;
+        };
         let path = found.entry.path;
         while levels
             .last()

@@ -13,7 +13,7 @@ use super::file_error;
 use super::frame::Compression;
 use super::inventory::{Inventory, InventoryWriter};
 use super::path::TreePath;
-use super::walk::{Found, Stamps, View, Walk};
+use super::walk::{Found, Look, Stamps, View, Walk};
 
 /// What the destination has already.
 pub enum Base<R: Read> {
@@ -119,12 +119,26 @@ struct Packer<C: Write, L: Write, R: Read> {
 
 impl<C: Write, L: Write, R: Read> Packer<C, L, R> {
     fn run(&mut self) -> Result<(), TreeError> {
-        while let Some(found) = self.walk.next()? {
-            let have = self.catch_up(Some(&found.entry.path))?;
-            if let Some(list) = &mut self.list {
-                list.entry(&found.entry)?;
+        while let Some(path) = self.walk.next()? {
+            let have = self.catch_up(Some(&path))?;
+            let stamp = have.as_ref().and_then(|have| have.stamp.as_ref());
+            match self.walk.look(path, stamp.filter(|_| self.trusts_stamps))? {
+                Look::Found(found) => {
+                    self.list_entry(&found.entry)?;
+                    self.compare(found, have)?;
+                }
+                Look::Same => {
+                    if let Some(have) = &have {
+                        self.list_entry(have)?;
+                    }
+                    self.copy_digests()?;
+                }
+                Look::Gone => {
+                    if let Some(have) = have {
+                        self.delete(&have)?;
+                    }
+                }
             }
-            self.compare(found, have)?;
         }
         self.catch_up(None)?;
         Ok(())
@@ -132,10 +146,10 @@ impl<C: Write, L: Write, R: Read> Packer<C, L, R> {
 
     /// Deletes what the destination has before `path` and the source does not; returns what it has there.
     fn catch_up(&mut self, path: Option<&TreePath>) -> Result<Option<Entry>, TreeError> {
-        let Some(have) = &mut self.have else {
-            return Ok(None);
-        };
         loop {
+            let Some(have) = &mut self.have else {
+                return Ok(None);
+            };
             if std::mem::take(&mut self.matched) {
                 have.advance()?;
             }
@@ -154,15 +168,31 @@ impl<C: Write, L: Write, R: Read> Packer<C, L, R> {
                 }
                 Ordering::Less => {
                     self.matched = true;
-                    if is_covered || current.kind == Kind::Whiteout {
-                        continue;
+                    if !is_covered {
+                        let gone = current.clone();
+                        self.delete(&gone)?;
                     }
-                    if let Some(changes) = &mut self.changes {
-                        changes.delete(&current.path)?;
-                    }
-                    self.covered = Some(current.path.clone());
                 }
             }
+        }
+    }
+
+    /// The destination has `gone`, and the source does not.
+    fn delete(&mut self, gone: &Entry) -> Result<(), TreeError> {
+        if gone.kind == Kind::Whiteout {
+            return Ok(());
+        }
+        if let Some(changes) = &mut self.changes {
+            changes.delete(&gone.path)?;
+        }
+        self.covered = Some(gone.path.clone());
+        Ok(())
+    }
+
+    fn list_entry(&mut self, entry: &Entry) -> Result<(), TreeError> {
+        match &mut self.list {
+            Some(list) => list.entry(entry),
+            None => Ok(()),
         }
     }
 

@@ -51,6 +51,8 @@ pub(super) struct Walk {
     /// The directory that is entered next, or the root before the first step.
     entering: Option<(Dir, TreePath)>,
     started: bool,
+    /// Of the path that was told last, in the innermost directory; the root has none.
+    name: Option<OsString>,
     /// The first path of every object with several names, by device and inode.
     first_names: HashMap<(u64, u64), TreePath>,
     /// An older change time tells that the contents are those that this walk finds.
@@ -63,7 +65,17 @@ struct Level {
     names: std::vec::IntoIter<OsString>,
 }
 
-/// One step of a [`Walk`].
+/// What [`Walk::look`] finds.
+pub(super) enum Look {
+    /// This.
+    Found(Found),
+    /// The file that the stamp is of, with the same contents and attributes.
+    Same,
+    /// Nothing: it has vanished since its directory was listed.
+    Gone,
+}
+
+/// What stands at a path.
 pub(super) struct Found {
     pub(super) entry: Entry,
     pub(super) node: Node,
@@ -89,6 +101,7 @@ impl Walk {
             stack: Vec::new(),
             entering: Some((dir, TreePath::root())),
             started: false,
+            name: None,
             first_names: HashMap::new(),
             settled,
         })
@@ -99,15 +112,11 @@ impl Walk {
         &self.root
     }
 
-    /// The next entry.
-    pub(super) fn next(&mut self) -> Result<Option<Found>, TreeError> {
+    /// The next path. What is there, [`Self::look`] tells, before the next call.
+    pub(super) fn next(&mut self) -> Result<Option<TreePath>, TreeError> {
         if !self.started {
             self.started = true;
-            if let Some((dir, path)) = &self.entering {
-                let node = dir.as_node().map_err(file_error("read", &self.root))?;
-                let path = path.clone();
-                return self.describe(path, node).map(Some);
-            }
+            return Ok(Some(TreePath::root()));
         }
         if let Some((dir, path)) = self.entering.take() {
             self.enter(dir, path)?;
@@ -121,24 +130,49 @@ impl Walk {
                 continue;
             };
             let mut path = level.path.clone();
-            let node = match level.dir.node(&name) {
-                Ok(node) => node,
-                Err(error) if error.kind() == io::ErrorKind::NotFound => continue,
-                Err(error) => {
-                    let path = level.path.below(&self.root).join(&name);
-                    return Err(file_error("read", &path)(error));
-                }
-            };
             // The kernel's names are valid ones.
-            if path.push(name.as_bytes()).is_err() {
-                continue;
+            if path.push(name.as_bytes()).is_ok() {
+                self.name = Some(name);
+                return Ok(Some(path));
             }
-            let found = self.describe(path, node)?;
-            if found.entry.kind.is_directory() {
-                self.prepare_to_enter(&found.entry.path, &name)?;
-            }
-            return Ok(Some(found));
         }
+    }
+
+    /// What stands at `path`, the one that [`Self::next`] told. An older walk has noted `stamp` there: a file that still has it is not even opened, because
+    /// to look at nothing but that takes a quarter of the time.
+    pub(super) fn look(
+        &mut self,
+        path: TreePath,
+        stamp: Option<&Stamp>,
+    ) -> Result<Look, TreeError> {
+        let on_host = || path.below(&self.root);
+        let node = match (&self.name, self.stack.last(), &self.entering) {
+            (Some(name), Some(level), _) => {
+                // A file with other names is looked at: the first of them must be known.
+                if let (Some(stamp), Some(_)) = (stamp, self.settled)
+                    && let Ok(status) = level.dir.status(name)
+                    && status.st_nlink == 1
+                    && Stamp::of(&status) == *stamp
+                {
+                    return Ok(Look::Same);
+                }
+                level.dir.node(name)
+            }
+            (_, _, Some((root, _))) => root.as_node(),
+            _ => return Ok(Look::Gone),
+        };
+        let node = match node {
+            Ok(node) => node,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Look::Gone),
+            Err(error) => return Err(file_error("read", &on_host())(error)),
+        };
+        let found = self.describe(path, node)?;
+        if found.entry.kind.is_directory()
+            && let Some(name) = self.name.take()
+        {
+            self.prepare_to_enter(&found.entry.path, &name)?;
+        }
+        Ok(Look::Found(found))
     }
 
     fn prepare_to_enter(&mut self, path: &TreePath, name: &OsString) -> Result<(), TreeError> {
