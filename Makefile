@@ -74,7 +74,7 @@ check: ## Formatting, clippy, rustdoc and the rules of the source tree; needs no
 	$(UNPRIVILEGED) $(CARGO) test --locked --test house
 
 .PHONY: test
-test: deps ## Build and run all tests, those that need root and CRIU included
+test: deps example-rootfs ## Build and run all tests, those that need root and CRIU included
 	@mkdir -p $(TARGET_DIR) && : > $(SKIP_LOG)
 	RCM_SKIP_LOG=$(SKIP_LOG) $(CARGO) test --locked --no-fail-fast; status=$$?; cat $(SKIP_LOG); exit $$status
 
@@ -94,6 +94,27 @@ bench: deps build ## Measure rcm beside runc and youki, and a streamed migration
 .PHONY: demo
 demo: deps build ## Move a running container between two hosts on this machine
 	$(SUDO) env RCM="$(abspath $(BINARY))" scripts/demo.sh
+
+# --- the training job that moves, see examples/mnist-trainer ---
+
+EXAMPLE := $(SUDO) env RCM="$(abspath $(BINARY))" RCM_EXAMPLE_DIR="$(abspath $(TARGET_DIR))/example" $(if $(MNIST),MNIST="$(MNIST)")
+
+.PHONY: deps-example
+deps-example: ## Install what the training job is built with: debootstrap
+	@scripts/deps.sh --example
+
+# One that is up to date is kept.
+.PHONY: example-rootfs
+example-rootfs: deps-example
+	@$(EXAMPLE) examples/mnist-trainer/build.sh rootfs
+
+.PHONY: example
+example: deps-example build ## Build the bundle of a Keras training (MNIST=DIR: with MNIST's files)
+	@$(EXAMPLE) examples/mnist-trainer/build.sh
+
+.PHONY: example-demo
+example-demo: deps example ## Move that training between two hosts on this machine, and compare its losses
+	$(EXAMPLE) examples/mnist-trainer/demo.sh
 
 # --- the lab: two virtual machines, see docs/lab.md ---
 
@@ -133,4 +154,4 @@ clean: ## Remove everything that was built
 help: ## List the targets
 	@echo 'usage: make [TARGET] [VARIABLE=VALUE]...'
 	@echo
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-13s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

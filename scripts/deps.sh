@@ -16,11 +16,12 @@ export PATH="$PATH:/usr/local/sbin:/usr/sbin:/sbin"
 
 usage() {
     cat <<USAGE
-usage: scripts/deps.sh [--check] [--vm]
+usage: scripts/deps.sh [--check] [--example] [--vm]
 
 Install the packages, and a CRIU, that rcm needs for building, running and testing.
 
   --check   install nothing; list the packages that are missing and fail if there are any
+  --example what the training job of the examples is built with, too
   --vm      what the lab of two virtual machines needs, too
 
 environment: see scripts/criu.sh --help for the variables that choose the CRIU
@@ -28,10 +29,12 @@ USAGE
 }
 
 check_only=false
+with_example=false
 with_vm=false
 while [ $# -gt 0 ]; do
     case $1 in
         --check) check_only=true ;;
+        --example) with_example=true ;;
         --vm) with_vm=true ;;
         -h | --help)
             usage
@@ -88,12 +91,17 @@ conmon                    have_command conmon
 uidmap                    have_command newuidmap
 slirp4netns               have_command slirp4netns
 LIST
-    if $with_vm; then
+    if $with_example || $with_vm; then
         cat <<'LIST'
-# the lab: machines, the image that they start from, and the way into them
-qemu-system-x86           have_command qemu-system-x86_64
+# root file systems of Debian
 debootstrap               have_command debootstrap
 debian-archive-keyring    have_file /usr/share/keyrings/debian-archive-keyring.gpg
+LIST
+    fi
+    if $with_vm; then
+        cat <<'LIST'
+# the lab: machines, what makes their image, and the way into them
+qemu-system-x86           have_command qemu-system-x86_64
 e2fsprogs                 have_command mkfs.ext4
 cpio                      have_command cpio
 xz-utils                  have_command xz
