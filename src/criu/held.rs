@@ -178,6 +178,9 @@ impl Criu {
                 let trees = options.trees.take();
                 let prepare = || {
                     mount::bind(rootfs, root)?;
+                    // An engine's root file system passes mounts on to its container, which CRIU restores by taking the sharing of this one. Where the
+                    // host's is private it has none, and CRIU fails (criu/mount-v2.c, restore_one_sharing).
+                    mount::share(root)?;
                     trees.map_or(Ok(()), Trees::attach)
                 };
                 mount::with_private_mounts(prepare, start).unwrap_or_else(|source| {

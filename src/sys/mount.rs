@@ -44,6 +44,15 @@ pub fn bind(source: &Path, target: &Path) -> io::Result<()> {
     Ok(mount(Some(source), target, none, flags, none)?)
 }
 
+/// Lets the mount at `target` pass what is mounted on it on to its copies.
+///
+/// # Errors
+/// As mount(2).
+pub fn share(target: &Path) -> io::Result<()> {
+    let none = None::<&str>;
+    Ok(mount(none, target, none, MsFlags::MS_SHARED, none)?)
+}
+
 /// Mounts an empty file system on a directory, for mount points.
 ///
 /// # Errors
