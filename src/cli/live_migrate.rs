@@ -15,6 +15,7 @@ use crate::migrate::relay;
 use crate::migrate::resolve::ResolveError;
 use crate::migrate::source::Failure;
 use crate::runtime::container::validate_id;
+use crate::runtime::engines;
 
 mod args;
 mod mode;
@@ -80,8 +81,16 @@ pub fn failure_status(error: &anyhow::Error) -> Option<u8> {
     unsettled.then_some(NOT_SETTLED as u8)
 }
 
-pub fn run(globals: &Globals, args: Args) -> anyhow::Result<i32> {
+pub fn run(globals: &Globals, mut args: Args) -> anyhow::Result<i32> {
     validate_id(&args.id)?;
+    let engines = engine_of(globals, &args)?.map(|found| {
+        args.id = found.id;
+        Globals {
+            root: found.root,
+            ..globals.clone()
+        }
+    });
+    let globals = engines.as_ref().unwrap_or(globals);
     if args.status {
         return status(globals, &args.id);
     }
@@ -113,6 +122,23 @@ pub fn run(globals: &Globals, args: Args) -> anyhow::Result<i32> {
         None if args.id == ANY => serve(globals, &args, &image_path),
         None => receive(globals, &args, &image_path),
     }
+}
+
+/// Where a container that this host has, or had, is not known by this name: the engine that knows it. With `--root` nobody is asked.
+fn engine_of(globals: &Globals, args: &Args) -> anyhow::Result<Option<engines::Found>> {
+    let (root, id) = (&globals.root, &args.id);
+    let receives = args.destination.is_none()
+        && !(args.local_test || args.status || args.resolve || args.cancel);
+    let is_known =
+        || root.join(id).exists() || matches!(journal::read(root, id), Ok(Some(_)) | Err(_));
+    if receives || globals.root_given || is_known() {
+        return Ok(None);
+    }
+    let journals = !(args.destination.is_some() || args.local_test);
+    Ok(engines::find(root, id, |root| match journals {
+        true => journal::names(root),
+        false => Vec::new(),
+    })?)
 }
 
 /// CRIU, or why there is none that can be used, and this host as it concerns a migration.

@@ -149,7 +149,7 @@ impl ValueEnum for LogFormat {
 }
 
 /// What every verb needs to know.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Globals {
     /// The state directory.
     pub root: PathBuf,

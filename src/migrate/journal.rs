@@ -419,6 +419,23 @@ pub fn lock_path(root: &Path, container: &str) -> PathBuf {
     root.join(DIR).join(format!("{container}.lock"))
 }
 
+/// The containers of whose last migration something is known below `root`, but for those that are being sent for the first time.
+#[must_use]
+pub fn names(root: &Path) -> Vec<String> {
+    let entries = fs::read_dir(root.join(DIR)).into_iter().flatten().flatten();
+    entries
+        .filter_map(|entry| {
+            Some(
+                entry
+                    .file_name()
+                    .to_str()?
+                    .strip_suffix(".json")?
+                    .to_owned(),
+            )
+        })
+        .collect()
+}
+
 /// The directory of all migrations' records, if there ever was one.
 pub(super) fn open_dir(root: &Path) -> Result<Option<File>> {
     match File::open(root.join(DIR)) {

@@ -89,7 +89,7 @@
 //! * [`cancel`]: ending one from another process.
 //! * [`preflight`]: what is found out before anything is stopped.
 //! * [`local`]: a dump and a restore on one host, as a test.
-//! * [`bulk`], [`rootfs`]: images and trees that cross the network.
+//! * [`bulk`], [`rootfs`]: images and trees that cross the network; [`luggage`]: what a container of an engine takes along.
 //! * [`names`]: what a restore on a shared file system takes from the container that it may have to give back.
 //! * [`precopy`]: when the rounds end.
 //! * [`progress`], [`report`]: what can be seen of it, and what came of it.
@@ -107,6 +107,7 @@ pub mod handshake;
 pub mod journal;
 pub mod lobby;
 pub mod local;
+pub mod luggage;
 pub mod names;
 pub mod node;
 pub mod preamble;

@@ -63,6 +63,27 @@ pub struct BindMount {
     pub destination: PathBuf,
 }
 
+/// A file, or an empty directory, that comes into the bundle at the destination.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct CarriedFile {
+    /// Its name in [`Self::DIR`].
+    pub name: String,
+    /// `None` for a directory.
+    pub contents: Option<Vec<u8>>,
+    /// Its permissions.
+    pub mode: u32,
+    /// Its owner.
+    pub uid: u32,
+    /// Its group.
+    pub gid: u32,
+}
+
+impl CarriedFile {
+    /// The directory of these, in the bundle.
+    pub const DIR: &str = "files";
+}
+
 /// What a source sends first.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -100,6 +121,9 @@ pub struct Preamble {
     /// What is to be done about the root file system.
     #[serde(default)]
     pub rootfs_offer: RootfsOffer,
+    /// What is put into the bundle if that is new at the destination.
+    #[serde(default)]
+    pub carried: Vec<CarriedFile>,
     /// The source only asks for findings and will not begin; the receiver goes on waiting.
     #[serde(default)]
     pub asks_only: bool,

@@ -38,7 +38,9 @@ pub use placement::{Placement, settle};
 pub use receiver::Receiver;
 pub use sender::{Sender, Settings};
 
-/// More than any `config.json`.
+/// The spec, in a bundle.
+const CONFIG: &str = "config.json";
+/// More than any of these.
 const MAX_CONFIG_BYTES: u64 = 4 << 20;
 
 /// The tree does not get across.
@@ -71,6 +73,15 @@ pub enum RootfsError {
     /// The last changes did not come before the images.
     #[error("the connection of the root file system ended before everything was there")]
     Incomplete,
+}
+
+/// The spec of a bundle, to be sent.
+///
+/// # Errors
+/// [`RootfsError::File`].
+pub fn read_config(bundle: &Path) -> Result<Vec<u8>> {
+    let path = bundle.join(CONFIG);
+    std::fs::read(&path).map_err(file("read", &path))
 }
 
 type Result<T, E = RootfsError> = std::result::Result<T, E>;

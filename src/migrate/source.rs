@@ -52,6 +52,10 @@ pub struct Plan {
     pub image_path: PathBuf,
     /// What the destination is told.
     pub preamble: Preamble,
+    /// The root file system here.
+    pub rootfs: PathBuf,
+    /// The `config.json` that the destination gets; `None` for the bundle's.
+    pub config: Option<Vec<u8>>,
     /// What this end has found itself.
     pub findings: Vec<Finding>,
     /// Whether memory is copied while the container runs, and for how long.

@@ -160,6 +160,8 @@ fn play(
 
     let migration = MigrationId::new(random().unwrap());
     let plan = Plan {
+        rootfs: PathBuf::new(),
+        config: None,
         streams: 2,
         sending: bulk::Settings::default(),
         root: source_root.clone(),
@@ -181,6 +183,7 @@ fn play(
             processor: Vec::new(),
             clock_ms: None,
             rootfs_offer: RootfsOffer::default(),
+            carried: Vec::new(),
             asks_only: false,
             rehearses: false,
         },

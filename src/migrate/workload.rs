@@ -96,13 +96,14 @@ pub fn preamble(
         processor: Vec::new(),
         streams: 0,
         rootfs_offer: RootfsOffer::default(),
+        carried: Vec::new(),
         asks_only: false,
         rehearses: false,
     }
 }
 
 /// Files and directories of the host that the container mounts; what lies in the bundle comes with it.
-fn bind_mounts(spec: &Spec, bundle: &Path) -> Vec<BindMount> {
+pub(super) fn bind_mounts(spec: &Spec, bundle: &Path) -> Vec<BindMount> {
     spec.mounts()
         .iter()
         .flatten()

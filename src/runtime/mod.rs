@@ -15,6 +15,7 @@ pub mod create;
 pub mod criu_flags;
 pub mod delete;
 pub mod engine;
+pub mod engines;
 pub mod error;
 pub mod events;
 pub mod example;

@@ -26,6 +26,8 @@ pub enum Role {
 pub struct Docker {
     role: Role,
     flags: &'static [&'static str],
+    /// Holds a mount namespace with a `/run` of its own; `None` for the test's.
+    machine: Option<Running>,
     network: Namespace,
     dir: PathBuf,
     /// Taken when it is stopped.
@@ -42,6 +44,19 @@ impl Docker {
     }
 
     pub fn start(role: Role, flags: &'static [&'static str]) -> Self {
+        Self::start_on(role, flags, None)
+    }
+
+    /// One whose containers' state is where Docker has it by default: in a `/run` that only the daemon and what is started [`Self::within`] its machine see.
+    pub fn start_with_own_run(role: Role, flags: &'static [&'static str]) -> Self {
+        let script = "mount -t tmpfs tmpfs /run && echo ready && exec sleep infinity";
+        let machine = Cmd::new("unshare").args(["--mount", "sh", "-c", script]);
+        let machine = machine.spawn();
+        wait_until("it has a /run", || machine.stdout() == "ready\n");
+        Self::start_on(role, flags, Some(machine))
+    }
+
+    fn start_on(role: Role, flags: &'static [&'static str], machine: Option<Running>) -> Self {
         let host = Host::new();
         let dir = host.dir().join("docker");
         fs::create_dir(&dir).unwrap();
@@ -50,6 +65,7 @@ impl Docker {
         let mut docker = Self {
             role,
             flags,
+            machine,
             network: Namespace::new(host.dir().join("network")),
             dir,
             daemon: None,
@@ -75,8 +91,6 @@ impl Docker {
             .arg(self.dir.join("daemon.json"))
             .arg("--data-root")
             .arg(self.dir.join("data"))
-            .arg("--exec-root")
-            .arg(self.dir.join("exec"))
             .arg("--pidfile")
             .arg(self.dir.join("pid"))
             .arg("--host")
@@ -86,6 +100,9 @@ impl Docker {
             .args(["--log-level", "warn", "--add-runtime"])
             .arg(format!("rcm={rcm}"))
             .args(self.flags);
+        if self.machine.is_none() {
+            daemon = daemon.arg("--exec-root").arg(self.dir.join("exec"));
+        }
         if self.role == Role::Default {
             daemon = daemon.args(["--default-runtime", "rcm"]);
         }
@@ -115,11 +132,25 @@ impl Docker {
         format!("unix://{}", self.dir.join("sock").display())
     }
 
-    /// A program in the daemon's network: the host's side of mapped ports.
+    /// A program on the daemon's machine: its network has the host's side of mapped ports.
     pub fn within(&self, program: &str) -> Cmd {
-        Cmd::new("nsenter")
-            .arg(format!("--net={}", self.network.path().display()))
-            .arg(program)
+        let network = format!("--net={}", self.network.path().display());
+        self.enter().arg(network).arg(program)
+    }
+
+    /// rcm as the daemon's machine has it, in the test's network.
+    pub fn rcm(&self) -> Cmd {
+        self.enter()
+            .arg(env!("CARGO_BIN_EXE_rcm"))
+            .limit(CLIENT_LIMIT_DUR)
+    }
+
+    fn enter(&self) -> Cmd {
+        let enter = Cmd::new("nsenter");
+        match &self.machine {
+            Some(machine) => enter.arg(format!("--mount=/proc/{}/ns/mnt", machine.pid())),
+            None => enter,
+        }
     }
 
     /// Gives a program the daemon's address.

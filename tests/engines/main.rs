@@ -6,4 +6,8 @@ mod containerd;
 mod docker;
 mod dockerd;
 mod engine;
+mod migrate;
+#[allow(dead_code, reason = "only its receiver is used here")]
+#[path = "../migrate/pair.rs"]
+mod pair;
 mod podman;

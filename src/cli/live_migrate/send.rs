@@ -9,6 +9,7 @@ use crate::cli::Globals;
 use crate::migrate::address::Destination;
 use crate::migrate::journal::{self, Lock};
 use crate::migrate::local;
+use crate::migrate::luggage::Luggage;
 use crate::migrate::preamble::{Finding, Preamble, Severity, lacking};
 use crate::migrate::preflight::{self, offer, survey};
 use crate::migrate::progress::Progress;
@@ -69,25 +70,33 @@ fn try_send(
         )),
     }
     let migration = MigrationId::new(random()?);
+    let luggage = Luggage::of(&container, &spec);
+    let mut preamble = Preamble {
+        rehearses: args.mode.rehearse,
+        processor,
+        rootfs_offer: offer(args.streaming.rootfs(), container.rootfs()),
+        ..preamble(
+            &container,
+            migration,
+            facts,
+            image_path,
+            &choices,
+            &spec,
+            survey.observed,
+        )
+    };
+    if let Some(luggage) = &luggage {
+        luggage.declare(&mut preamble);
+        survey.findings.extend_from_slice(&luggage.findings);
+    }
     let plan = Plan {
         root: globals.root.clone(),
         destination,
         trust: args.trust.trust()?,
         image_path: image_path.to_path_buf(),
-        preamble: Preamble {
-            rehearses: args.mode.rehearse,
-            processor,
-            rootfs_offer: offer(args.streaming.rootfs(), container.rootfs()),
-            ..preamble(
-                &container,
-                migration,
-                facts,
-                image_path,
-                &choices,
-                &spec,
-                survey.observed,
-            )
-        },
+        preamble,
+        rootfs: container.rootfs().to_path_buf(),
+        config: luggage.as_ref().map(Luggage::config),
         findings: survey.findings,
         pre_copy,
         streams: args.streaming.streams(),

@@ -207,6 +207,7 @@ impl<H: Host> Session<H> {
                 self.local.rootfs_plan.way,
                 &self.local.bundle,
                 &self.local.rootfs,
+                &self.preamble.carried,
             )?;
             let limit_bytes = self.local.rootfs_found.free_bytes.unwrap_or(u64::MAX);
             self.tree = Some(rootfs::Receiver::start(channel, placement, limit_bytes)?);

@@ -30,6 +30,7 @@ fn preamble() -> Preamble {
         processor: Vec::new(),
         clock_ms: Some(1_000_000),
         rootfs_offer: RootfsOffer::default(),
+        carried: Vec::new(),
         asks_only: false,
         rehearses: false,
     }

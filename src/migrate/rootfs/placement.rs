@@ -1,16 +1,16 @@
 //! What happens to the destination's file system, and how it is undone.
 
-use std::fs::{self, DirBuilder, File};
+use std::fs::{self, DirBuilder, File, Permissions};
 use std::io;
-use std::os::unix::fs::DirBuilderExt;
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt, chown};
+use std::path::{Component, Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::{Result, RootfsError, file};
+use super::{CONFIG, Result, RootfsError, file};
 use crate::image::tree::{Place, Staging, TreePath};
 use crate::migrate::journal::JournalRecord;
-use crate::migrate::preamble::RootfsWay;
+use crate::migrate::preamble::{CarriedFile, RootfsWay};
 use crate::migrate::protocol::{MigrationId, Side};
 use crate::migrate::{chain, journal};
 use crate::sys::file::write_atomic;
@@ -26,6 +26,8 @@ pub struct Placement {
     record: Record,
     tree: Option<Staging>,
     config: Option<Staging>,
+    /// The directory of what is carried.
+    files: Option<Staging>,
     is_diff: bool,
     config_place: PathBuf,
     changed: Option<Vec<TreePath>>,
@@ -60,7 +62,7 @@ struct Record {
 }
 
 impl Placement {
-    /// Prepares for the container's tree at `rootfs` and its `config.json` in `bundle`. `root` is rcm's state directory.
+    /// Prepares for the container's tree at `rootfs` and its `config.json` in `bundle`, beside which what is `carried` is put. `root` is rcm's state directory.
     ///
     /// # Errors
     /// [`RootfsError`]; nothing is left then.
@@ -71,14 +73,19 @@ impl Placement {
         way: RootfsWay,
         bundle: &Path,
         rootfs: &Path,
+        carried: &[CarriedFile],
     ) -> Result<Self> {
         let id = migration.to_string();
-        let config_place = bundle.join("config.json");
+        let config_place = bundle.join(CONFIG);
         let tree = Place::new(rootfs, &id)?;
         // A diff goes to a host that has been prepared for the container: its own spec stays.
         let config = match way == RootfsWay::Diff && config_place.exists() {
             true => None,
             false => Some(Place::new(&config_place, &id)?),
+        };
+        let files = match config.is_some() && !carried.is_empty() {
+            true => Some(Place::new(&bundle.join(CarriedFile::DIR), &id)?),
+            false => None,
         };
         let mut made = missing(bundle);
         for dir in missing(rootfs.parent().unwrap_or(rootfs)) {
@@ -89,7 +96,7 @@ impl Placement {
         let record_path = journal::placement_path(root, container);
         let record = Record {
             migration,
-            places: [Some(&tree), config.as_ref()]
+            places: [Some(&tree), config.as_ref(), files.as_ref()]
                 .into_iter()
                 .flatten()
                 .cloned()
@@ -105,6 +112,7 @@ impl Placement {
             record,
             tree: None,
             config: None,
+            files: None,
             config_place,
             changed: None,
             kept: false,
@@ -117,6 +125,10 @@ impl Placement {
         }
         placement.tree = Some(Staging::create_tree(tree)?);
         placement.config = config.map(Staging::create).transpose()?;
+        if let Some(place) = files {
+            let staging = placement.files.insert(Staging::create_tree(place)?);
+            unpack(carried, &staging.path())?;
+        }
         Ok(placement)
     }
 
@@ -142,7 +154,10 @@ impl Placement {
     /// [`RootfsError::Tree`].
     pub fn publish(&mut self, changed: Option<Vec<TreePath>>) -> Result<()> {
         self.changed = changed;
-        for staging in [&self.tree, &self.config].into_iter().flatten() {
+        for staging in [&self.tree, &self.config, &self.files]
+            .into_iter()
+            .flatten()
+        {
             staging.publish()?;
         }
         Ok(())
@@ -180,7 +195,8 @@ impl Placement {
     /// [`RootfsError`]: something of the latter is left, until [`settle`].
     pub fn keep(&mut self) -> Result<()> {
         self.kept = true;
-        for staging in [self.tree.take(), self.config.take()].into_iter().flatten() {
+        let all = [self.tree.take(), self.config.take(), self.files.take()];
+        for staging in all.into_iter().flatten() {
             staging.keep()?;
         }
         forget(&self.record_path)
@@ -192,7 +208,7 @@ impl Drop for Placement {
         if self.kept {
             return;
         }
-        drop((self.tree.take(), self.config.take()));
+        drop((self.tree.take(), self.config.take(), self.files.take()));
         if let Err(error) = self.record.undo(&self.record_path) {
             tracing::warn!("{}", chain(&error));
         }
@@ -241,6 +257,27 @@ pub fn settle(root: &Path, journal: &JournalRecord) -> Result<()> {
         true => record.undo(&path),
         false => record.clear(&path),
     }
+}
+
+/// Puts what is carried into `dir`.
+fn unpack(carried: &[CarriedFile], dir: &Path) -> Result<()> {
+    for one in carried {
+        let mut parts = Path::new(&one.name).components();
+        let (Some(Component::Normal(name)), None) = (parts.next(), parts.next()) else {
+            return Err(RootfsError::Invalid {
+                reason: "a file for the bundle is no file name",
+            });
+        };
+        let path = dir.join(name);
+        match &one.contents {
+            Some(contents) => fs::write(&path, contents),
+            None => fs::create_dir(&path),
+        }
+        .and_then(|()| chown(&path, Some(one.uid), Some(one.gid)))
+        .and_then(|()| fs::set_permissions(&path, Permissions::from_mode(one.mode & 0o7777)))
+        .map_err(file("create", &path))?;
+    }
+    fs::set_permissions(dir, Permissions::from_mode(0o755)).map_err(file("create", dir))
 }
 
 /// The directories up to `path` that do not exist, from above.

@@ -10,7 +10,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::stream::{Incoming, Outgoing};
-use super::{Result, RootfsError, file, lift};
+use super::{CONFIG, Result, RootfsError, file, lift};
 use crate::image::tree::{Base, Compression, Inventory, Totals, pack};
 use crate::migrate::bulk::{self, Pace};
 use crate::migrate::preamble::RootfsWay;
@@ -30,8 +30,8 @@ const PAUSE_RATIO: u32 = 4;
 pub struct Settings {
     /// The root file system.
     pub root: PathBuf,
-    /// The bundle's `config.json`.
-    pub config: PathBuf,
+    /// The contents of the bundle's `config.json`.
+    pub config: Vec<u8>,
     /// One that copies.
     pub way: RootfsWay,
     /// A directory for lists of what was sent, with about 100 bytes for each file.
@@ -209,9 +209,10 @@ impl Shared {
 
     fn send(&self, channel: &mut Channel) -> Result<()> {
         let settings = &self.settings;
-        let mut config = File::open(&settings.config).map_err(file("open", &settings.config))?;
         let mut stream = self.outgoing(channel);
-        io::copy(&mut config, &mut stream).map_err(file("send", &settings.config))?;
+        stream
+            .write_all(&settings.config)
+            .map_err(file("send", Path::new(CONFIG)))?;
         stream.end(false)?;
         // Taken as a whole first: the destination reads no changes while it writes.
         let had = match settings.way {

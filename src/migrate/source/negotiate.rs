@@ -142,7 +142,7 @@ fn ask_findings(
     let offer = &plan.preamble.rootfs_offer;
     let nonce = match offer.wish {
         RootfsWish::None => None,
-        _ => Nonce::leave(&plan.preamble.rootfs, plan.preamble.migration),
+        _ => Nonce::leave(&plan.rootfs, plan.preamble.migration),
     };
     let preamble = Preamble {
         rootfs_offer: RootfsOffer {
@@ -238,10 +238,14 @@ fn open_tree(
     if !way.copies() {
         return Ok(None);
     }
+    let config = match &plan.config {
+        Some(text) => text.clone(),
+        None => rootfs::read_config(&plan.preamble.bundle)?,
+    };
     let channel = join(plan, contact, Purpose::Tree, patience)?;
     let settings = rootfs::Settings {
-        root: plan.preamble.rootfs.clone(),
-        config: plan.preamble.bundle.join("config.json"),
+        root: plan.rootfs.clone(),
+        config,
         way,
         spool: images.path.clone(),
         sending: plan.sending,
