@@ -259,9 +259,14 @@ fn containers_share_a_pod() {
         .stdout();
     assert!(stats.contains("server"), "{stats}");
     podman
-        .client(&["pod", "rm", "--force", "--time", "0", "pod"])
+        .client(&["pod", "stop", "--time", "0", "pod"])
         .run()
         .ok();
+    wait_until("the pod is removed", || {
+        // Podman does not wait for the end of conmon, which is in the pod's group.
+        let remove = podman.client(&["pod", "rm", "--force", "--ignore", "pod"]);
+        remove.run().code() == 0
+    });
 }
 
 #[test]
