@@ -123,14 +123,14 @@ deps-vm: ## Install what the lab needs besides `make deps`: QEMU and debootstrap
 	@scripts/deps.sh --vm
 
 # Static: it runs in a root file system that holds nothing else.
-WORKLOAD := $(TARGET_DIR)/release/workload
-$(WORKLOAD): tests/vm/workload.rs
+GUEST := $(addprefix $(TARGET_DIR)/release/,workload beacon stop_at)
+$(GUEST): $(TARGET_DIR)/release/%: tests/vm/%.rs
 	@mkdir -p $(@D)
 	rustc --edition 2024 -O -C target-feature=+crt-static -o $@ $<
 
 .PHONY: test-vm
-test-vm: deps-vm build $(WORKLOAD) ## Run the scenarios of tests/vm in two virtual machines
-	$(SUDO) env RCM="$(abspath $(BINARY))" WORKLOAD="$(abspath $(WORKLOAD))" tests/vm/test.sh $(SCENARIOS)
+test-vm: deps-vm build $(GUEST) ## Run the scenarios of tests/vm in two virtual machines
+	$(SUDO) env RCM="$(abspath $(BINARY))" GUEST="$(abspath $(TARGET_DIR)/release)" tests/vm/test.sh $(SCENARIOS)
 
 .PHONY: lab-up
 lab-up: deps-vm build ## Start the two machines, with this tree's rcm

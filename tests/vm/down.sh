@@ -6,7 +6,7 @@ set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 # shellcheck disable=SC2086
-[ $# -gt 0 ] || set -- $HOSTS
+[ $# -gt 0 ] || set -- $HOSTS $THIRD
 for host in "$@"; do
     ssh -F "$RUN/ssh_config" -O exit "$host" 2>/dev/null || true
     if pid=$(pid_of "$host"); then
@@ -19,7 +19,7 @@ for host in "$@"; do
     fi
     rm -f "$RUN/$host.pid"
 done
-for host in $HOSTS; do
+for host in $HOSTS $THIRD; do
     ! pid_of "$host" >/dev/null || exit 0
 done
 sockets=$(readlink "$RUN/sockets" 2>/dev/null) || exit 0

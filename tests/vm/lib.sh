@@ -12,6 +12,8 @@ readonly VM TOP LAB
 # The image from which both machines start, and what belongs to the machines that are up.
 readonly IMAGE=$LAB/image RUN=$LAB/run
 readonly HOSTS="source destination"
+# In the network of the containers, and no machine: a network namespace of this one.
+readonly THIRD=third
 # root's tools; an ordinary PATH may lack them.
 PATH=$PATH:/usr/sbin:/sbin
 
@@ -30,7 +32,7 @@ address_of() {
     esac
 }
 
-# pid_of HOST - its QEMU, if that still is a process of this lab.
+# pid_of HOST - its QEMU, or the third host's network, if that still is a process of this lab.
 pid_of() {
     local pid
     pid=$(cat "$RUN/$1.pid" 2>/dev/null) || return 1
@@ -43,6 +45,9 @@ on() {
     shift
     ssh -F "$RUN/ssh_config" "$host" "$@"
 }
+
+# third_net - the third host's network, in which programs of this machine are executed.
+third_net() { echo "--net=/proc/$(pid_of "$THIRD")/ns/net"; }
 
 # monitor HOST COMMAND... - QEMU's own monitor commands, each an argument.
 monitor() {

@@ -2,16 +2,17 @@
 #
 # Run the scenarios (all, or those named) in the lab. A lab that is up is used and left up; otherwise one is started and stopped.
 #
-# What is tested: RCM, or target/release/rcm. What runs in the containers: WORKLOAD, or target/release/workload. `make test-vm` builds both.
+# What is tested: RCM, or target/release/rcm. What runs in the machines and their containers: the programs in GUEST, or target/release. `make test-vm` builds them.
 # A scenario that takes longer than RCM_LAB_LIMIT seconds (600) hangs.
 
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 RCM=${RCM:-$TOP/target/release/rcm}
-WORKLOAD=${WORKLOAD:-$TOP/target/release/workload}
+GUEST=${GUEST:-$TOP/target/release}
+readonly PROGRAMS="workload beacon stop_at"
 readonly SCENARIO_LIMIT=${RCM_LAB_LIMIT:-600}
-for program in "$RCM" "$WORKLOAD"; do
+for program in "$RCM" $(printf "$GUEST/%s " $PROGRAMS); do
     [ -x "$program" ] || die "$program does not exist: make test-vm builds it"
 done
 cd "$VM/scenarios"
@@ -30,9 +31,10 @@ start_lab() {
 }
 push_programs() {
     "$VM/push.sh" "$RCM" /usr/local/sbin/rcm
-    "$VM/push.sh" "$WORKLOAD" /usr/local/bin/workload
+    local program
+    for program in $PROGRAMS; do "$VM/push.sh" "$GUEST/$program" "/usr/local/bin/$program"; done
 }
-if pid_of source >/dev/null && pid_of destination >/dev/null; then
+if pid_of source >/dev/null && pid_of destination >/dev/null && pid_of "$THIRD" >/dev/null; then
     say "the lab is up already"
     is_ours=false
     push_programs

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 #
-# Start the lab: two virtual machines, source and destination, with a private link, and /var/nfs of the source on both.
+# up.sh [HOST...] - start the lab: two virtual machines, source and destination, with a private link, and /var/nfs of the source on both; and the network of
+# the containers, with a third host in it. With names, those machines of a lab that is up otherwise.
 #
 #   RCM_LAB_INIT=systemd|fast    the first process: systemd, or busybox (starts in a third of the time)
 #   RCM_LAB_MEMORY=1536          MiB of each machine
@@ -19,19 +20,27 @@ case $INIT in
     *) die "RCM_LAB_INIT is \"$INIT\", and can be fast or systemd" ;;
 esac
 [ -e "$IMAGE/built" ] || die "no image yet: tests/vm/build-image.sh"
-for host in $HOSTS; do
+# shellcheck disable=SC2086
+[ $# -gt 0 ] || set -- $HOSTS $THIRD
+for host in "$@"; do
     ! pid_of "$host" >/dev/null || die "$host is up already: make lab-down"
 done
 
 began=$(now_ms)
-rm -rf "$RUN"
-mkdir -p "$RUN"
-ln -s "$(mktemp -d /tmp/rcm-lab.XXXXXX)" "$RUN/sockets"
-# Only when all of the lab is up it stays up.
-trap '"$VM/down.sh"' EXIT
+# Only when all that is named is up it stays up.
+trap '"$VM/down.sh" "$@"' EXIT
+if [[ " $* " == *" $THIRD "* ]]; then
+    rm -rf "$RUN"
+    mkdir -p "$RUN"
+    ln -s "$(mktemp -d /tmp/rcm-lab.XXXXXX)" "$RUN/sockets"
+    # Detached from this script's group, so that Ctrl-C leaves it.
+    setsid nice unshare --net python3 "$VM/front.py" "$RUN/sockets" "rcm-lab-$THIRD@$RUN" </dev/null >"$RUN/$THIRD.log" 2>&1 &
+    echo $! >"$RUN/$THIRD.pid"
+fi
 
 start() {
     local host=$1 peer=$2 number cpu=RCM_LAB_CPU_$1 sockets
+    rm -f "$RUN/$host.console"
     number=$(address_of "$host")
     number=${number##*.}
     sockets=$(readlink "$RUN/sockets")
@@ -47,12 +56,19 @@ start() {
         -device "virtio-net-pci,netdev=exec,romfile=,mac=52:54:00:00:00:0$number" \
         -netdev "dgram,id=link,local.type=unix,local.path=$sockets/$host.link,remote.type=unix,remote.path=$sockets/$peer.link" \
         -device "virtio-net-pci,netdev=link,romfile=,mac=52:54:00:00:01:0$number" \
+        -netdev "dgram,id=front,local.type=unix,local.path=$sockets/$host.front,remote.type=unix,remote.path=$sockets/$host.hub" \
+        -device "virtio-net-pci,netdev=front,romfile=,mac=52:54:00:00:02:0$number" \
         -device virtio-rng-pci 2>"$RUN/$host.qemu" || die "QEMU: $(tail -n 1 "$RUN/$host.qemu")"
 }
-TMPDIR=$RUN start source destination
-TMPDIR=$RUN start destination source
+for host in "$@"; do
+    case $host in
+        source) TMPDIR=$RUN start source destination ;;
+        destination) TMPDIR=$RUN start destination source ;;
+    esac
+done
 
 for host in $HOSTS; do
+    pid_of "$host" >/dev/null || continue
     # The kernel chose a free port of this machine.
     port=$(monitor "$host" "info usernet" | awk '/HOST_FORWARD/ { print $4 }')
     cat <<CONFIG
@@ -88,8 +104,10 @@ wait_for() {
         sleep 0.2
     done
 }
-for host in $HOSTS; do wait_for "$host"; done
-on source lab-nfs serve
-on destination timeout 60 lab-nfs mount 10.0.0.1
+for host in "$@"; do
+    case $host in source | destination) wait_for "$host" ;; esac
+done
+if [[ " $* " == *" source "* ]]; then on source lab-nfs serve; fi
+if [[ " $* " == *" destination "* ]]; then on destination timeout 60 lab-nfs mount 10.0.0.1; fi
 trap - EXIT
-say "up in $(seconds_since "$began") s: $HOSTS"
+say "up in $(seconds_since "$began") s: $*"

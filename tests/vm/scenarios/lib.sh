@@ -12,6 +12,8 @@ readonly OWN_STORE=/root/store
 clean_up() {
     local status=$? host
     trap - EXIT
+    # shellcheck disable=SC2046
+    kill $(jobs -p) 2>/dev/null || true
     for host in $HOSTS; do
         # A receiver in the foreground removes its container itself when that has ended, so a deletion may come too late.
         on "$host" 'for tries in $(seq 50); do
@@ -119,4 +121,81 @@ status_of() {
 # expect WHAT FOUND WANTED
 expect() {
     [ "$2" = "$3" ] || die "$1: \"$2\" instead of \"$3\""
+}
+
+# --- a container that tells where it is ---
+
+# What the third host has heard of it, and the host's part of the address that it has wherever it is.
+readonly HEARD=$LAB/heard BEACON_ADDRESS=10.0.1.10
+readonly LAB_DIR=/root/lab
+
+# make_beacon ID - on both machines, with a network namespace of its own there and the same address. The source's is taken away when it has moved.
+make_beacon() {
+    local id=$1 host
+    make_bundle "$id" /bin/beacon 10.0.1.9:7500 7000
+    for host in $HOSTS; do
+        make_network "$host"
+        on "$host" "set -e
+            rm -rf $LAB_DIR && mkdir -p $LAB_DIR && echo $host >$LAB_DIR/host
+            cd $BUNDLES/$id
+            cp /usr/local/bin/beacon rootfs/bin/ && mkdir -p rootfs/lab
+            jq '.mounts += [{destination: \"/lab\", type: \"bind\", source: \"$LAB_DIR\", options: [\"rbind\", \"rw\"]}]
+                | (.linux.namespaces[] | select(.type == \"network\")).path = \"/run/netns/lab\"
+                | .hooks.poststop = [{path: \"/usr/sbin/ip\", args: [\"ip\", \"-n\", \"lab\", \"link\", \"set\", \"lab0\", \"down\"]}]' config.json >config.new
+            mv config.new config.json"
+    done
+}
+
+# make_network HOST - the namespace for the beacon, with its address.
+make_network() {
+    on "$1" "set -e
+        [ ! -e /run/netns/lab ] || ip netns delete lab
+        ip netns add lab
+        ip link add lab0 link eth2 netns lab type macvlan mode bridge
+        ip -n lab address add $BEACON_ADDRESS/24 dev lab0
+        ip -n lab link set lo up
+        ip -n lab link set lab0 up"
+}
+
+# listen - from now on the third host writes down what it hears.
+listen() {
+    [ -z "${listener:-}" ] || { kill "$listener" && wait "$listener"; } 2>/dev/null || true
+    : >"$HEARD"
+    nsenter "$(third_net)" python3 "$VM/third.py" log "$HEARD" &
+    listener=$!
+}
+
+# start_beacon ID HOST - from its bundle. Returns when the third host hears it.
+start_beacon() {
+    listen
+    on "$2" "ip -n lab link set lab0 up && cd $BUNDLES/$1 && rcm run --detach $1 </dev/null >/dev/null 2>&1"
+    expect_heard "$2"
+}
+
+# expect_heard HOST - the third host still hears the container, from there.
+expect_heard() {
+    local before
+    before=$(wc -l <"$HEARD")
+    for _ in $(seq 300); do
+        if [ "$(wc -l <"$HEARD")" -gt $((before + 5)) ]; then
+            expect "where the container is" "$(tail -n 1 "$HEARD" | cut -d ' ' -f 1)" "$1"
+            return
+        fi
+        sleep 0.1
+    done
+    die "nothing is heard of the container; the last was: $(tail -n 1 "$HEARD")"
+}
+
+# expect_one HOST... - by all that was heard there was one container, on these hosts, one after the other.
+expect_one() {
+    local found
+    found=$(python3 "$VM/third.py" check "$HEARD") || die "$found"
+    expect "where the container was" "${found% *}" "$*"
+}
+
+# expect_numbers - by their own logs, which need no network, the machines together executed each step once.
+expect_numbers() {
+    local host
+    for host in "$@"; do on "$host" "cat $LAB_DIR/log 2>/dev/null || true"; done \
+        | awk '$2 != NR { print $1 " says " $2 " as number " NR; exit 1 }' || die "a step is missing, or was executed twice"
 }

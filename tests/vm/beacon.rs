@@ -1,0 +1,47 @@
+//! A container that tells where it is, for the scenarios: who has seen it run knows that it ran there.
+//!
+//!     beacon LOG_ADDRESS:PORT LISTEN_PORT
+//!
+//! Every 20 ms the next number, with the name of the host in front: as a line of `/lab/log`, which is the host's own, and as a datagram to LOG_ADDRESS. The
+//! host's name is in `/lab/host`, which is the host's own too. What comes over a connection to LISTEN_PORT is sent back.
+
+use std::fs::{self, OpenOptions};
+use std::io::{Read, Write};
+use std::net::{TcpListener, TcpStream, UdpSocket};
+use std::thread::{sleep, spawn};
+use std::time::Duration;
+
+const TICK: Duration = Duration::from_millis(20);
+
+fn echo(mut stream: TcpStream) {
+    let mut bytes = [0; 1 << 14];
+    while let Ok(count @ 1..) = stream.read(&mut bytes) {
+        if stream.write_all(&bytes[..count]).is_err() {
+            return;
+        }
+    }
+}
+
+fn main() {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    let [log, port] = &arguments[..] else {
+        panic!("usage: beacon LOG_ADDRESS:PORT LISTEN_PORT");
+    };
+    let listener = TcpListener::bind(format!("0.0.0.0:{port}")).expect("a port");
+    spawn(move || {
+        for stream in listener.incoming().flatten() {
+            spawn(move || echo(stream));
+        }
+    });
+    let socket = UdpSocket::bind("0.0.0.0:0").expect("a socket");
+    for number in 1_u64.. {
+        let host = fs::read_to_string("/lab/host").expect("the host's name");
+        let line = format!("{} {number}\n", host.trim());
+        let mut file = OpenOptions::new().append(true).create(true).open("/lab/log").expect("the log");
+        file.write_all(line.as_bytes()).expect("a line of the log");
+        drop(file);
+        // Nobody may be there.
+        let _ = socket.send_to(line.as_bytes(), log);
+        sleep(TICK);
+    }
+}
