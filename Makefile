@@ -56,6 +56,7 @@ install: build ## Install binary, man pages and completions (PREFIX=/usr/local, 
 	$(INSTALL) -m 644 $(ASSETS)/completion/rcm.bash $(BASHDIR)/rcm
 	$(INSTALL) -m 644 $(ASSETS)/completion/_rcm $(ZSHDIR)/_rcm
 	$(INSTALL) -m 644 $(ASSETS)/completion/rcm.fish $(FISHDIR)/rcm.fish
+	@scripts/engines.sh $(PREFIX)/sbin/rcm
 
 .PHONY: uninstall
 uninstall: ## Remove what `make install` put there (same PREFIX and DESTDIR)

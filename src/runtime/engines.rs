@@ -30,14 +30,16 @@ pub struct Found {
 
 /// More than one container begins with what was given.
 #[derive(Debug, thiserror::Error)]
-#[error("several containers of engines begin with {prefix:?}, such as {} and {}: give more of the id", first.id, second.id)]
+#[error(
+    "several containers of engines begin with {prefix:?}, such as {first} and {second}: give more of the id"
+)]
 pub struct Ambiguous {
     /// What was given.
     pub prefix: String,
     /// One of them.
-    pub first: Found,
+    pub first: String,
     /// Another one.
-    pub second: Found,
+    pub second: String,
 }
 
 /// The container of an engine that is called `name`, or whose id begins with it, as engines let their users say it. `own_root` is looked at, too: Podman names no state
@@ -84,8 +86,8 @@ fn find_below<'a>(
     match (matching.next(), matching.next()) {
         (Some(first), Some(second)) => Err(Ambiguous {
             prefix: name.to_owned(),
-            first,
-            second,
+            first: first.id,
+            second: second.id,
         }),
         (found, _) => Ok(found),
     }
