@@ -7,6 +7,7 @@ mod any;
 mod bench;
 mod breakpoint;
 mod cancel;
+mod ci_script;
 #[path = "../common/mod.rs"]
 mod common;
 #[path = "../tree/compare.rs"]
