@@ -77,6 +77,8 @@ util-linux                have_command nsenter
 busybox-static            have_static busybox
 jq                        have_command jq
 python3                   have_command python3
+ruby                      have_command ruby
+nftables                  have_command nft
 openssh-client            have_command ssh
 openssh-server            have_file /usr/sbin/sshd
 redis-server              have_command redis-server

@@ -42,7 +42,7 @@ impl Link {
     }
 }
 
-fn host(namespace: &Namespace) -> Host {
+pub fn host(namespace: &Namespace) -> Host {
     let net = format!("--net={}", namespace.path().display());
     Host::new().with_prefix(["nsenter".into(), net])
 }

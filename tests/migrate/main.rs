@@ -35,6 +35,7 @@ mod ssh;
 mod streaming;
 mod trainer;
 mod trust;
+mod two_workers;
 
 use std::fs;
 use std::io::{Read, Write};
