@@ -133,20 +133,31 @@ fn the_commands_of_the_pages_work() {
     assert_ne!(run("rcm state nobody\n").code(), 0);
 }
 
-/// The flags of `rcm VERB`, from its help.
-fn flags(verb: &str) -> BTreeSet<String> {
-    let help = |args: &[&str]| {
-        let output = Command::new(env!("CARGO_BIN_EXE_rcm"))
-            .args(args)
-            .output()
-            .unwrap();
-        String::from_utf8(output.stdout).unwrap()
-    };
-    let text = help(&["--help"]) + &help(&[verb, "--help"]);
-    text.split(|char: char| !(char.is_alphanumeric() || char == '-'))
-        .filter(|word| word.starts_with("--"))
+fn help(args: &[&str]) -> String {
+    let output = Command::new(env!("CARGO_BIN_EXE_rcm"))
+        .args(args)
+        .arg("--help")
+        .output()
+        .unwrap();
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn verbs() -> Vec<String> {
+    let help = help(&[]);
+    let (_, list) = help.split_once("Commands:\n").unwrap();
+    list.lines()
+        .take_while(|line| !line.is_empty())
+        // A longer description goes on in the next line, farther to the right.
+        .filter_map(|line| line.strip_prefix("  ")?.split(' ').next())
+        .filter(|verb| !verb.is_empty() && *verb != "help")
         .map(str::to_owned)
         .collect()
+}
+
+/// The flags of `rcm VERB`, from its help.
+fn flags(verb: &str) -> BTreeSet<String> {
+    let text = help(&[]) + &help(&[verb]);
+    page::flags(&text).map(str::to_owned).collect()
 }
 
 /// Commands of rcm in a script that it does not have, and flags that they do not have.
@@ -206,6 +217,49 @@ fn commands_for_real_hosts_are_understood() {
         "sudo rcm live-migrate web --image-path=/x \\\n  --teleport # --not-this\nrcm --root there no-such --x\n",
     );
     assert_eq!(wrong, ["rcm live-migrate --teleport", "rcm no-such --x"]);
+}
+
+/// Flags that the pages name and rcm does not have: of other programs, a family, and one that is hidden.
+const OTHER_FLAGS: [&str; 19] = [
+    "--all",
+    "--checkpoint",
+    "--export",
+    "--import",
+    "--ipc",
+    "--net",
+    "--no-deps",
+    "--open",
+    "--pre-checkpoint",
+    "--relay",
+    "--remove",
+    "--restart",
+    "--runc-binary",
+    "--runtime",
+    "--scope",
+    "--seed",
+    "--tls",
+    "--with-previous",
+    "--xla",
+];
+
+#[test]
+fn flags_in_the_text_exist() {
+    let known: BTreeSet<String> = verbs().iter().flat_map(|verb| flags(verb)).collect();
+    let unknown: Vec<String> = pages()
+        .iter()
+        .flat_map(|page| {
+            let flags = page.named_flags().into_iter();
+            flags.map(|flag| (page.path.display().to_string(), flag))
+        })
+        .filter(|(_, flag)| !known.contains(flag) && !OTHER_FLAGS.contains(&flag.as_str()))
+        .map(|(page, flag)| format!("{page}: {flag}"))
+        .collect();
+    none("flags that nobody has", &unknown);
+    let page = Page::parse(
+        Path::new("x.md"),
+        "`rcm list --quiet` and `--teleport=now` --not-this",
+    );
+    assert_eq!(page.named_flags(), ["--quiet", "--teleport"]);
 }
 
 /// What a line of commands for developers names that is not there.
@@ -309,18 +363,8 @@ fn every_verb_has_a_page_with_its_sections() {
     let host = Host::new();
     let dir = host.dir().join("man");
     host.bare().args(["generate", "man"]).arg(&dir).run().ok();
-    let help = host.bare().arg("--help").run().ok().stdout();
-    let (_, verbs) = help.split_once("Commands:\n").unwrap();
     let mut names = vec!["rcm".to_owned()];
-    for line in verbs.lines().take_while(|line| !line.is_empty()) {
-        // A longer description goes on in the next line, farther to the right.
-        let verb = line
-            .strip_prefix("  ")
-            .and_then(|line| line.split(' ').next());
-        if let Some(verb) = verb.filter(|verb| !verb.is_empty() && *verb != "help") {
-            names.push(format!("rcm-{verb}"));
-        }
-    }
+    names.extend(verbs().iter().map(|verb| format!("rcm-{verb}")));
     assert!(names.len() > 15, "only {names:?}");
     for name in names {
         let page = fs::read_to_string(dir.join(format!("{name}.8"))).unwrap();

@@ -115,6 +115,13 @@ impl Page {
         prose
     }
 
+    /// The flags in its text between backquotes.
+    pub fn named_flags(&self) -> Vec<String> {
+        let prose = self.prose();
+        let code = prose.split('`').skip(1).step_by(2);
+        code.flat_map(flags).map(str::to_owned).collect()
+    }
+
     /// Links to files of the tree that do not exist, and to headings that no page has.
     pub fn dead_links(&self) -> Vec<String> {
         let prose = self.prose();
@@ -158,4 +165,13 @@ impl Page {
             })
             .collect()
     }
+}
+
+/// Words such as `--json`.
+pub fn flags(text: &str) -> impl Iterator<Item = &str> {
+    text.split(|char: char| !(char.is_ascii_alphanumeric() || char == '-'))
+        .filter(|word| {
+            word.strip_prefix("--")
+                .is_some_and(|name| name.starts_with(|char: char| char.is_ascii_lowercase()))
+        })
 }
