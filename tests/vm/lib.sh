@@ -46,6 +46,16 @@ on() {
     ssh -F "$RUN/ssh_config" "$host" "$@"
 }
 
+# What is tested, and where the programs are that run in the machines and their containers.
+export RCM=${RCM:-$TOP/target/release/rcm} GUEST=${GUEST:-$TOP/target/release}
+readonly PROGRAMS="workload beacon stop_at"
+# push_programs [HOST...] - all of that into the machines.
+push_programs() {
+    local program
+    "$VM/push.sh" "$RCM" /usr/local/sbin/rcm "$@"
+    for program in $PROGRAMS; do "$VM/push.sh" "$GUEST/$program" "/usr/local/bin/$program" "$@"; done
+}
+
 # third_net - the third host's network, in which programs of this machine are executed.
 third_net() { echo "--net=/proc/$(pid_of "$THIRD")/ns/net"; }
 

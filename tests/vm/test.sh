@@ -8,9 +8,6 @@
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
-RCM=${RCM:-$TOP/target/release/rcm}
-GUEST=${GUEST:-$TOP/target/release}
-readonly PROGRAMS="workload beacon stop_at"
 readonly SCENARIO_LIMIT=${RCM_LAB_LIMIT:-600}
 for program in "$RCM" $(printf "$GUEST/%s " $PROGRAMS); do
     [ -x "$program" ] || die "$program does not exist: make test-vm builds it"
@@ -28,11 +25,6 @@ start_lab() {
     "$VM/down.sh"
     "$VM/up.sh"
     push_programs
-}
-push_programs() {
-    "$VM/push.sh" "$RCM" /usr/local/sbin/rcm
-    local program
-    for program in $PROGRAMS; do "$VM/push.sh" "$GUEST/$program" "/usr/local/bin/$program"; done
 }
 if pid_of source >/dev/null && pid_of destination >/dev/null && pid_of "$THIRD" >/dev/null; then
     say "the lab is up already"

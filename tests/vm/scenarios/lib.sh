@@ -14,6 +14,7 @@ clean_up() {
     trap - EXIT
     # shellcheck disable=SC2046
     kill $(jobs -p) 2>/dev/null || true
+    link on || status=1
     for host in $HOSTS; do
         # A receiver in the foreground removes its container itself when that has ended, so a deletion may come too late.
         on "$host" 'for tries in $(seq 50); do
@@ -40,12 +41,14 @@ show_processes() {
 }
 trap 'trap "" TERM; show_processes; exit 124' TERM
 
-# make_bundle ID ARGUMENT... - a bundle with a busybox, the workload and a command, on both machines.
+# What the functions called make_... make, they make on both machines, or on those in MACHINES.
+
+# make_bundle ID ARGUMENT... - a bundle with a busybox, the workload and a command.
 make_bundle() {
     local id=$1 host args
     shift
     args=$(printf '%s\n' "$@" | jq -R . | jq -sc .)
-    for host in $HOSTS; do
+    for host in ${MACHINES:-$HOSTS}; do
         on "$host" "set -e
             mkdir -p $BUNDLES/$id/rootfs/bin
             cd $BUNDLES/$id
@@ -77,7 +80,7 @@ start_receiver() {
 # make_stores - without an image path that both machines share.
 make_stores() {
     local host
-    for host in $HOSTS; do on "$host" "mkdir -m 700 $OWN_STORE"; done
+    for host in ${MACHINES:-$HOSTS}; do on "$host" "mkdir -m 700 $OWN_STORE"; done
 }
 
 # start_workload ID - on the source, from its bundle. Returns when its memory is filled.
@@ -129,11 +132,11 @@ expect() {
 readonly HEARD=$LAB/heard BEACON_ADDRESS=10.0.1.10
 readonly LAB_DIR=/root/lab
 
-# make_beacon ID - on both machines, with a network namespace of its own there and the same address. The source's is taken away when it has moved.
+# make_beacon ID - with a network namespace of its own there and the same address. The source's is taken away when it has moved.
 make_beacon() {
     local id=$1 host
     make_bundle "$id" /bin/beacon 10.0.1.9:7500 7000
-    for host in $HOSTS; do
+    for host in ${MACHINES:-$HOSTS}; do
         make_network "$host"
         on "$host" "set -e
             rm -rf $LAB_DIR && mkdir -p $LAB_DIR && echo $host >$LAB_DIR/host
@@ -198,4 +201,91 @@ expect_numbers() {
     local host
     for host in "$@"; do on "$host" "cat $LAB_DIR/log 2>/dev/null || true"; done \
         | awk '$2 != NR { print $1 " says " $2 " as number " NR; exit 1 }' || die "a step is missing, or was executed twice"
+}
+
+# --- a migration of it that stops at a point ---
+
+readonly TOKEN=/root/token
+
+# make_token - the same secret on both machines.
+make_token() {
+    local host
+    secret=${secret:-$(head -c 48 /dev/urandom | base64)}
+    for host in ${MACHINES:-$HOSTS}; do on "$host" "umask 077 && cat >$TOKEN" <<<"$secret"; done
+}
+
+# begin HOST PHASE - a migration of which that end stands still right after it has entered the phase in its journal.
+begin() {
+    local host=$1 phase=$2 pid
+    say "--- $host at $phase"
+    on source 'rm -f /tmp/sender /tmp/status'
+    STORE=$OWN_STORE start_receiver web --detach "--token-file=$TOKEN"
+    # Until the tracer lets it, the source does nothing.
+    on source "(sh -c 'echo \$\$ >/tmp/pid; kill -STOP \$\$
+        exec rcm live-migrate web --image-path=$OWN_STORE --destination=10.0.0.2 --token-file=$TOKEN --mode=stop-and-copy'
+        echo \$? >/tmp/status) </dev/null >/tmp/sender 2>&1 &"
+    until on source "grep -q '^State:.T' /proc/\$(cat /tmp/pid)/status" 2>/dev/null; do sleep 0.1; done
+    case $host in
+        source) pid='$(cat /tmp/pid)' ;;
+        destination) pid="\$(pgrep -n -f '^rcm live-migrate web')" ;;
+    esac
+    on "$host" "rm -f /tmp/stopped; stop_at $pid /run/rcm/web/migration.json '\"phase\": \"$phase\"' /run/rcm/@migrations/web.json '\"phase\": \"$phase\"' \
+        </dev/null >/tmp/stop_at 2>&1 &
+        until grep -q '^TracerPid:.[1-9]' /proc/$pid/status; do sleep 0.1; done"
+    [ "$host" = source ] || on source 'kill -CONT $(cat /tmp/pid)'
+    for _ in $(seq 300); do
+        ! on "$host" 'test -e /tmp/stopped' || return 0
+        sleep 0.2
+    done
+    die "$host does not get to $phase: $(on source 'cat /tmp/sender'; on destination 'cat /tmp/receiver-web')"
+}
+go_on() { on "$1" 'rm /tmp/stopped'; }
+# link on|off - the one between the machines.
+link() { monitor source "set_link link $1"; }
+
+# end STATUS - the source's rcm ends with that.
+end() {
+    for _ in $(seq 600); do
+        ! on source 'test -e /tmp/status' || break
+        sleep 0.2
+    done
+    expect "the exit status of the source, which said: $(on source 'tail -n 3 /tmp/sender')" "$(on source 'cat /tmp/status')" "$1"
+}
+# end_receiver - the destination's rcm has ended.
+end_receiver() {
+    for _ in $(seq 600); do
+        on destination "pgrep -f '[l]ive-migrate web' >/dev/null" || return 0
+        sleep 0.2
+    done
+    die "the receiver does not end: $(on destination 'cat /tmp/receiver-web')"
+}
+# settle STATUS - as the documentation has it: first at the destination, which then answers the source for a minute. Both ends with that status: 0 where the
+# container has moved, 1 where it has not.
+settle() {
+    local resolving status=3 there=0
+    on destination 'rcm live-migrate web --resolve' &
+    resolving=$!
+    while [ $status -eq 3 ]; do
+        kill -0 "$resolving" 2>/dev/null || die "--resolve at the destination ended before the source could ask"
+        status=0
+        on source 'rcm live-migrate web --resolve' || status=$?
+    done
+    wait "$resolving" || there=$?
+    expect "--resolve at the ends" "$status $there" "$1 $1"
+    end_receiver
+}
+# stays - it runs on at the source and nowhere else, and nothing is left.
+stays() {
+    expect_heard source
+    expect "at the source" "$(status_of source web)" running
+    expect_one source
+}
+# moves - it runs at the destination and nowhere else. The next case begins at the source.
+moves() {
+    expect_heard destination
+    expect_moved web
+    expect_one source destination
+    on destination 'rcm delete --force web'
+    for host in $HOSTS; do on "$host" "rm -f $LAB_DIR/log"; done
+    start_beacon web source
 }

@@ -7,13 +7,11 @@
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
-readonly TOKEN=/root/token
 # A change counts as a huge page as a whole at either end of what was changed, and the workload's own stack and heap change, too.
 readonly SLACK_BYTES=$((6 << 20))
 
 make_stores
-token=$(head -c 48 /dev/urandom | base64)
-for host in $HOSTS; do on "$host" "umask 077 && cat >$TOKEN" <<<"$token"; done
+make_token
 
 # start ID HOT_MIB - a container at the source with $memory_mib, of which it changes $rate_kib a second, and who waits for it at the destination.
 start() {
