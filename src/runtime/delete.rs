@@ -50,7 +50,7 @@ pub fn delete(root: &Path, id: &str, force: bool) -> Result<()> {
     destroy(&container)
 }
 
-/// A directory without a record: an aborted creation, or something else's.
+/// A container's directory, perhaps without a record; that it is gone is no error.
 fn remove_remains(dir: &Path) -> Result<()> {
     match fs::remove_dir_all(dir) {
         Err(error) if !is_missing(&error) => Err(Error::file("remove", dir)(error)),
@@ -120,7 +120,8 @@ pub fn destroy(container: &Container) -> Result<()> {
     }
     // After the hooks: they take the addresses away, or the namespace.
     let network = network::lift(container);
-    let state = fs::remove_dir_all(container.dir()).map_err(Error::file("remove", container.dir()));
+    // An engine that has seen the first process end deletes at the same time.
+    let state = remove_remains(container.dir());
     cgroup.and(network).and(state)
 }
 

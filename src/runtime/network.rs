@@ -329,7 +329,11 @@ pub fn lift(container: &Container) -> Result<()> {
         barrier::remove(&namespace, &table(container.id()))
             .map_err(error_of("unlock", container.id()))?;
     }
-    fs::remove_file(&path).map_err(Error::file("remove", path))
+    match fs::remove_file(&path) {
+        // An engine deletes the container at the same time.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        removed => removed.map_err(Error::file("remove", path)),
+    }
 }
 
 /// The namespace, unless it is gone and the barrier with it.
