@@ -1,14 +1,14 @@
 //! containerd with rcm behind its shim for runc: what Kubernetes and `ctr` use.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::Arc;
 
 use serde_json::{Value, json};
 
 use crate::common::{Cmd, Host, Output, Running, is_alive, skip, wait_until};
-use crate::engine::{CLIENT_LIMIT_DUR, Shared, end, image_archive, missing};
+use crate::engine::{CLIENT_LIMIT_DUR, Shared, end, image_archive, missing, setting};
 
 const PROGRAMS: [&str; 3] = ["containerd", "containerd-shim-runc-v2", "ctr"];
 const IMAGE: &str = "docker.io/local/busybox:latest";
@@ -276,6 +276,21 @@ fn tasks_run_and_are_managed() {
 }
 
 #[test]
+fn the_documented_setting_is_understood() {
+    if let Some(program) = missing(&PROGRAMS) {
+        skip!("{program} is not installed; `make deps` installs containerd");
+    }
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("config.toml");
+    let rcm = Path::new(env!("CARGO_BIN_EXE_rcm"));
+    fs::write(&path, setting("/etc/containerd/config.toml", rcm)).unwrap();
+    let config = Cmd::new("containerd").arg("--config").arg(path);
+    let config = config.args(["config", "dump"]).run().ok().stdout();
+    let name = format!("BinaryName = \"{}\"", rcm.display());
+    assert!(config.contains(&name), "{config}");
+}
+
+#[test]
 fn memory_that_runs_out_is_an_event() {
     if let Some(program) = missing(&PROGRAMS) {
         skip!("{program} is not installed; `make deps` installs containerd");
@@ -283,9 +298,8 @@ fn memory_that_runs_out_is_an_event() {
     let containerd = Containerd::shared();
     let events = containerd.events();
     let flags = ["--detach", "--null-io", "--memory-limit", "16777216"];
-    let command = ["dd", "if=/dev/zero", "of=/dev/null", "bs=64M", "count=1"];
-    containerd.run("greedy", &flags, &command).ok();
-    containerd.wait_for_status("greedy", "STOPPED");
+    let script = "dd if=/dev/zero of=/dev/null bs=64M count=1; exec sleep 1000";
+    containerd.run("greedy", &flags, &["sh", "-c", script]).ok();
     wait_until("the event", || {
         let stream = events.stdout();
         let line = |line: &str| line.contains("/tasks/oom ") && line.contains(r#""greedy""#);

@@ -7,17 +7,19 @@ use std::sync::Arc;
 use nix::mount::{MntFlags, umount2};
 
 use crate::common::{Cmd, Host, Namespace, Output, Running, wait_until};
-use crate::engine::{CLIENT_LIMIT_DUR, Shared, end, image_archive};
+use crate::engine::{CLIENT_LIMIT_DUR, Shared, end, image_archive, setting};
 
 /// What a daemon and its client consist of.
 pub const PROGRAMS: [&str; 4] = ["dockerd", "docker", "containerd", "containerd-shim-runc-v2"];
 
+const RCM: &str = env!("CARGO_BIN_EXE_rcm");
+
 /// How the daemon knows rcm.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
-    /// `docker run` takes it.
+    /// By its settings: `docker run` takes it.
     Default,
-    /// `docker run --runtime rcm` takes it.
+    /// By a flag: `docker run --runtime rcm` takes it.
     Added,
 }
 
@@ -61,7 +63,11 @@ impl Docker {
         let dir = host.dir().join("docker");
         fs::create_dir(&dir).unwrap();
         // Nothing of the machine's own Docker is read or written.
-        fs::write(dir.join("daemon.json"), "{}").unwrap();
+        let settings = match role {
+            Role::Default => setting("/etc/docker/daemon.json", Path::new(RCM)),
+            Role::Added => "{}".into(),
+        };
+        fs::write(dir.join("daemon.json"), settings).unwrap();
         let mut docker = Self {
             role,
             flags,
@@ -84,7 +90,6 @@ impl Docker {
 
     /// Starts the daemon, again after [`Self::stop`].
     pub fn begin(&mut self) {
-        let rcm = env!("CARGO_BIN_EXE_rcm");
         let mut daemon = self
             .within("dockerd")
             .arg("--config-file")
@@ -97,14 +102,13 @@ impl Docker {
             .arg(self.socket())
             .args(["--cgroup-parent", self.host.cgroup_parent()])
             .args(["--exec-opt", "native.cgroupdriver=cgroupfs"])
-            .args(["--log-level", "warn", "--add-runtime"])
-            .arg(format!("rcm={rcm}"))
+            .args(["--log-level", "warn"])
             .args(self.flags);
         if self.machine.is_none() {
             daemon = daemon.arg("--exec-root").arg(self.dir.join("exec"));
         }
-        if self.role == Role::Default {
-            daemon = daemon.args(["--default-runtime", "rcm"]);
+        if self.role == Role::Added {
+            daemon = daemon.arg("--add-runtime").arg(format!("rcm={RCM}"));
         }
         self.daemon = Some(daemon.spawn());
         wait_until("dockerd answers", || {
@@ -140,9 +144,7 @@ impl Docker {
 
     /// rcm as the daemon's machine has it, in the test's network.
     pub fn rcm(&self) -> Cmd {
-        self.enter()
-            .arg(env!("CARGO_BIN_EXE_rcm"))
-            .limit(CLIENT_LIMIT_DUR)
+        self.enter().arg(RCM).limit(CLIENT_LIMIT_DUR)
     }
 
     fn enter(&self) -> Cmd {

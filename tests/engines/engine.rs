@@ -1,6 +1,6 @@
 //! What the engines have in common.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
@@ -34,6 +34,18 @@ pub fn image_archive(host: &Host) -> PathBuf {
         .run()
         .ok();
     archive
+}
+
+/// The setting for `file` as `make install` prints it, with the tested binary at `rcm`.
+pub fn setting(file: &str, rcm: &Path) -> String {
+    let script = Path::new(env!("CARGO_MANIFEST_DIR")).join("scripts/engines.sh");
+    let printed = Cmd::new(script).arg(rcm).run().ok().stdout();
+    let heading = format!("{file}:");
+    let block = printed.lines().skip_while(|line| *line != heading).skip(1);
+    let lines = block.take_while(|line| line.is_empty() || line.starts_with("    "));
+    let text: Vec<&str> = lines.collect();
+    assert!(text.len() > 2, "no {file} in {printed}");
+    text.join("\n")
 }
 
 /// Asks a daemon to end, and waits for it.

@@ -3,11 +3,12 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use serde_json::json;
 
 use crate::common::{Cmd, Host, Namespace, Output, is_alive, skip, wait_until};
-use crate::engine::{CLIENT_LIMIT_DUR, Shared, image_archive, missing};
+use crate::engine::{CLIENT_LIMIT_DUR, Shared, image_archive, missing, setting};
 
 const PROGRAMS: [&str; 2] = ["podman", "conmon"];
 const MISSING: &str =
@@ -84,9 +85,7 @@ impl Podman {
         ] {
             client = client.arg(flag).arg(self.dir.join(name));
         }
-        client
-            .args(["--storage-driver", "vfs", "--runtime", "rcm"])
-            .args(args)
+        client.args(["--storage-driver", "vfs"]).args(args)
     }
 
     /// `podman run FLAGS IMAGE COMMAND`.
@@ -123,35 +122,46 @@ impl Podman {
     }
 }
 
+impl Podman {
+    /// Removes the groups that Podman made itself and leaves: conmon's, and empty ones of its pods. Those of containers are the runtime's to remove. Returns whether
+    /// none is left.
+    fn remove_groups(&self) -> bool {
+        let parents = self.host.cgroup_dirs("");
+        let groups = parents.iter().flat_map(fs::read_dir).flatten().flatten();
+        let own = groups.filter(|entry| {
+            let is_containers = entry.file_name().to_string_lossy().starts_with("libpod-");
+            entry.path().is_dir() && !is_containers
+        });
+        own.filter(|group| fs::remove_dir(group.path()).is_err())
+            .count()
+            == 0
+    }
+}
+
 impl Drop for Podman {
     fn drop(&mut self) {
-        // Podman leaves groups that it made itself: conmon's, and empty ones of its pods. Those of containers are the runtime's to remove.
-        let parent = self.host.cgroup_dirs("");
-        for dir in parent.iter().flat_map(fs::read_dir).flatten().flatten() {
-            let name = dir.file_name().into_string().unwrap_or_default();
-            if !name.starts_with("libpod-") {
-                let _ = fs::remove_dir(dir.path());
-            }
+        let deadline = Instant::now() + CLIENT_LIMIT_DUR;
+        // conmon ends a moment after its container; what stays is found by the host.
+        while !self.remove_groups() && Instant::now() < deadline && !std::thread::panicking() {
+            std::thread::sleep(Duration::from_millis(20));
         }
     }
 }
 
-/// `containers.conf`. Limits are set because Podman's own are more than a root without `CAP_SYS_RESOURCE` may have.
+/// The documented settings, and what keeps the test apart. Limits are set because Podman's own are more than a root without `CAP_SYS_RESOURCE` may have.
 fn configuration(rcm: &Path) -> String {
-    format!(
-        r#"
+    let apart = r#"
 [containers]
 default_ulimits = ["nofile=1024:1024", "nproc=1024:1024"]
 [engine]
 cgroup_manager = "cgroupfs"
 events_logger = "file"
 lock_type = "file"
-runtime_supports_json = ["rcm"]
-[engine.runtimes]
-rcm = ["{}"]
-"#,
-        rcm.display()
-    )
+"#;
+    // Only one section can have this name.
+    let documented = setting("/etc/containers/containers.conf", rcm);
+    let (_, documented) = documented.split_once("[engine]").expect("a section");
+    format!("{apart}{documented}")
 }
 
 #[test]
@@ -163,6 +173,8 @@ fn containers_run_and_are_managed() {
     let alone = ["--rm", "--network", "none"];
     let run = |command: &[&str]| podman.run(&alone, command);
     assert_eq!(run(&["echo", "hello"]).ok().stdout(), "hello\n");
+    let info = podman.client(&["info", "--format", "{{.Host.OCIRuntime.Name}}"]);
+    assert_eq!(info.run().ok().stdout(), "rcm\n");
     run(&["sh", "-c", "exit 42"]).exits_with(42);
     // Podman reads these off the runtime's sentence, too.
     run(&["no-such-program"]).exits_with(127);
@@ -360,7 +372,7 @@ cd "$HOME"
 for name in passwd subuid subgid; do mount --bind "$DIR/$name" /etc/$name; done
 ip link set lo up
 podman() {
-    setpriv --reuid $ID --regid $ID --clear-groups podman --storage-driver vfs --runtime rcm "$@"
+    setpriv --reuid $ID --regid $ID --clear-groups podman --storage-driver vfs "$@"
 }
 set -e
 podman import "$ARCHIVE" localhost/busybox >/dev/null
