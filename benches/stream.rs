@@ -1,11 +1,11 @@
 //! A streamed migration beside a plain copy of as many bytes over the same link.
 //!
 //! Two hosts are network namespaces joined by a veth pair. On a link shaped to 1 Gbit/s the yardstick is a plain TCP copy, on an unshaped one, where
-//! only the processors limit, a copy over one TLS 1.3 connection. The copies read from memory and throw away what arrives; the migration dumps a
-//! container of random memory, sends it, and writes it into the destination's store, a tmpfs here so that no disk counts. Its time is that of
-//! `dump` and `ship` in its report: from the freeze to the last byte.
+//! only the processors limit, a copy over one TLS 1.3 connection. The copies read from memory; the migration dumps a container of random memory. Both write
+//! what arrives to a file, on a tmpfs so that no disk counts. The migration's time is that of `dump` and `ship` in its report: from the freeze to the
+//! last byte.
 //!
-//! They take turns. `RCM_BENCH_MIB` says how much memory the container has (512), `RCM_BENCH_ROUNDS` how many rounds there are (3).
+//! They take turns. `RCM_BENCH_MIB` says how much memory the container has (1024), `RCM_BENCH_ROUNDS` how many rounds there are (3).
 
 #[path = "../tests/common/mod.rs"]
 mod common;
@@ -108,8 +108,12 @@ impl Link {
     fn copy(&self, kind: &str, count_bytes: u64) -> Duration {
         let this = std::env::current_exe().unwrap();
         let this = this.to_str().unwrap();
+        let store = self.dir.path().join("store");
+        fs::create_dir_all(&store).unwrap();
+        let (tmpfs, none) = (Some("tmpfs"), None::<&str>);
+        mount(tmpfs, &store, tmpfs, MsFlags::empty(), none).unwrap();
         let mut sink = in_namespace(&self.destination(), this)
-            .env(ROLE, format!("sink {kind}"))
+            .env(ROLE, format!("sink {kind} {}", store.display()))
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
@@ -124,6 +128,7 @@ impl Link {
             .output()
             .unwrap();
         assert!(output.status.success() && sink.wait().unwrap().success());
+        umount2(&store, MntFlags::MNT_DETACH).unwrap();
         let micros = String::from_utf8(output.stdout).unwrap();
         Duration::from_micros(micros.trim().parse().unwrap())
     }
@@ -144,14 +149,14 @@ fn play() -> bool {
     };
     let words: Vec<&str> = role.split(' ').collect();
     match words[..] {
-        ["sink", kind] => sink(kind == "tls"),
+        ["sink", kind, store] => sink(kind == "tls", Path::new(store)),
         ["copy", kind, count] => send(kind == "tls", count.parse().unwrap()),
         _ => panic!("{role}"),
     }
     true
 }
 
-fn sink(tls: bool) {
+fn sink(tls: bool, store: &Path) {
     let listener = TcpListener::bind((DESTINATION, PORT)).unwrap();
     println!("ready");
     let (socket, _) = listener.accept().unwrap();
@@ -174,8 +179,12 @@ fn sink(tls: bool) {
     stream.read_exact(&mut count).unwrap();
     let mut left_bytes = u64::from_be_bytes(count);
     let mut chunk = vec![0; CHUNK_BYTES];
+    let mut file = File::create(store.join("copy")).unwrap();
     while left_bytes > 0 {
-        left_bytes -= stream.read(&mut chunk).unwrap() as u64;
+        let read_bytes = stream.read(&mut chunk).unwrap();
+        assert!(read_bytes > 0, "the sender is gone");
+        file.write_all(&chunk[..read_bytes]).unwrap();
+        left_bytes -= read_bytes as u64;
     }
     stream.write_all(b".").unwrap();
     stream.flush().unwrap();
@@ -355,7 +364,7 @@ fn main() -> ExitCode {
     if play() {
         return ExitCode::SUCCESS;
     }
-    let (mib, rounds) = (number("RCM_BENCH_MIB", 512), number("RCM_BENCH_ROUNDS", 3));
+    let (mib, rounds) = (number("RCM_BENCH_MIB", 1024), number("RCM_BENCH_ROUNDS", 3));
     println!("\n{}", common::machine());
     println!(
         "\n{:<18} {:<26} {:>10} {:>12} {:>8} {:>8}",
