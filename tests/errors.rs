@@ -304,8 +304,7 @@ fn consoles_and_terminals_that_do_not_match() {
 fn wrong_usage_is_an_error_with_the_status_of_runc() {
     let host = Host::new();
     for arguments in [
-        &["no-such-verb"][..],
-        &["--no-such-flag", "list"],
+        &["--no-such-flag", "list"][..],
         &["state"],
         &["state", "--no-such-flag", "web"],
         &["kill"],

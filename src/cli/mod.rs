@@ -8,8 +8,8 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 use clap::builder::PossibleValue;
-use clap::error::ErrorKind;
-use clap::{CommandFactory, Parser, Subcommand, ValueEnum};
+use clap::error::{ContextKind, ContextValue, ErrorKind};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand, ValueEnum};
 
 use crate::logging::{self, LogFormat};
 use crate::runtime::Container;
@@ -25,6 +25,7 @@ mod exec;
 mod features;
 mod generate;
 mod go_flags;
+mod help;
 mod kill;
 mod list;
 mod live_migrate;
@@ -41,6 +42,8 @@ mod version;
 
 /// The exit status of a command that failed, as runc's.
 const FAILED: u8 = 1;
+/// The exit status for a verb that does not exist, as runc's.
+const UNKNOWN_VERB: u8 = 3;
 
 /// Runs containers like runc and moves them, running, between hosts.
 #[derive(Debug, Parser)]
@@ -234,16 +237,27 @@ fn absolute(path: PathBuf) -> PathBuf {
     std::path::absolute(&path).unwrap_or(path)
 }
 
+/// What this program was called by: it answers to the name of a runc whose place it has taken.
+fn program() -> String {
+    std::env::args_os()
+        .next()
+        .and_then(|path| Some(Path::new(&path).file_name()?.to_string_lossy().into_owned()))
+        .unwrap_or_else(|| "rcm".into())
+}
+
 /// Runs the command line of this process and returns its exit status.
 #[must_use]
 pub fn main() -> ExitCode {
-    let arguments = go_flags::with_two_dashes(&Cli::command(), std::env::args_os());
-    let cli = match Cli::try_parse_from(arguments) {
+    let program = program();
+    let mut command = help::shaped(Cli::command(), &program);
+    let arguments = go_flags::with_two_dashes(&command, std::env::args_os());
+    let parsed = command.try_get_matches_from_mut(arguments);
+    let cli = match parsed.and_then(|matches| Cli::from_arg_matches(&matches)) {
         Ok(cli) => cli,
         Err(error) => return usage(&error),
     };
     if cli.version {
-        version::print(cli.global.criu.as_deref());
+        version::print(&program, cli.global.criu.as_deref());
         return ExitCode::SUCCESS;
     }
     if let Err(error) = logging::init(
@@ -259,14 +273,14 @@ pub fn main() -> ExitCode {
         return ExitCode::from(FAILED);
     }
     let globals = Globals::new(cli.global);
-    let Some(command) = cli.command else {
+    let Some(verb) = cli.command else {
         // As runc: without a command the help is the answer, not an error.
-        return match Cli::command().print_help() {
+        return match command.print_help() {
             Ok(()) => ExitCode::SUCCESS,
             Err(_) => ExitCode::from(FAILED),
         };
     };
-    if command.enters_container()
+    if verb.enters_container()
         && let Err(error) = protect_binary(&globals)
     {
         return fail(
@@ -275,12 +289,12 @@ pub fn main() -> ExitCode {
             &anyhow::anyhow!("cannot protect the rcm binary from the container: {error}"),
         );
     }
-    if command.only_prints() {
+    if verb.only_prints() {
         // A reader that has left is no reason to panic; nothing worse happens if this fails.
         let _ = crate::sys::process::end_on_broken_pipe();
     }
-    let failed = command.failure_status();
-    match dispatch(&globals, command) {
+    let failed = verb.failure_status();
+    match dispatch(&globals, verb) {
         // Statuses beyond a byte do not exist.
         Ok(status) => ExitCode::from(u8::try_from(status & 0xff).unwrap_or(FAILED)),
         Err(error) => {
@@ -303,7 +317,9 @@ impl Command {
 fn dispatch(globals: &Globals, command: Command) -> anyhow::Result<i32> {
     match command {
         Command::Checkpoint(args) => checkpoint::run(globals, args),
-        Command::Create(args) => create::run(globals, args).context("rcm create failed"),
+        Command::Create(args) => {
+            create::run(globals, args).with_context(|| format!("{} create failed", program()))
+        }
         Command::Delete(args) => delete::run(globals, args),
         Command::Events(args) => events::run(globals, args),
         Command::Exec(args) => exec::run(globals, args).context("exec failed"),
@@ -314,9 +330,13 @@ fn dispatch(globals: &Globals, command: Command) -> anyhow::Result<i32> {
         Command::LiveMigrate(args) => live_migrate::run(globals, *args),
         Command::Pause(args) => pause::run(globals, args),
         Command::Ps(args) => ps::run(globals, args),
-        Command::Restore(args) => restore::run(globals, args).context("rcm restore failed"),
+        Command::Restore(args) => {
+            restore::run(globals, args).with_context(|| format!("{} restore failed", program()))
+        }
         Command::Resume(args) => resume::run(globals, args),
-        Command::Run(args) => run::run(globals, args).context("rcm run failed"),
+        Command::Run(args) => {
+            run::run(globals, args).with_context(|| format!("{} run failed", program()))
+        }
         Command::Spec(args) => spec::run(args),
         Command::Start(args) => start::run(globals, args),
         Command::State(args) => state::run(globals, args),
@@ -330,7 +350,13 @@ fn protect_binary(globals: &Globals) -> std::io::Result<()> {
         .recursive(true)
         .mode(0o700)
         .create(&globals.root);
-    crate::sys::seal::ensure_sealed(&globals.root)
+    crate::sys::seal::ensure_sealed(&globals.root)?;
+    // runc's words, for those who look for them.
+    if !crate::sys::seal::is_copied() {
+        tracing::debug!("runc exeseal: using overlayfs for sealed /proc/self/exe");
+    }
+    tracing::debug!("runc exeseal: using /proc/self/exe clone");
+    Ok(())
 }
 
 /// Reports a failure: one error record, and the sentence on stderr where the log is elsewhere.
@@ -358,20 +384,40 @@ fn usage(error: &clap::Error) -> ExitCode {
     if logging::init(log.as_deref(), format, false).is_ok() {
         let text = error.render().to_string();
         let (sentence, rest) = text.split_once("\n\n").unwrap_or((&text, ""));
-        let sentence: Vec<_> = sentence
+        let words: Vec<_> = sentence
             .trim_start_matches("error: ")
             .split_whitespace()
             .collect();
-        tracing::error!("incorrect usage: {}", sentence.join(" "));
+        let sentence = match unknown_verb(error) {
+            Some(verb) => format!("No help topic for '{verb}'"),
+            None => format!("incorrect usage: {}", words.join(" ")),
+        };
+        tracing::error!("{sentence}");
         if log.is_some() {
-            eprintln!("incorrect usage: {}", sentence.join(" "));
+            eprintln!("{sentence}");
         }
-        eprintln!("{}", rest.trim_end());
+        if unknown_verb(error).is_none() {
+            eprintln!("{}", rest.trim_end());
+        }
     } else {
         // Nothing better is left than the parser's own words.
         let _ = error.print();
     }
-    ExitCode::from(usage_status())
+    ExitCode::from(match unknown_verb(error) {
+        Some(_) => UNKNOWN_VERB,
+        None => usage_status(),
+    })
+}
+
+/// The verb that does not exist. runc's sentence and status for it are those of its missing help.
+fn unknown_verb(error: &clap::Error) -> Option<&str> {
+    if error.kind() != ErrorKind::InvalidSubcommand {
+        return None;
+    }
+    match error.get(ContextKind::InvalidSubcommand)? {
+        ContextValue::String(verb) => Some(verb),
+        _ => None,
+    }
 }
 
 /// `live-migrate` has a status of its own for wrong usage: 1 says that a container was not moved.

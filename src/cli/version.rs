@@ -8,9 +8,9 @@ pub(super) const VERSION: &str = env!("CARGO_PKG_VERSION");
 /// The commit of this build, where it is known.
 pub(super) const COMMIT: Option<&str> = option_env!("RCM_COMMIT");
 
-/// Prints the version in runc's form, whose lines engines read.
-pub(super) fn print(criu: Option<&Path>) {
-    println!("rcm version {VERSION}");
+/// Prints the version in runc's form, whose lines engines read, under the name that the program was called by.
+pub(super) fn print(program: &str, criu: Option<&Path>) {
+    println!("{program} version {VERSION}");
     if let Some(commit) = COMMIT {
         println!("commit: {commit}");
     }

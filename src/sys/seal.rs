@@ -45,6 +45,13 @@ pub fn ensure_sealed(lower: &Path) -> io::Result<()> {
     }
 }
 
+/// Whether this process executes from a copy in memory, see memfd_create(2).
+#[must_use]
+pub fn is_copied() -> bool {
+    std::fs::read_link("/proc/self/exe")
+        .is_ok_and(|binary| binary.as_os_str().as_bytes().starts_with(b"/memfd:"))
+}
+
 /// The running binary, opened through a fresh overlay.
 fn overlay(lower: &Path) -> io::Result<OwnedFd> {
     let binary = env::current_exe()?;
