@@ -125,7 +125,7 @@ fn a_failing_poststart_hook_ends_the_container() {
     host.cmd("start")
         .arg("web")
         .run()
-        .fails_with(1, "error running poststart hook #0: signal: 15");
+        .fails_with(1, "error running poststart hook #0: signal: terminated");
     host.wait_for_status("web", "stopped");
     host.delete("web");
     host.cmd("run")

@@ -197,6 +197,19 @@ fn set_up(
         .linux()
         .as_ref()
         .and_then(|linux| linux.intel_rdt().clone());
+    let weighs_devices = spec
+        .linux()
+        .as_ref()
+        .and_then(|linux| {
+            linux
+                .resources()
+                .as_ref()?
+                .block_io()
+                .as_ref()?
+                .weight_device()
+                .as_ref()
+        })
+        .is_some_and(|devices| !devices.is_empty());
     let own_network = lower::namespace(&spec, LinuxNamespaceType::Network)
         .is_some_and(|namespace| namespace.path().is_none());
     let own_pids = lower::namespace(&spec, LinuxNamespaceType::Pid)
@@ -226,6 +239,8 @@ fn set_up(
     container.save()?;
     if request.rootless {
         set_rootless_limits(container, own_pids)?;
+    } else if weighs_devices {
+        update::set_device_weights(container)?;
     }
     if let Some(rdt) = rdt {
         Group::join(&request.id, pid, &rdt)?;

@@ -79,7 +79,8 @@ pub(crate) fn launch(mut launch: Launch) -> Result<Launched, String> {
     // gave it (ptrace(2), PTRACE_MODE; CVE-2016-9962).
     let _dumpable = Undumpable::enter();
     let _stage = match is_first {
-        true => Stage::prepare(&mut launch.spec).map_err(|error| chain(&error))?,
+        true => Stage::prepare(&mut launch.spec)
+            .map_err(|error| format!("error during container init: {}", chain(&error)))?,
         false => None,
     };
     let user_ns_config = if is_first {
@@ -158,7 +159,7 @@ pub(crate) fn launch(mut launch: Launch) -> Result<Launched, String> {
     match super::launch::launch(&outer, at_hooks) {
         Ok(pid) => {
             if is_first {
-                mounts::propagate(pid, &spec).map_err(|error| chain(&error))?;
+                mounts::finish(pid, &spec).map_err(|error| chain(&error))?;
             }
             let seen = trail.records().len();
             Ok(Launched { pid, trail, seen })

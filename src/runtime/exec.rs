@@ -16,7 +16,7 @@ use super::create::{cgroup_error, check_preserved, connect, console_size, write_
 use super::engine::{self, Launch, Role};
 use super::error::{Error, Result};
 use super::terminal::{Console, Master};
-use super::{lower, stdio};
+use super::{lower, seccomp, stdio};
 use crate::sys;
 
 /// What is to be executed, and how.
@@ -230,10 +230,13 @@ impl Executed {
 fn tenant_spec(spec: Spec, process: Process, init: Pid) -> Result<Spec> {
     let mut linux = spec.linux().clone().unwrap_or_default();
     lower::drop_personality_flags(&mut linux);
+    let mut filter = linux.seccomp().clone();
+    filter.iter_mut().for_each(seccomp::lower);
     let mut joined = Linux::default();
     joined
-        .set_namespaces(Some(joined_namespaces(&linux, init)?))
-        .set_seccomp(linux.seccomp().clone())
+        .set_namespaces(Some(joined_namespaces(init)?))
+        .set_seccomp(filter)
+        .set_memory_policy(linux.memory_policy().clone())
         .set_personality(linux.personality().clone())
         .set_mount_label(linux.mount_label().clone())
         .set_resources(None)
@@ -250,10 +253,9 @@ fn tenant_spec(spec: Spec, process: Process, init: Pid) -> Result<Spec> {
     Ok(tenant)
 }
 
-/// A namespace is joined if the container has its own: also one that the spec does not name, because the first process may have been
-/// put there by other means.
-fn joined_namespaces(linux: &Linux, init: Pid) -> Result<Vec<LinuxNamespace>> {
-    let named = linux.namespaces().as_deref().unwrap_or_default();
+/// A namespace is joined if the container's is another than this process's: also one that the spec does not name, because the first process may
+/// have been put there by other means. CRIU restores into a time namespace, and refuses to dump processes in several.
+fn joined_namespaces(init: Pid) -> Result<Vec<LinuxNamespace>> {
     let mut namespaces = Vec::with_capacity(NAMESPACES.len());
     for (file, kind) in NAMESPACES {
         let path = PathBuf::from(format!("/proc/{init}/ns/{file}"));
@@ -263,8 +265,7 @@ fn joined_namespaces(linux: &Linux, init: Pid) -> Result<Vec<LinuxNamespace>> {
             // A kind that this kernel does not have.
             _ => true,
         };
-        let wanted = named.iter().any(|namespace| namespace.typ() == kind);
-        if same || !(wanted || kind == LinuxNamespaceType::User) {
+        if same {
             continue;
         }
         let namespace = LinuxNamespaceBuilder::default()

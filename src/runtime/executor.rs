@@ -42,7 +42,12 @@ impl Executor for ProcessExecutor {
             // From here on a process that joins a container waits to be started, for ever if the rcm that would do it is killed. One that is gone
             // already is noticed when this process says that it is ready. A seccomp filter may forbid this; then it waits.
             let _ = prctl::set_pdeathsig(Signal::SIGKILL);
+        } else {
+            // As runc's, a container that is not started ends when it is asked to. A filter may forbid this, too.
+            let _ = sys::process::end_on_signals();
         }
+        // runc's words for this moment.
+        tracing::debug!("init: closing the pipe to signal completion");
         find_program(spec)
             .map(drop)
             .map_err(ExecutorValidationError::ArgValidationError)
@@ -57,6 +62,9 @@ impl Executor for ProcessExecutor {
     fn exec(&self, spec: &Spec) -> Result<(), ExecutorError> {
         // Started it lives on without rcm, as with runc.
         let _ = prctl::set_pdeathsig(None);
+        if self.start_hooks.is_none() {
+            tracing::debug!("setns_init: about to exec");
+        }
         let replaced = self
             .run_start_hooks()
             .and_then(|()| self.replace_process(spec));
@@ -141,6 +149,10 @@ impl ProcessExecutor {
                 env.retain(|one| name(one) != key);
                 env.push(format!("{key}={value}"));
             }
+        }
+        // The engine knows the homes of /etc/passwd only.
+        if !env.iter().any(|one| name(one) == "HOME") {
+            env.push("HOME=/".into());
         }
         env
     }
@@ -274,6 +286,10 @@ mod tests {
         assert_eq!(
             executor.environment(&spec(&["sh"], &["HOME="])),
             ["HOME=/root"]
+        );
+        assert_eq!(
+            ProcessExecutor::default().environment(&spec(&["sh"], &[])),
+            ["HOME=/"]
         );
     }
 }

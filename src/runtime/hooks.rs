@@ -82,7 +82,9 @@ impl fmt::Display for End {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match (self.0.code(), self.0.signal()) {
             (Some(code), _) => write!(f, "exit status {code}"),
-            (None, Some(signal)) => write!(f, "signal: {signal}"),
+            (None, Some(signal)) => {
+                write!(f, "signal: {}", sys::process::signal_text(signal))
+            }
             (None, None) => write!(f, "{}", self.0),
         }
     }

@@ -29,25 +29,27 @@ pub fn parse_signal(text: &str) -> Option<i32> {
     Signal::from_str(&name).ok().map(|signal| signal as i32)
 }
 
-/// Sends a signal to the container's first process. 0 only checks that it is there.
+/// Sends a signal to the container's first process. 0 only checks that it is there. SIGKILL reaches all where the end of the first would not end them.
 ///
 /// # Errors
 /// [`Error::NotRunning`].
 pub fn kill(container: &Container, signal: i32) -> Result<()> {
-    if container.status() == Status::Stopped {
-        return Err(Error::NotRunning);
-    }
-    let pid = container.live_init()?;
     let own_pids = container.spec().is_ok_and(|spec| {
         super::lower::has_namespace(&spec, oci_spec::runtime::LinuxNamespaceType::Pid)
     });
-    if signal == Signal::SIGKILL as i32 && !own_pids && container.cgroup().exists() {
-        // Without a pid namespace of its own the others would outlive the first process.
+    let is_stopped = container.status() == Status::Stopped;
+    let outlives = signal == Signal::SIGKILL as i32 && !own_pids && container.cgroup().exists();
+    if is_stopped && !(outlives && container.cgroup().pids().is_ok_and(|pids| !pids.is_empty())) {
+        return Err(Error::NotRunning);
+    }
+    if outlives {
+        // Without a pid namespace of its own the others outlive the first process.
         return container
             .cgroup()
             .kill_all()
             .map_err(super::create::cgroup_error("kill", container.id()));
     }
+    let pid = container.live_init()?;
     match process::kill(pid, signal) {
         Ok(()) => {}
         Err(Errno::ESRCH) => return Err(Error::NotRunning),

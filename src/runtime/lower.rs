@@ -3,13 +3,21 @@
 //! What the engine understands differently from runc is translated here, one function per matter, so that everything after
 //! this module sees one spec with one meaning. The spec that the user gave is kept untouched in the container's directory.
 
+use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use libcontainer::syscall::syscall::create_syscall;
 use libcontainer::validator::Validator;
-use oci_spec::runtime::{Linux, LinuxNamespaceType, LinuxResources, Mount, Process, Spec};
+use oci_spec::runtime::{
+    Linux, LinuxNamespaceType, LinuxResources, LinuxSchedulerPolicy, Mount, Spec,
+};
+
+mod process;
+
+pub use process::{normalize_process, validate_process};
 
 use super::mounts::{self, InvalidMount};
+use super::seccomp::{self, InvalidSeccomp};
 
 /// A spec asks for what no runtime can do, or for what this host cannot.
 #[derive(Debug, thiserror::Error)]
@@ -73,6 +81,12 @@ pub enum InvalidSpec {
         #[source]
         source: InvalidMount,
     },
+    /// A seccomp filter that cannot work.
+    #[error(transparent)]
+    Seccomp(#[from] InvalidSeccomp),
+    /// A deadline is kept only where all processors may be used (sched_setattr(2), EPERM). runc's sentence.
+    #[error("process scheduler can't be used together with AllowedCPUs")]
+    DeadlineOnSomeProcessors,
     /// `unified` names files of cgroup v2; the engine would ignore it.
     #[error("invalid configuration: cannot use unified on cgroup v1")]
     UnifiedOnV1,
@@ -90,39 +104,6 @@ fn engine(error: impl std::error::Error) -> InvalidSpec {
     InvalidSpec::Engine {
         reason: super::engine::chain(&error),
     }
-}
-
-/// Checks a `process` object.
-///
-/// # Errors
-/// [`InvalidSpec`].
-pub fn validate_process(process: &Process) -> Result<()> {
-    if process.cwd().as_os_str().is_empty() {
-        return Err(InvalidSpec::Missing { property: "Cwd" });
-    }
-    if !process.cwd().is_absolute() {
-        return Err(InvalidSpec::RelativeCwd);
-    }
-    if process.args().as_ref().is_none_or(Vec::is_empty) {
-        return Err(InvalidSpec::Missing { property: "args" });
-    }
-    if process
-        .selinux_label()
-        .as_ref()
-        .is_some_and(|label| !label.is_empty())
-        && !Path::new("/sys/fs/selinux/enforce").exists()
-    {
-        return Err(InvalidSpec::SeLinux);
-    }
-    if let Some(profile) = process.apparmor_profile()
-        && !profile.is_empty()
-        && !libcontainer::apparmor::is_enabled().unwrap_or(false)
-    {
-        return Err(InvalidSpec::AppArmor {
-            profile: profile.clone(),
-        });
-    }
-    Ok(())
 }
 
 /// Checks a spec before anything is made. Nothing on the host changes.
@@ -153,6 +134,9 @@ pub fn validate(spec: &Spec) -> Result<()> {
         })?;
     }
     refuse_unsupported(spec)?;
+    if let Some(filter) = linux.seccomp() {
+        seccomp::validate(filter)?;
+    }
     let namespaces = linux.namespaces().as_deref().unwrap_or_default();
     for (index, namespace) in namespaces.iter().enumerate() {
         if namespaces[..index]
@@ -178,6 +162,32 @@ fn refuse_unsupported(spec: &Spec) -> Result<()> {
         && !Path::new("/sys/fs/cgroup/cgroup.controllers").exists()
     {
         return Err(InvalidSpec::UnifiedOnV1);
+    }
+    // The engine sets the policy before the group has its limits, so that the kernel would not refuse it.
+    let processors = spec
+        .linux()
+        .as_ref()
+        .and_then(|linux| {
+            linux
+                .resources()
+                .as_ref()?
+                .cpu()
+                .as_ref()?
+                .cpus()
+                .as_deref()
+        })
+        .and_then(count_of_list);
+    let deadline = spec
+        .process()
+        .as_ref()
+        .and_then(|process| process.scheduler().as_ref())
+        .is_some_and(|scheduler| *scheduler.policy() == LinuxSchedulerPolicy::SchedDeadline);
+    if deadline
+        && processors
+            .zip(online_processors())
+            .is_some_and(|(some, all)| some < all)
+    {
+        return Err(InvalidSpec::DeadlineOnSomeProcessors);
     }
     Ok(())
 }
@@ -219,28 +229,25 @@ fn lower_root(spec: &mut Spec, bundle: &Path) -> Result<()> {
     Ok(())
 }
 
-/// The engine asks whether `noNewPrivileges` is there, not what it says, to decide when the seccomp filter is loaded. And an empty
-/// AppArmor profile is a profile to it.
 fn lower_process(spec: &mut Spec) {
     if let Some(process) = spec.process_mut() {
         normalize_process(process);
     }
 }
 
-/// As [`lower`] does with the `process` of a spec, for a process that joins a container.
-pub fn normalize_process(process: &mut Process) {
-    if process.no_new_privileges() == Some(false) {
-        process.set_no_new_privileges(None);
-    }
-    if process.apparmor_profile().as_deref() == Some("") {
-        process.set_apparmor_profile(None);
-    }
-}
-
 /// Sources of bind mounts are relative to the bundle (the engine resolves them against its working directory), and destinations
-/// are absolute in the container even if written without the slash.
+/// are absolute in the container even if written without the slash, or with the root file system's path on the host, as runc takes them.
 fn lower_mounts(spec: &mut Spec, bundle: &Path) {
+    let rootfs = spec.root().as_ref().map(|root| root.path().clone());
     for mount in spec.mounts_mut().iter_mut().flatten() {
+        let below = rootfs
+            .as_ref()
+            .filter(|rootfs| rootfs.parent().is_some())
+            .and_then(|rootfs| mount.destination().strip_prefix(rootfs).ok())
+            .map(Path::to_path_buf);
+        if let Some(below) = below {
+            mount.set_destination(below);
+        }
         if !mount.destination().is_absolute() {
             mount.set_destination(Path::new("/").join(mount.destination()));
         }
@@ -309,11 +316,37 @@ fn lower_linux(spec: &mut Spec) {
     if let Some(resources) = linux.resources_mut() {
         lower_resources(resources);
     }
+    let mut filter = linux.seccomp().clone();
+    filter.iter_mut().for_each(seccomp::lower);
+    linux.set_seccomp(filter);
+    if let Some(mut paths) = linux.masked_paths().clone() {
+        // A second mask would be one more mount on the first.
+        let mut seen = HashSet::new();
+        paths.retain(|path| seen.insert(path.clone()));
+        linux.set_masked_paths(Some(paths));
+    }
     if let Some(flags) = drop_personality_flags(linux) {
         tracing::warn!(
             "ignoring unsupported personality flags: {flags:?} because personality flag has not supported at this time"
         );
     }
+}
+
+/// How many numbers a list of the kernel's has ("0-3,7"); none if it is no list.
+pub(super) fn count_of_list(list: &str) -> Option<u64> {
+    list.trim()
+        .split(',')
+        .filter(|range| !range.is_empty())
+        .map(|range| {
+            let (first, last) = range.split_once('-').unwrap_or((range, range));
+            let (first, last): (u64, u64) = (first.trim().parse().ok()?, last.trim().parse().ok()?);
+            last.checked_sub(first)?.checked_add(1)
+        })
+        .sum()
+}
+
+fn online_processors() -> Option<u64> {
+    count_of_list(&std::fs::read_to_string("/sys/devices/system/cpu/online").ok()?)
 }
 
 /// Limits that the engine takes otherwise than runc.
@@ -323,6 +356,12 @@ pub(crate) fn lower_resources(resources: &mut LinuxResources) {
     {
         // The engine takes it for no limit. systemd knows no 0, so that it is 1 for runc.
         pids.set_limit(1);
+    }
+    for device in resources.devices_mut().iter_mut().flatten() {
+        // runc takes no notice of other letters, the kernel refuses them.
+        if let Some(access) = device.access_mut() {
+            access.retain(|letter| "rwm".contains(letter));
+        }
     }
     if let Some(memory) = resources.memory_mut()
         && (memory.kernel().is_some() || memory.kernel_tcp().is_some())

@@ -36,6 +36,7 @@ pub mod pause;
 pub mod quiesce;
 pub mod resctrl;
 pub mod restore;
+pub mod seccomp;
 pub mod snapshot;
 pub mod spec;
 pub mod start;
@@ -43,6 +44,7 @@ pub mod stats;
 mod stdio;
 pub mod terminal;
 pub mod update;
+mod wording;
 pub mod worker;
 
 pub use cgroup::Cgroup;

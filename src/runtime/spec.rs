@@ -8,6 +8,7 @@ use oci_spec::runtime::{Capability, Process, Spec};
 use serde_json::Value;
 
 use super::error::{Error, Result};
+use super::wording;
 
 /// Reads the spec at `path`. Capabilities that rcm does not know are dropped: a spec made for a newer kernel still runs.
 ///
@@ -46,7 +47,9 @@ pub fn parse(path: &Path, text: &[u8]) -> Result<Spec> {
     let mut value: Value = serde_json::from_slice(text).map_err(invalid)?;
     if let Some(process) = value.get_mut("process") {
         drop_unknown_capabilities(process);
+        wording::adapt_process(process);
     }
+    wording::check_memory_policy(&value).map_err(invalid)?;
     serde_json::from_value(value).map_err(invalid)
 }
 
@@ -100,6 +103,7 @@ pub fn load_process(path: &Path) -> Result<Process> {
     };
     let mut value: Value = serde_json::from_slice(&text).map_err(invalid)?;
     drop_unknown_capabilities(&mut value);
+    wording::adapt_process(&mut value);
     serde_json::from_value(value).map_err(invalid)
 }
 

@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::ExitStatus;
 
 use nix::errno::Errno;
-use nix::sys::signal::Signal;
+use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
 use nix::unistd::Pid;
 use procfs::ProcError;
 use procfs::process::{ProcState, Process};
@@ -74,6 +74,21 @@ pub fn innermost_pid(pid: Pid) -> Result<Pid, ProcError> {
     // From the outermost namespace to the innermost (proc_pid_status(5)).
     let innermost = status.nspid.unwrap_or_default().last().copied();
     Ok(Pid::from_raw(innermost.unwrap_or(pid.as_raw())))
+}
+
+/// A signal as the C library says it, in lower case, as Go prints it: "killed", "bad system call".
+#[must_use]
+pub fn signal_text(signal: i32) -> String {
+    // SAFETY: strsignal(3) returns null or a NUL-terminated text that stays until its next call in this thread.
+    let text = unsafe {
+        let text = libc::strsignal(signal);
+        (!text.is_null()).then(|| {
+            std::ffi::CStr::from_ptr(text)
+                .to_string_lossy()
+                .to_lowercase()
+        })
+    };
+    text.unwrap_or_else(|| signal.to_string())
 }
 
 /// Whether this process is in a user namespace other than the first: root there is not root of the host.
@@ -231,10 +246,37 @@ pub fn become_subreaper() -> nix::Result<()> {
 /// # Errors
 /// As sigprocmask(2).
 pub fn reset_signals() -> io::Result<()> {
-    nix::sys::signal::SigSet::all().thread_unblock()?;
+    SigSet::all().thread_unblock()?;
     for signal in [Signal::SIGPIPE, Signal::SIGCHLD] {
         // SAFETY: the default action runs no code of ours.
-        unsafe { nix::sys::signal::signal(signal, nix::sys::signal::SigHandler::SigDfl)? };
+        unsafe { nix::sys::signal::signal(signal, SigHandler::SigDfl)? };
+    }
+    Ok(())
+}
+
+/// Lets the signals that ask a process to end do so also with the first process of a pid namespace, which they otherwise do not reach
+/// (pid_namespaces(7)). What is executed next has their default action again; those that are ignored stay so.
+///
+/// # Errors
+/// As sigaction(2).
+pub fn end_on_signals() -> nix::Result<()> {
+    extern "C" fn end(signal: libc::c_int) {
+        // SAFETY: _exit(2) is safe in a signal handler.
+        unsafe { libc::_exit(128 + signal) }
+    }
+    let action = |handler| SigAction::new(handler, SaFlags::empty(), SigSet::empty());
+    for signal in [
+        Signal::SIGHUP,
+        Signal::SIGINT,
+        Signal::SIGQUIT,
+        Signal::SIGTERM,
+    ] {
+        // SAFETY: the handler calls nothing but _exit(2).
+        let former = unsafe { sigaction(signal, &action(SigHandler::Handler(end)))? };
+        if former.handler() == SigHandler::SigIgn {
+            // SAFETY: no code of ours runs.
+            unsafe { sigaction(signal, &action(SigHandler::SigIgn))? };
+        }
     }
     Ok(())
 }
@@ -246,8 +288,7 @@ pub fn reset_signals() -> io::Result<()> {
 /// As signal(2).
 pub fn end_on_broken_pipe() -> nix::Result<()> {
     // SAFETY: the default action runs no code of ours.
-    unsafe { nix::sys::signal::signal(Signal::SIGPIPE, nix::sys::signal::SigHandler::SigDfl) }
-        .map(drop)
+    unsafe { nix::sys::signal::signal(Signal::SIGPIPE, SigHandler::SigDfl) }.map(drop)
 }
 
 /// Marks every descriptor from `first` on close-on-exec, so that none leaks into what is executed next

@@ -1,7 +1,7 @@
 //! Paths inside a root directory whose contents are not trusted: symbolic links never lead out of it (openat2(2), `RESOLVE_IN_ROOT`).
 #![allow(unsafe_code)]
 
-use std::ffi::OsStr;
+use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::path::{Component, Path, PathBuf};
@@ -69,6 +69,42 @@ impl Root {
         Ok(Path::new("/").join(below))
     }
 
+    /// As [`Self::resolve`], also for what does not exist: links on the way are followed, and what is missing is taken by its name.
+    ///
+    /// # Errors
+    /// `ELOOP`, and other errors than that something is missing.
+    pub fn resolve_missing(&self, path: &Path) -> io::Result<PathBuf> {
+        /// As many as path_resolution(7) allows.
+        const MOST_LINKS: usize = 40;
+        let mut links = 0;
+        let mut found = PathBuf::from("/");
+        let mut rest: Vec<OsString> = names(path).rev().collect();
+        while let Some(name) = rest.pop() {
+            if name == ".." {
+                found.pop();
+                continue;
+            }
+            let parent = self.directory(&found);
+            let target = parent.and_then(|parent| std::fs::read_link(parent.entry(&name)));
+            match target.as_ref().map_err(io::Error::raw_os_error) {
+                Ok(target) => {
+                    links += 1;
+                    if links > MOST_LINKS {
+                        return Err(Errno::ELOOP.into());
+                    }
+                    if target.is_absolute() {
+                        found = PathBuf::from("/");
+                    }
+                    rest.extend(names(target).rev());
+                }
+                // No link, or nothing.
+                Err(Some(libc::EINVAL | libc::ENOENT | libc::ENOTDIR)) => found.push(name),
+                Err(_) => return Err(target.unwrap_err()),
+            }
+        }
+        Ok(found)
+    }
+
     /// The directory `path`, held open.
     ///
     /// # Errors
@@ -127,6 +163,15 @@ impl Root {
     }
 }
 
+/// What a path names one after another, ".." included.
+fn names(path: &Path) -> impl DoubleEndedIterator<Item = OsString> {
+    path.components().filter_map(|component| match component {
+        Component::Normal(name) => Some(name.to_owned()),
+        Component::ParentDir => Some("..".into()),
+        _ => None,
+    })
+}
+
 fn link(fd: &OwnedFd) -> io::Result<PathBuf> {
     std::fs::read_link(format!("/proc/self/fd/{}", fd.as_raw_fd()))
 }
@@ -152,6 +197,26 @@ mod tests {
         root.make(Path::new("/up/x/y"), Kind::File).unwrap();
         assert!(dir.path().join("x/y").is_file());
         assert_eq!(fs::read_dir(outside.path()).unwrap().count(), 0);
+    }
+
+    #[test]
+    fn links_to_what_is_missing_are_followed() {
+        let dir = tempfile::tempdir().unwrap();
+        fs::create_dir(dir.path().join("etc")).unwrap();
+        symlink("/run/none/hosts", dir.path().join("etc/hosts")).unwrap();
+        symlink("../../../up", dir.path().join("etc/dangling")).unwrap();
+        symlink("loop", dir.path().join("loop")).unwrap();
+        let root = Root::open(dir.path()).unwrap();
+        for (path, settled) in [
+            ("/etc/hosts", "/run/none/hosts"),
+            ("/etc/dangling/below", "/up/below"),
+            ("none/../etc/new", "/etc/new"),
+            ("../../x", "/x"),
+        ] {
+            let found = root.resolve_missing(Path::new(path)).unwrap();
+            assert_eq!(found, Path::new(settled));
+        }
+        assert!(root.resolve_missing(Path::new("/loop/x")).is_err());
     }
 
     #[test]

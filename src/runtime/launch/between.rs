@@ -1,15 +1,19 @@
 //! The process between rcm and the container's: it takes on what children inherit, and forks.
 
+use caps::CapSet;
+use libcontainer::capabilities::CapabilityExt;
 use libcontainer::namespaces::Namespaces;
 use libcontainer::process::args::ContainerType;
 use libcontainer::process::channel;
 use libcontainer::process::cpu_affinity::set_cpuset_affinity_from_string;
 use libcontainer::process::init::container_init_process;
+use nix::sched::{CpuSet, sched_getaffinity, sched_setaffinity};
 use nix::sys::prctl;
 use nix::unistd::{Gid, Pid, Uid};
 use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType};
 
 use super::{LaunchError, Outer, Result, system, time_offsets};
+use crate::runtime::engine::chain;
 use crate::sys::fork::{Parent, fork};
 
 /// Its ends of the channels, and those that its child gets.
@@ -38,13 +42,27 @@ impl Between<'_> {
         if let Some(processors) = affinity.and_then(|one| one.initial().as_ref()) {
             set_cpuset_affinity_from_string(Pid::this(), processors)?;
         }
+        // Two records under the names that runc's users know.
+        let own = Pid::this();
+        tracing::debug!("nsexec[{own}]: => nsexec container setup");
+        if let Ok(processors) = sched_getaffinity(own) {
+            tracing::debug!(
+                "nsexec[{own}]: affinity: {:#x}",
+                first_processors(&processors)
+            );
+        }
         // Before all namespaces: the group becomes the root of a cgroup namespace, and in a user namespace the right to join it is lost.
         self.outer.entry.enter(Pid::this()).map_err(match is_init {
             true => LaunchError::Cgroup,
             false => LaunchError::JoinCgroup,
         })?;
-        if let Some(processors) = affinity.and_then(|one| one.cpu_affinity_final().as_ref()) {
-            set_cpuset_affinity_from_string(Pid::this(), processors)?;
+        match affinity {
+            Some(affinity) => {
+                if let Some(processors) = affinity.cpu_affinity_final() {
+                    set_cpuset_affinity_from_string(own, processors)?;
+                }
+            }
+            None => reset_affinity(),
         }
 
         if let Some(user) = namespaces.get(LinuxNamespaceType::User)? {
@@ -97,10 +115,17 @@ impl Between<'_> {
     fn become_init(&mut self) -> i32 {
         let _ = prctl::set_name(c"rcm:[2:INIT]");
         let _ = self.to_us.close();
-        match container_init_process(self.outer.args, self.init_to_us, self.init_from_us) {
+        tracing::debug!("child process in init()");
+        let done = self
+            .keep_inheritable()
+            .map_err(|error| chain(&error))
+            .and_then(|()| {
+                container_init_process(self.outer.args, self.init_to_us, self.init_from_us)
+                    .map_err(|error| error.to_string())
+            });
+        match done {
             Ok(()) => 0,
-            Err(error) => {
-                let text = error.to_string();
+            Err(text) => {
                 let _ = self.init_to_us.exec_failed(text.clone());
                 if let Some(pipe) = self.outer.errors {
                     let _ = nix::unistd::write(pipe, text.as_bytes());
@@ -113,4 +138,38 @@ impl Between<'_> {
 
 fn set_dumpable(dumpable: bool) -> Result<()> {
     prctl::set_dumpable(dumpable).map_err(system("change who may look into a process"))
+}
+
+impl Between<'_> {
+    /// Sets the inheritable capabilities while all are permitted. Then the engine's own setting, after it has dropped others, adds none:
+    /// without being permitted they may stay, but not come (capabilities(7)).
+    fn keep_inheritable(&self) -> Result<()> {
+        let process = self.outer.args.spec.process().as_ref();
+        let Some(sets) = process.and_then(|process| process.capabilities().as_ref()) else {
+            return Ok(());
+        };
+        let inheritable = sets.inheritable().iter().flatten();
+        let inheritable = inheritable.map(CapabilityExt::to_cap).collect();
+        let syscall = self.outer.args.syscall.create_syscall();
+        Ok(syscall.set_capability(CapSet::Inheritable, &inheritable)?)
+    }
+}
+
+/// Where rcm may run says nothing of where the container may: it is left to its group's cpuset, which the kernel applies to the mask.
+fn reset_affinity() {
+    let mut all = CpuSet::new();
+    for processor in 0..CpuSet::count() {
+        // Cannot fail below the count.
+        let _ = all.set(processor);
+    }
+    if let Err(errno) = sched_setaffinity(Pid::this(), &all) {
+        tracing::warn!("the container keeps rcm's CPU affinity: resetting it failed: {errno}");
+    }
+}
+
+/// A mask of as many processors as it has room for.
+fn first_processors(processors: &CpuSet) -> usize {
+    (0..usize::BITS as usize)
+        .filter(|processor| processors.is_set(*processor).unwrap_or(false))
+        .fold(0, |mask, processor| mask | 1 << processor)
 }

@@ -36,6 +36,7 @@ use oci_spec::runtime::{ContainerState, Linux, LinuxNamespaceType};
 use super::cgroup::{CgroupError, Entry};
 use super::engine::chain;
 use super::hooks::{self, HookError};
+use super::mounts::StageError;
 use crate::sys;
 use crate::sys::fork::{Parent, fork};
 use crate::sys::trail;
@@ -95,7 +96,7 @@ pub(crate) enum LaunchError {
     #[error(transparent)]
     Network(#[from] NetworkError),
     /// The listener of a seccomp filter did not take its descriptor.
-    #[error("cannot pass the seccomp listener to {path}")]
+    #[error("failed to connect with seccomp agent at {path} (`linux.seccomp.listenerPath`)")]
     SeccompListener {
         /// Its socket, `linux.seccomp.listenerPath`.
         path: PathBuf,
@@ -109,6 +110,9 @@ pub(crate) enum LaunchError {
     /// A hook failed.
     #[error(transparent)]
     Hook(#[from] HookError),
+    /// The container's mounts cannot get what they are to have.
+    #[error(transparent)]
+    Mounts(StageError),
     /// What was done in the container's namespaces failed.
     #[error("{reason}")]
     Inside {

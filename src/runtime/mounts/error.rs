@@ -48,8 +48,12 @@ pub enum StageError {
         source: NamespaceError,
     },
     /// The host has these flags on the mount, and a user namespace cannot take them away.
-    #[error("error mounting to rootfs at {destination}: cannot clear locked flags {flags:?}")]
+    #[error(
+        "error mounting {source_path} to rootfs at {destination}: cannot clear locked flags {flags:?}: operation not permitted"
+    )]
     Locked {
+        /// What shall be mounted.
+        source_path: PathBuf,
         /// Where it shall be mounted.
         destination: PathBuf,
         /// Which.
@@ -66,9 +70,9 @@ pub enum StageError {
         #[source]
         source: TreeError,
     },
-    /// The propagation could not be set.
-    #[error("cannot set the propagation of the mount {destination}")]
-    Propagation {
+    /// What is set when everything is mounted could not be.
+    #[error("cannot set the propagation or the attributes of the mount {destination}")]
+    Finish {
         /// Where it is.
         destination: PathBuf,
         /// Why it failed.

@@ -86,11 +86,18 @@ pub(super) fn source(mount: &Mount) -> &Path {
     mount.source().as_deref().unwrap_or(Path::new(""))
 }
 
-/// An idmapped tree: it takes the rights over its file system, which the container's user namespace does not have.
-pub(super) fn made(mount: &Mount, options: &Options, ids: &Mapping, spec: &Spec) -> Result<Tree> {
+/// A tree that takes rights which the container's user namespace does not have: an idmapped one, over its file system; any, over the way to it.
+pub(super) fn made(
+    mount: &Mount,
+    options: &Options,
+    ids: Option<&Mapping>,
+    spec: &Spec,
+) -> Result<Tree> {
     let tree = Tree::copy(source(mount), scope(options.is_recursive_bind()))
         .map_err(failed(mount, "copy the mount"))?;
-    map(&tree, mount, ids, scope(options.id_mapped == Some(true)))?;
+    if let Some(ids) = ids {
+        map(&tree, mount, ids, scope(options.id_mapped == Some(true)))?;
+    }
     set_attributes(&tree, mount, options, options.attributes())?;
     // A copy is a peer of the host's mount; what is mounted in the container must not be seen there, see the engine's treatment of `/`.
     let linux = spec.linux().as_ref();

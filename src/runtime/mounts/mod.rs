@@ -11,6 +11,7 @@ mod place;
 mod restored;
 mod stage;
 
+use std::io;
 use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
@@ -24,8 +25,11 @@ pub use stage::Stage;
 
 pub(super) use restored::{Prepared, complete};
 
+use super::engine::chain;
+use super::launch::{LaunchError, run_inside};
 use super::lower;
 use crate::sys::namespace::within_mounts_of;
+use crate::sys::tree::{Attributes, Scope, change_at};
 use idmap::mapping;
 
 /// What is wrong with a mount. The sentences are runc's.
@@ -136,42 +140,88 @@ pub(super) fn translate(mount: &mut Mount) {
     mount.set_options(Some(translated));
 }
 
-/// Sets the propagation of the mounts of a container whose first process waits to be started.
+/// What is done to a mount when everything is mounted.
+enum Finish {
+    /// Its propagation.
+    Propagation(MsFlags),
+    /// Its attributes, and those of the mounts below.
+    Attributes(Attributes, Scope),
+}
+
+impl Finish {
+    fn apply(&self, destination: &Path) -> Result<(), StageError> {
+        let none = None::<&str>;
+        let done = match *self {
+            Self::Propagation(flags) => mount(none, destination, none, flags, none),
+            Self::Attributes(attributes, scope) => change_at(destination, attributes, scope),
+        };
+        match done {
+            // A later mount has covered it.
+            Ok(()) | Err(Errno::EINVAL | Errno::ENOENT | Errno::ENOTDIR) => Ok(()),
+            Err(errno) => Err(StageError::Finish {
+                destination: destination.to_path_buf(),
+                source: errno.into(),
+            }),
+        }
+    }
+}
+
+/// What the engine leaves undone: it keeps `/dev` writable, and mounts the hierarchies of cgroup v1 without the options of their mount.
+fn finishes(mount: &Mount) -> Vec<Finish> {
+    let options = options(mount);
+    let propagation = options.propagation.iter();
+    let mut found: Vec<_> = propagation
+        .map(|flags| Finish::Propagation(*flags))
+        .collect();
+    let is_device_directory = mount.destination() == Path::new("/dev");
+    let (set, scope) = match mount.typ().as_deref() {
+        Some("cgroup") => (options.set_attributes(), Scope::Recursive),
+        _ if is_device_directory => {
+            let read_only = options.set_attributes() & libc::MOUNT_ATTR_RDONLY;
+            (read_only, Scope::Top)
+        }
+        _ => (0, Scope::Top),
+    };
+    if set != 0 {
+        found.push(Finish::Attributes(Attributes { set, clear: 0 }, scope));
+    }
+    found
+}
+
+/// Gives the mounts of a container whose first process waits to be started what they get when everything is mounted.
 ///
 /// # Errors
 /// The mount that cannot have what its options say.
-pub(super) fn propagate(init: Pid, spec: &Spec) -> Result<(), StageError> {
-    let changes: Vec<(&Path, MsFlags)> = spec
+pub(super) fn finish(init: Pid, spec: &Spec) -> Result<(), StageError> {
+    let changes: Vec<(&Path, Finish)> = spec
         .mounts()
         .iter()
         .flatten()
         .flat_map(|mount| {
-            let propagation = options(mount).propagation;
-            propagation
+            let destination = mount.destination().as_path();
+            finishes(mount)
                 .into_iter()
-                .map(|flags| (mount.destination().as_path(), flags))
+                .map(move |one| (destination, one))
         })
         .collect();
     if changes.is_empty() || !lower::has_namespace(spec, LinuxNamespaceType::Mount) {
         return Ok(());
     }
-    let mut failed = None;
-    let result = within_mounts_of(init, || {
-        for (destination, flags) in changes {
-            let none = None::<&str>;
-            match mount(none, destination, none, flags, none) {
-                // A later mount has covered it.
-                Ok(()) | Err(Errno::EINVAL | Errno::ENOENT | Errno::ENOTDIR) => {}
-                Err(errno) => {
-                    failed = Some(destination);
-                    return Err(errno.into());
-                }
-            }
-        }
-        Ok(())
-    });
-    result.map_err(|source| StageError::Propagation {
-        destination: failed.unwrap_or(Path::new("/")).to_path_buf(),
-        source,
+    let apply = || {
+        changes
+            .iter()
+            .try_for_each(|(destination, change)| change.apply(destination))
+    };
+    if geteuid().is_root() {
+        return within_mounts_of(init, || Ok(apply())).map_err(|source| StageError::Finish {
+            destination: "/".into(),
+            source,
+        })?;
+    }
+    // The right to it comes with the user namespace only.
+    let inside = || apply().map_err(LaunchError::Mounts);
+    run_inside(init, Path::new("/"), inside).map_err(|error| StageError::Finish {
+        destination: "/".into(),
+        source: io::Error::other(chain(&error)),
     })
 }

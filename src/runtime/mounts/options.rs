@@ -213,6 +213,15 @@ impl Options {
         (self.set | self.cleared).intersects(known)
     }
 
+    /// The attributes that shall be set, but for access times.
+    #[must_use]
+    pub fn set_attributes(&self) -> u64 {
+        ATTRIBUTES
+            .iter()
+            .filter(|(flag, _)| self.set.contains(*flag))
+            .fold(0, |all, (_, attribute)| all | attribute)
+    }
+
     /// What makes the attributes of a bind mount those of the options: as with `mount --bind -o remount`, those that its source has and the options
     /// lack go, while the access times stay where no option is about them.
     #[must_use]
@@ -221,12 +230,10 @@ impl Options {
         if !self.has_attributes() {
             return attributes;
         }
-        for (flag, attribute) in ATTRIBUTES {
+        for (_, attribute) in ATTRIBUTES {
             attributes.clear |= attribute;
-            if self.set.contains(flag) {
-                attributes.set |= attribute;
-            }
         }
+        attributes.set = self.set_attributes();
         if self.set.intersects(ACCESS_TIMES) {
             attributes.clear |= libc::MOUNT_ATTR__ATIME | libc::MOUNT_ATTR_NODIRATIME;
             attributes.set |= self.access_times();
@@ -265,7 +272,8 @@ impl Options {
         }
         Ok(Attributes {
             set: self.attributes().set & !(libc::MOUNT_ATTR__ATIME | libc::MOUNT_ATTR_NODIRATIME),
-            clear: 0,
+            // The kernel locks all but this one.
+            clear: libc::MOUNT_ATTR_NOSYMFOLLOW,
         })
     }
 }
@@ -322,7 +330,7 @@ mod tests {
         let options = Options::parse(["bind", "ro", "relatime"]);
         let attributes = options.locked_attributes(present).unwrap();
         assert_eq!(attributes.set, libc::MOUNT_ATTR_RDONLY);
-        assert_eq!(attributes.clear, 0);
+        assert_eq!(attributes.clear, libc::MOUNT_ATTR_NOSYMFOLLOW);
         let refused = Options::parse(["bind", "suid"]).locked_attributes(present);
         assert_eq!(refused, Err(MsFlags::MS_NOSUID));
         let refused = Options::parse(["bind", "noatime"]).locked_attributes(present);

@@ -3,9 +3,13 @@
 use std::fs::{self, DirBuilder, Permissions};
 use std::io;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
+
+use oci_spec::runtime::{Mount, Spec};
 
 use super::error::{Result, StageError};
+use super::place;
+use crate::sys::rooted::Root;
 
 /// An empty directory that is mounted on in mount namespaces only. The root of any user namespace must be able to reach it, which it need not be with the
 /// container's own directory.
@@ -32,4 +36,36 @@ pub(super) fn place_error(source: io::Error) -> StageError {
         path: STAGE.into(),
         source,
     }
+}
+
+/// Follows the symbolic links in the destination of `mounts[index]`, also those that lead to what does not exist yet: it is made then, as with
+/// runc. The engine refuses them. `/proc` and `/sys` it refuses where they are any link, which a masked path could be led astray by.
+pub(super) fn settle(mounts: &mut [Mount], index: usize, spec: &Spec) {
+    if let Some("proc" | "sysfs") = mounts[index].typ().as_deref() {
+        return;
+    }
+    let Some(root) = spec.root() else { return };
+    let rootfs = root.path();
+    let Some((base, below)) = place(mounts, index, Path::new("/"), rootfs) else {
+        return;
+    };
+    let Ok(root) = Root::open(&base) else { return };
+    if root.resolve(&below).is_ok() {
+        return;
+    }
+    // The destination of what covers the base: what remains of the mount's own.
+    let destination = Path::new("/").join(mounts[index].destination());
+    let depth = below.components().filter(is_name).count();
+    let cover = match base == *rootfs {
+        true => Path::new("/"),
+        false => destination.ancestors().nth(depth).unwrap_or(Path::new("/")),
+    };
+    if let Ok(settled) = root.resolve_missing(&below) {
+        let settled = cover.join(settled.strip_prefix("/").unwrap_or(&settled));
+        mounts[index].set_destination(settled);
+    }
+}
+
+fn is_name(component: &Component) -> bool {
+    matches!(component, Component::Normal(_))
 }

@@ -19,7 +19,7 @@ use oci_spec::runtime::{LinuxNamespaceType, Mount, Spec};
 use super::copy_up::copy_up;
 use super::error::{Result, StageError, failed};
 use super::idmap::{made, mapping, open_namespace, ranges, scope, set_attributes, source};
-use super::place::{STAGE, make_place, place_error, point};
+use super::place::{STAGE, make_place, place_error, point, settle};
 use super::{Options, options, place, translate};
 use crate::runtime::engine::chain;
 use crate::runtime::lower;
@@ -56,6 +56,7 @@ impl Stage {
         let mut mounts = spec.mounts().clone().unwrap_or_default();
         let mut props = Vec::new();
         for index in 0..mounts.len() {
+            settle(&mut mounts, index, spec);
             let covered = match mounts[index].typ().as_deref() {
                 Some("tmpfs") => covered(&mounts, index, spec),
                 _ => None,
@@ -153,11 +154,26 @@ fn prop(
         return Ok(copies.then_some(Prop::Filled(covered)));
     }
     if let Ok(Some(ids)) = mapping(mount, options, spec) {
-        return made(mount, options, &ids, spec).map(|tree| Some(Prop::Made(tree)));
+        return made(mount, options, Some(&ids), spec).map(|tree| Some(Prop::Made(tree)));
+    }
+    if lower::has_namespace(spec, LinuxNamespaceType::User) && !reachable_by_all(source(mount)) {
+        // As runc, which opens what is mounted with the rights of the one who makes the container.
+        return made(mount, options, None, spec).map(|tree| Some(Prop::Made(tree)));
     }
     // The engine makes devices in /dev, and takes `ro` from it until they are made.
     let plain = !options.has_attributes() || mount.destination() == Path::new("/dev");
     Ok((!plain).then_some(Prop::Bind))
+}
+
+/// Whether anybody may search the directories on the way to `path`; also for what does not exist.
+fn reachable_by_all(path: &Path) -> bool {
+    let Ok(path) = path.canonicalize() else {
+        return true;
+    };
+    path.ancestors().skip(1).all(|dir| {
+        let mode = fs::metadata(dir).map_or(0o777, |metadata| metadata.mode());
+        mode & 0o001 != 0
+    })
 }
 
 /// Makes a mount a bind of what is prepared for it. The propagation is set later.
@@ -259,6 +275,7 @@ fn bound(mount: &Mount, options: &Options) -> Result<Tree> {
             options
                 .locked_attributes(mount_flags(present.flags()))
                 .map_err(|flags| StageError::Locked {
+                    source_path: source(mount).to_path_buf(),
                     destination: mount.destination().clone(),
                     flags,
                 })?

@@ -184,6 +184,22 @@ pub(crate) fn set_limits(container: &Container) -> Result<()> {
     )
 }
 
+/// Writes the weights for single devices, which the engine leaves out.
+///
+/// # Errors
+/// As [`update`].
+pub(crate) fn set_device_weights(container: &Container) -> Result<()> {
+    let recorded = on_record(container, &read_config(container)?)?;
+    let mut limits = Request::default();
+    limits.resources.block_io.weight_device = recorded.resources.block_io.weight_device;
+    apply_limits(
+        container,
+        &limits,
+        &Resources::default(),
+        &mut ControlFiles::default(),
+    )
+}
+
 /// The first limit of the container's spec, as a member of `linux.resources`. Device rules are none.
 ///
 /// # Errors

@@ -1,0 +1,76 @@
+//! The `process` of a spec.
+
+use std::path::Path;
+
+use oci_spec::runtime::{Capabilities, Process};
+
+use super::{InvalidSpec, Result};
+
+/// Checks a `process` object.
+///
+/// # Errors
+/// [`InvalidSpec`].
+pub fn validate_process(process: &Process) -> Result<()> {
+    if process.cwd().as_os_str().is_empty() {
+        return Err(InvalidSpec::Missing { property: "Cwd" });
+    }
+    if !process.cwd().is_absolute() {
+        return Err(InvalidSpec::RelativeCwd);
+    }
+    if process.args().as_ref().is_none_or(Vec::is_empty) {
+        return Err(InvalidSpec::Missing { property: "args" });
+    }
+    if process
+        .selinux_label()
+        .as_ref()
+        .is_some_and(|label| !label.is_empty())
+        && !Path::new("/sys/fs/selinux/enforce").exists()
+    {
+        return Err(InvalidSpec::SeLinux);
+    }
+    if let Some(profile) = process.apparmor_profile()
+        && !profile.is_empty()
+        && !libcontainer::apparmor::is_enabled().unwrap_or(false)
+    {
+        return Err(InvalidSpec::AppArmor {
+            profile: profile.clone(),
+        });
+    }
+    Ok(())
+}
+
+/// Turns a process into the one that the engine runs: that of a spec, or one that joins a container.
+///
+/// The engine asks whether `noNewPrivileges` is there, not what it says, to decide when the seccomp filter is loaded. And an empty AppArmor profile is a
+/// profile to it.
+pub fn normalize_process(process: &mut Process) {
+    if process.no_new_privileges() == Some(false) {
+        process.set_no_new_privileges(None);
+    }
+    if process.apparmor_profile().as_deref() == Some("") {
+        process.set_apparmor_profile(None);
+    }
+    drop_unreachable_ambient(process);
+}
+
+/// An ambient capability is an inheritable and a permitted one (capabilities(7)). The engine fails over others, runc warns.
+fn drop_unreachable_ambient(process: &mut Process) {
+    let Some(mut sets) = process.capabilities().clone() else {
+        return;
+    };
+    let Some(mut ambient) = sets.ambient().clone() else {
+        return;
+    };
+    let empty = Capabilities::default();
+    let inheritable = sets.inheritable().as_ref().unwrap_or(&empty);
+    let permitted = sets.permitted().as_ref().unwrap_or(&empty);
+    ambient.retain(|one| {
+        let reachable = inheritable.contains(one) && permitted.contains(one);
+        if !reachable {
+            tracing::warn!("can't raise ambient capability CAP_{one}: operation not permitted");
+        }
+        reachable
+    });
+    sets.set_ambient(Some(ambient));
+    process.set_capabilities(Some(sets));
+}
