@@ -92,7 +92,7 @@ pub fn run(globals: &Globals, mut args: Args) -> anyhow::Result<i32> {
     });
     let globals = engines.as_ref().unwrap_or(globals);
     if args.status {
-        return status(globals, &args.id);
+        return status(globals, &args.id, args.output.json());
     }
     if args.resolve {
         return settle(globals, &args.id, args.receiver.console_socket.as_deref());

@@ -69,6 +69,14 @@ fn a_counter_moves_without_a_gap() {
     };
     assert!(status(&pair.source).contains("moved to 127.0.0.1:"));
     assert!(status(&pair.destination).contains("came from 127.0.0.1:"));
+    let output = pair.source.cmd("live-migrate").args(["moves", "--status"]);
+    let known = output.arg("--json").run().ok().json();
+    assert_eq!(known["side"], "source");
+    assert_eq!(
+        (&known["phase"], &known["settled"]),
+        (&"done".into(), &true.into())
+    );
+    assert!(known["status"].is_null(), "{known}");
 }
 
 #[test]
@@ -456,6 +464,7 @@ fn wrong_usage_has_its_own_status() {
         &["x", "--image-path", "/tmp", "--destination", "h:0"],
         &["x", "--image-path", "/tmp", "--timeout", "soon"],
         &["x", "--status", "--resolve"],
+        &["x", "--status", "--report", "/tmp/report"],
     ] {
         let output = host.cmd("live-migrate").args(arguments).run().exits_with(2);
         assert!(output.stderr().contains("incorrect usage"), "{output:?}");

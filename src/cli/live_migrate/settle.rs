@@ -4,26 +4,66 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{anyhow, bail};
+use chrono::{DateTime, Utc};
+use serde::Serialize;
 
+use super::show::lines;
 use crate::cli::{Globals, absolute};
 use crate::migrate::journal::{self, JournalRecord, Lock};
-use crate::migrate::protocol::{Phase, Side};
+use crate::migrate::protocol::{MigrationId, Phase, Side};
 use crate::migrate::resolve::{Means, Resolution, resolve};
 use crate::migrate::{self, answering};
-use crate::runtime::Container;
+use crate::runtime::{Container, Status};
 use crate::sys::interrupt::Interrupt;
 use crate::sys::process::become_subreaper;
 
 /// How long `--resolve` at a destination waits for the source to ask.
 const TELL_DUR: Duration = Duration::from_secs(60);
 
-pub fn status(globals: &Globals, id: &str) -> anyhow::Result<i32> {
+/// What `--status --json` prints.
+#[derive(Debug, Serialize)]
+#[serde(rename_all = "camelCase")]
+struct Known<'a> {
+    container: &'a str,
+    side: Side,
+    migration: MigrationId,
+    peer: &'a str,
+    phase: Phase,
+    started: &'a DateTime<Utc>,
+    updated: &'a DateTime<Utc>,
+    /// Whether an rcm is at it.
+    in_progress: bool,
+    /// Whether nothing is left to do.
+    settled: bool,
+    reason: Option<&'a str>,
+    /// What the container is on this host, if it is known here.
+    status: Option<Status>,
+}
+
+pub fn status(globals: &Globals, id: &str, json: bool) -> anyhow::Result<i32> {
     let Some(record) = journal::read(&globals.root, id)? else {
         bail!("no migration of container {id:?} is known on this host");
     };
+    let container = Container::load(&globals.root, id);
+    let status = container.ok().map(|container| container.status());
+    if json {
+        lines::print(&Known {
+            container: &record.container,
+            side: record.side,
+            migration: record.migration,
+            peer: &record.peer,
+            phase: record.phase,
+            started: &record.started,
+            updated: &record.updated,
+            in_progress: record.is_driven(),
+            settled: record.phase.is_final(),
+            reason: record.reason.as_deref(),
+            status,
+        });
+        return Ok(0);
+    }
     println!("{}", describe(&record));
-    let running = Container::load(&globals.root, id).map(|container| container.status());
-    if let Ok(status) = running {
+    if let Some(status) = status {
         println!("container {id} is {status} here");
     }
     Ok(0)

@@ -15,7 +15,7 @@ use crate::migrate::report::{Outcome, Report};
 use crate::runtime::engine::chain;
 
 mod bar;
-mod lines;
+pub(super) mod lines;
 mod ticker;
 
 /// The values of `--progress`.
@@ -33,15 +33,21 @@ enum Style {
 
 #[derive(Debug, clap::Args)]
 #[command(next_help_heading = "Output")]
-#[group(id = "output-flags", multiple = true, conflicts_with_all = ["status", "resolve", "cancel"])]
+#[group(id = "output-flags", multiple = true, conflicts_with_all = ["resolve", "cancel"])]
 pub struct OutputArgs {
     /// How progress is shown on stderr
-    #[arg(long, value_name = "STYLE", value_enum, default_value = "auto")]
+    #[arg(
+        long,
+        value_name = "STYLE",
+        value_enum,
+        default_value = "auto",
+        conflicts_with = "status"
+    )]
     progress: Style,
     /// Write what came of it to FILE, as JSON, also if it failed
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", conflicts_with = "status")]
     report: Option<PathBuf>,
-    /// Print the same on stdout, in one line
+    /// Print the same on stdout, in one line; with --status what it tells
     #[arg(long)]
     json: bool,
 }
