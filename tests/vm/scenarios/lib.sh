@@ -8,14 +8,16 @@ readonly BUNDLES=/root/bundles
 # A store of each machine's own.
 readonly OWN_STORE=/root/store
 
-# Nothing of a scenario is left for the next one.
+# clean_up [STATUS] - nothing of a scenario is left for the next one.
 clean_up() {
-    local status=$? host
+    local status=${1:-$?} host
     trap - EXIT
     # shellcheck disable=SC2046
     kill $(jobs -p) 2>/dev/null || true
     link on || status=1
     for host in $HOSTS; do
+        # Who still waits for a container, when a scenario failed.
+        on "$host" 'for pid in $(pgrep -f "^rcm .*live-migrate"); do kill "$pid"; done' || true
         # A receiver in the foreground removes its container itself when that has ended, so a deletion may come too late.
         on "$host" 'for tries in $(seq 50); do
                 ids=$(rcm list --quiet) && [ -n "$ids" ] || exit 0
@@ -103,6 +105,14 @@ check_workload() {
         sleep 0.2
     done
     expect "the memory at the destination" "${verdict:-not checked}" intact
+}
+
+# power_off HOST - without a word to anybody; its memory and its disk are gone.
+power_off() { "$VM/down.sh" "$1"; }
+# power_on HOST - with the programs that are tested, and nothing else of what it had.
+power_on() {
+    "$VM/up.sh" "$1"
+    push_programs "$1"
 }
 
 # expect_moved ID - it runs at the destination, and nowhere else.
@@ -214,15 +224,16 @@ make_token() {
     for host in ${MACHINES:-$HOSTS}; do on "$host" "umask 077 && cat >$TOKEN" <<<"$secret"; done
 }
 
-# begin HOST PHASE - a migration of which that end stands still right after it has entered the phase in its journal.
+# begin HOST PHASE - a migration of which that end stands still right after it has entered the phase in its journal. STORE may be another image path than
+# each machine's own, FLAGS are the source's.
 begin() {
-    local host=$1 phase=$2 pid
+    local host=$1 phase=$2 pid store=${STORE:-$OWN_STORE}
     say "--- $host at $phase"
     on source 'rm -f /tmp/sender /tmp/status'
-    STORE=$OWN_STORE start_receiver web --detach "--token-file=$TOKEN"
+    STORE=$store start_receiver web --detach "--token-file=$TOKEN"
     # Until the tracer lets it, the source does nothing.
     on source "(sh -c 'echo \$\$ >/tmp/pid; kill -STOP \$\$
-        exec rcm live-migrate web --image-path=$OWN_STORE --destination=10.0.0.2 --token-file=$TOKEN --mode=stop-and-copy'
+        exec rcm live-migrate web --image-path=$store --destination=10.0.0.2 --token-file=$TOKEN --mode=stop-and-copy ${FLAGS:-}'
         echo \$? >/tmp/status) </dev/null >/tmp/sender 2>&1 &"
     until on source "grep -q '^State:.T' /proc/\$(cat /tmp/pid)/status" 2>/dev/null; do sleep 0.1; done
     case $host in

@@ -1,0 +1,80 @@
+#!/usr/bin/env bash
+#
+# The pool fails: the server stops, refuses root, forgets its exports, or has no room, each time with the source at exactly that point. The container runs on at
+# the source, and the next attempt succeeds.
+
+set -euo pipefail
+. "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+
+readonly EXPORT='10.0.0.0/24:/var/nfs' OPTIONS=rw,async,no_subtree_check,fsid=0
+mount_with() { on destination "umount -f /var/nfs && mount -t nfs4 -o vers=4.2,noatime,$1 10.0.0.1:/ /var/nfs"; }
+# Whatever happens, the next scenario has the pool.
+leave() {
+    local status=$?
+    on source "umount -l /var/nfs 2>/dev/null; rpc.nfsd 4; exportfs -ra; exportfs -f" || status=1
+    mount_with hard || status=1
+    clean_up "$status"
+}
+trap leave EXIT
+STORE=/var/nfs
+# The destination may hang for as long as the server is away, the container may not.
+FLAGS=--timeout=15s
+
+make_token
+make_beacon web
+start_beacon web source
+
+for way in hard soft,timeo=10,retrans=2; do
+    say "--- the server stops, the destination's mount is $way"
+    mount_with "$way"
+    begin source shipped
+    on source 'rpc.nfsd 0'
+    go_on source
+    end 1
+    stays
+    on source 'rpc.nfsd 4'
+    end_receiver
+    expect "at the destination" "$(status_of destination web)" absent
+    stays
+done
+mount_with hard
+
+say "--- the server forgets its exports"
+begin source shipped
+on source 'exportfs -ua && exportfs -f'
+go_on source
+end 1
+stays
+on source 'exportfs -ra'
+end_receiver
+stays
+
+say "--- the server has no room"
+# A file system of its own: the container needs room on the machine's.
+on source 'mount -t tmpfs -o size=16m tmpfs /var/nfs && exportfs -f'
+mount_with hard
+begin source frozen
+on source 'dd if=/dev/zero of=/var/nfs/filler bs=4k status=none 2>/dev/null || true'
+go_on source
+end 1
+stays
+on source 'rm /var/nfs/filler'
+end_receiver
+on source 'exportfs -f; umount -l /var/nfs'
+mount_with hard
+
+say "--- the server takes root for nobody"
+on source "exportfs -ua && exportfs -o $OPTIONS,root_squash $EXPORT"
+status=0
+said=$(on destination "cd $BUNDLES/web && timeout 60 rcm live-migrate web --image-path=/var/nfs 2>&1 </dev/null") || status=$?
+say "$said"
+expect "the exit status of a receiver" "$status" 1
+grep -q '/var/nfs' <<<"$said" || die "it does not say which path"
+on source 'exportfs -ua && exportfs -ra'
+stays
+
+begin source negotiated
+go_on source
+end 0
+expect_heard destination
+expect_moved web
