@@ -118,8 +118,9 @@ impl Placement {
             kept: false,
         };
         for dir in &placement.record.made {
+            // Set-user-ID programs of a container are for nobody who does not know where they are; its user namespace must get through.
             DirBuilder::new()
-                .mode(0o755)
+                .mode(0o711)
                 .create(dir)
                 .map_err(file("create", dir))?;
         }
