@@ -10,11 +10,11 @@ use serde_json::{Value, json};
 use crate::common::{Cmd, Host, Output, Running, is_alive, skip, wait_until};
 use crate::engine::{CLIENT_LIMIT_DUR, Shared, end, image_archive, missing, setting};
 
-const PROGRAMS: [&str; 3] = ["containerd", "containerd-shim-runc-v2", "ctr"];
+pub const PROGRAMS: [&str; 3] = ["containerd", "containerd-shim-runc-v2", "ctr"];
 const IMAGE: &str = "docker.io/local/busybox:latest";
 
 /// A running containerd that has [`IMAGE`]. Its containers' state is below the host's directory, their cgroups are below the host's parent.
-struct Containerd {
+pub struct Containerd {
     dir: PathBuf,
     /// Taken when it is stopped.
     daemon: Option<Running>,
@@ -23,7 +23,7 @@ struct Containerd {
 }
 
 impl Containerd {
-    fn shared() -> Arc<Self> {
+    pub fn shared() -> Arc<Self> {
         static SHARED: Shared<Containerd> = Shared::new();
         SHARED.get(Self::start)
     }
@@ -120,12 +120,12 @@ path = "{place}/opt"
             .args(command)
     }
 
-    fn run(&self, id: &str, flags: &[&str], command: &[&str]) -> Output {
+    pub fn run(&self, id: &str, flags: &[&str], command: &[&str]) -> Output {
         self.run_command(id, flags, command).run()
     }
 
     /// A process in a container; its name only has to be free.
-    fn exec(&self, id: &str, command: &[&str]) -> Output {
+    pub fn exec(&self, id: &str, command: &[&str]) -> Output {
         let exec = self.ctr(&["task", "exec", "--exec-id", "inside", id]);
         exec.args(command).run()
     }
@@ -154,12 +154,12 @@ path = "{place}/opt"
         })
     }
 
-    fn wait_for_status(&self, id: &str, status: &str) {
+    pub fn wait_for_status(&self, id: &str, status: &str) {
         wait_until(status, || self.status(id).as_deref() == Some(status));
     }
 
     /// Kills the task, and removes it and its container.
-    fn remove(&self, id: &str) {
+    pub fn remove(&self, id: &str) {
         if self.status(id).as_deref() == Some("RUNNING") {
             let kill = self.ctr(&["task", "kill", "--signal", "SIGKILL", id]);
             kill.run().ok();
@@ -172,8 +172,12 @@ path = "{place}/opt"
         self.ctr(&["container", "delete", id]).run().ok();
     }
 
+    pub fn dir(&self) -> &Path {
+        self.host.dir()
+    }
+
     /// The value of `--root` but for the namespace.
-    fn runtime_root(&self) -> PathBuf {
+    pub fn runtime_root(&self) -> PathBuf {
         self.dir.join("runc")
     }
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use nix::mount::{MntFlags, umount2};
 
 use crate::common::{Cmd, Host, Namespace, Output, Running, wait_until};
-use crate::engine::{CLIENT_LIMIT_DUR, Shared, end, image_archive, setting};
+use crate::engine::{CLIENT_LIMIT_DUR, Machine, Shared, end, image_archive, setting};
 
 /// What a daemon and its client consist of.
 pub const PROGRAMS: [&str; 4] = ["dockerd", "docker", "containerd", "containerd-shim-runc-v2"];
@@ -28,8 +28,8 @@ pub enum Role {
 pub struct Docker {
     role: Role,
     flags: &'static [&'static str],
-    /// Holds a mount namespace with a `/run` of its own; `None` for the test's.
-    machine: Option<Running>,
+    /// `None` for the test's own.
+    machine: Option<Machine>,
     network: Namespace,
     dir: PathBuf,
     /// Taken when it is stopped.
@@ -51,14 +51,10 @@ impl Docker {
 
     /// One whose containers' state is where Docker has it by default: in a `/run` that only the daemon and what is started [`Self::within`] its machine see.
     pub fn start_with_own_run(role: Role, flags: &'static [&'static str]) -> Self {
-        let script = "mount -t tmpfs tmpfs /run && echo ready && exec sleep infinity";
-        let machine = Cmd::new("unshare").args(["--mount", "sh", "-c", script]);
-        let machine = machine.spawn();
-        wait_until("it has a /run", || machine.stdout() == "ready\n");
-        Self::start_on(role, flags, Some(machine))
+        Self::start_on(role, flags, Some(Machine::new()))
     }
 
-    fn start_on(role: Role, flags: &'static [&'static str], machine: Option<Running>) -> Self {
+    fn start_on(role: Role, flags: &'static [&'static str], machine: Option<Machine>) -> Self {
         let host = Host::new();
         let dir = host.dir().join("docker");
         fs::create_dir(&dir).unwrap();
@@ -148,11 +144,8 @@ impl Docker {
     }
 
     fn enter(&self) -> Cmd {
-        let enter = Cmd::new("nsenter");
-        match &self.machine {
-            Some(machine) => enter.arg(format!("--mount=/proc/{}/ns/mnt", machine.pid())),
-            None => enter,
-        }
+        let machine = self.machine.as_ref();
+        machine.map_or_else(|| Cmd::new("nsenter"), Machine::enter)
     }
 
     /// Gives a program the daemon's address.

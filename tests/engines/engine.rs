@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use nix::sys::signal::Signal;
 
-use crate::common::{COMMAND_LIMIT_DUR, Cmd, Host, Running};
+use crate::common::{COMMAND_LIMIT_DUR, Cmd, Host, Running, wait_until};
 
 /// How long a command of an engine's client may take: it waits for a daemon, which waits for others.
 pub const CLIENT_LIMIT_DUR: Duration = Duration::from_secs(60);
@@ -46,6 +46,24 @@ pub fn setting(file: &str, rcm: &Path) -> String {
     let text: Vec<&str> = lines.collect();
     assert!(text.len() > 2, "no {file} in {printed}");
     text.join("\n")
+}
+
+/// A `/run` that only those see who enter: engines, runtimes and container libraries have names there that are the same on every host.
+pub struct Machine(Running);
+
+impl Machine {
+    pub fn new() -> Self {
+        let script = "mount -t tmpfs tmpfs /run && echo ready && exec sleep infinity";
+        let holder = Cmd::new("unshare").args(["--mount", "sh", "-c", script]);
+        let holder = holder.spawn();
+        wait_until("it has a /run", || holder.stdout() == "ready\n");
+        Self(holder)
+    }
+
+    /// To be followed by flags of nsenter(1) and a program.
+    pub fn enter(&self) -> Cmd {
+        Cmd::new("nsenter").arg(format!("--mount=/proc/{}/ns/mnt", self.0.pid()))
+    }
 }
 
 /// Asks a daemon to end, and waits for it.

@@ -1,12 +1,14 @@
 //! Containers of engines that move to another host.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
-use crate::common::{Host, is_alive, skip, wait_until};
+use crate::common::{Cmd, Host, is_alive, skip, wait_until};
+use crate::containerd::{self, Containerd};
 use crate::dockerd::{Docker, PROGRAMS, Role};
-use crate::engine::missing;
+use crate::engine::{CLIENT_LIMIT_DUR, missing};
 use crate::pair::Receiver;
+use crate::podman::{self, Podman};
 
 /// Counts in its memory and in a file of its writable layer.
 const COUNTER: &str =
@@ -21,10 +23,37 @@ fn gapless(text: &str) -> usize {
 }
 
 /// The images' directory, which both hosts see.
-fn store(docker: &Docker) -> PathBuf {
-    let store = docker.dir().join("store");
+fn store(dir: &Path) -> PathBuf {
+    let store = dir.join("store");
     fs::create_dir(&store).unwrap();
     store
+}
+
+/// Moves the counter `id`, which is called `name` to `rcm` at the source, to a fresh host. Returns that when the counter has gone on there.
+fn moved(id: &str, name: &str, store: &Path, rcm: Cmd) -> Host {
+    let destination = Host::new();
+    let bundle = destination.dir().join("arrived");
+    let flags = ["--detach", "--bundle", bundle.to_str().unwrap()];
+    let receiver = Receiver::start(&destination, id, store, &flags);
+    let address = receiver.address.to_string();
+    rcm.args([
+        "live-migrate",
+        name,
+        "--destination",
+        &address,
+        "--image-path",
+    ])
+    .arg(store)
+    .limit(CLIENT_LIMIT_DUR)
+    .run()
+    .ok();
+    receiver.running.wait().ok();
+    assert_eq!(destination.status(id), "running");
+    let numbers = || gapless(&destination.exec(id, ["cat", "/numbers"]).ok().stdout());
+    let arrived = numbers();
+    assert!(arrived > 3);
+    wait_until("it counts there", || numbers() > arrived + 3);
+    destination
 }
 
 #[test]
@@ -33,8 +62,7 @@ fn a_container_of_docker_goes_on_at_another_host() {
         skip!("{program} is not installed; `make deps` installs docker.io");
     }
     let docker = Docker::start_with_own_run(Role::Added, &[]);
-    let destination = Host::new();
-    let store = store(&docker);
+    let store = store(docker.dir());
     let flags = [
         "--detach",
         "--name",
@@ -58,37 +86,13 @@ fn a_container_of_docker_goes_on_at_another_host() {
     let before = || gapless(&docker.exec("counter", &["cat", "/numbers"]).ok().stdout());
     wait_until("it counts", || before() > 3);
 
-    let bundle = destination.dir().join("arrived");
-    let bundle_flags = ["--detach", "--bundle", bundle.to_str().unwrap()];
-    let receiver = Receiver::start(&destination, &id, &store, &bundle_flags);
     // As Docker prints ids; no state directory is named.
-    let migrate = |flags: &[&str]| {
-        docker
-            .rcm()
-            .args(["live-migrate", &id[..12]])
-            .args(flags)
-            .run()
-    };
-    let address = receiver.address.to_string();
-    let sent = migrate(&[
-        "--image-path",
-        store.to_str().unwrap(),
-        "--destination",
-        &address,
-    ])
-    .ok();
-    receiver.running.wait().ok();
-    assert!(sent.stderr().contains("root file system: full"), "{sent:?}");
-    assert!(migrate(&["--status"]).ok().stdout().contains("moved to"));
+    let destination = moved(&id, &id[..12], &store, docker.rcm());
+    let asked = docker.rcm().args(["live-migrate", &id[..12], "--status"]);
+    assert!(asked.run().ok().stdout().contains("moved to"));
 
-    // It goes on from where it was, and has what it had.
-    assert_eq!(destination.status(&id), "running");
+    // It has what it had.
     let look = |path: &str| destination.exec(&id, ["cat", path]).ok().stdout();
-    let arrived = gapless(&look("/numbers"));
-    assert!(arrived > 3);
-    wait_until("it counts there", || {
-        gapless(&look("/numbers")) > arrived + 3
-    });
     assert_eq!(look("/etc/kept"), "layer\n");
     assert_eq!(look("/etc/hostname"), "traveller\n");
     assert!(look("/etc/hosts").contains("192.0.2.7\tpeer"));
@@ -119,7 +123,7 @@ fn a_container_that_its_engine_would_start_again_stays() {
     }
     let docker = Docker::start_with_own_run(Role::Default, &[]);
     let destination = Host::new();
-    let store = store(&docker);
+    let store = store(docker.dir());
     let flags = ["--detach", "--name", "lasting", "--restart", "always"];
     docker.run(&flags, &["sleep", "1000"]).ok();
     let id = docker.inspect("lasting", ".Id");
@@ -154,4 +158,54 @@ fn a_container_that_its_engine_would_start_again_stays() {
     assert_eq!(errors.len(), 1, "{errors:?}");
     assert!(errors[0].contains("--restart always"), "{errors:?}");
     docker.remove("lasting");
+}
+
+#[test]
+fn a_container_of_podman_goes_on_at_another_host() {
+    if let Some(program) = missing(&podman::PROGRAMS) {
+        skip!("{program} is not installed; `make deps` installs podman and conmon");
+    }
+    let podman = Podman::shared();
+    let store = store(podman.dir());
+    let flags = ["--detach", "--name", "traveller", "--network", "none"];
+    podman.run(&flags, &["sh", "-c", COUNTER]).ok();
+    let id = podman.inspect("traveller", ".Id");
+    let before = || gapless(&podman.exec("traveller", &["cat", "/numbers"]).ok().stdout());
+    wait_until("it counts", || before() > 3);
+    let destination = moved(&id, &id[..12], &store, podman.rcm());
+    let hosts = destination.exec(&id, ["cat", "/etc/hosts"]).ok().stdout();
+    assert!(hosts.contains("traveller"), "{hosts}");
+    wait_until("Podman has noticed", || {
+        podman.inspect("traveller", ".State.Status") == "exited"
+    });
+    podman.remove("traveller");
+    destination.delete(&id);
+}
+
+#[test]
+fn a_task_of_containerd_goes_on_at_another_host() {
+    if let Some(program) = missing(&containerd::PROGRAMS) {
+        skip!("{program} is not installed; `make deps` installs containerd");
+    }
+    let containerd = Containerd::shared();
+    let store = store(containerd.dir());
+    let flags = ["--detach", "--null-io"];
+    containerd
+        .run("traveller", &flags, &["sh", "-c", COUNTER])
+        .ok();
+    let before = || {
+        gapless(
+            &containerd
+                .exec("traveller", &["cat", "/numbers"])
+                .ok()
+                .stdout(),
+        )
+    };
+    wait_until("it counts", || before() > 3);
+    let root = containerd.runtime_root().join("default");
+    let rcm = Cmd::new(env!("CARGO_BIN_EXE_rcm")).arg("--root").arg(root);
+    let destination = moved("traveller", "traveller", &store, rcm);
+    containerd.wait_for_status("traveller", "STOPPED");
+    containerd.remove("traveller");
+    destination.delete("traveller");
 }

@@ -8,15 +8,16 @@ use std::time::{Duration, Instant};
 use serde_json::json;
 
 use crate::common::{Cmd, Host, Namespace, Output, is_alive, skip, wait_until};
-use crate::engine::{CLIENT_LIMIT_DUR, Shared, image_archive, missing, setting};
+use crate::engine::{CLIENT_LIMIT_DUR, Machine, Shared, image_archive, missing, setting};
 
-const PROGRAMS: [&str; 2] = ["podman", "conmon"];
+pub const PROGRAMS: [&str; 2] = ["podman", "conmon"];
 const MISSING: &str =
     "is not installed; `make deps` installs podman, conmon, uidmap and slirp4netns";
 const IMAGE: &str = "localhost/busybox";
 
 /// The files of an engine that has no daemon. Its containers' cgroups are below the host's parent, its bridge is in a network namespace.
-struct Podman {
+pub struct Podman {
+    machine: Machine,
     network: Namespace,
     dir: PathBuf,
     /// Dropped last.
@@ -24,7 +25,7 @@ struct Podman {
 }
 
 impl Podman {
-    fn shared() -> Arc<Self> {
+    pub fn shared() -> Arc<Self> {
         static SHARED: Shared<Podman> = Shared::new();
         SHARED.get(Self::new)
     }
@@ -50,6 +51,7 @@ impl Podman {
         });
         fs::write(dir.join("networks/podman.conflist"), network.to_string()).unwrap();
         let podman = Self {
+            machine: Machine::new(),
             network: Namespace::new(host.dir().join("network")),
             dir,
             host,
@@ -66,7 +68,8 @@ impl Podman {
 
     /// A program in the containers' network: the host's side of mapped ports.
     fn within(&self, program: &str) -> Cmd {
-        Cmd::new("nsenter")
+        self.machine
+            .enter()
             .arg(format!("--net={}", self.network.path().display()))
             .arg(program)
             .limit(CLIENT_LIMIT_DUR)
@@ -89,7 +92,7 @@ impl Podman {
     }
 
     /// `podman run FLAGS IMAGE COMMAND`.
-    fn run(&self, flags: &[&str], command: &[&str]) -> Output {
+    pub fn run(&self, flags: &[&str], command: &[&str]) -> Output {
         self.run_command(flags, command).run()
     }
 
@@ -100,7 +103,7 @@ impl Podman {
             .args(command)
     }
 
-    fn exec(&self, name: &str, command: &[&str]) -> Output {
+    pub fn exec(&self, name: &str, command: &[&str]) -> Output {
         self.client(&["exec", name]).args(command).run()
     }
 
@@ -109,13 +112,22 @@ impl Podman {
     }
 
     /// `podman inspect --format {{what}}`.
-    fn inspect(&self, name: &str, what: &str) -> String {
+    pub fn inspect(&self, name: &str, what: &str) -> String {
         let format = format!("{{{{{what}}}}}");
         let output = self.client(&["inspect", "--format", &format, name]).run();
         output.ok().stdout().trim().to_owned()
     }
 
-    fn remove(&self, name: &str) {
+    /// rcm as the containers' machine has it, in the test's network.
+    pub fn rcm(&self) -> Cmd {
+        self.machine.enter().arg(env!("CARGO_BIN_EXE_rcm"))
+    }
+
+    pub fn dir(&self) -> &Path {
+        self.host.dir()
+    }
+
+    pub fn remove(&self, name: &str) {
         self.client(&["rm", "--force", "--time", "0", name])
             .run()
             .ok();
