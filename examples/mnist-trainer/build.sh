@@ -41,32 +41,41 @@ machine_mirror() {
         | awk '$1 == "Packages" && $2 == "main" && $3 == "Debian" { print $4; exit }'
 }
 
+logged() { "$@" >>"$OUT/build.log" 2>&1 || die "$1 failed; the end of $OUT/build.log: $(tail -n 3 "$OUT/build.log")"; }
+
+# install_wheels NAME REQUIREMENTS - into an environment /opt/NAME of the tree.
+install_wheels() {
+    local version pip wheels=$OUT/wheels
+    # The tree's own pip is executed by this machine's Python, which has the network and the configuration of an index; the wheels are those for the
+    # tree's Python.
+    logged chroot "$ROOTFS" python3 -m venv "/opt/$1"
+    version=$(chroot "$ROOTFS" python3 -c 'import sys; print("%d.%d" % sys.version_info[:2])')
+    pip=$ROOTFS/opt/$1/lib/python$version/site-packages
+    mkdir -p "$ROOTFS/mnt/wheels" "$wheels"
+    logged env PYTHONPATH="$pip" python3 -m pip download --python-version "$version" --only-binary=:all: \
+        --requirement "$HERE/$2" --dest "$wheels"
+    mv "$wheels"/*.whl "$ROOTFS/mnt/wheels/"
+    cp "$HERE/$2" "$ROOTFS/opt/$1/"
+    logged chroot "$ROOTFS" "/opt/$1/bin/pip" install --no-cache-dir --no-index --find-links /mnt/wheels \
+        --requirement "/opt/$1/$2"
+    rm -rf "$wheels" "$ROOTFS/mnt/wheels"
+}
+
 with_debootstrap() {
-    local mirror log=$OUT/build.log wheels=$OUT/wheels pip
+    local mirror
     command -v debootstrap >/dev/null || die "debootstrap is missing: run \`make deps-example\`"
     mirror=${RCM_DEBIAN_MIRROR:-$(machine_mirror)}
     [ -n "$mirror" ] || die "no Debian mirror in this machine's apt configuration: name one with RCM_DEBIAN_MIRROR=URL"
-    logged() { "$@" >>"$log" 2>&1 || die "$1 failed; the end of $log: $(tail -n 3 "$log")"; }
-    : >"$log"
-    mkdir -p "$OUT/packages" "$wheels" "$OUT/bundle"
+    : >"$OUT/build.log"
+    mkdir -p "$OUT/packages" "$OUT/bundle"
     logged debootstrap --variant=minbase --merged-usr --cache-dir="$(readlink -f "$OUT/packages")" \
         --include=ca-certificates,python3,python3-venv "$SUITE" "$ROOTFS" "$mirror"
-    # The tree's own pip is executed by this machine's Python, which has the network and the configuration of an index; the wheels are those for the
-    # tree's Python.
-    logged chroot "$ROOTFS" python3 -m venv /opt/trainer
-    version=$(chroot "$ROOTFS" python3 -c 'import sys; print("%d.%d" % sys.version_info[:2])')
-    pip=$ROOTFS/opt/trainer/lib/python$version/site-packages
-    logged env PYTHONPATH="$pip" python3 -m pip download --python-version "$version" --only-binary=:all: \
-        --requirement "$HERE/requirements.txt" --dest "$wheels"
-    mkdir -p "$ROOTFS/mnt/wheels"
-    cp "$wheels"/*.whl "$ROOTFS/mnt/wheels/"
-    cp "$HERE/requirements.txt" "$ROOTFS/opt/trainer/"
-    logged chroot "$ROOTFS" /opt/trainer/bin/pip install --no-cache-dir --no-index --find-links /mnt/wheels \
-        --requirement /opt/trainer/requirements.txt
-    rm -rf "$wheels" "$OUT/packages" "$ROOTFS/mnt/wheels" "$ROOTFS"/var/lib/apt/lists/* "$ROOTFS"/var/cache/apt/* "$ROOTFS"/var/log/*
+    install_wheels trainer requirements.txt
+    install_wheels plot plot-requirements.txt
+    rm -rf "$OUT/packages" "$ROOTFS"/var/lib/apt/lists/* "$ROOTFS"/var/cache/apt/* "$ROOTFS"/var/log/*
 }
 
-key=$(cat "$HERE/requirements.txt" "$HERE/Dockerfile" "$HERE/build.sh" | sha256sum | cut -c1-16)
+key=$(cat "$HERE"/*requirements.txt "$HERE/Dockerfile" "$HERE/build.sh" | sha256sum | cut -c1-16)
 if [ "$(cat "$OUT/built" 2>/dev/null)" != "$key" ]; then
     rm -rf --one-file-system "$ROOTFS"
     rm -f "$OUT/built"
@@ -81,7 +90,8 @@ if [ "$(cat "$OUT/built" 2>/dev/null)" != "$key" ]; then
     say "built in $((SECONDS - began)) s: $(du -sh "$ROOTFS" | cut -f1)"
 fi
 
-install -m 644 "$HERE/train.py" "$HERE/plot.py" "$ROOTFS/opt/trainer/"
+install -m 644 "$HERE/train.py" "$ROOTFS/opt/trainer/"
+install -m 644 "$HERE/plot.py" "$ROOTFS/opt/plot/"
 mkdir -p "$ROOTFS/data"
 
 [ "${1-}" != rootfs ] || exit 0

@@ -64,7 +64,7 @@ cp "$work/results/times" "$RESULTS/times"
 
 say "the picture"
 make_bundle plot
-jq '.process.args = ["python", "/opt/trainer/plot.py", "moved.log", "unmoved.log", "times", "losses.png"] | .process.cwd = "/results"' \
+jq '.process.args = ["/opt/plot/bin/python", "/opt/plot/plot.py", "moved.log", "unmoved.log", "times", "losses.png"] | .process.cwd = "/results"' \
     "$work/plot/config.json" >"$work/plot/new" && mv "$work/plot/new" "$work/plot/config.json"
 cp "$RESULTS/moved.log" "$RESULTS/unmoved.log" "$work/results/"
 rcm source run --bundle "$work/plot" plot </dev/null

@@ -9,8 +9,8 @@ use serde_json::json;
 use crate::common::{Bundle, Host, skip};
 use crate::pair::{Receiver, send};
 
-const SIZE: [&str; 6] = ["--seed", "7", "--epochs", "3", "--steps", "100"];
-const STEPS: usize = 300;
+const SIZE: [&str; 6] = ["--seed", "7", "--epochs", "3", "--steps", "200"];
+const STEPS: usize = 600;
 /// Keras is imported and JAX compiles, on a machine that runs other tests.
 const TRAINING_LIMIT_DUR: Duration = Duration::from_secs(180);
 
@@ -64,13 +64,13 @@ fn training_goes_on_as_if_it_had_not_moved() {
     assert_eq!(unmoved.len(), STEPS);
 
     source.run_detached(&trainer(&source, "trainer", &results));
-    let receiver = Receiver::start(&destination, "trainer", &store, &["--detach"]);
     let deadline = Instant::now() + TRAINING_LIMIT_DUR;
     while losses("trainer").len() < 40 {
         assert_eq!(source.status("trainer"), "running");
         assert!(Instant::now() < deadline, "not in its first epoch");
         std::thread::sleep(Duration::from_millis(20));
     }
+    let receiver = Receiver::start(&destination, "trainer", &store, &["--detach"]);
     send(&source, "trainer", &store, receiver.address, &[])
         .wait()
         .ok();
