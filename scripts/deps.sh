@@ -170,6 +170,7 @@ or newer by hand"
                 redis-server) units="redis-server.service" ;;
                 docker.io) units="docker.service docker.socket" ;;
                 containerd) units="containerd.service" ;;
+                podman) units="podman.socket podman.service podman-restart.service podman-auto-update.timer" ;;
                 openssh-server) units="ssh.service ssh.socket" ;;
                 *) continue ;;
             esac
