@@ -93,11 +93,12 @@ Host *
 CONFIG
 
 wait_for() {
-    local host=$1 deadline=$((SECONDS + 180))
+    # On a machine that is busy otherwise systemd takes minutes.
+    local host=$1 deadline=$((SECONDS + 600))
     # Earlier, QEMU would accept a connection and try to reach the machine again only after 6 seconds.
     until grep -q "lab: $host is up" "$RUN/$host.console" 2>/dev/null; do
-        [ $SECONDS -lt $deadline ] || die "$host does not start; see $RUN/$host.console"
-        sleep 0.1
+        [ $SECONDS -lt $deadline ] && pid_of "$host" >/dev/null || die "$host does not start; see $RUN/$host.console"
+        sleep 0.2
     done
     until on "$host" true 2>/dev/null; do
         [ $SECONDS -lt $deadline ] || die "$host starts, but has no exec channel; see $RUN/$host.console"
