@@ -1,0 +1,62 @@
+#!/usr/bin/env bash
+#
+# A machine loses its power, each time with one end at exactly that point. Whoever listens on the third host hears one container at most.
+
+set -euo pipefail
+. "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+
+make_stores
+make_token
+make_beacon web
+start_beacon web source
+
+# power_on_again HOST - with everything that a migration needs.
+power_on_again() {
+    local MACHINES=$1
+    power_on "$1"
+    make_stores
+    make_token
+    make_beacon web
+}
+# expect_silence - for a while nobody hears the container.
+expect_silence() {
+    local before
+    before=$(wc -l <"$HEARD")
+    sleep 5
+    expect "what is heard" "$(wc -l <"$HEARD")" "$before"
+}
+
+# The destination holds the restored container and the source waits: it runs on there.
+begin destination peer-ready
+power_off destination
+end 1
+stays
+RCM_LAB_INIT=fast power_on_again destination
+
+# The source has given the container away, and the commit has not left: it is gone with its machine, and the destination does not take it.
+begin source committing
+power_off source
+expect_silence
+expect "at the destination" "$(status_of destination web)" absent
+on destination 'kill $(jq .writer.pid /run/rcm/@migrations/web.json)'
+end_receiver
+expect_silence
+expect "at the destination" "$(status_of destination web)" absent
+expect_one source
+power_on_again source
+
+# The destination has the commit, and loses its power and all that it knew: the source stands still, because nobody can say that the container did not run.
+start_beacon web source
+begin destination committed
+power_off destination
+end 3
+expect "the source meanwhile" "$(status_of source web)" paused
+on source 'rcm live-migrate web --status' || true
+power_on_again destination
+! on source 'rcm live-migrate web --resolve' || die "the source settles what it cannot know"
+expect "the source still" "$(status_of source web)" paused
+expect_silence
+expect_one source
+# What came of it, the operator decides.
+on source 'rcm delete --force web'
+expect "at the source" "$(status_of source web)" absent
