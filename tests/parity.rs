@@ -61,6 +61,27 @@ fn inheritable_capabilities_need_not_be_permitted() {
 }
 
 #[test]
+fn a_capability_may_be_what_lets_a_program_execute() {
+    let host = Host::new();
+    let names = ["CAP_DAC_OVERRIDE"];
+    let bundle = host.bundle("web").user(1000, 1000).args(["/program"]);
+    fs::write(bundle.rootfs().join("program"), "#!/bin/sh\necho here\n").unwrap();
+    let closed = fs::Permissions::from_mode(0o700);
+    fs::set_permissions(bundle.rootfs().join("program"), closed).unwrap();
+    let bundle = bundle.set("/process/capabilities", json!({}));
+    host.cmd("run")
+        .bundle(&bundle)
+        .run()
+        .fails_with(1, "permission denied");
+    let capabilities = json!({
+        "bounding": names, "permitted": names, "effective": names, "inheritable": names, "ambient": names
+    });
+    let bundle = bundle.set("/process/capabilities", capabilities);
+    let output = host.cmd("run").bundle(&bundle).run().ok();
+    assert_eq!(output.stdout(), "here\n");
+}
+
+#[test]
 fn a_process_file_may_leave_out_what_go_has_a_zero_for() {
     let host = Host::new();
     host.run_detached(&host.bundle("web").args(["sleep", "1000"]));
@@ -161,6 +182,25 @@ fn a_source_that_only_root_reaches_is_mounted_into_a_user_namespace() {
         .user_namespace(100_000)
         .bind(&closed.join("dir"), "/mnt", "ro");
     assert_eq!(prints(&host, bundle, "cat /mnt/file"), "here\n");
+}
+
+#[test]
+fn a_network_that_the_user_namespace_does_not_own_is_joined() {
+    let host = Host::new();
+    let bundle = host
+        .bundle("web")
+        .user_namespace(100_000)
+        .namespace("network", Some(Path::new("/proc/self/ns/net")))
+        .edit(|config| {
+            // Only the owner of a network may mount a sysfs of it.
+            let mounts = config["mounts"].as_array_mut().unwrap();
+            mounts.retain(|mount| mount["type"] != "sysfs" && mount["type"] != "cgroup");
+        })
+        .args(["sleep", "1000"]);
+    host.run_detached(&bundle);
+    let own = fs::read_link("/proc/self/ns/net").unwrap();
+    let joined = host.exec("web", ["readlink", "/proc/self/ns/net"]).ok();
+    assert_eq!(Path::new(joined.stdout().trim()), own);
 }
 
 #[test]

@@ -15,7 +15,7 @@ use libcontainer::syscall::syscall::SyscallType;
 use libcontainer::user_ns::UserNamespaceConfig;
 use nix::errno::Errno;
 use nix::unistd::{Pid, geteuid};
-use oci_spec::runtime::{Hooks, LinuxNamespaceType, Process, Spec};
+use oci_spec::runtime::{Hooks, LinuxNamespace, LinuxNamespaceType, Process, Spec};
 
 use super::cgroup::{Entry, Making};
 use super::container::{Container, Record, Status};
@@ -105,6 +105,7 @@ pub(crate) fn launch(mut launch: Launch) -> Result<Launched, String> {
     } else {
         ProcessExecutor::default()
     };
+    let foreign = take_foreign(&mut launch.spec);
     let spec = Rc::new(launch.spec);
     let (entry, errors) = match launch.role {
         Role::Joining { entry, errors } => (entry, Some(errors)),
@@ -153,6 +154,7 @@ pub(crate) fn launch(mut launch: Launch) -> Result<Launched, String> {
     let outer = Outer {
         args: &args,
         entry: &entry,
+        foreign: &foreign,
         errors,
         visible: is_first && makes_user_namespace && !geteuid().is_root(),
     };
@@ -166,6 +168,38 @@ pub(crate) fn launch(mut launch: Launch) -> Result<Launched, String> {
         }
         Err(error) => Err(reason(&mut trail, &error, &spec)),
     }
+}
+
+/// Takes the existing network and IPC namespaces out of a spec with a user namespace, to be joined before that: it need not be their owner, and then
+/// gives no right to it. The engine joins them afterwards.
+fn take_foreign(spec: &mut Spec) -> Vec<LinuxNamespace> {
+    let is_foreign = |namespace: &LinuxNamespace| {
+        matches!(
+            namespace.typ(),
+            LinuxNamespaceType::Network | LinuxNamespaceType::Ipc
+        ) && namespace.path().is_some()
+    };
+    let moves_devices = spec
+        .linux()
+        .as_ref()
+        .and_then(|linux| linux.net_devices().as_ref())
+        .is_some_and(|devices| !devices.is_empty());
+    if !geteuid().is_root()
+        || moves_devices
+        || !lower::has_namespace(spec, LinuxNamespaceType::User)
+    {
+        return Vec::new();
+    }
+    let namespaces = spec
+        .linux_mut()
+        .as_mut()
+        .and_then(|linux| linux.namespaces_mut().as_mut());
+    let Some(namespaces) = namespaces else {
+        return Vec::new();
+    };
+    let (foreign, rest) = namespaces.drain(..).partition(is_foreign);
+    *namespaces = rest;
+    foreign
 }
 
 /// The container's groups and limits. Without privileges the limits are not the engine's business: it would insist on device rules, too.

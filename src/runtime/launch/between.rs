@@ -65,6 +65,9 @@ impl Between<'_> {
             None => reset_affinity(),
         }
 
+        for namespace in self.outer.foreign {
+            namespaces.unshare_or_setns(namespace)?;
+        }
         if let Some(user) = namespaces.get(LinuxNamespaceType::User)? {
             self.enter_user_namespace(&namespaces, user)?;
             // Whoever this was outside, in here it sets up a container.

@@ -31,7 +31,7 @@ use libcontainer::user_ns::UserNamespaceError;
 use nix::errno::Errno;
 use nix::sys::prctl;
 use nix::unistd::Pid;
-use oci_spec::runtime::{ContainerState, Linux, LinuxNamespaceType};
+use oci_spec::runtime::{ContainerState, Linux, LinuxNamespace, LinuxNamespaceType};
 
 use super::cgroup::{CgroupError, Entry};
 use super::engine::chain;
@@ -134,6 +134,8 @@ pub(crate) struct Outer<'a> {
     pub args: &'a ContainerArgs,
     /// Done first of all, before there are namespaces.
     pub entry: &'a Entry<'a>,
+    /// Namespaces that are joined before the user namespace. They are not in the spec.
+    pub foreign: &'a [LinuxNamespace],
     /// Where a process that joins says why it does not begin after it was started.
     pub errors: Option<&'a OwnedFd>,
     /// Whether rcm has no rights over a process that is not dumpable but needs to enter its namespaces. Nobody else may be in these.

@@ -50,7 +50,25 @@ pub fn normalize_process(process: &mut Process) {
     if process.apparmor_profile().as_deref() == Some("") {
         process.set_apparmor_profile(None);
     }
+    complete_capabilities(process);
     drop_unreachable_ambient(process);
+}
+
+/// A set that is left out is empty. The engine would leave it as it is, which is full.
+fn complete_capabilities(process: &mut Process) {
+    let Some(mut sets) = process.capabilities().clone() else {
+        return;
+    };
+    let given = |set: &Option<Capabilities>| Some(set.clone().unwrap_or_default());
+    let (bounding, effective) = (given(sets.bounding()), given(sets.effective()));
+    let (permitted, inheritable) = (given(sets.permitted()), given(sets.inheritable()));
+    let ambient = given(sets.ambient());
+    sets.set_bounding(bounding)
+        .set_effective(effective)
+        .set_permitted(permitted)
+        .set_inheritable(inheritable)
+        .set_ambient(ambient);
+    process.set_capabilities(Some(sets));
 }
 
 /// An ambient capability is an inheritable and a permitted one (capabilities(7)). The engine fails over others, runc warns.
