@@ -161,9 +161,9 @@ fn terminals_come_from_the_client() {
     first.terminal.expect("/ # ");
     first
         .terminal
-        .send("tty; stty size; exit_with() { exit $1; }\n");
+        .send("tty; until stty size; do sleep 0.1; done; exit_with() { exit $1; }\n");
     first.terminal.expect("/dev/pts/0");
-    // The client's terminal.
+    // The client's terminal. The client tells it only when the container is started already.
     first.terminal.expect("24 80");
 
     let mut second = docker
