@@ -665,17 +665,22 @@ fn an_existing_pid_namespace_is_entered_again() {
     wait_until("the namespace is there", || !child().is_empty());
     let path = PathBuf::from(format!("/proc/{}/ns/pid", child()));
     let bundle = counter(&host, |bundle| bundle.namespace("pid", Some(&path)));
-    let former = PathBuf::from(format!("/proc/{}", host.pid("web")));
     let images = images(&host, "images");
     checkpoint(&host, &bundle, &images).run().ok();
-    // Its pid is taken as long as the host's init has not reaped it.
-    wait_until("the former process is reaped", || !former.exists());
+    // Their pids are taken as long as nobody has reaped them.
+    let namespace = fs::metadata(&path).unwrap().ino();
+    let is_in = |process: &fs::DirEntry| {
+        let found = fs::metadata(process.path().join("ns/pid"));
+        found.is_ok_and(|found| found.ino() == namespace)
+    };
+    wait_until("the former processes are reaped", || {
+        let processes = fs::read_dir("/proc").unwrap().flatten();
+        processes.filter(is_in).count() == 1
+    });
     restore_detached(&host, &bundle, &images).run().ok();
     assert_counts(&bundle);
-    let inside = fs::metadata(format!("/proc/{}/ns/pid", host.pid("web")))
-        .unwrap()
-        .ino();
-    assert_eq!(inside, fs::metadata(&path).unwrap().ino());
+    let inside = fs::metadata(format!("/proc/{}/ns/pid", host.pid("web")));
+    assert_eq!(inside.unwrap().ino(), namespace);
     host.delete("web");
     holder.kill().unwrap();
     holder.wait().unwrap();
