@@ -92,7 +92,7 @@ impl Point {
             }
             PreCopy => source("pre-copying"),
             Freeze => source("frozen"),
-            Dump => bench.log_has(Source, "dump.log", "Seized task "),
+            Dump => bench.log_has(Source, "dump.log", "Running network-lock scripts"),
             Ship => sender.stderr().contains(": dump "),
             Verify => match bench.store(Source) == bench.store(Destination) {
                 true => has_image_open(receiver.running.pid()),
