@@ -6,7 +6,6 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use super::error::{Action, Error};
-use super::knowledge::Knowledge;
 use super::rpc;
 use super::session::{Job, Session, Surroundings};
 
@@ -65,7 +64,6 @@ impl fmt::Display for Version {
 pub struct Criu {
     path: PathBuf,
     version: Version,
-    pub(super) knowledge: Knowledge,
 }
 
 impl Criu {
@@ -80,12 +78,7 @@ impl Criu {
             env::var_os("PATH").as_deref(),
         )?;
         let version = version_of(&path)?;
-        let knowledge = Knowledge::default();
-        let criu = Self {
-            path,
-            version,
-            knowledge,
-        };
+        let criu = Self { path, version };
         criu.require(OLDEST, "rcm")?;
         Ok(criu)
     }

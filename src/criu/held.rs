@@ -175,7 +175,6 @@ impl Criu {
                 work,
             ))
         };
-        let known = self.knowledge.provide();
         let started = match (&options.rootfs, &options.common.root) {
             (Some(rootfs), Some(root)) => {
                 let trees = options.trees.take();
@@ -184,9 +183,6 @@ impl Criu {
                     // An engine's root file system passes mounts on to its container, which CRIU restores by taking the sharing of this one. Where the
                     // host's is private it has none, and CRIU fails (criu/mount-v2.c, restore_one_sharing).
                     mount::share(root)?;
-                    if let Some(known) = &known {
-                        known.attach()?;
-                    }
                     trees.map_or(Ok(()), Trees::attach)
                 };
                 mount::with_private_mounts(prepare, start).unwrap_or_else(|source| {

@@ -31,7 +31,6 @@ pub mod binary;
 pub mod error;
 pub mod feature;
 pub mod held;
-mod knowledge;
 pub mod log;
 pub mod options;
 pub mod page_server;
