@@ -92,7 +92,6 @@ fn dump_surroundings(options: &DumpOptions) -> Surroundings<'_> {
             .map(|connection| connection.as_fd())
             .collect(),
         stdin: None,
-        network: options.network.as_ref().map(|network| network.as_fd()),
     }
 }
 
@@ -165,7 +164,6 @@ impl Criu {
                     .map(|inherited| inherited.fd.as_fd())
                     .collect(),
                 stdin: options.stdin.as_ref().map(AsFd::as_fd),
-                network: options.network.as_ref().map(AsFd::as_fd),
             };
             // CRIU works in these directories and mounts there, so they must be opened where CRIU sees them.
             let (images, work) = open_directories(&options.common)?;
