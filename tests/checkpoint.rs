@@ -648,8 +648,15 @@ fn the_host_s_network_namespace() {
 #[test]
 fn an_existing_pid_namespace_is_entered_again() {
     let host = Host::new();
-    // An init that leaves no zombies: they would keep the pids of the restored processes taken.
-    let init = "import signal; signal.signal(signal.SIGCHLD, signal.SIG_IGN); signal.pause()";
+    // An init that leaves no zombies, not even those of before it was ready: they would keep the pids of the restored processes taken.
+    let init = r"
+import os, time
+while True:
+    try:
+        os.wait()
+    except ChildProcessError:
+        time.sleep(0.01)
+";
     let mut holder = Command::new("unshare")
         .args(["--pid", "--fork", "--kill-child", "python3", "-c", init])
         .stdout(Stdio::null())
