@@ -14,6 +14,9 @@ use tempfile::TempDir;
 
 use super::{Bundle, Cmd, Output};
 
+/// Where rcm mounts what it prepares for a container, in mount namespaces only: on the host the directory is always empty.
+const STAGE: &str = "/run/rcm-mounts";
+
 /// A state directory, a parent cgroup and a directory for bundles, all of its own.
 #[derive(Debug)]
 pub struct Host {
@@ -192,6 +195,15 @@ impl Host {
         i32::try_from(pid).expect("a pid")
     }
 
+    /// As [`Self::pid`], also of a container that has ended: what its process was.
+    #[must_use]
+    #[track_caller]
+    pub fn recorded_pid(&self, id: &str) -> i32 {
+        let text = fs::read(self.root().join(id).join("state.json")).expect("a record");
+        let record: Value = serde_json::from_slice(&text).expect("JSON");
+        i32::try_from(record["init"]["pid"].as_i64().expect("a pid")).expect("a pid")
+    }
+
     /// Waits until the container has this status.
     #[track_caller]
     pub fn wait_for_status(&self, id: &str, status: &str) {
@@ -205,7 +217,7 @@ impl Host {
     }
 
     /// What is there of containers: nothing after they were all removed. State directories, processes (in cgroups, with a root in
-    /// this host's directory, or rcm itself), cgroups and mounts.
+    /// this host's directory, or rcm itself), cgroups and mounts, those at the place where rcm prepares mounts included.
     #[must_use]
     pub fn remains(&self) -> Vec<String> {
         let mut found = Vec::new();
@@ -231,8 +243,11 @@ impl Host {
             let command = fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
             found.push(format!("process {pid}: {}", command.replace('\0', " ")));
         }
-        for point in mounts_below(&dir) {
+        for point in [dir.as_str(), STAGE].into_iter().flat_map(mounts_below) {
             found.push(format!("mount {}", point.display()));
+        }
+        for entry in fs::read_dir(STAGE).into_iter().flatten().flatten() {
+            found.push(format!("mount point {}", entry.path().display()));
         }
         found
     }

@@ -13,6 +13,7 @@
 #![allow(dead_code, reason = "each test program uses a part of this")]
 #![allow(unused_imports, unused_macros, reason = "as above")]
 
+mod breakpoint;
 mod bundle;
 mod command;
 mod host;
@@ -25,6 +26,7 @@ use std::io::Write;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+pub use breakpoint::{Breakpoint, stop_when};
 pub use bundle::{Bundle, make_rootfs};
 pub use command::{Cmd, Output, Running};
 pub use host::Host;

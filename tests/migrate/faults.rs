@@ -20,8 +20,7 @@ use rcm::migrate::protocol::Side::{self, Destination, Source};
 
 use crate::bench::Store::{self, Shared, Streamed};
 use crate::bench::{Bench, Place};
-use crate::breakpoint::stop_when;
-use crate::common::{COMMAND_LIMIT_DUR, Output, Running, skip, wait_until};
+use crate::common::{COMMAND_LIMIT_DUR, Output, Running, skip, stop_when, wait_until};
 use crate::link;
 use crate::network::WITHOUT_ROUNDS;
 use crate::pair::{Receiver, runs_on};

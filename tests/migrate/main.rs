@@ -5,7 +5,6 @@
 
 mod any;
 mod bench;
-mod breakpoint;
 mod cancel;
 mod ci_script;
 #[path = "../common/mod.rs"]
