@@ -13,6 +13,8 @@
 //!   (Its result is not looked at, criu/seize.c `pstree_switch_state`.)
 //! * Until CRIU has stopped the tasks itself and thawed the cgroup, a [`ThawGuard`] thaws if rcm dies.
 
+mod held;
+
 use std::fs::{self, File};
 use std::io::Write;
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -38,8 +40,9 @@ use crate::criu::error::CallbackError;
 use crate::criu::{
     self, CgroupMode, Criu, DumpOptions, Event, NetworkLock, Notify, PageServer, Reply, Version,
 };
-use crate::sys::process::is_traced;
 use crate::sys::thaw_guard::ThawGuard;
+
+pub use held::HeldCheckpoint;
 
 /// How long a CRIU that was hung up on may take to let the container go.
 const ROLL_BACK_DUR: Duration = Duration::from_secs(5);
@@ -396,108 +399,6 @@ impl Notify for Stages {
             _ => {}
         }
         Ok(Reply::default())
-    }
-}
-
-/// A dumped container that is stopped. Dropping this lets it run on.
-#[derive(Debug)]
-#[must_use = "dropping a held checkpoint lets the container run on"]
-pub struct HeldCheckpoint {
-    container: Container,
-    init: Pid,
-    /// Taken by the decision.
-    held: Option<criu::HeldDump<Stages>>,
-    /// Whether the tasks may live after a commit: they shall, or a lazy dump fails while its pages are fetched.
-    may_run_on: bool,
-    stopped_at: Instant,
-    frozen_at: Instant,
-}
-
-impl HeldCheckpoint {
-    /// The container.
-    #[must_use]
-    pub fn container(&self) -> &Container {
-        &self.container
-    }
-
-    /// When the container stopped; slightly too early where it has no freezer and CRIU stops its tasks one by one.
-    #[must_use]
-    pub fn stopped_at(&self) -> Instant {
-        self.stopped_at
-    }
-
-    /// When all of it stood still; about the same as [`Self::stopped_at`] where CRIU stops the tasks.
-    #[must_use]
-    pub fn frozen_at(&self) -> Instant {
-        self.frozen_at
-    }
-
-    /// Whether CRIU still holds the container. If it was killed, the container has gone on, and is not what the images are any more.
-    #[must_use]
-    pub fn holds(&self) -> bool {
-        // Not whether CRIU lives: the last that a dying process does is to say that it is dead.
-        is_traced(self.init)
-    }
-
-    /// Completes the dump: CRIU kills the processes, or lets them run on with [`CheckpointOptions::leave_running`]. The container is not
-    /// deleted; that is [`super::delete::destroy`].
-    ///
-    /// Where the cgroup was frozen meanwhile (a fence), its tasks must have been killed before
-    /// ([`Cgroup::kill_all`]): frozen tasks of cgroup v1 do not die, and CRIU would wait for them.
-    ///
-    /// # Errors
-    /// CRIU's, where it fails or dies.
-    pub fn commit(mut self) -> Result<()> {
-        let Some(mut held) = self.held.take() else {
-            return Ok(());
-        };
-        if self.may_run_on {
-            release_freezer(held.notify_mut());
-        }
-        held.commit()?;
-        Ok(())
-    }
-
-    /// Lets the container run on, or stay paused if it was. Returns when CRIU has let go of it.
-    pub fn refuse(mut self) {
-        self.roll_back();
-    }
-
-    /// Keeps every packet from the container's sockets, if this does, until [`network::lift`], whatever becomes of this process.
-    ///
-    /// # Errors
-    /// [`Error::Network`].
-    pub fn leave_barrier(&mut self) -> Result<()> {
-        let held = self.held.as_mut();
-        match held.and_then(|held| held.notify_mut().departure.as_ref()) {
-            Some(departure) => departure.leave(&self.container),
-            None => Ok(()),
-        }
-    }
-
-    fn roll_back(&mut self) {
-        if let Some(mut held) = self.held.take() {
-            release_freezer(held.notify_mut());
-            // Before CRIU lets the sockets go: each then asks its peer what it has missed.
-            if let Some(departure) = held.notify_mut().departure.take() {
-                departure.open();
-            }
-            let stages = held.refuse();
-            thaw_after(&stages.cgroup, stages.paused, self.container.id());
-        }
-    }
-}
-
-impl Drop for HeldCheckpoint {
-    fn drop(&mut self) {
-        self.roll_back();
-    }
-}
-
-/// Keeps CRIU from freezing the container again; one that was paused shall be.
-fn release_freezer(stages: &mut Stages) {
-    if !stages.paused {
-        stages.freezer = None;
     }
 }
 

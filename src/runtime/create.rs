@@ -197,18 +197,8 @@ fn set_up(
         .linux()
         .as_ref()
         .and_then(|linux| linux.intel_rdt().clone());
-    let weighs_devices = spec
-        .linux()
-        .as_ref()
-        .and_then(|linux| {
-            linux
-                .resources()
-                .as_ref()?
-                .block_io()
-                .as_ref()?
-                .weight_device()
-                .as_ref()
-        })
+    let weighs_devices = lower::resources(&spec)
+        .and_then(|resources| resources.block_io().as_ref()?.weight_device().as_ref())
         .is_some_and(|devices| !devices.is_empty());
     let own_network = lower::namespace(&spec, LinuxNamespaceType::Network)
         .is_some_and(|namespace| namespace.path().is_none());

@@ -205,13 +205,10 @@ fn take_foreign(spec: &mut Spec) -> Vec<LinuxNamespace> {
 /// The container's groups and limits. Without privileges the limits are not the engine's business: it would insist on device rules, too.
 fn first_entry<'a>(container: &Container, spec: &'a Spec, lenient: bool) -> Entry<'a> {
     let record = container.record();
-    let linux = spec.linux().as_ref();
     Entry::Make(Making {
         config: cgroup_config(record),
         groups: container.cgroup(),
-        resources: linux
-            .and_then(|linux| linux.resources().as_ref())
-            .filter(|_| !record.rootless),
+        resources: lower::resources(spec).filter(|_| !record.rootless),
         lenient,
     })
 }

@@ -4,7 +4,7 @@
 //! this module sees one spec with one meaning. The spec that the user gave is kept untouched in the container's directory.
 
 use std::collections::HashSet;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use libcontainer::syscall::syscall::create_syscall;
 use libcontainer::validator::Validator;
@@ -12,93 +12,15 @@ use oci_spec::runtime::{
     Linux, LinuxNamespaceType, LinuxResources, LinuxSchedulerPolicy, Mount, Spec,
 };
 
+mod error;
 mod process;
 
+pub use error::InvalidSpec;
 pub use process::{normalize_process, validate_process};
 
-use super::mounts::{self, InvalidMount};
-use super::seccomp::{self, InvalidSeccomp};
-
-/// A spec asks for what no runtime can do, or for what this host cannot.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum InvalidSpec {
-    /// Another major version.
-    #[error(
-        "ociVersion {version:?} is not supported: rcm implements version 1 of the OCI runtime specification"
-    )]
-    Version {
-        /// The version in the spec.
-        version: String,
-    },
-    /// Something is not there.
-    #[error("{property} property must not be empty")]
-    Missing {
-        /// What.
-        property: &'static str,
-    },
-    /// The working directory is relative.
-    #[error("Cwd must be an absolute path")]
-    RelativeCwd,
-    /// The root file system is not there.
-    #[error("invalid rootfs {path}: it is the `root.path` of config.json, relative to the bundle")]
-    Rootfs {
-        /// The path.
-        path: PathBuf,
-        /// Why it cannot be used.
-        #[source]
-        source: std::io::Error,
-    },
-    /// The root file system is a file.
-    #[error("invalid rootfs {path}: not a directory")]
-    RootfsNotDirectory {
-        /// The path.
-        path: PathBuf,
-    },
-    /// AppArmor is asked for and not there.
-    #[error(
-        "apparmor profile {profile:?} is specified in config, but apparmor is disabled or not supported"
-    )]
-    AppArmor {
-        /// The profile.
-        profile: String,
-    },
-    /// SELinux is asked for and not there.
-    #[error("selinux label is specified in config, but selinux is disabled or not supported")]
-    SeLinux,
-    /// A namespace occurs twice.
-    #[error("malformed spec file: duplicated ns {kind:?}")]
-    DuplicateNamespace {
-        /// Which.
-        kind: LinuxNamespaceType,
-    },
-    /// A mount that cannot be made.
-    #[error("invalid mount {destination}")]
-    Mount {
-        /// Where it would be mounted.
-        destination: PathBuf,
-        /// What is wrong with it.
-        #[source]
-        source: InvalidMount,
-    },
-    /// A seccomp filter that cannot work.
-    #[error(transparent)]
-    Seccomp(#[from] InvalidSeccomp),
-    /// A deadline is kept only where all processors may be used (sched_setattr(2), EPERM). runc's sentence.
-    #[error("process scheduler can't be used together with AllowedCPUs")]
-    DeadlineOnSomeProcessors,
-    /// `unified` names files of cgroup v2; the engine would ignore it.
-    #[error("invalid configuration: cannot use unified on cgroup v1")]
-    UnifiedOnV1,
-    /// The engine's own validation refused.
-    #[error("{reason}")]
-    Engine {
-        /// Its sentence.
-        reason: String,
-    },
-}
-
-type Result<T> = std::result::Result<T, InvalidSpec>;
+use super::mounts;
+use super::seccomp;
+use error::Result;
 
 fn engine(error: impl std::error::Error) -> InvalidSpec {
     InvalidSpec::Engine {
@@ -153,29 +75,15 @@ pub fn validate(spec: &Spec) -> Result<()> {
 
 /// What the engine would leave undone without a word.
 fn refuse_unsupported(spec: &Spec) -> Result<()> {
-    let unified = spec
-        .linux()
-        .as_ref()
-        .and_then(|linux| linux.resources().as_ref())
-        .and_then(|resources| resources.unified().as_ref());
+    let unified = resources(spec).and_then(|resources| resources.unified().as_ref());
     if unified.is_some_and(|files| !files.is_empty())
         && !Path::new("/sys/fs/cgroup/cgroup.controllers").exists()
     {
         return Err(InvalidSpec::UnifiedOnV1);
     }
     // The engine sets the policy before the group has its limits, so that the kernel would not refuse it.
-    let processors = spec
-        .linux()
-        .as_ref()
-        .and_then(|linux| {
-            linux
-                .resources()
-                .as_ref()?
-                .cpu()
-                .as_ref()?
-                .cpus()
-                .as_deref()
-        })
+    let processors = resources(spec)
+        .and_then(|resources| resources.cpu().as_ref()?.cpus().as_deref())
         .and_then(count_of_list);
     let deadline = spec
         .process()
@@ -386,6 +294,12 @@ pub fn drop_personality_flags(linux: &mut Linux) -> Option<Vec<String>> {
         .filter(|flags| !flags.is_empty());
     personality.set_flags(None);
     flags
+}
+
+/// The limits of a spec.
+#[must_use]
+pub fn resources(spec: &Spec) -> Option<&LinuxResources> {
+    spec.linux().as_ref()?.resources().as_ref()
 }
 
 /// Whether the spec makes or joins a namespace of this kind.

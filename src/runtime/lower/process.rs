@@ -4,7 +4,7 @@ use std::path::Path;
 
 use oci_spec::runtime::{Capabilities, Process};
 
-use super::{InvalidSpec, Result};
+use super::error::{InvalidSpec, Result};
 
 /// Checks a `process` object.
 ///

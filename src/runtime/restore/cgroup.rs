@@ -12,16 +12,14 @@ use crate::runtime::container::Container;
 use crate::runtime::create::cgroup_error;
 use crate::runtime::engine;
 use crate::runtime::error::{Error, Result};
+use crate::runtime::lower;
 
 /// Puts CRIU into the container's cgroup, with the container's limits, so that what it restores is born there.
 pub(super) fn enter(container: &Container, spec: &Spec, criu: Pid) -> Result<Cgroup> {
     let making = Making {
         config: engine::cgroup_config(container.record()),
         groups: container.cgroup(),
-        resources: spec
-            .linux()
-            .as_ref()
-            .and_then(|linux| linux.resources().as_ref()),
+        resources: lower::resources(spec),
         lenient: false,
     };
     making

@@ -329,11 +329,7 @@ fn tell_systemd(container: &Container, config: &Value) -> Result<()> {
         source,
     })?;
     let spec: Spec = spec::parse(&path, &text)?;
-    let Some(mut resources) = spec
-        .linux()
-        .as_ref()
-        .and_then(|linux| linux.resources().clone())
-    else {
+    let Some(mut resources) = lower::resources(&spec).cloned() else {
         return Ok(());
     };
     lower::lower_resources(&mut resources);
