@@ -409,17 +409,6 @@ fn a_created_container_can_be_paused() {
     wait_until("it starts", || output.stdout() == "started\n");
 }
 
-#[test]
-fn state_directories_are_closed_to_others() {
-    use std::os::unix::fs::PermissionsExt;
-    let host = Host::new();
-    host.create(&host.bundle("web").args(["sleep", "1000"]));
-    for path in [host.root(), host.root().join("web")] {
-        let mode = path.metadata().unwrap().permissions().mode() & 0o777;
-        assert_eq!(mode, 0o700, "{}", path.display());
-    }
-}
-
 /// Those without limits, too: systemd looks there for what belongs together.
 #[test]
 fn every_hierarchy_has_the_container() {

@@ -2,10 +2,14 @@
 
 mod common;
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use common::{Cmd, Host, wait_until};
+use common::{Bundle, Cmd, Host, wait_until};
+use nix::fcntl::{RenameFlags, renameat2};
 use serde_json::json;
 
 /// CVE-2019-5736. What enters the container is rcm until it executes the container's program, and the container may open it then.
@@ -80,6 +84,104 @@ fn no_descriptor_leads_out_of_the_container() {
     }
 }
 
+/// What a container's first process has open, as the host sees it: numbers, and whether each is closed by execve(2).
+fn descriptors(host: &Host, id: &str) -> Vec<(u32, bool)> {
+    let dir = format!("/proc/{}/fdinfo", host.pid(id));
+    let mut found: Vec<_> = fs::read_dir(dir)
+        .unwrap()
+        .map(|entry| {
+            let entry = entry.unwrap();
+            let info = fs::read_to_string(entry.path()).unwrap();
+            let flags = info.lines().find_map(|line| line.strip_prefix("flags:"));
+            let flags = i32::from_str_radix(flags.unwrap().trim(), 8).unwrap();
+            let name = entry.file_name().into_string().unwrap();
+            (name.parse().unwrap(), flags & libc::O_CLOEXEC != 0)
+        })
+        .collect();
+    found.sort_unstable();
+    found
+}
+
+/// CVE-2024-21626, CVE-2016-9962. As above, where the container's first process is rcm's until it is started, or comes back from images.
+#[test]
+fn no_descriptor_is_left_to_a_created_or_restored_container() {
+    const STREAMS: [(u32, bool); 3] = [(0, false), (1, false), (2, false)];
+    let host = Host::new();
+    let bundle = host.bundle("web").args(["sleep", "1000"]);
+    let holding = |verb: &str| {
+        let script = r#"exec 3</ 6</etc 9</proc 12</; exec "$@""#;
+        let cmd =
+            Cmd::new("bash").args(["-c", script, "bash", env!("CARGO_BIN_EXE_rcm"), "--root"]);
+        cmd.arg(host.root()).arg(verb)
+    };
+    holding("create").bundle(&bundle).run().ok();
+    let open = descriptors(&host, "web");
+    assert_eq!(open[..3], STREAMS);
+    assert!(open[3..].iter().all(|(_, closes)| *closes), "{open:?}");
+    // Root of the container cannot reach what is open until then.
+    let look = [
+        "sh",
+        "-c",
+        "ls -d /proc/1/fd/*/ /proc/1/cwd/ /proc/1/root/; readlink /proc/1/fd/*; cat /proc/1/fd/*/passwd /proc/1/environ",
+    ];
+    assert_eq!(host.exec("web", look).stdout(), "");
+    holding("start").arg("web").run().ok();
+    wait_until("it executes its program", || {
+        descriptors(&host, "web").len() == 3
+    });
+    assert_eq!(descriptors(&host, "web"), STREAMS);
+
+    let images = host.dir().join("images");
+    let checkpoint = holding("checkpoint").arg("--image-path").arg(&images);
+    checkpoint.arg("web").run().ok();
+    let restore = holding("restore").arg("--detach").arg("--image-path");
+    restore.arg(&images).bundle(&bundle).run().ok();
+    assert_eq!(descriptors(&host, "web"), STREAMS);
+}
+
+/// What rcm knows of containers, environments with passwords included, is root's, whatever the umask.
+#[test]
+fn state_is_closed_to_others() {
+    let host = Host::new();
+    let bundle = host.bundle("web").args(["sleep", "1000"]);
+    let open_rcm = |verb: &str| {
+        let cmd = Cmd::new("sh").args(["-c", r#"umask 0; exec "$@""#, "sh"]);
+        cmd.arg(env!("CARGO_BIN_EXE_rcm"))
+            .arg("--root")
+            .arg(host.root())
+            .arg(verb)
+    };
+    let check = || {
+        for entry in walkdir::WalkDir::new(host.root()) {
+            let entry = entry.unwrap();
+            let mode = entry.metadata().unwrap().permissions().mode() & 0o777;
+            // What others could do with a socket depends on the directory only.
+            if !entry.file_type().is_file() && !entry.file_type().is_dir() {
+                continue;
+            }
+            assert_eq!(mode & 0o077, 0, "{}: {mode:o}", entry.path().display());
+        }
+    };
+    open_rcm("create").bundle(&bundle).run().ok();
+    check();
+    open_rcm("start").arg("web").run().ok();
+    open_rcm("update")
+        .args(["--pids-limit", "20", "web"])
+        .run()
+        .ok();
+    let images = host.dir().join("images");
+    let checkpoint = open_rcm("checkpoint").arg("--leave-running");
+    checkpoint
+        .arg("--image-path")
+        .arg(&images)
+        .arg("web")
+        .run()
+        .ok();
+    check();
+    let mode = images.metadata().unwrap().permissions().mode() & 0o777;
+    assert_eq!(mode, 0o700, "the memory of the container: {mode:o}");
+}
+
 /// CVE-2019-16884, CVE-2021-30465, CVE-2023-27561. The image says where its links lead, and the host has something there.
 #[test]
 fn links_of_the_image_do_not_lead_mounts_out() {
@@ -151,4 +253,232 @@ fn a_mask_is_the_null_device_whatever_the_image_calls_so() {
 
 fn bundle_passwd(host: &Host, id: &str) -> std::path::PathBuf {
     host.bundle(id).rootfs().join("etc/passwd")
+}
+
+/// CVE-2021-30465. A container that shares a volume exchanges a directory and a link there while others with mounts below it are made.
+#[test]
+fn a_race_in_a_volume_leads_no_mount_out() {
+    const CREATIONS: u32 = 50;
+    let host = Host::new();
+    let outside = host.dir().join("outside");
+    let volume = host.dir().join("volume");
+    for (dir, text) in [
+        (&outside, "of the host"),
+        (&volume.join("dir"), "of the volume"),
+    ] {
+        fs::create_dir_all(dir.join("below")).unwrap();
+        fs::write(dir.join("below/file"), format!("{text}\n")).unwrap();
+    }
+    let (dir, link) = (volume.join("dir"), volume.join("link"));
+    symlink(&outside, &link).unwrap();
+    let is_over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let swapper = scope.spawn(|| {
+            let mut swaps = 0_u64;
+            while !is_over.load(Ordering::Relaxed) {
+                renameat2(None, &dir, None, &link, RenameFlags::RENAME_EXCHANGE).unwrap();
+                swaps += 1;
+            }
+            swaps
+        });
+        let made = std::panic::catch_unwind(|| {
+            (0..CREATIONS)
+                .filter(|number| race(&host, &volume, &outside, *number))
+                .count()
+        });
+        is_over.store(true, Ordering::Relaxed);
+        let swaps = swapper.join().unwrap();
+        let made = made.unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        assert!(made > 0, "no container could be made");
+        assert!(swaps > u64::from(CREATIONS), "{swaps}");
+    });
+}
+
+/// Runs a container with mounts below what changes. Returns whether it could be made.
+fn race(host: &Host, volume: &Path, outside: &Path, number: u32) -> bool {
+    let copied: &[&str] = if number.is_multiple_of(2) {
+        &[]
+    } else {
+        &["tmpcopyup"]
+    };
+    let bundle = host
+        .bundle("web")
+        .bind(volume, "/volume", "rw")
+        .mount("tmpfs", "tmpfs".as_ref(), "/volume/dir/below", copied)
+        .mount("tmpfs", "tmpfs".as_ref(), "/volume/dir/new", &[])
+        .mount("bind", "/dev/null".as_ref(), "/volume/dir/file", &["bind"])
+        // A mount that had gone there would hide what is there.
+        .bind(outside, "/outside", "ro")
+        .script("cat /outside/below/file; cat /volume/*/below/file /volume/link/below/file 2>/dev/null; true");
+    let output = host.cmd("run").bundle(&bundle).run();
+    let names: Vec<_> = walkdir::WalkDir::new(outside)
+        .into_iter()
+        .map(|entry| entry.unwrap().file_name().to_owned())
+        .collect();
+    assert_eq!(names, ["outside", "below", "file"], "{output:?}");
+    if output.code() != 0 {
+        return false;
+    }
+    let text = output.stdout();
+    assert!(text.starts_with("of the host\n"), "{output:?}");
+    assert_eq!(text.matches("of the host").count(), 1, "{output:?}");
+    true
+}
+
+/// A bundle without the usual file systems on `/dev`: the image's own is the container's.
+fn without_dev(host: &Host, id: &str) -> Bundle {
+    host.bundle(id).edit(|config| {
+        config["mounts"] = json!([
+            {"destination": "/proc", "type": "proc", "source": "proc"},
+            {"destination": "/dev/pts", "type": "devpts", "source": "devpts", "options": ["newinstance", "ptmxmode=0666"]}
+        ]);
+    })
+}
+
+/// CVE-2026-41579. Links and devices are made in `/dev`, whatever the image calls so, while the host's root is still there.
+#[test]
+fn nothing_is_made_where_an_image_s_dev_leads() {
+    let host = Host::new();
+    let outside = host.dir().join("outside");
+    fs::create_dir(&outside).unwrap();
+    fs::write(outside.join("ptmx"), "of the host").unwrap();
+    let up = format!("{}{}", "../".repeat(20), outside.display());
+    let mut number = 0;
+    for target in [outside.to_str().unwrap(), &up] {
+        for covers in [true, false] {
+            for is_inside in [true, false] {
+                number += 1;
+                let id = format!("dev{number}");
+                let bundle = match covers {
+                    true => host.bundle(&id),
+                    false => without_dev(&host, &id),
+                };
+                let dev = bundle.rootfs().join("dev");
+                fs::remove_dir(&dev).unwrap();
+                symlink(target, &dev).unwrap();
+                if is_inside {
+                    let same = outside.strip_prefix("/").unwrap();
+                    fs::create_dir_all(bundle.rootfs().join(same)).unwrap();
+                }
+                let output = host.cmd("run").bundle(&bundle).run();
+                let names: Vec<_> = fs::read_dir(&outside).unwrap().flatten().collect();
+                assert_eq!(names.len(), 1, "{names:?}, {output:?}");
+                let text = fs::read_to_string(outside.join("ptmx")).unwrap();
+                assert_eq!(text, "of the host", "{output:?}");
+            }
+        }
+    }
+}
+
+/// CVE-2025-52565. The terminal is mounted on `/dev/console`, and on nothing else that the image names so.
+#[test]
+fn a_terminal_is_mounted_on_no_other_file() {
+    const LOOK: &str = "grep devpts /proc/mounts | cut -d' ' -f2; stat -c %t /dev/console";
+    let host = Host::new();
+    let mut made = 0;
+    for (id, target) in [
+        ("pattern", Some("/proc/sys/kernel/core_pattern")),
+        ("file", Some("/etc/passwd")),
+        ("nothing", Some("/nowhere")),
+        ("regular", None),
+    ] {
+        let bundle = without_dev(&host, id).terminal().script(LOOK);
+        let console = bundle.rootfs().join("dev/console");
+        match target {
+            Some(target) => symlink(target, &console).unwrap(),
+            None => fs::write(&console, "of the image").unwrap(),
+        }
+        let (code, text) = host.cmd("run").bundle(&bundle).on_terminal().wait();
+        if code == 0 {
+            made += 1;
+            // 88 is the number of UNIX98 terminals, 136.
+            let lines: Vec<_> = text.lines().map(str::trim).collect();
+            assert_eq!(lines, ["/dev/pts", "/dev/console", "88"], "{id}");
+        }
+        let nowhere = bundle.rootfs().join("nowhere");
+        assert!(!nowhere.exists(), "{id}");
+    }
+    assert!(made > 0, "a file may be there");
+}
+
+/// CVE-2025-52565. What makes terminals is looked at, also when a container has put something else there.
+#[test]
+fn a_terminal_comes_from_no_other_device() {
+    let host = Host::new();
+    let targets = ["/dev/null", "/dev/tty", "/etc/passwd", "/nowhere"];
+    for (number, target) in targets.into_iter().enumerate() {
+        let bundle = without_dev(&host, &format!("image{number}")).terminal();
+        let pts = bundle.rootfs().join("dev/ptmx");
+        symlink(target, &pts).unwrap();
+        let bundle = bundle.script("readlink /dev/ptmx; tty");
+        let (code, text) = host.cmd("run").bundle(&bundle).on_terminal().wait();
+        // It is replaced.
+        assert_eq!(
+            (code, &*text),
+            (0, "pts/ptmx\r\n/dev/pts/0\r\n"),
+            "{target}"
+        );
+    }
+    let bundle = host.bundle("web").args(["sleep", "1000"]);
+    host.run_detached(&bundle);
+    for target in targets {
+        let script = format!("ln -sf {target} /dev/ptmx");
+        host.exec("web", ["sh", "-c", &script]).ok();
+        let exec = host.cmd("exec").args(["--tty", "web", "echo", "here"]);
+        let (code, text) = exec.on_terminal().wait();
+        assert!(
+            code != 0 && !text.contains("here"),
+            "{target}: {code} {text}"
+        );
+    }
+    host.exec("web", ["ln", "-sf", "pts/ptmx", "/dev/ptmx"])
+        .ok();
+    let exec = host.cmd("exec").args(["--tty", "web", "echo", "here"]);
+    assert_eq!(exec.on_terminal().wait(), (0, "here\r\n".to_owned()));
+}
+
+/// CVE-2025-52881, CVE-2019-19921. What is written to files of `/proc` must be the kernel's: nothing else is mounted there.
+#[test]
+fn nothing_is_mounted_in_proc() {
+    let host = Host::new();
+    let file = host.dir().join("file");
+    fs::write(&file, "").unwrap();
+    for destination in [
+        "/proc/self/attr",
+        "/proc/sys/kernel",
+        "/proc/sys",
+        "/proc/self/attr/exec",
+        "/proc",
+    ] {
+        for kind in ["tmpfs", "bind"] {
+            let (source, options): (&Path, &[&str]) = match kind {
+                "bind" => (&file, &["bind"]),
+                _ => ("tmpfs".as_ref(), &[]),
+            };
+            let bundle = host.bundle("web").mount(kind, source, destination, options);
+            let output = host.cmd("run").bundle(&bundle.args(["echo", "here"])).run();
+            assert!(output.code() != 0, "{destination}: {output:?}");
+            assert_eq!(output.stdout(), "");
+        }
+    }
+    // In a container whose own root has put something there, too.
+    let bundle = host.bundle("web").edit(|config| {
+        let all = json!(["CAP_SYS_ADMIN", "CAP_DAC_OVERRIDE"]);
+        config["process"]["capabilities"] =
+            json!({"bounding": all, "effective": all, "permitted": all});
+        config["process"]["apparmorProfile"] = json!("");
+    });
+    let script = "mount -t tmpfs none /proc && mkdir -p /proc/self/fd /proc/self/attr /proc/thread-self/attr; exec sleep 1000";
+    host.run_detached(&bundle.script(script));
+    let processes = || {
+        let output = host.exec("web", ["ls", "/proc/self"]);
+        (output.code() == 0).then(|| output.stdout())
+    };
+    wait_until("it has a /proc of its own", || {
+        processes().is_some_and(|names| names == "attr\nfd\n")
+    });
+    let seen: BTreeSet<_> = (0..3)
+        .map(|_| host.exec("web", ["id", "-u"]).ok().stdout())
+        .collect();
+    assert_eq!(seen, BTreeSet::from(["0\n".to_owned()]));
 }

@@ -91,6 +91,7 @@ pub fn create(request: &CreateRequest) -> Result<Created> {
     let names_cgroup = cgroups_path(&given).is_some_and(|path| !path.as_os_str().is_empty());
     let lenient = request.rootless && !request.systemd_cgroup && !names_cgroup;
     let mut lowered = lower::lower(given, &request.id, &bundle, request.systemd_cgroup)?;
+    lower::check_dev(&lowered)?;
     if lenient
         && let Some(linux) = lowered.linux_mut()
         && let Some(path) = cgroup::delegated_path(&request.id)

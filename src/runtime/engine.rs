@@ -139,6 +139,7 @@ pub(crate) fn launch(mut launch: Launch) -> Result<Launched, String> {
         pid_file: None,
     };
     let at_hooks = |pid: Pid| {
+        mounts::check_proc(pid, &spec, container.rootfs()).map_err(LaunchError::Mounts)?;
         if let Entry::Make(making) = &entry {
             // As with runc, hooks find the limits set.
             making.limit().map_err(LaunchError::Cgroup)?;

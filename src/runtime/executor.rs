@@ -7,6 +7,7 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::ffi::CString;
+use std::io::Write;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -19,6 +20,8 @@ use nix::sys::prctl;
 use nix::sys::signal::Signal;
 use nix::unistd::Pid;
 use oci_spec::runtime::{Hook, Spec};
+use pathrs::flags::OpenFlags;
+use pathrs::procfs::{ProcfsBase, ProcfsHandle};
 
 use super::engine::chain;
 use super::hooks::{self, Scene};
@@ -158,14 +161,22 @@ impl ProcessExecutor {
     }
 }
 
-/// Gives what this process executes the SELinux label (proc_pid_attr(5)); the engine labels mounts only.
+/// Gives what this process executes the SELinux label (proc_pid_attr(5)); the engine labels mounts only. The file must be the kernel's, whatever the
+/// container has at `/proc`: else the process would execute without its label (CVE-2019-19921, CVE-2025-52881).
 fn set_exec_label(label: Option<&str>) -> Result<(), String> {
-    const EXEC_LABEL: &str = "/proc/thread-self/attr/exec";
-    match label {
-        None | Some("") => Ok(()),
-        Some(label) => std::fs::write(EXEC_LABEL, label)
-            .map_err(|error| format!("cannot set selinuxLabel {label:?} in {EXEC_LABEL}: {error}")),
-    }
+    let Some(label) = label.filter(|label| !label.is_empty()) else {
+        return Ok(());
+    };
+    let failed = |error: &dyn std::error::Error| {
+        let reason = chain(error);
+        format!("cannot set selinuxLabel {label:?} in /proc/thread-self/attr/exec: {reason}")
+    };
+    let flags = OpenFlags::O_WRONLY | OpenFlags::O_CLOEXEC;
+    let mut file = ProcfsHandle::new()
+        .and_then(|proc| proc.open(ProcfsBase::ProcThreadSelf, "attr/exec", flags))
+        .map_err(|error| failed(&error))?;
+    file.write_all(label.as_bytes())
+        .map_err(|error| failed(&error))
 }
 
 fn variables(spec: &Spec) -> &[String] {

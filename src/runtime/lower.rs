@@ -137,6 +137,20 @@ fn lower_root(spec: &mut Spec, bundle: &Path) -> Result<()> {
     Ok(())
 }
 
+/// Refuses a root file system whose `/dev` is a link: while the container is made the engine makes links there and removes a file, by a path that the host
+/// would follow (CVE-2026-41579).
+///
+/// # Errors
+/// [`InvalidSpec::DevIsLink`].
+pub fn check_dev(lowered: &Spec) -> Result<()> {
+    match lowered.root() {
+        Some(root) if root.path().join("dev").is_symlink() => Err(InvalidSpec::DevIsLink {
+            path: root.path().clone(),
+        }),
+        _ => Ok(()),
+    }
+}
+
 fn lower_process(spec: &mut Spec) {
     if let Some(process) = spec.process_mut() {
         normalize_process(process);

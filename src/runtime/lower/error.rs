@@ -43,6 +43,14 @@ pub enum InvalidSpec {
         /// The path.
         path: PathBuf,
     },
+    /// The root file system has a link where devices are made.
+    #[error(
+        "invalid rootfs {path}: its /dev is a symbolic link, through which devices would be made outside of it: make it a directory"
+    )]
+    DevIsLink {
+        /// The path.
+        path: PathBuf,
+    },
     /// AppArmor is asked for and not there.
     #[error(
         "apparmor profile {profile:?} is specified in config, but apparmor is disabled or not supported"

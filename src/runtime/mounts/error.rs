@@ -70,6 +70,21 @@ pub enum StageError {
         #[source]
         source: TreeError,
     },
+    /// A mount lies where only the kernel's own files may be. The end of the sentence is runc's.
+    #[error("{destination:?} cannot be mounted because it is inside /proc")]
+    InsideProc {
+        /// Where.
+        destination: PathBuf,
+    },
+    /// Another file system than proc is mounted on `/proc`. The end of the sentence is runc's.
+    #[error("\"/proc\" cannot be mounted because it is not of type proc")]
+    NotProc,
+    /// The mounts of a process that is being set up cannot be read.
+    #[error("cannot check the container's mounts: {reason}")]
+    Unchecked {
+        /// Why.
+        reason: String,
+    },
     /// What is set when everything is mounted could not be.
     #[error("cannot set the propagation or the attributes of the mount {destination}")]
     Finish {

@@ -8,6 +8,7 @@ mod error;
 mod idmap;
 mod options;
 mod place;
+mod proc;
 mod restored;
 mod stage;
 
@@ -21,6 +22,7 @@ use oci_spec::runtime::{LinuxNamespaceType, Mount, Spec};
 
 pub use error::StageError;
 pub use options::{Options, names};
+pub(super) use proc::check_proc;
 pub use stage::Stage;
 
 pub(super) use restored::{Prepared, complete};

@@ -4,6 +4,7 @@
 //! were attached on the host would be there for everybody. So the namespace is made here, as a copy of this process's and owned by the container's user
 //! namespace; the prepared mounts are attached in it; and the engine is told to enter it. Hooks that run on the host are not affected.
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -25,7 +26,7 @@ use crate::runtime::engine::chain;
 use crate::runtime::lower;
 use crate::sys::mount::cover;
 use crate::sys::namespace::{mount_namespace, user_namespace};
-use crate::sys::rooted::Root;
+use crate::sys::rooted::{Directory, Root};
 use crate::sys::tree::{Scope, Tree};
 
 /// The namespaces of a container to be, with its prepared mounts. They are needed until the engine has entered them.
@@ -43,7 +44,22 @@ enum Prop {
     /// A bind that the container's own rights suffice for.
     Bind,
     /// A tmpfs with what is in this directory.
-    Filled(Option<PathBuf>),
+    Filled(Option<Covered>),
+}
+
+/// A directory that a mount will cover. It is held: where it is in a volume that another container has, too, its name may lead elsewhere by the time it
+/// is read, even out of the volume.
+#[derive(Debug)]
+struct Covered {
+    dir: Directory,
+    /// What it was found by, for messages.
+    path: PathBuf,
+}
+
+impl Covered {
+    fn itself(&self) -> PathBuf {
+        self.dir.entry(OsStr::new("."))
+    }
 }
 
 impl Stage {
@@ -121,17 +137,19 @@ impl Stage {
 }
 
 /// The directory that a mount will cover, if it is there already and the host can see it.
-fn covered(mounts: &[Mount], index: usize, spec: &Spec) -> Option<PathBuf> {
+fn covered(mounts: &[Mount], index: usize, spec: &Spec) -> Option<Covered> {
     let rootfs = spec.root().as_ref()?.path();
     let (base, below) = place(mounts, index, Path::new("/"), rootfs)?;
-    let found = Root::open(&base).ok()?.resolve(&below).ok()?;
-    let dir = base.join(found.strip_prefix("/").unwrap_or(&found));
-    dir.is_dir().then_some(dir)
+    let covered = Covered {
+        dir: Root::open(&base).ok()?.directory(&below).ok()?,
+        path: base.join(below.strip_prefix("/").unwrap_or(&below)),
+    };
+    covered.itself().is_dir().then_some(covered)
 }
 
 /// Without a mode in its options a tmpfs has that of the directory which it covers.
-fn inherit_mode(mount: &mut Mount, covered: &Path) {
-    if let Ok(metadata) = fs::metadata(covered) {
+fn inherit_mode(mount: &mut Mount, covered: &Covered) {
+    if let Ok(metadata) = fs::metadata(covered.itself()) {
         let mut options = mount.options().clone().unwrap_or_default();
         options.insert(0, format!("mode={:04o}", metadata.mode() & 0o7777));
         mount.set_options(Some(options));
@@ -142,7 +160,7 @@ fn inherit_mode(mount: &mut Mount, covered: &Path) {
 fn prop(
     mount: &Mount,
     options: &Options,
-    covered: Option<PathBuf>,
+    covered: Option<Covered>,
     spec: &Spec,
 ) -> Result<Option<Prop>> {
     let possible = geteuid().is_root() && lower::has_namespace(spec, LinuxNamespaceType::Mount);
@@ -239,7 +257,7 @@ fn furnish(props: Vec<(Mount, Options, Prop)>) -> Result<()> {
         match prop {
             Prop::Made(tree) => attach(tree, &mount, &point)?,
             Prop::Bind => attach(bound(&mount, &options)?, &mount, &point)?,
-            Prop::Filled(from) => fill(&mount, &options, from.as_deref(), &point)?,
+            Prop::Filled(from) => fill(&mount, &options, from.as_ref(), &point)?,
         }
     }
     Ok(())
@@ -306,7 +324,7 @@ fn mount_flags(flags: FsFlags) -> MsFlags {
 }
 
 /// Mounts a tmpfs at `point` and copies to it what it will cover.
-fn fill(spec_mount: &Mount, options: &Options, from: Option<&Path>, point: &Path) -> Result<()> {
+fn fill(spec_mount: &Mount, options: &Options, from: Option<&Covered>, point: &Path) -> Result<()> {
     fs::create_dir(point).map_err(failed(spec_mount, "make a mount point"))?;
     // It must be written to first.
     mount(
@@ -318,8 +336,8 @@ fn fill(spec_mount: &Mount, options: &Options, from: Option<&Path>, point: &Path
     )
     .map_err(failed(spec_mount, "mount a tmpfs"))?;
     let Some(from) = from else { return Ok(()) };
-    copy_up(from, point).map_err(|source| StageError::CopyUp {
-        source_path: from.to_path_buf(),
+    copy_up(&from.itself(), point).map_err(|source| StageError::CopyUp {
+        source_path: from.path.clone(),
         destination: spec_mount.destination().clone(),
         source,
     })
