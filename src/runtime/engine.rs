@@ -23,7 +23,7 @@ use super::executor::ProcessExecutor;
 use super::hooks::{self, Scene};
 use super::launch::{LaunchError, Outer, run_inside};
 use super::lower;
-use super::mounts::{self, Stage};
+use super::mounts::{self, BoundDev, Stage, StageError};
 use crate::sys;
 use crate::sys::rooted::{Kind, Root};
 use crate::sys::trail::Trail;
@@ -78,10 +78,10 @@ pub(crate) fn launch(mut launch: Launch) -> Result<Launched, String> {
     // Every namespace that is joined or made could otherwise look into this process before it has dropped what the host
     // gave it (ptrace(2), PTRACE_MODE; CVE-2016-9962).
     let _dumpable = Undumpable::enter();
-    let _stage = match is_first {
-        true => Stage::prepare(&mut launch.spec)
+    let (dev, _stage) = match is_first {
+        true => prepare_mounts(&mut launch.spec)
             .map_err(|error| format!("error during container init: {}", chain(&error)))?,
-        false => None,
+        false => (None, None),
     };
     let user_ns_config = if is_first {
         UserNamespaceConfig::new(&launch.spec).map_err(|error| chain(&error))?
@@ -101,7 +101,8 @@ pub(crate) fn launch(mut launch: Launch) -> Result<Launched, String> {
     let state = hook_state(container, Status::Creating);
     let executor = if is_first {
         let start_hooks = hooks.start_container().clone().unwrap_or_default();
-        ProcessExecutor::of_init(start_hooks, hook_state(container, Status::Created).state)
+        let state = hook_state(container, Status::Created).state;
+        ProcessExecutor::of_init(start_hooks, state, dev.is_some())
     } else {
         ProcessExecutor::default()
     };
@@ -162,13 +163,26 @@ pub(crate) fn launch(mut launch: Launch) -> Result<Launched, String> {
     match super::launch::launch(&outer, at_hooks) {
         Ok(pid) => {
             if is_first {
-                mounts::finish(pid, &spec).map_err(|error| chain(&error))?;
+                finish_mounts(pid, &spec, dev).map_err(|error| chain(&error))?;
             }
             let seen = trail.records().len();
             Ok(Launched { pid, trail, seen })
         }
         Err(error) => Err(reason(&mut trail, &error, &spec)),
     }
+}
+
+fn prepare_mounts(spec: &mut Spec) -> Result<(Option<BoundDev>, Option<Stage>), StageError> {
+    mounts::clear_image_dev(spec);
+    let dev = BoundDev::take(spec)?;
+    Ok((dev, Stage::prepare(spec)?))
+}
+
+fn finish_mounts(pid: Pid, spec: &Spec, dev: Option<BoundDev>) -> Result<(), StageError> {
+    if let Some(dev) = dev {
+        dev.attach(pid)?;
+    }
+    mounts::finish(pid, spec)
 }
 
 /// Takes the existing network and IPC namespaces out of a spec with a user namespace, to be joined before that: it need not be their owner, and then

@@ -7,7 +7,9 @@ use std::cell::RefCell;
 use std::collections::HashMap;
 use std::convert::Infallible;
 use std::ffi::CString;
+use std::fs::File;
 use std::io::Write;
+use std::os::fd::AsRawFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -18,7 +20,8 @@ use libcontainer::workload::{
 use nix::errno::Errno;
 use nix::sys::prctl;
 use nix::sys::signal::Signal;
-use nix::unistd::Pid;
+use nix::sys::stat::fstat;
+use nix::unistd::{Pid, dup2};
 use oci_spec::runtime::{Hook, Spec};
 use pathrs::flags::OpenFlags;
 use pathrs::procfs::{ProcfsBase, ProcfsHandle};
@@ -32,6 +35,8 @@ use crate::sys;
 pub struct ProcessExecutor {
     /// The environment as the engine has it: with `HOME` of the container's user and `LISTEN_FDS`.
     engines: RefCell<HashMap<String, String>>,
+    /// Whether `/dev` has become another directory since the engine opened its `null` for standard streams.
+    reopens_null: bool,
     /// The `startContainer` hooks and the state that they get. The engine would tell them that the container is being created.
     start_hooks: Option<(Vec<Hook>, State)>,
 }
@@ -68,6 +73,9 @@ impl Executor for ProcessExecutor {
         if self.start_hooks.is_none() {
             tracing::debug!("setns_init: about to exec");
         }
+        if self.reopens_null {
+            reopen_null();
+        }
         let replaced = self
             .run_start_hooks()
             .and_then(|()| self.replace_process(spec));
@@ -82,11 +90,12 @@ impl Executor for ProcessExecutor {
 }
 
 impl ProcessExecutor {
-    /// For a container's first process; `state` is that of the container.
+    /// For a container's first process; `state` is that of the container. `reopens_null` is for one whose `/dev` is put there last.
     #[must_use]
-    pub fn of_init(start_hooks: Vec<Hook>, state: State) -> Self {
+    pub fn of_init(start_hooks: Vec<Hook>, state: State, reopens_null: bool) -> Self {
         Self {
             engines: RefCell::default(),
+            reopens_null,
             start_hooks: Some((start_hooks, state)),
         }
     }
@@ -177,6 +186,19 @@ fn set_exec_label(label: Option<&str>) -> Result<(), String> {
         .map_err(|error| failed(&error))?;
     file.write_all(label.as_bytes())
         .map_err(|error| failed(&error))
+}
+
+/// Opens the null device again where a standard stream is one: on a mount that another one covers CRIU could not dump it. What cannot be opened stays.
+fn reopen_null() {
+    let Ok(null) = File::options().read(true).write(true).open("/dev/null") else {
+        return;
+    };
+    let device = |fd| fstat(fd).ok().map(|status| status.st_rdev);
+    for stream in 0..3 {
+        if device(stream) == device(null.as_raw_fd()) {
+            let _ = dup2(null.as_raw_fd(), stream);
+        }
+    }
 }
 
 fn variables(spec: &Spec) -> &[String] {

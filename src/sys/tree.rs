@@ -142,6 +142,14 @@ impl Tree {
             true => fs::create_dir(target)?,
             false => drop(File::create(target)?),
         }
+        self.cover(target)
+    }
+
+    /// Attaches it at `target`, which is there. Symbolic links are followed.
+    ///
+    /// # Errors
+    /// As move_mount(2).
+    pub fn cover(self, target: &Path) -> io::Result<()> {
         let target = text(target)?;
         let empty: &CStr = c"";
         // SAFETY: both paths are NUL-terminated and only read.

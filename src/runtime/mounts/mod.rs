@@ -4,6 +4,7 @@
 //! the [`Stage`], which the engine then enters instead of making one. The propagation of mounts is set when everything is mounted.
 
 mod copy_up;
+mod dev;
 mod error;
 mod idmap;
 mod options;
@@ -20,6 +21,7 @@ use nix::mount::{MsFlags, mount};
 use nix::unistd::{Pid, geteuid};
 use oci_spec::runtime::{LinuxNamespaceType, Mount, Spec};
 
+pub(super) use dev::{BoundDev, clear_image_dev};
 pub use error::StageError;
 pub use options::{Options, names};
 pub(super) use proc::check_proc;
