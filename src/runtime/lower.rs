@@ -238,6 +238,13 @@ fn lower_linux(spec: &mut Spec) {
     if let Some(resources) = linux.resources_mut() {
         lower_resources(resources);
     }
+    // The engine knows only the words without the `r`, and takes them recursively all the same.
+    let propagation = linux.rootfs_propagation().as_deref();
+    let propagation = propagation.map(|word| match word {
+        "rprivate" | "rshared" | "rslave" | "runbindable" => word[1..].to_owned(),
+        _ => word.to_owned(),
+    });
+    linux.set_rootfs_propagation(propagation.filter(|word| !word.is_empty()));
     let mut filter = linux.seccomp().clone();
     filter.iter_mut().for_each(seccomp::lower);
     linux.set_seccomp(filter);

@@ -140,7 +140,11 @@ impl Making<'_> {
             resources,
             freezer_state: None,
             oom_score_adj: None,
-            disable_oom_killer: false,
+            disable_oom_killer: resources
+                .memory()
+                .as_ref()
+                .and_then(|memory| memory.disable_oom_killer())
+                .unwrap_or(false),
         };
         self.manager()?
             .apply(&limits)
