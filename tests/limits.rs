@@ -7,7 +7,8 @@ use std::path::Path;
 use common::{Bundle, Host};
 use serde_json::{Value, json};
 
-/// What a container is created with, the same kind of limit as `update` takes it, and the control file with both values: on cgroup v1, and on v2.
+/// What a container is created with, the same kind of limit as `update` takes it (if it does), and the control file with both values, its first line:
+/// on cgroup v1, and on v2 where there is one.
 struct Limit {
     pointer: &'static str,
     value: Value,
@@ -29,6 +30,9 @@ fn limits() -> Vec<Limit> {
         limit("/memory/limit", json!(64 << 20), "--memory", "80M", ("memory.limit_in_bytes", "67108864", "83886080"), ("memory.max", "67108864", "83886080")),
         limit("/memory/swap", json!(100 << 20), "--memory-swap", "120M", ("memory.memsw.limit_in_bytes", "104857600", "125829120"), ("memory.swap.max", "37748736", "41943040")),
         limit("/memory/reservation", json!(32 << 20), "--memory-reservation", "40M", ("memory.soft_limit_in_bytes", "33554432", "41943040"), ("memory.low", "33554432", "41943040")),
+        limit("/memory/swappiness", json!(10), "", "", ("memory.swappiness", "10", "10"), ("", "", "")),
+        limit("/memory/disableOOMKiller", json!(true), "", "", ("memory.oom_control", "oom_kill_disable 1", "oom_kill_disable 1"), ("", "", "")),
+        limit("/cpu/realtimePeriod", json!(500_000), "--cpu-rt-period", "400000", ("cpu.rt_period_us", "500000", "400000"), ("", "", "")),
         limit("/pids/limit", json!(40), "--pids-limit", "30", ("pids.max", "40", "30"), ("pids.max", "40", "30")),
         limit("/blockIO/weight", json!(200), "--blkio-weight", "300", ("blkio.bfq.weight", "200", "300"), ("io.bfq.weight", "200", "300")),
     ]
@@ -41,11 +45,15 @@ fn control_file(host: &Host, name: &str) -> Option<String> {
         .iter()
         .map(|dir| dir.join(name))
         .find(|path| path.exists())?;
-    Some(std::fs::read_to_string(found).unwrap().trim().to_owned())
+    let text = std::fs::read_to_string(found).unwrap();
+    Some(text.lines().next().unwrap_or_default().to_owned())
 }
 
 /// Whether a hierarchy of the machine has groups with this file.
 fn machine_has(name: &str) -> bool {
+    if name.is_empty() {
+        return false;
+    }
     let root = Path::new("/sys/fs/cgroup");
     let controller = name.split('.').next().unwrap();
     [root.to_path_buf(), root.join(controller)]
@@ -101,6 +109,9 @@ fn every_kind_of_limit_is_set_and_changed() {
     }
     // One after the other: none touches another one.
     for (index, (limit, (name, _, updated))) in limits.iter().enumerate() {
+        if limit.flag.is_empty() {
+            continue;
+        }
         let update = host.cmd("update").args([limit.flag, limit.updated, "web"]);
         update.run().ok();
         assert_eq!(
@@ -112,12 +123,8 @@ fn every_kind_of_limit_is_set_and_changed() {
         for (later, (name, set, _)) in &limits[index + 1..] {
             // On v2 swap is without memory, and the limit for both stays.
             if later.flag != "--memory-swap" {
-                assert_eq!(
-                    control_file(&host, name).as_deref(),
-                    Some(*set),
-                    "{}",
-                    limit.flag
-                );
+                let found = control_file(&host, name);
+                assert_eq!(found.as_deref(), Some(*set), "{}", limit.flag);
             }
         }
     }
@@ -142,52 +149,6 @@ fn a_container_executes_when_nothing_else_does() {
         .run()
         .exits_with(1);
     assert_eq!(control_file(&host, "cpu.idle").as_deref(), Some("0"));
-}
-
-#[test]
-fn realtime_limits_of_cgroup_v1() {
-    let host = Host::new();
-    let bundle = host.bundle("web").args(["sleep", "1000"]);
-    host.run_detached(&bundle);
-    if control_file(&host, "cpu.rt_runtime_us").is_none() {
-        common::skip!("the kernel has no realtime groups");
-    }
-    host.cmd("update")
-        .args(["--cpu-rt-period", "500000", "web"])
-        .run()
-        .ok();
-    assert_eq!(
-        control_file(&host, "cpu.rt_period_us").as_deref(),
-        Some("500000")
-    );
-    host.cmd("update")
-        .args(["--cpu-rt-runtime", "0", "web"])
-        .run()
-        .ok();
-    assert_eq!(
-        control_file(&host, "cpu.rt_runtime_us").as_deref(),
-        Some("0")
-    );
-}
-
-#[test]
-fn swapping_and_running_out_of_memory() {
-    let host = Host::new();
-    let memory = json!({"limit": 64 << 20, "swappiness": 10, "disableOOMKiller": true});
-    let bundle = host
-        .bundle("web")
-        .args(["sleep", "1000"])
-        .resource("memory", memory);
-    if !machine_has("memory.swappiness") || machine_has("cgroup.controllers") {
-        common::skip!("cgroup v2 has neither");
-    }
-    host.run_detached(&bundle);
-    assert_eq!(
-        control_file(&host, "memory.swappiness").as_deref(),
-        Some("10")
-    );
-    let control = control_file(&host, "memory.oom_control").unwrap();
-    assert!(control.starts_with("oom_kill_disable 1"), "{control}");
 }
 
 #[test]
