@@ -89,7 +89,7 @@ msrv: ## Compile with the oldest supported Rust (needs rustup)
 	rustup run $(MSRV) cargo check --locked --all-targets --target-dir $(TARGET_DIR)/msrv
 
 .PHONY: bench
-bench: deps build ## Measure rcm beside runc and youki, and a streamed migration beside a copy
+bench: deps build ## Measure rcm beside runc, crun and youki, and a streamed migration beside a copy
 	RCM_BENCH_YOUKI="$$(scripts/bench-tools.sh)" $(CARGO) bench --locked
 
 .PHONY: demo

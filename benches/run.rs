@@ -1,8 +1,16 @@
-//! rcm beside runc and youki: how long the verbs take that an engine calls for every container.
+//! rcm beside runc, crun and youki: how long the verbs take that an engine calls for every container, and how much memory.
 //!
 //! One container with busybox's `true`, the same bundle for all; the runtimes take turns in every round, so that a
-//! machine that is busy for a while is busy for all of them. `make bench` provides the others: runc is that of the distribution, youki the
+//! machine that is busy for a while is busy for all of them. `make bench` provides the others: runc and crun are those of the distribution, youki the
 //! path in `RCM_BENCH_YOUKI`. `RCM_BENCH_ROUNDS` says how many rounds there are (100).
+//!
+//! # What counts as memory
+//!
+//! Rounds of their own follow, in which every command is started by a small child of this program that then asks getrusage(2) for
+//! `RUSAGE_CHILDREN`: `ru_maxrss` is the largest resident set that the command, or one of its descendants that was waited for, has had at any time,
+//! shared pages of the program and its libraries included. It is the largest of them, not their sum. What is left behind to execute (the
+//! container's first process) is not in it. execve(2) keeps the peak of what was there before, so that no number is below what the small child itself
+//! needs; that is measured with `true` and printed.
 
 #[path = "../tests/common/mod.rs"]
 mod common;
@@ -12,8 +20,13 @@ use std::process::{Command, ExitCode};
 use std::time::{Duration, Instant};
 
 use common::{Bundle, Cmd, Host};
+use nix::sys::resource::{UsageWho, getrusage};
 
 const DEFAULT_ROUNDS: usize = 100;
+/// Memory differs little from time to time.
+const MOST_PEAK_ROUNDS: usize = 20;
+/// Makes this program the small child: a file for the peak follows, and the command.
+const PEAK: &str = "--peak";
 /// What takes longer hangs; youki 0.7's foreground run does now and then. It is counted, not measured.
 const HANG_DUR: Duration = Duration::from_secs(5);
 
@@ -41,6 +54,10 @@ struct Runtime {
     long: Bundle,
     samples: Vec<Vec<Duration>>,
     hangs: Vec<usize>,
+    /// In the rounds for memory, where the small child writes the peak.
+    peak_path: Option<PathBuf>,
+    /// In KiB.
+    peaks: Vec<Vec<u64>>,
 }
 
 impl Runtime {
@@ -52,14 +69,43 @@ impl Runtime {
             .and_then(|output| String::from_utf8(output.stdout).ok())
             .and_then(|text| text.lines().next().map(str::to_owned))
             .unwrap_or_default();
+        // The oldest that all take: crun of Debian 12 knows no newer one.
+        let bundle = |id| host.bundle(id).set("/ociVersion", "1.0.2".into());
         Self {
             name,
             version,
-            short: host.bundle("short").args(["/bin/true"]),
-            long: host.bundle("long").args(["/bin/sleep", "1000"]),
+            short: bundle("short").args(["/bin/true"]),
+            long: bundle("long").args(["/bin/sleep", "1000"]),
             host,
             samples: vec![Vec::new(); OPERATIONS.len()],
             hangs: vec![0; OPERATIONS.len()],
+            peak_path: None,
+            peaks: vec![Vec::new(); OPERATIONS.len()],
+        }
+    }
+
+    /// Whether it runs a container here; says so where it does not.
+    fn runs_here(&self) -> bool {
+        let output = self.host.cmd("run").bundle(&self.short).run();
+        let works = !self.version.is_empty() && output.code() == 0;
+        if !works {
+            eprintln!("{} does not run here: left out\n{output:?}", self.name);
+            self.host.delete(self.short.id());
+        }
+        works
+    }
+
+    /// From now on memory is measured instead of time.
+    fn measuring_peaks(self, bench: &Path) -> Self {
+        let path = self.host.dir().join("peak");
+        let limit = HANG_DUR.as_secs().to_string();
+        let words = [bench.as_os_str(), PEAK.as_ref(), path.as_os_str()].map(ToOwned::to_owned);
+        // The small child would not be missed by what hangs.
+        let within = ["timeout", "--signal=KILL", &limit].map(Into::into);
+        Self {
+            host: self.host.with_prefix(words.into_iter().chain(within)),
+            peak_path: Some(path),
+            ..self
         }
     }
 
@@ -69,6 +115,11 @@ impl Runtime {
         let mut running = command.spawn();
         let ended = running.ends_within(HANG_DUR);
         let took_dur = begin.elapsed();
+        if let Some(path) = &self.peak_path {
+            let _ = running.wait();
+            self.peaks[operation].push(peak(path)?);
+            return Some(took_dur);
+        }
         if !ended {
             self.hangs[operation] += 1;
             return None;
@@ -100,8 +151,35 @@ impl Runtime {
                 whole_dur += took_dur;
             }
         }
-        self.samples[WHOLE].push(whole_dur);
+        if self.peak_path.is_none() {
+            self.samples[WHOLE].push(whole_dur);
+        }
     }
+}
+
+/// What the small child has written; none where the command failed.
+fn peak(path: &Path) -> Option<u64> {
+    let text = std::fs::read_to_string(path).ok()?;
+    let _ = std::fs::remove_file(path);
+    text.parse().ok()
+}
+
+/// The small child: executes a command and writes the peak of its memory, if it succeeds.
+fn be_small_child(mut args: impl Iterator<Item = std::ffi::OsString>) -> Option<()> {
+    let path = args.next()?;
+    let status = Command::new(args.next()?).args(args).status().ok()?;
+    let kib = getrusage(UsageWho::RUSAGE_CHILDREN).ok()?.max_rss();
+    status.success().then_some(())?;
+    std::fs::write(path, kib.to_string()).ok()
+}
+
+/// The peak that a command has which needs next to nothing, in KiB.
+fn least_peak(bench: &Path, dir: &Path) -> Option<u64> {
+    let path = dir.join("least-peak");
+    let mut command = Command::new(bench);
+    command.arg(PEAK).arg(&path).args(["timeout", "5", "true"]);
+    command.status().ok()?;
+    peak(&path)
 }
 
 /// The value below which `part` of a hundred samples lie, in milliseconds.
@@ -112,14 +190,18 @@ fn percentile(samples: &[Duration], part: usize) -> Option<f64> {
     Some(sorted[index].as_secs_f64() * 1e3)
 }
 
-fn print_table(runtimes: &[Runtime]) {
+fn mib(kib: u64) -> f64 {
+    kib as f64 / 1024.0
+}
+
+fn print_table(runtimes: &[Runtime], least_peak: Option<u64>) {
     println!("\n{}", common::machine());
     for runtime in runtimes {
         println!("  {:<6} {}", runtime.name, runtime.version);
     }
     println!(
-        "\n{:<20} {:<6} {:>10} {:>10} {:>8} {:>8} {:>6}",
-        "", "", "median ms", "90 % ms", "rcm is", "samples", "hangs"
+        "\n{:<20} {:<6} {:>10} {:>10} {:>8} {:>8} {:>6} {:>9}",
+        "", "", "median ms", "90 % ms", "rcm is", "samples", "hangs", "peak MiB"
     );
     for (operation, name) in OPERATIONS.iter().enumerate() {
         let own = percentile(&runtimes[0].samples[operation], 50);
@@ -132,8 +214,13 @@ fn print_table(runtimes: &[Runtime]) {
                 Some((own, other)) if index > 0 => format!("{:.2} x", own / other),
                 _ => String::new(),
             };
+            let mut peaks = runtime.peaks[operation].clone();
+            peaks.sort_unstable();
+            let peak = peaks
+                .get(peaks.len() / 2)
+                .map_or("-".to_owned(), |kib| format!("{:.1}", mib(*kib)));
             println!(
-                "{:<20} {:<6} {:>10} {:>10} {:>8} {:>8} {:>6}",
+                "{:<20} {:<6} {:>10} {:>10} {:>8} {:>8} {:>6} {peak:>9}",
                 if index == 0 { name } else { "" },
                 runtime.name,
                 number(50),
@@ -145,6 +232,12 @@ fn print_table(runtimes: &[Runtime]) {
         }
     }
     println!("\n\"rcm is\": rcm's median as a multiple of the other's; below 1 rcm is faster.");
+    if let Some(kib) = least_peak {
+        println!(
+            "\"peak\": median of the largest resident set of a process of the command; not below {:.1} MiB, which measuring needs.",
+            mib(kib)
+        );
+    }
 }
 
 /// The program `name` on the PATH.
@@ -155,6 +248,13 @@ fn find(name: &str) -> Option<PathBuf> {
 }
 
 fn main() -> ExitCode {
+    let mut args = std::env::args_os().skip(1);
+    if args.next().is_some_and(|word| word == PEAK) {
+        return match be_small_child(args) {
+            Some(()) => ExitCode::SUCCESS,
+            None => ExitCode::FAILURE,
+        };
+    }
     let rounds = match std::env::var("RCM_BENCH_ROUNDS").map(|text| text.parse()) {
         Ok(Ok(rounds)) => rounds,
         Err(_) => DEFAULT_ROUNDS,
@@ -164,14 +264,23 @@ fn main() -> ExitCode {
         }
     };
     let mut runtimes = vec![Runtime::new("rcm", env!("CARGO_BIN_EXE_rcm").as_ref())];
-    match find("runc") {
-        Some(path) => runtimes.push(Runtime::new("runc", &path)),
-        None => eprintln!("runc is not on the PATH: left out (`make deps` installs it)"),
-    }
-    match std::env::var_os("RCM_BENCH_YOUKI").filter(|path| !path.is_empty()) {
-        Some(path) => runtimes.push(Runtime::new("youki", path.as_ref())),
-        None => eprintln!("RCM_BENCH_YOUKI is not set: youki left out (`make bench` sets it)"),
-    }
+    let mut add = |name: &'static str, program: Option<PathBuf>, hint: &str| match program {
+        Some(path) => runtimes.extend(Some(Runtime::new(name, &path)).filter(Runtime::runs_here)),
+        None => eprintln!("{name} left out: {hint}"),
+    };
+    add(
+        "runc",
+        find("runc"),
+        "not on the PATH, `make deps` installs it",
+    );
+    add(
+        "crun",
+        find("crun"),
+        "not on the PATH, `make bench` installs it",
+    );
+    let youki = std::env::var_os("RCM_BENCH_YOUKI").filter(|path| !path.is_empty());
+    let hint = "RCM_BENCH_YOUKI is not set, `make bench` sets it";
+    add("youki", youki.map(PathBuf::from), hint);
     // The first round fills caches and does not count.
     for runtime in &mut runtimes {
         runtime.round();
@@ -183,6 +292,20 @@ fn main() -> ExitCode {
             runtime.round();
         }
     }
-    print_table(&runtimes);
+    let Ok(bench) = std::env::current_exe() else {
+        eprintln!("cannot find this program, which measures memory, too");
+        return ExitCode::FAILURE;
+    };
+    let mut runtimes: Vec<_> = runtimes
+        .into_iter()
+        .map(|runtime| runtime.measuring_peaks(&bench))
+        .collect();
+    for _ in 0..rounds.min(MOST_PEAK_ROUNDS) {
+        for runtime in &mut runtimes {
+            runtime.round();
+        }
+    }
+    let least_peak = least_peak(&bench, runtimes[0].host.dir());
+    print_table(&runtimes, least_peak);
     ExitCode::SUCCESS
 }

@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 #
-# Provide what the benchmarks compare rcm with and no distribution ships: youki, the runtime on the same library.
+# Provide what the benchmarks compare rcm with, besides the runc that the tests need: crun, a package of the distribution, and youki, the runtime on
+# the same library, which no distribution ships.
 #
-# Built from the registry into target/bench-tools, once. The last line of standard output is the path of its binary.
+# youki is built from the registry into target/bench-tools, once. The last line of standard output is the path of its binary.
 
 set -euo pipefail
 
@@ -15,6 +16,8 @@ readonly VERSION=0.7.0
 root=${CARGO_TARGET_DIR:-target}/bench-tools
 case $root in /*) ;; *) root=$PWD/$root ;; esac
 youki=$root/bin/youki
+
+scripts/deps.sh --bench >&2
 
 if ! "$youki" --version 2>/dev/null | grep -F "$VERSION" >/dev/null; then
     say "building youki $VERSION into $root, once" >&2

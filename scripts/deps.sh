@@ -16,11 +16,12 @@ export PATH="$PATH:/usr/local/sbin:/usr/sbin:/sbin"
 
 usage() {
     cat <<USAGE
-usage: scripts/deps.sh [--check] [--example] [--vm]
+usage: scripts/deps.sh [--check] [--bench] [--example] [--vm]
 
 Install the packages, and a CRIU, that rcm needs for building, running and testing.
 
   --check   install nothing; list the packages that are missing and fail if there are any
+  --bench   what the benchmarks compare rcm with, too
   --example what the training job of the examples is built with, too
   --vm      what the lab of two virtual machines needs, too
 
@@ -29,11 +30,13 @@ USAGE
 }
 
 check_only=false
+with_bench=false
 with_example=false
 with_vm=false
 while [ $# -gt 0 ]; do
     case $1 in
         --check) check_only=true ;;
+        --bench) with_bench=true ;;
         --example) with_example=true ;;
         --vm) with_vm=true ;;
         -h | --help)
@@ -93,6 +96,12 @@ conmon                    have_command conmon
 uidmap                    have_command newuidmap
 slirp4netns               have_command slirp4netns
 LIST
+    if $with_bench; then
+        cat <<'LIST'
+# the benchmarks: another runtime
+crun                      have_command crun
+LIST
+    fi
     if $with_example || $with_vm; then
         cat <<'LIST'
 # root file systems of Debian
