@@ -121,6 +121,81 @@ fn a_mask_in_a_seccomp_rule_is_a_mask() {
 }
 
 #[test]
+fn what_a_seccomp_filter_does() {
+    let host = Host::new();
+    let with = |action: Value| {
+        let mut rule = json!({"names": ["mkdir", "mkdirat"]});
+        rule.as_object_mut()
+            .unwrap()
+            .extend(action.as_object().unwrap().clone());
+        let seccomp = json!({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [rule]});
+        let bundle = host.bundle("web").set("/linux/seccomp", seccomp);
+        prints(
+            &host,
+            bundle,
+            "mkdir /tmp/made 2>&1; echo $?; rmdir /tmp/made 2>/dev/null; true",
+        )
+    };
+    for (action, expected) in [
+        (json!({"action": "SCMP_ACT_ALLOW"}), "0"),
+        (json!({"action": "SCMP_ACT_LOG"}), "0"),
+        (
+            json!({"action": "SCMP_ACT_ERRNO"}),
+            "Operation not permitted",
+        ),
+        (
+            json!({"action": "SCMP_ACT_ERRNO", "errnoRet": 28}),
+            "No space left on device",
+        ),
+        // Nobody traces it.
+        (
+            json!({"action": "SCMP_ACT_TRACE"}),
+            "Function not implemented",
+        ),
+        // 128 and SIGSYS.
+        (json!({"action": "SCMP_ACT_TRAP"}), "159"),
+        (json!({"action": "SCMP_ACT_KILL"}), "159"),
+        (json!({"action": "SCMP_ACT_KILL_THREAD"}), "159"),
+        (json!({"action": "SCMP_ACT_KILL_PROCESS"}), "159"),
+    ] {
+        let printed = with(action.clone());
+        assert!(printed.contains(expected), "{action}: {printed}");
+    }
+    let unknown = json!({"defaultAction": "SCMP_ACT_WEIRD"});
+    let bundle = host.bundle("web").set("/linux/seccomp", unknown);
+    host.cmd("run").bundle(&bundle).run().exits_with(1);
+}
+
+/// CVE-2022-29162: what may be inherited would come back with a file that has it.
+#[test]
+fn capabilities_of_a_process_that_joins_are_not_inheritable() {
+    let host = Host::new();
+    host.run_detached(&host.bundle("web").args(["sleep", "1000"]));
+    let sets = ["grep", "-E", "Cap(Inh|Amb)", "/proc/self/status"];
+    let none = "CapInh:\t0000000000000000\nCapAmb:\t0000000000000000\n";
+    assert_eq!(host.exec("web", sets).ok().stdout(), none);
+    let more = host.cmd("exec").args(["--cap", "CAP_NET_ADMIN", "web"]);
+    assert_eq!(more.args(sets).run().ok().stdout(), none);
+}
+
+#[test]
+fn the_mask_of_new_files_is_the_container_s() {
+    let host = Host::new();
+    let script = "umask; touch /tmp/file; stat -c %a /tmp/file; rm /tmp/file";
+    for (umask, expected) in [(None, "0022\n644\n"), (Some(0o77), "0077\n600\n")] {
+        let bundle = host.bundle("web").args(["sleep", "1000"]).edit(|config| {
+            if let Some(umask) = umask {
+                config["process"]["user"]["umask"] = json!(umask);
+            }
+        });
+        host.run_detached(&bundle);
+        let joined = host.exec("web", ["sh", "-c", script]).ok();
+        assert_eq!(joined.stdout(), expected);
+        host.delete("web");
+    }
+}
+
+#[test]
 fn dev_and_the_cgroups_are_read_only_where_the_spec_says_so() {
     let host = Host::new();
     let bundle = host.bundle("web").edit(|config| {

@@ -385,17 +385,39 @@ fn clocks_of_its_own() {
         skip!("the kernel has no time namespaces");
     }
     let host = Host::new();
+    let offsets = json!({
+        "boottime": {"secs": 1_000_000, "nanosecs": 7}, "monotonic": {"secs": 2_000_000, "nanosecs": 8}
+    });
     let bundle = host
         .bundle("web")
         .namespace("time", None)
-        .set(
-            "/linux/timeOffsets",
-            json!({"boottime": {"secs": 1_000_000}}),
-        )
-        .args(["cut", "-d.", "-f1", "/proc/uptime"]);
-    let output = host.cmd("run").bundle(&bundle).run().ok();
-    let uptime: i64 = output.stdout().trim().parse().unwrap();
+        .set("/linux/timeOffsets", offsets)
+        .args(["sleep", "1000"]);
+    host.run_detached(&bundle);
+    let own = fs::read_link("/proc/self/ns/time").unwrap();
+    let first = fs::read_link(format!("/proc/{}/ns/time", host.pid("web"))).unwrap();
+    assert_ne!(own, first);
+    let script =
+        "readlink /proc/self/ns/time; cat /proc/self/timens_offsets; cut -d. -f1 /proc/uptime";
+    let joined = host.exec("web", ["sh", "-c", script]).ok().stdout();
+    let words: Vec<&str> = joined.split_whitespace().collect();
+    assert_eq!(words[0], first.to_str().unwrap());
+    assert_eq!(
+        words[1..7],
+        ["monotonic", "2000000", "8", "boottime", "1000000", "7"]
+    );
+    let uptime: i64 = words[7].parse().unwrap();
     assert!(uptime >= 1_000_000, "{uptime}");
+
+    // Offsets are for a namespace that is made.
+    for change in [
+        json!({"boottime": {"secs": 1, "nanosecs": 1_000_000_000}}),
+        json!({"weird": {"secs": 1}}),
+    ] {
+        let bundle = host.bundle("other").namespace("time", None);
+        let bundle = bundle.set("/linux/timeOffsets", change);
+        host.cmd("run").bundle(&bundle).run().exits_with(1);
+    }
 }
 
 #[test]
