@@ -110,7 +110,7 @@ fn a_failing_start_container_hook_ends_the_container() {
     host.cmd("run")
         .bundle(&bundle)
         .run()
-        .fails_with(1, "error running startContainer hook #0: exit status 3");
+        .fails_with(255, "error running startContainer hook #0: exit status 3");
     assert_eq!(host.remains(), Vec::<String>::new());
 }
 

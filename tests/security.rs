@@ -8,7 +8,7 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use common::{Bundle, Cmd, Host, wait_until};
+use common::{Bundle, Cmd, Host, make_rootfs, wait_until};
 use nix::fcntl::{RenameFlags, renameat2};
 use serde_json::json;
 
@@ -80,6 +80,39 @@ fn no_descriptor_leads_out_of_the_container() {
         assert!(
             output.code() != 0 && output.stdout().is_empty(),
             "{path}: {output:?}"
+        );
+    }
+}
+
+/// CVE-2024-21626, too. The program itself is reached by a descriptor that only execve(2) closes: it would be one of the host's.
+#[test]
+fn no_descriptor_leads_to_a_program_of_the_host() {
+    let host = Host::new();
+    let running = host.bundle("running").args(["sleep", "1000"]);
+    host.run_detached(&running);
+    let own = host.dir().join("tools");
+    make_rootfs(&own);
+    let script = r#"exec 3<"$1" 9<"$1" 12<"$1"; shift; exec "$@""#;
+    let holding = |verb: &str| {
+        let cmd = Cmd::new("bash").args(["-c", script, "bash"]).arg(&own);
+        cmd.arg(env!("CARGO_BIN_EXE_rcm"))
+            .arg("--root")
+            .arg(host.root())
+            .arg(verb)
+    };
+    for number in 3..30 {
+        let program = format!("/proc/self/fd/{number}/bin/busybox");
+        let command = [program.as_str(), "echo", "of the host"];
+        let bundle = host.bundle("web").args(command);
+        let output = holding("run").bundle(&bundle).run();
+        assert!(
+            output.code() != 0 && output.stdout().is_empty(),
+            "{output:?}"
+        );
+        let output = holding("exec").arg("running").args(command).run();
+        assert!(
+            output.code() != 0 && output.stdout().is_empty(),
+            "{output:?}"
         );
     }
 }

@@ -5,7 +5,7 @@ use nix::unistd::Pid;
 use crate::runtime::create::{self, Created};
 use crate::runtime::foreground::Foreground;
 use crate::runtime::notify::Manager;
-use crate::runtime::{Container, Error, delete, engine, start};
+use crate::runtime::{Container, delete, engine, start};
 use crate::sys::process::become_subreaper;
 
 use super::Globals;
@@ -37,14 +37,13 @@ pub fn run(globals: &Globals, args: Args) -> anyhow::Result<i32> {
     let Created {
         container,
         terminal,
-        mut launched,
+        pid,
     } = create::create(&request)?;
     let result = (|| {
         let listener = match Manager::of_environment() {
             Some(manager) => manager.listen(&container)?,
             None => None,
         };
-        let pid = launched.pid;
         if args.detach {
             start::start(&container)?;
             if let Some(listener) = listener {
@@ -52,7 +51,7 @@ pub fn run(globals: &Globals, args: Args) -> anyhow::Result<i32> {
             }
             return Ok(0);
         }
-        let mut foreground = Foreground::watch(launched.pid)?;
+        let mut foreground = Foreground::watch(pid)?;
         foreground.attach(terminal)?;
         start::start(&container)?;
         if let Some(listener) = listener {
@@ -62,11 +61,7 @@ pub fn run(globals: &Globals, args: Args) -> anyhow::Result<i32> {
                 listener.drain();
             });
         }
-        let status = foreground.wait()?;
-        match launched.start_failure() {
-            Some(reason) => Err(Error::Start { reason }),
-            None => Ok(status),
-        }
+        foreground.wait()
     })();
     match result {
         Ok(status) => {

@@ -15,7 +15,7 @@ use oci_spec::runtime::{LinuxNamespaceType, Process, Spec};
 
 use super::cgroup::{self, Cgroup};
 use super::container::{Container, Record, validate_id};
-use super::engine::{self, Launch, Launched, Role};
+use super::engine::{self, Launch, Role};
 use super::error::{Error, Result};
 use super::resctrl::Group;
 use super::terminal::{Console, Master};
@@ -62,8 +62,8 @@ pub struct Created {
     pub container: Container,
     /// The terminal, if it has one and nobody else got it.
     pub terminal: Option<Master>,
-    /// Its first process.
-    pub launched: Launched,
+    /// Its first process, a child of this one.
+    pub pid: Pid,
 }
 
 /// Creates a container. On failure nothing of it is left behind.
@@ -105,10 +105,10 @@ pub fn create(request: &CreateRequest) -> Result<Created> {
     let record = new_record(request, &bundle, &lowered)?;
     let mut container = claim(&request.root, record, &text)?;
     match set_up(request, &mut container, lowered, wants_terminal, lenient) {
-        Ok((launched, terminal)) => Ok(Created {
+        Ok((pid, terminal)) => Ok(Created {
             container,
             terminal,
-            launched,
+            pid,
         }),
         Err(error) => {
             if let Err(left) = delete::discard(&container) {
@@ -171,7 +171,7 @@ fn set_up(
     spec: Spec,
     wants_terminal: bool,
     lenient: bool,
-) -> Result<(Launched, Option<Master>)> {
+) -> Result<(Pid, Option<Master>)> {
     let console = wants_terminal.then(Console::new).transpose()?;
     let console_socket = match &request.console_socket {
         Some(path) => Some(connect("console", path)?),
@@ -206,7 +206,7 @@ fn set_up(
     let own_pids = lower::namespace(&spec, LinuxNamespaceType::Pid)
         .is_some_and(|namespace| namespace.path().is_none());
     let notify_path = container.notify_path();
-    let launched = engine::launch(Launch {
+    let pid = engine::launch(Launch {
         container,
         spec,
         notify_path: &notify_path,
@@ -218,7 +218,6 @@ fn set_up(
         },
     })
     .map_err(|reason| Error::Start { reason })?;
-    let pid = launched.pid;
     let init = ProcessId::of(pid).map_err(|error| Error::Start {
         reason: format!("the container's first process {pid} is gone: {error}"),
     })?;
@@ -259,7 +258,7 @@ fn set_up(
             .map_err(Error::system("send the pidfd"))?;
     }
     write_pid_file(request.pid_file.as_deref(), pid)?;
-    Ok((launched, terminal))
+    Ok((pid, terminal))
 }
 
 /// Without privileges limits are set from here, in the groups that could be made. Device rules are left out: only root can have them.

@@ -66,7 +66,7 @@ pub(crate) enum Role<'a> {
 ///
 /// # Errors
 /// The deepest cause that is known, as one sentence.
-pub(crate) fn launch(mut launch: Launch) -> Result<Launched, String> {
+pub(crate) fn launch(mut launch: Launch) -> Result<Pid, String> {
     let container = launch.container;
     let record = container.record();
     let (is_first, loopback, lenient) = match launch.role {
@@ -99,12 +99,13 @@ pub(crate) fn launch(mut launch: Launch) -> Result<Launched, String> {
     // rcm runs them all. With hooks, if only an empty list, the engine waits where the outer ones are run.
     launch.spec.set_hooks(is_first.then(Hooks::default));
     let state = hook_state(container, Status::Creating);
-    let executor = if is_first {
-        let start_hooks = hooks.start_container().clone().unwrap_or_default();
-        let state = hook_state(container, Status::Created).state;
-        ProcessExecutor::of_init(start_hooks, state, dev.is_some())
-    } else {
-        ProcessExecutor::default()
+    let executor = match &launch.role {
+        Role::First { .. } => {
+            let start_hooks = hooks.start_container().clone().unwrap_or_default();
+            let state = hook_state(container, Status::Created).state;
+            ProcessExecutor::of_init(start_hooks, state, dev.is_some())
+        }
+        Role::Joining { errors, .. } => ProcessExecutor::of_joining(errors.as_raw_fd()),
     };
     let foreign = take_foreign(&mut launch.spec);
     let spec = Rc::new(launch.spec);
@@ -165,8 +166,7 @@ pub(crate) fn launch(mut launch: Launch) -> Result<Launched, String> {
             if is_first {
                 finish_mounts(pid, &spec, dev).map_err(|error| chain(&error))?;
             }
-            let seen = trail.records().len();
-            Ok(Launched { pid, trail, seen })
+            Ok(pid)
         }
         Err(error) => Err(reason(&mut trail, &error, &spec)),
     }
@@ -302,25 +302,6 @@ fn run_creation_hooks(
     run_inside(pid, container.rootfs(), || {
         Ok(hooks::run(create_container, "createContainer", &inside)?)
     })
-}
-
-/// A process that waits at its notify socket.
-#[derive(Debug)]
-pub struct Launched {
-    /// Its id; a child of this process.
-    pub pid: Pid,
-    /// Where it writes what goes wrong between its start and its execve.
-    trail: Trail,
-    /// How many records of the set-up are before that: what failed there without harm.
-    seen: usize,
-}
-
-impl Launched {
-    /// Why the process could not be executed after its start. Ask only when it has ended: until then it may still write.
-    #[must_use]
-    pub fn start_failure(&mut self) -> Option<String> {
-        self.trail.records().into_iter().nth(self.seen)
-    }
 }
 
 /// The deepest cause of a failure: runc's sentence where the executor refused, else the first error that the engine logged.

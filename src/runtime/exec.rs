@@ -126,7 +126,7 @@ pub fn exec(container: &Container, mut request: ExecRequest) -> Result<Executed>
         writer,
     };
     let pid = match launched {
-        Ok(launched) => launched.pid,
+        Ok(pid) => pid,
         Err(reason) => {
             start.remove();
             return Err(Error::Exec { reason });

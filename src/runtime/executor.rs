@@ -9,7 +9,7 @@ use std::convert::Infallible;
 use std::ffi::CString;
 use std::fs::File;
 use std::io::Write;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
@@ -29,17 +29,25 @@ use pathrs::procfs::{ProcfsBase, ProcfsHandle};
 use super::engine::chain;
 use super::hooks::{self, Scene};
 use crate::sys;
+use crate::sys::exec::{close_private, highest_descriptor};
 
 /// Executes the process of a spec with runc's error texts.
 #[derive(Debug, Clone, Default)]
 pub struct ProcessExecutor {
     /// The environment as the engine has it: with `HOME` of the container's user and `LISTEN_FDS`.
     engines: RefCell<HashMap<String, String>>,
+    /// Where what goes wrong after the start is told: the writing end of a pipe. Without one, as for the first process, whoever reads the process's output is told.
+    errors: Option<RawFd>,
+    /// The highest descriptor that rcm had open.
+    highest_descriptor: RawFd,
     /// Whether `/dev` has become another directory since the engine opened its `null` for standard streams.
     reopens_null: bool,
     /// The `startContainer` hooks and the state that they get. The engine would tell them that the container is being created.
     start_hooks: Option<(Vec<Hook>, State)>,
 }
+
+/// More than this many descriptors are not opened on the way from rcm to the program.
+const OPENED_SINCE: RawFd = 64;
 
 /// Variables that the engine may add; it changes none that the spec has.
 const ADDED_VARIABLES: [&str; 3] = ["HOME", "LISTEN_FDS", "LISTEN_PID"];
@@ -83,8 +91,10 @@ impl Executor for ProcessExecutor {
             Ok(never) => match never {},
             Err(error) => error,
         };
-        // Nobody waits for an answer any longer; the creator looks here when the process has ended.
-        sys::trail::record(&error);
+        if self.errors.is_none() {
+            // Nobody waits for an answer any longer.
+            let _ = writeln!(std::io::stderr(), "{error}");
+        }
         Err(ExecutorError::Other(error))
     }
 }
@@ -94,9 +104,20 @@ impl ProcessExecutor {
     #[must_use]
     pub fn of_init(start_hooks: Vec<Hook>, state: State, reopens_null: bool) -> Self {
         Self {
-            engines: RefCell::default(),
+            highest_descriptor: highest_descriptor(),
             reopens_null,
             start_hooks: Some((start_hooks, state)),
+            ..Self::default()
+        }
+    }
+
+    /// For a process that joins a container.
+    #[must_use]
+    pub fn of_joining(errors: RawFd) -> Self {
+        Self {
+            highest_descriptor: highest_descriptor(),
+            errors: Some(errors),
+            ..Self::default()
         }
     }
 
@@ -135,6 +156,7 @@ impl ProcessExecutor {
         let program = CString::new(path.as_os_str().as_bytes())
             .map_err(|_| format!("{} has a NUL byte", path.display()))?;
         set_exec_label(process.and_then(|process| process.selinux_label().as_deref()))?;
+        close_private(self.highest_descriptor + OPENED_SINCE, self.errors);
         sys::process::reset_signals().map_err(|error| format!("cannot reset signals: {error}"))?;
         match sys::exec::replace_process(&program, &args, &env) {
             Ok(never) => Ok(never),

@@ -133,7 +133,8 @@ impl Between<'_> {
                 if let Some(pipe) = self.outer.errors {
                     let _ = nix::unistd::write(pipe, text.as_bytes());
                 }
-                1
+                // runc's, whatever it is that fails.
+                255
             }
         }
     }
