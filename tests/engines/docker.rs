@@ -1,6 +1,7 @@
 //! Docker with rcm as its runtime.
 
 use std::fs;
+use std::os::unix::fs::MetadataExt;
 
 use serde_json::Value;
 
@@ -303,6 +304,18 @@ fn files_of_the_host_and_volumes_are_mounted() {
     );
     assert_eq!(output.ok().stdout(), "kept\n");
     docker.client(["volume", "rm", "kept"]).run().ok();
+    // All devices of the host, which stay as they are.
+    let ptmx = || {
+        fs::symlink_metadata("/dev/ptmx")
+            .map(|found| found.ino())
+            .ok()
+    };
+    let before = ptmx();
+    let devices = ["--rm", "--volume", "/dev:/dev"];
+    let script = "echo x >/dev/null && test -c /dev/kmsg && echo found";
+    let output = docker.run(&devices, &["sh", "-c", script]);
+    assert_eq!(output.ok().stdout(), "found\n");
+    assert_eq!(ptmx(), before);
 
     // Copies in and out, without a process in the container.
     docker
