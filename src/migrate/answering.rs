@@ -86,7 +86,8 @@ pub fn answer(
     let mut lobby = Lobby::new(listener, acquaintance, trust);
     lobby.admit_without_store(receiver.key_without_store);
     let rendezvous = Rendezvous::leave_again(&receiver.store, &record.container, acquaintance)?;
-    lobby.announce(root, &record.container, receiver.listen, rendezvous.path())?;
+    let place = rendezvous.path();
+    lobby.announce(root, &record.container, receiver.listen, place, None)?;
     let mut settlement = Settlement::new(lobby, record, verdict, rendezvous);
     Ok(Some(settlement.answer(limit_dur, interrupt)))
 }

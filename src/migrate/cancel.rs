@@ -2,10 +2,10 @@
 //!
 //! The one who drives it gets a signal, as from Ctrl-C, and rolls back by itself. Which process that is the record in the journal says, and its lock shows
 //! that it lives: a process id alone may belong to another process by now, or to a receiver that has become a container's parent and would pass the
-//! signal on to the container. Against the latter stands [`Gate`].
+//! signal on to the container. Against the latter stands [`Gate`]. A receiver to which nobody has come yet has no record; where it listens says who it is.
 
 use std::fs::File;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -16,7 +16,8 @@ use nix::sys::signal::Signal;
 
 use super::journal::{self, JournalError, JournalRecord};
 use super::protocol::{Phase, Side};
-use crate::sys::process::{self, Liveness};
+use super::relay;
+use crate::sys::process::{self, Liveness, ProcessId};
 
 /// How often the record is looked at.
 const LOOK_DUR: Duration = Duration::from_millis(50);
@@ -28,7 +29,9 @@ const END_LIMIT_DUR: Duration = Duration::from_secs(30);
 #[non_exhaustive]
 pub enum CancelError {
     /// There is none.
-    #[error("no migration of container \"{container}\" is under way on this host")]
+    #[error(
+        "no migration of container \"{container}\" is under way on this host, and no receiver waits for it"
+    )]
     Nothing {
         /// Which.
         container: String,
@@ -99,50 +102,37 @@ impl Gate {
     }
 }
 
-/// Ends the migration of `container` that is under way on this host, at either end, and waits until it has ended. Returns which end this is; the container
-/// runs on at the source.
+/// What was ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// A migration, of which this is that end; the container runs on at the source.
+    Migration(Side),
+    /// A receiver to which nobody had come.
+    Receiver,
+}
+
+/// Ends the migration of `container` that is under way on this host, at either end, or the receiver that waits for it, and waits until it has ended.
 ///
 /// # Errors
 /// [`CancelError`]: it was not ended.
-pub fn cancel(root: &Path, container: &str) -> Result<Side> {
+pub fn cancel(root: &Path, container: &str) -> Result<Ended> {
     let nothing = || CancelError::Nothing {
         container: container.to_owned(),
     };
     let gate = Gate::hold(root)?.ok_or_else(nothing)?;
-    let record = under_way(root, container)?.ok_or_else(nothing)?;
+    let Some(record) = under_way(root, container)? else {
+        let keeper = relay::keeper(root, container).ok_or_else(nothing)?;
+        let pidfd = reach(root, container, keeper)?.ok_or_else(nothing)?;
+        return end_receiver(root, container, keeper, &pidfd, gate);
+    };
     let writer = record.writer;
     let unsettled = || CancelError::NotSettled {
         container: container.to_owned(),
         peer: record.peer.clone(),
     };
-    let pidfd = match process::pidfd_open(writer.pid()) {
-        Ok(pidfd) => pidfd,
-        Err(Errno::ESRCH) => return Err(unsettled()),
-        Err(source) => {
-            return Err(CancelError::Signal {
-                container: container.to_owned(),
-                pid: writer.pid,
-                source,
-            });
-        }
-    };
-    // After the descriptor was opened: what it refers to is the writer, or the writer is gone.
-    let lock = journal::lock_path(root, container);
-    if writer.liveness() == Liveness::Gone || !process::holds(writer.pid(), &lock) {
-        return Err(unsettled());
-    }
+    let pidfd = reach(root, container, writer)?.ok_or_else(unsettled)?;
     if record.phase.may_roll_back() {
-        match process::pidfd_send_signal(&pidfd, Some(Signal::SIGTERM as i32)) {
-            // It has ended meanwhile; the record says how.
-            Ok(()) | Err(Errno::ESRCH) => {}
-            Err(source) => {
-                return Err(CancelError::Signal {
-                    container: container.to_owned(),
-                    pid: writer.pid,
-                    source,
-                });
-            }
-        }
+        terminate(container, writer, &pidfd)?;
     }
     drop(gate);
     loop {
@@ -155,7 +145,7 @@ pub fn cancel(root: &Path, container: &str) -> Result<Side> {
                 // The images and what was restored go after that.
                 let deadline = Instant::now() + END_LIMIT_DUR;
                 while !ends_within(&pidfd, LOOK_DUR) && Instant::now() < deadline {}
-                return Ok(side);
+                return Ok(Ended::Migration(side));
             }
             Some((_, Side::Source)) => {
                 return Err(CancelError::Moved {
@@ -171,6 +161,69 @@ pub fn cancel(root: &Path, container: &str) -> Result<Side> {
             }
             None if has_ended => return Err(unsettled()),
             None => {}
+        }
+    }
+}
+
+/// A descriptor of a process that has the right to migrate `container`; `None` where it does not have it any more.
+fn reach(root: &Path, container: &str, driver: ProcessId) -> Result<Option<OwnedFd>> {
+    let pidfd = match process::pidfd_open(driver.pid()) {
+        Ok(pidfd) => pidfd,
+        Err(Errno::ESRCH) => return Ok(None),
+        Err(source) => return Err(signal_error(container, driver, source)),
+    };
+    // After the descriptor was opened: what it refers to is the driver, or the driver is gone.
+    let lock = journal::lock_path(root, container);
+    let drives = driver.liveness() == Liveness::Alive && process::holds(driver.pid(), &lock);
+    Ok(drives.then_some(pidfd))
+}
+
+fn terminate(container: &str, driver: ProcessId, pidfd: &OwnedFd) -> Result<()> {
+    match process::pidfd_send_signal(pidfd, Some(Signal::SIGTERM as i32)) {
+        // It has ended meanwhile; the record says how.
+        Ok(()) | Err(Errno::ESRCH) => Ok(()),
+        Err(source) => Err(signal_error(container, driver, source)),
+    }
+}
+
+fn signal_error(container: &str, driver: ProcessId, source: Errno) -> CancelError {
+    CancelError::Signal {
+        container: container.to_owned(),
+        pid: driver.pid,
+        source,
+    }
+}
+
+fn end_receiver(
+    root: &Path,
+    container: &str,
+    keeper: ProcessId,
+    pidfd: &OwnedFd,
+    gate: Gate,
+) -> Result<Ended> {
+    let arrived = || -> Result<Option<JournalRecord>> {
+        let record = journal::read_side(root, container, Side::Destination)?;
+        Ok(record.filter(|record| record.writer == keeper && !record.phase.may_roll_back()))
+    };
+    if arrived()?.is_some() {
+        return Err(CancelError::Nothing {
+            container: container.to_owned(),
+        });
+    }
+    terminate(container, keeper, pidfd)?;
+    drop(gate);
+    let deadline = Instant::now() + END_LIMIT_DUR;
+    loop {
+        let has_ended = ends_within(pidfd, LOOK_DUR);
+        // It may have come before the signal.
+        if let Some(record) = arrived()? {
+            return Err(CancelError::Arrived {
+                container: container.to_owned(),
+                peer: record.peer,
+            });
+        }
+        if has_ended || Instant::now() >= deadline {
+            return Ok(Ended::Receiver);
         }
     }
 }

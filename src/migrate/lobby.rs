@@ -21,6 +21,7 @@ use super::rendezvous::{Acquaintance, RendezvousError};
 use super::tls::TlsStream;
 use super::transport::{Channel, Patience, Stream, TransportError, prepare};
 use super::trust::{TlsFiles, Trust};
+use crate::sys::process::ProcessId;
 
 /// How long a guest may take to prove itself.
 pub const HANDSHAKE_LIMIT_DUR: Duration = Duration::from_secs(10);
@@ -145,8 +146,10 @@ impl Lobby {
         container: &str,
         address: SocketAddr,
         rendezvous: &Path,
+        keeper: Option<ProcessId>,
     ) -> Result<(), RelayError> {
-        self.doorbell = Some(Doorbell::hang(root, container, address, rendezvous)?);
+        let doorbell = Doorbell::hang(root, container, address, rendezvous, keeper)?;
+        self.doorbell = Some(doorbell);
         Ok(())
     }
 

@@ -14,6 +14,7 @@ use super::journal;
 use super::protocol::ANY;
 use super::ssh::GREETING;
 use crate::sys::file::write_atomic;
+use crate::sys::process::ProcessId;
 
 /// How long the receiver's port may take.
 const CONNECT_LIMIT_DUR: Duration = Duration::from_secs(5);
@@ -63,7 +64,7 @@ pub enum RelayError {
 
 type Result<T, E = RelayError> = std::result::Result<T, E>;
 
-/// Where a receiver is, for relays on its host; removed when dropped.
+/// Where a receiver is, for relays on its host and for who wants to end it; removed when dropped.
 #[derive(Debug)]
 pub struct Doorbell {
     path: PathBuf,
@@ -73,10 +74,13 @@ pub struct Doorbell {
 struct Place {
     address: SocketAddr,
     rendezvous: PathBuf,
+    /// Who ends when nobody is to come any more; none where it only answers for a migration that has ended.
+    #[serde(default)]
+    keeper: Option<ProcessId>,
 }
 
 impl Doorbell {
-    /// Leaves where the receiver for `container` listens, and its file in the store.
+    /// Leaves where the receiver for `container` listens, its file in the store, and the process that a signal ends.
     ///
     /// # Errors
     /// [`RelayError::File`].
@@ -85,11 +89,13 @@ impl Doorbell {
         container: &str,
         address: SocketAddr,
         rendezvous: &Path,
+        keeper: Option<ProcessId>,
     ) -> Result<Self> {
         let path = journal::doorbell_path(root, container);
         let place = Place {
             address,
             rendezvous: rendezvous.to_path_buf(),
+            keeper,
         };
         serde_json::to_vec(&place)
             .map_err(io::Error::other)
@@ -104,6 +110,12 @@ impl Drop for Doorbell {
         // The next receiver replaces it, and a relay finds that nobody answers.
         let _ = fs::remove_file(&self.path);
     }
+}
+
+/// The process of the receiver for `container`, if one has hung up a bell here. It may have been killed meanwhile.
+pub(super) fn keeper(root: &Path, container: &str) -> Option<ProcessId> {
+    let text = fs::read(journal::doorbell_path(root, container)).ok()?;
+    serde_json::from_slice::<Place>(&text).ok()?.keeper
 }
 
 /// Relays between the standard streams and the receiver for `container`, until either end is done.

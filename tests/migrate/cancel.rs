@@ -3,7 +3,7 @@
 use nix::sys::signal::Signal;
 
 use crate::common::{Host, Output, wait_until};
-use crate::pair::{Pair, in_the_middle, runs_on};
+use crate::pair::{Pair, Receiver, in_the_middle, runs_on};
 
 fn cancel(host: &Host, id: &str) -> Output {
     host.cmd("live-migrate").args([id, "--cancel"]).run()
@@ -47,8 +47,6 @@ fn from_the_destination() {
 fn after_it_there_is_nothing_to_end() {
     let pair = Pair::new("endlate");
     let receiver = pair.receiver(&[]);
-    // A receiver that waits migrates nothing.
-    cancel(&pair.destination, "endlate").exits_with(1);
     pair.send_to(receiver.address).wait().ok();
     pair.assert_at_destination();
     // The receiver is the container's parent now, and would pass a signal on.
@@ -56,6 +54,29 @@ fn after_it_there_is_nothing_to_end() {
     cancel(&pair.source, "endlate").exits_with(1);
     pair.assert_counts();
     drop(receiver);
+}
+
+#[test]
+fn a_receiver_to_which_nobody_comes() {
+    let pair = Pair::new("endwait");
+    for (name, status) in [("endwait", 1), ("-", 0)] {
+        let receiver = Receiver::start(&pair.destination, name, &pair.store(), &["--detach"]);
+        // It waits for nobody else.
+        cancel(&pair.destination, "other").exits_with(1);
+        let output = cancel(&pair.destination, name).ok();
+        assert!(output.stdout().contains("nobody waits"), "{output:?}");
+        receiver.running.wait().exits_with(status);
+        cancel(&pair.destination, name).exits_with(1);
+        pair.assert_at_source();
+    }
+    // It goes on waiting after a rehearsal, and can be ended then.
+    let receiver = pair.receiver(&["--detach"]);
+    pair.send_with(receiver.address, &["--rehearse"])
+        .wait()
+        .ok();
+    cancel(&pair.destination, "endwait").ok();
+    receiver.running.wait().exits_with(1);
+    pair.assert_at_source();
 }
 
 /// The destination cannot answer the commit. Whether that arrived nobody knows: it is too late, whatever comes of it.

@@ -55,7 +55,7 @@ pub struct Args {
     pub resolve: bool,
     /// End the migration of the container that is under way, from either host; the container runs on at the source
     ///
-    /// Exit status: 0 it was ended, 1 there is none, 3 it is too late, and the message says what has happened.
+    /// A receiver that only waits is ended, too. Exit status: 0 it was ended, 1 there is none, 3 it is too late, and the message says what has happened.
     #[arg(long, conflicts_with_all = ["destination", "status", "resolve"])]
     pub cancel: bool,
     /// Carry a source that came through ssh to the receiver on this host

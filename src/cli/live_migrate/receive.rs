@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context;
+use nix::unistd::Pid;
 
 use super::{Args, LINGER_DUR, PROMPT_DUR, SETTLE_LIMIT_DUR, look_around};
 use crate::cli::{Globals, absolute};
@@ -22,7 +23,7 @@ use crate::runtime::foreground::Foreground;
 use crate::runtime::restore::{RestoreRequest, Restored};
 use crate::runtime::{Error, delete, engine};
 use crate::sys::interrupt::Interrupt;
-use crate::sys::process::become_subreaper;
+use crate::sys::process::{ProcessId, become_subreaper};
 
 pub fn receive(globals: &Globals, args: &Args, image_path: &Path) -> anyhow::Result<i32> {
     let mut progress = args.output.begin(&args.id, Side::Destination);
@@ -139,7 +140,14 @@ pub fn take(
     let address = lobby
         .address()
         .context("cannot find the listening address")?;
-    lobby.announce(&globals.root, &args.id, address, rendezvous.path())?;
+    // Who receives one container after the other starts a process for each.
+    let keeper = match is_any {
+        true => Pid::parent(),
+        false => Pid::this(),
+    };
+    let keeper = ProcessId::of(keeper).context("cannot read a process's start time")?;
+    let place = rendezvous.path();
+    lobby.announce(&globals.root, &args.id, address, place, Some(keeper))?;
     progress.tell(Event::Listening { address });
     let setup = Setup {
         root: globals.root.clone(),

@@ -9,10 +9,11 @@ use serde::Serialize;
 
 use super::show::lines;
 use crate::cli::{Globals, absolute};
+use crate::migrate::answering;
+use crate::migrate::cancel::{self, Ended};
 use crate::migrate::journal::{self, JournalRecord, Lock};
-use crate::migrate::protocol::{MigrationId, Phase, Side};
+use crate::migrate::protocol::{ANY, MigrationId, Phase, Side};
 use crate::migrate::resolve::{Means, Resolution, resolve};
-use crate::migrate::{self, answering};
 use crate::runtime::{Container, Status};
 use crate::sys::interrupt::Interrupt;
 use crate::sys::process::become_subreaper;
@@ -105,9 +106,13 @@ fn describe(record: &JournalRecord) -> String {
 
 /// Returns when the migration has ended and nothing is left of it.
 pub fn cancel(globals: &Globals, id: &str) -> anyhow::Result<i32> {
-    match migrate::cancel::cancel(&globals.root, id)? {
-        Side::Source => println!("cancelled: container {id} runs on here"),
-        Side::Destination => println!("cancelled: container {id} runs on at its source"),
+    match cancel::cancel(&globals.root, id)? {
+        Ended::Migration(Side::Source) => println!("cancelled: container {id} runs on here"),
+        Ended::Migration(Side::Destination) => {
+            println!("cancelled: container {id} runs on at its source");
+        }
+        Ended::Receiver if id == ANY => println!("ended: nobody waits for containers any more"),
+        Ended::Receiver => println!("ended: nobody waits for container {id} any more"),
     }
     Ok(0)
 }
