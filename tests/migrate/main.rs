@@ -25,6 +25,7 @@ mod pair;
 mod preflight;
 #[path = "../tree/random.rs"]
 mod random;
+mod release;
 mod rootfs;
 #[path = "../tree/sample.rs"]
 mod sample;
