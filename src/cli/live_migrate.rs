@@ -95,7 +95,7 @@ pub fn run(globals: &Globals, mut args: Args) -> anyhow::Result<i32> {
         return status(globals, &args.id, args.output.json());
     }
     if args.resolve {
-        return settle(globals, &args.id, args.receiver.console_socket.as_deref());
+        return settle(globals, &args);
     }
     if args.cancel {
         return cancel(globals, &args.id);

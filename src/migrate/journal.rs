@@ -110,6 +110,9 @@ pub struct JournalRecord {
     /// The receiver, as long as its source may ask and nobody else could tell it: where the ends share no store.
     #[serde(default)]
     pub unanswered: Option<StoredReceiver>,
+    /// At the destination: whether the source has said that it knows how it ended.
+    #[serde(default)]
+    pub confirmed: bool,
     /// The files of mutual TLS, for asking again.
     pub tls: Option<TlsFiles>,
     /// The rcm that writes this record.
@@ -195,6 +198,7 @@ impl Journal {
                     .is_none_or(|acquaintance| acquaintance.knows_secret),
                 owns_images: start.owns_images,
                 unanswered: start.receiver,
+                confirmed: false,
                 tls: start.tls,
                 writer,
                 started: now,
@@ -324,8 +328,9 @@ fn newer(one: Option<JournalRecord>, other: Option<JournalRecord>) -> Option<Jou
 pub fn forget_receiver(root: &Path, migration: MigrationId, container: &str) -> Result<()> {
     let path = kept_path(root, container);
     match read_file(&path)? {
-        Some(mut record) if record.migration == migration && record.unanswered.is_some() => {
+        Some(mut record) if record.migration == migration && !record.confirmed => {
             record.unanswered = None;
+            record.confirmed = true;
             Journal { path, record }.store()
         }
         _ => Ok(()),

@@ -85,7 +85,7 @@
 //! * [`trust`], [`rendezvous`], [`handshake`], [`lobby`], [`tls`], [`transport`], [`address`]: who may say it, and the connection.
 //! * [`source`], [`destination`]: the states, over traits for the container and the host; neither knows the other.
 //! * [`workload`], [`node`]: those traits for real containers.
-//! * [`journal`], [`verdict`], [`recipe`], [`resolve`]: what is left of a migration after a crash, and settling it.
+//! * [`journal`], [`verdict`], [`claim`], [`recipe`], [`resolve`]: what is left of a migration after a crash, and settling it.
 //! * [`cancel`]: ending one from another process.
 //! * [`preflight`]: what is found out before anything is stopped.
 //! * [`local`]: a dump and a restore on one host, as a test.
@@ -99,6 +99,7 @@ pub mod address;
 pub mod answering;
 pub mod bulk;
 pub mod cancel;
+pub mod claim;
 pub mod codec;
 pub mod destination;
 pub mod facts;

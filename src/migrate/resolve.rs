@@ -8,6 +8,7 @@ use chrono::Utc;
 
 use super::Cause;
 use super::address::{Destination, InvalidDestination};
+use super::claim::{self, Boot};
 use super::fence::Fence;
 use super::journal::{self, Journal, JournalError, JournalRecord, Lock};
 use super::names::{self, Names};
@@ -55,7 +56,9 @@ pub enum Resolution {
 #[non_exhaustive]
 pub enum ResolveError {
     /// Nothing is known.
-    #[error("no migration of container \"{container}\" is known on this host")]
+    #[error(
+        "no migration of container \"{container}\" is known on this host; if it was started again since, name the shared store: --image-path=DIR"
+    )]
     Unknown {
         /// Which.
         container: String,
@@ -167,6 +170,8 @@ pub struct Means {
     pub criu: Option<PathBuf>,
     /// The socket that gets the terminal, if it is not the receiver's.
     pub console_socket: Option<PathBuf>,
+    /// The image store, where this host has no record of the migration any more.
+    pub store: Option<PathBuf>,
 }
 
 /// Finishes the last migration of `container` or rolls it back, on either end.
@@ -176,12 +181,44 @@ pub struct Means {
 /// shows.
 pub fn resolve(root: &Path, container: &str, means: &Means, _lock: &Lock) -> Result<Resolution> {
     journal::remove_litter(root, container)?;
-    let record = journal::read(root, container)?.ok_or_else(|| ResolveError::Unknown {
-        container: container.to_owned(),
-    })?;
+    let Some(record) = journal::read(root, container)? else {
+        return forgotten(container, means);
+    };
     match record.side {
         Side::Source => at_source(root, record),
         Side::Destination => at_destination(root, record, means),
+    }
+}
+
+/// This host knows of no migration. It may be one that was started again meanwhile.
+fn forgotten(container: &str, means: &Means) -> Result<Resolution> {
+    if let (Some(store), Some(here)) = (&means.store, Boot::current())
+        && claim::give_back(store, container, &here)?
+    {
+        return Ok(Resolution::RolledBack {
+            side: Side::Destination,
+        });
+    }
+    Err(ResolveError::Unknown {
+        container: container.to_owned(),
+    })
+}
+
+/// Before a container that has come here can go anywhere else, its former host must not get it back any more: see [`claim`].
+///
+/// # Errors
+/// [`ResolveError::Verdict`] where that cannot be said: then it must not go.
+pub fn keep_from_source(root: &Path, container: &str) -> Result<()> {
+    let Some(record) = journal::read_side(root, container, Side::Destination)? else {
+        return Ok(());
+    };
+    if record.confirmed || record.owns_images || record.phase != Phase::Done {
+        return Ok(());
+    }
+    match verdict::leave(&record.images, record.migration, Verdict::Running) {
+        // The source knows, or it would not have removed them.
+        Err(error) if error.source.kind() == io::ErrorKind::NotFound => Ok(()),
+        left => Ok(left?),
     }
 }
 

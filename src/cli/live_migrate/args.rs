@@ -51,6 +51,8 @@ pub struct Args {
     #[arg(long, conflicts_with_all = ["destination", "resolve"])]
     pub status: bool,
     /// Finish or roll back a migration that was left open
+    ///
+    /// At a destination that was started again meanwhile, and has forgotten it, with --image-path: the container goes back to its source.
     #[arg(long, conflicts_with_all = ["destination", "receiver", "listen", "bundle", "detach", "pid_file", "cgroup_parent"])]
     pub resolve: bool,
     /// End the migration of the container that is under way, from either host; the container runs on at the source

@@ -16,7 +16,7 @@ use crate::migrate::progress::Progress;
 use crate::migrate::protocol::{MigrationId, Side};
 use crate::migrate::rendezvous::random;
 use crate::migrate::report::Outcome;
-use crate::migrate::resolve::tidy_up;
+use crate::migrate::resolve::{keep_from_source, tidy_up};
 use crate::migrate::rootfs::remove_nonce;
 use crate::migrate::source::{self, Plan};
 use crate::migrate::workload::{RunningContainer, preamble};
@@ -136,6 +136,7 @@ fn claim(globals: &Globals, id: &str) -> anyhow::Result<(Container, Lock)> {
     let lock = Lock::take(&globals.root, id)?;
     refuse_if_open(globals, id)?;
     tidy_up(&globals.root, id, &lock)?;
+    keep_from_source(&globals.root, id)?;
     match container.status() {
         Status::Running => Ok((container, lock)),
         Status::Paused => bail!("container {id:?} is paused: `rcm resume {id}` first"),

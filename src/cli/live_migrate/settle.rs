@@ -1,12 +1,13 @@
 //! `--status`, `--resolve` and `--cancel`.
 
-use std::path::Path;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{anyhow, bail};
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 
+use super::Args;
 use super::show::lines;
 use crate::cli::{Globals, absolute};
 use crate::migrate::answering;
@@ -119,14 +120,17 @@ pub fn cancel(globals: &Globals, id: &str) -> anyhow::Result<i32> {
 
 /// As for a migration: 0 moved, 1 the container is the source's, 3 still open.
 ///
-/// A container that is restored gets its terminal to `console_socket`, if it is not to be the receiver's.
-pub fn settle(globals: &Globals, id: &str, console_socket: Option<&Path>) -> anyhow::Result<i32> {
+/// A container that is restored gets its terminal to the console socket, if it is not to be the receiver's.
+pub fn settle(globals: &Globals, args: &Args) -> anyhow::Result<i32> {
+    let id = args.id.as_str();
+    let path = |path: &Option<PathBuf>| path.clone().map(absolute);
     if let Err(errno) = become_subreaper() {
         tracing::warn!("cannot become a subreaper: {errno}");
     }
     let means = Means {
         criu: globals.criu.clone(),
-        console_socket: console_socket.map(|path| absolute(path.to_path_buf())),
+        console_socket: path(&args.receiver.console_socket),
+        store: path(&args.image_path),
     };
     let lock = Lock::take(&globals.root, id)?;
     let (text, status) = match resolve(&globals.root, id, &means, &lock)? {

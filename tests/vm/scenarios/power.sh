@@ -45,18 +45,33 @@ expect "at the destination" "$(status_of destination web)" absent
 expect_one source
 power_on_again source
 
-# The destination has the commit, and loses its power and all that it knew: the source stands still, because nobody can say that the container did not run.
+# The destination has the commit, and loses its power and all that it knew: the source stands still, because nobody can say that the container does not run
+# there. That it does not, the destination can say when it is up again.
 start_beacon web source
+STORE=/var/nfs
 begin destination committed
 power_off destination
+# It asks for a minute.
+power_on_again destination
 end 3
 expect "the source meanwhile" "$(status_of source web)" paused
-on source 'rcm live-migrate web --status' || true
-power_on_again destination
+on source 'rcm live-migrate web --status'
 ! on source 'rcm live-migrate web --resolve' || die "the source settles what it cannot know"
 expect "the source still" "$(status_of source web)" paused
 expect_silence
 expect_one source
-# What came of it, the operator decides.
-on source 'rcm delete --force web'
-expect "at the source" "$(status_of source web)" absent
+status=0
+on destination 'rcm live-migrate web --resolve' || status=$?
+expect "--resolve at the destination, without the store" "$status" 1
+! on source 'rcm live-migrate web --resolve' || die "nobody has said that it may run"
+status=0
+on destination 'rcm live-migrate web --resolve --image-path=/var/nfs' || status=$?
+expect "--resolve at the destination" "$status" 1
+expect_silence
+status=0
+on source 'rcm live-migrate web --resolve' || status=$?
+expect "--resolve at the source" "$status" 1
+stays
+# The receiver's file, too, which its death has made worthless.
+expect "left in the store" "$(on source 'ls /var/nfs | grep -v "^web\..*\.rendezvous$" || true')" ""
+expect_numbers source
