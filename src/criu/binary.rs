@@ -35,6 +35,8 @@ impl Version {
     pub const LSM: Self = Self::new(3, 16, 0);
     /// First that can be told not to lock the network.
     pub const NETWORK_LOCK_SKIP: Self = Self::new(3, 18, 0);
+    /// First that asks, with the tasks stopped, for open files that are not to be saved (`query-ext-files`).
+    pub const EXTERNAL_FILES_QUERY: Self = Self::new(3, 19, 0);
     /// First that knows the freezer of cgroup v2.
     pub const FREEZER_V2: Self = Self::new(3, 14, 0);
 

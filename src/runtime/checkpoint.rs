@@ -240,6 +240,7 @@ fn prepare(
             cgroup,
             paused: status == Status::Paused,
             details,
+            asks_for_files: !complete || criu.version() >= Version::EXTERNAL_FILES_QUERY,
             freezer,
             departure,
             guard: None,
@@ -320,6 +321,8 @@ struct Stages {
     /// Whether the container was paused before the dump.
     paused: bool,
     details: Details,
+    /// Whether CRIU asks for files that are not to be saved. One that does not can save none that lies outside the container's mounts.
+    asks_for_files: bool,
     /// As long as this is open CRIU finds the freezer.
     freezer: Option<File>,
     guard: Option<ThawGuard>,
@@ -350,6 +353,15 @@ impl Stages {
     fn find_files(&mut self) -> Result<Reply, CallbackError> {
         // CRIU has stopped the tasks itself and thawed the cgroup.
         self.guard = None;
+        let processes = self.bar_ends()?;
+        let (external, files) = host_file::find(self.init, &processes)?;
+        self.details.files = files;
+        self.details.write(&self.images)?;
+        Ok(Reply { external })
+    }
+
+    /// Returns the processes, which stand still.
+    fn bar_ends(&mut self) -> Result<Vec<Pid>, CallbackError> {
         let processes = match self.cgroup.pids()? {
             none if none.is_empty() => vec![self.init],
             processes => processes,
@@ -357,10 +369,7 @@ impl Stages {
         if let Some(departure) = &mut self.departure {
             self.details.tcp_ends = departure.bar_ends(&processes)?;
         }
-        let (external, files) = host_file::find(self.init, &processes)?;
-        self.details.files = files;
-        self.details.write(&self.images)?;
-        Ok(Reply { external })
+        Ok(processes)
     }
 }
 
@@ -389,6 +398,10 @@ impl Notify for Stages {
                     departure.bar()?;
                 }
                 self.freeze()?;
+                if !self.asks_for_files {
+                    self.bar_ends()?;
+                    self.details.write(&self.images)?;
+                }
             }
             Event::QueryExternalFiles => return self.find_files(),
             Event::StatusReady => {
