@@ -115,6 +115,7 @@ LIST
 qemu-system-x86           have_command qemu-system-x86_64
 e2fsprogs                 have_command mkfs.ext4
 cpio                      have_command cpio
+openssl                   have_command openssl
 xz-utils                  have_command xz
 LIST
     fi

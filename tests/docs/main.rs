@@ -14,7 +14,7 @@ use std::process::Command;
 use std::time::Duration;
 
 use common::{Cmd, Host};
-use page::{DEVELOPING, Page, REAL_HOSTS, SHELL};
+use page::{DEVELOPING, Page, SHELL};
 use walkdir::WalkDir;
 
 /// One page's commands, containers and migrations included.
@@ -54,9 +54,9 @@ fn every_block_says_what_it_is() {
     // The checks are no blanks.
     let wrong = Page::parse(
         Path::new("x.md"),
-        "```\nrcm list\n```\n\n    rcm list\n\n```sh\nrcm",
+        "```\nrcm list\n```\n\n    rcm list\n\n```sh real-hosts third\n```\n```sh\nrcm",
     );
-    assert_eq!(wrong.faults.len(), 3, "{:?}", wrong.faults);
+    assert_eq!(wrong.faults.len(), 4, "{:?}", wrong.faults);
 }
 
 #[test]
@@ -202,7 +202,8 @@ fn is_shell(script: &str) -> bool {
 fn commands_for_real_hosts_are_understood() {
     let mut faults = Vec::new();
     for page in pages() {
-        for block in page.blocks(REAL_HOSTS).chain(page.blocks(SHELL)) {
+        let for_hosts = page.blocks.iter().filter(|block| block.is_for_hosts());
+        for block in for_hosts.chain(page.blocks(SHELL)) {
             let place = format!("{}:{}", page.path.display(), block.line);
             if !is_shell(&block.text) {
                 faults.push(format!("{place}: not a shell script"));
@@ -217,6 +218,30 @@ fn commands_for_real_hosts_are_understood() {
         "sudo rcm live-migrate web --image-path=/x \\\n  --teleport # --not-this\nrcm --root there no-such --x\n",
     );
     assert_eq!(wrong, ["rcm live-migrate --teleport", "rcm no-such --x"]);
+}
+
+/// The scenario says which pages' commands it runs, and fails where it does not run one of them.
+#[test]
+fn the_lab_runs_the_commands_for_real_hosts() {
+    let mut missing = Vec::new();
+    let mut ran = 0;
+    for page in pages() {
+        let name = page.path.strip_prefix(top()).unwrap().display().to_string();
+        for block in &page.blocks {
+            let Some(scenario) = block.scenario() else {
+                continue;
+            };
+            let path = top().join(format!("tests/vm/scenarios/{scenario}.sh"));
+            let text = fs::read_to_string(&path).unwrap_or_default();
+            let says = format!("\ncommands {name}\n");
+            if !text.contains(&says) {
+                missing.push(format!("{name}:{}: not in {}", block.line, path.display()));
+            }
+            ran += 1;
+        }
+    }
+    none("commands for the lab", &missing);
+    assert!(ran > 10, "only {ran}");
 }
 
 /// Flags that the pages name and rcm does not have: of other programs, a family, and one that is hidden.

@@ -5,8 +5,12 @@ use std::path::{Path, PathBuf};
 
 /// What a block may be, by its information string.
 pub const SHELL: &str = "sh";
-pub const REAL_HOSTS: &str = "sh real-hosts";
 pub const DEVELOPING: &str = "sh make";
+/// Before the reason why no test runs it.
+const ELSEWHERE: &str = "sh elsewhere: ";
+const REAL_HOSTS: &str = "sh real-hosts ";
+/// The scenario of the lab that runs them unless the block names another.
+const SCENARIO: &str = "docs";
 /// Nothing that anybody types.
 const OTHERS: [&str; 9] = [
     "text",
@@ -25,6 +29,29 @@ pub struct Block {
     pub kind: String,
     pub text: String,
     pub line: usize,
+}
+
+impl Block {
+    /// The scenario of the lab that runs it on one of two hosts.
+    pub fn scenario(&self) -> Option<&str> {
+        let mut words = self.kind.strip_prefix(REAL_HOSTS)?.split(' ');
+        words
+            .next()
+            .filter(|host| ["source", "destination"].contains(host))?;
+        Some(words.next().unwrap_or(SCENARIO))
+    }
+
+    fn is_known(&self) -> bool {
+        [SHELL, DEVELOPING].contains(&self.kind.as_str())
+            || OTHERS.contains(&self.kind.as_str())
+            || self.is_for_hosts()
+    }
+
+    /// Commands that need hosts of their own.
+    pub fn is_for_hosts(&self) -> bool {
+        let reason = self.kind.strip_prefix(ELSEWHERE);
+        self.scenario().is_some() || reason.is_some_and(|reason| !reason.is_empty())
+    }
 }
 
 #[derive(Debug)]
@@ -56,20 +83,19 @@ impl Page {
             let fence = text.trim_start().strip_prefix("```");
             match (&mut open, fence) {
                 (None, Some(kind)) => {
-                    let kind = kind.trim().to_owned();
-                    if ![SHELL, REAL_HOSTS, DEVELOPING].contains(&kind.as_str())
-                        && !OTHERS.contains(&kind.as_str())
-                    {
-                        page.faults.push(format!(
-                            "{}:{line}: a block of kind {kind:?}",
-                            path.display()
-                        ));
-                    }
-                    open = Some(Block {
-                        kind,
+                    let block = Block {
+                        kind: kind.trim().to_owned(),
                         text: String::new(),
                         line,
-                    });
+                    };
+                    if !block.is_known() {
+                        page.faults.push(format!(
+                            "{}:{line}: a block of kind {:?}",
+                            path.display(),
+                            block.kind
+                        ));
+                    }
+                    open = Some(block);
                 }
                 (Some(_), Some("")) => page.blocks.extend(open.take()),
                 (Some(block), _) => {

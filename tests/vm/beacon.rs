@@ -2,12 +2,14 @@
 //!
 //!     beacon LOG_ADDRESS:PORT LISTEN_PORT
 //!
-//! Every 20 ms the next number, with the name of the host in front: as a line of `/lab/log`, which is the host's own, and as a datagram to LOG_ADDRESS. The
-//! host's name is in `/lab/host`, which is the host's own too. What comes over a connection to LISTEN_PORT is sent back.
+//! Every 20 ms the next number, with the name of the host in front: as a symbolic link in `/lab/log`, which is the host's own, and as a datagram to LOG_ADDRESS.
+//! The host's name is what `/lab/host` points to, which is the host's own too. Links, because no file of the host may be open when the container is
+//! frozen: the other host has another one. What comes over a connection to LISTEN_PORT is sent back.
 
-use std::fs::{self, OpenOptions};
+use std::fs;
 use std::io::{Read, Write};
 use std::net::{TcpListener, TcpStream, UdpSocket};
+use std::os::unix::fs::symlink;
 use std::thread::{sleep, spawn};
 use std::time::Duration;
 
@@ -35,11 +37,9 @@ fn main() {
     });
     let socket = UdpSocket::bind("0.0.0.0:0").expect("a socket");
     for number in 1_u64.. {
-        let host = fs::read_to_string("/lab/host").expect("the host's name");
-        let line = format!("{} {number}\n", host.trim());
-        let mut file = OpenOptions::new().append(true).create(true).open("/lab/log").expect("the log");
-        file.write_all(line.as_bytes()).expect("a line of the log");
-        drop(file);
+        let host = fs::read_link("/lab/host").expect("the host's name");
+        let line = format!("{} {number}\n", host.display());
+        symlink(line.trim(), format!("/lab/log/{number}")).expect("a number that is new here");
         // Nobody may be there.
         let _ = socket.send_to(line.as_bytes(), log);
         sleep(TICK);

@@ -19,11 +19,13 @@ SUITE=${RCM_LAB_SUITE:-trixie}
 KERNEL=${RCM_LAB_KERNEL:-cloud-amd64}
 EXTRA=${RCM_LAB_PACKAGES:-}
 readonly PACKAGES="systemd systemd-sysv dbus udev kmod sudo iproute2 iptables nftables procps openssh-server
-    nfs-kernel-server nfs-common criu runc jq busybox-static libseccomp2 python3-minimal $EXTRA"
+    nfs-kernel-server nfs-common criu runc docker.io docker-cli jq busybox-static libseccomp2 python3-minimal $EXTRA"
+# The suite of another CRIU, which runs with the libraries of this one.
+readonly OLDER=bookworm
 
 [ "$(id -u)" -eq 0 ] || die "debootstrap needs root"
 
-key=$({ echo "$SUITE $KERNEL $PACKAGES" && cat "$VM/build-image.sh" "$VM"/guest/*; } | sha256sum | cut -c1-16)
+key=$({ echo "$SUITE $OLDER $KERNEL $PACKAGES" && cat "$VM/build-image.sh" "$VM"/guest/*; } | sha256sum | cut -c1-16)
 if [ "$(cat "$IMAGE/built" 2>/dev/null)" = "$key" ]; then
     say "the image is up to date"
     exit 0
@@ -62,6 +64,7 @@ mount -t proc proc "$root/proc"
 mount --bind /dev "$root/dev"
 mount -t tmpfs tmpfs "$root/run"
 mount --bind "$LAB/packages" "$root/var/cache/apt/archives"
+echo "deb $mirror $OLDER main" >"$root/etc/apt/sources.list.d/older.list"
 inside apt-get -q update
 # shellcheck disable=SC2086
 inside apt-get -q -y --no-install-recommends install $PACKAGES
@@ -75,6 +78,13 @@ release=${package#linux-image-}
 dpkg-deb -x "$(ls -t "$LAB/packages/$package"_*.deb | head -n 1)" "$root"
 inside depmod "$release"
 mv "$root/boot/vmlinuz-$release" "$IMAGE/vmlinuz"
+
+older=$(chroot "$root" apt-cache madison criu | awk -v suite="$OLDER/main" '$0 ~ suite { print $3; exit }')
+say "CRIU $older beside it"
+inside sh -c "cd /var/cache/apt/archives && apt-get -q download criu=$older"
+dpkg-deb --fsys-tarfile "$LAB/packages/criu_${older}_amd64.deb" | tar -x -C "$work" ./usr/sbin/criu
+install -D "$work/usr/sbin/criu" "$root/usr/local/lib/older-criu/criu"
+rm "$root/etc/apt/sources.list.d/older.list"
 
 ssh-keygen -q -t ed25519 -N '' -C rcm-lab -f "$IMAGE/key"
 install -D -m 600 "$IMAGE/key.pub" "$root/root/.ssh/authorized_keys"
@@ -96,6 +106,8 @@ mkdir -p "$root/var/nfs"
 : >"$root/etc/machine-id"
 inside systemctl set-default multi-user.target
 inside systemctl enable lab-setup.service ssh.service
+# A scenario starts it.
+inside systemctl disable docker.service docker.socket containerd.service
 # Started by lab-nfs, or needed by nobody here and slow under emulation.
 inside systemctl mask nfs-server.service nfs-client.target nfs-blkmap.service rpcbind.service rpcbind.socket \
     rpc-statd.service run-rpc_pipefs.mount apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer fstrim.timer \

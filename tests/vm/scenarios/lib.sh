@@ -115,6 +115,16 @@ power_on() {
     push_programs "$1"
 }
 
+# need_systemd - as the first process of both machines.
+need_systemd() {
+    local host
+    for host in $HOSTS; do
+        [ "$(on "$host" cat /proc/1/comm)" = systemd ] && continue
+        power_off "$host"
+        RCM_LAB_INIT=systemd power_on "$host"
+    done
+}
+
 # expect_moved ID - it runs at the destination, and nowhere else.
 expect_moved() {
     expect "at the destination" "$(status_of destination "$1")" running
@@ -149,7 +159,7 @@ make_beacon() {
     for host in ${MACHINES:-$HOSTS}; do
         make_network "$host"
         on "$host" "set -e
-            rm -rf $LAB_DIR && mkdir -p $LAB_DIR && echo $host >$LAB_DIR/host
+            rm -rf $LAB_DIR && mkdir -p $LAB_DIR/log && ln -s $host $LAB_DIR/host
             cd $BUNDLES/$id
             cp /usr/local/bin/beacon rootfs/bin/ && mkdir -p rootfs/lab
             jq '.mounts += [{destination: \"/lab\", type: \"bind\", source: \"$LAB_DIR\", options: [\"rbind\", \"rw\"]}]
@@ -209,8 +219,8 @@ expect_one() {
 # expect_numbers - by their own logs, which need no network, the machines together executed each step once.
 expect_numbers() {
     local host
-    for host in "$@"; do on "$host" "cat $LAB_DIR/log 2>/dev/null || true"; done \
-        | awk '$2 != NR { print $1 " says " $2 " as number " NR; exit 1 }' || die "a step is missing, or was executed twice"
+    for host in "$@"; do on "$host" "find $LAB_DIR/log -type l -printf '%l\\n'"; done \
+        | sort -n -k 2 | awk '$2 != NR { print $1 " says " $2 " as number " NR; exit 1 }' || die "a step is missing, or was executed twice"
 }
 
 # --- a migration of it that stops at a point ---
@@ -297,6 +307,50 @@ moves() {
     expect_moved web
     expect_one source destination
     on destination 'rcm delete --force web'
-    for host in $HOSTS; do on "$host" "rm -f $LAB_DIR/log"; done
+    for host in $HOSTS; do on "$host" "rm -r $LAB_DIR/log && mkdir $LAB_DIR/log"; done
     start_beacon web source
+}
+
+# --- the documentation's commands ---
+
+# commands PAGE - from now on, those of that page that are marked for this scenario.
+commands() {
+    page=$1
+    mapfile -d '' blocks < <(awk -v scenario="$(basename "$0" .sh)" '
+        inside && /^ *```$/ { inside = 0; printf "%c", 0; next }
+        inside { print }
+        /^ *```sh real-hosts / && (NF == 3 ? "docs" : $4) == scenario { inside = 1; print $3 }' "$TOP/$page")
+}
+# next_block HOST - the next one is for that machine, and is $block now.
+next_block() {
+    [ ${#blocks[@]} -gt 0 ] || die "$page has no more commands for this scenario"
+    expect "the machine of the next commands in $page" "${blocks[0]%%$'\n'*}" "$1"
+    block=${blocks[0]#*$'\n'}
+    blocks=("${blocks[@]:1}")
+}
+no_more_blocks() { [ ${#blocks[@]} -eq 0 ] || die "$page has commands that this scenario does not execute: ${blocks[*]}"; }
+# execute HOST - the next one.
+execute() {
+    next_block "$1"
+    on "$1" "set -e"$'\n'"$block" || die "$page: failed on $1; the receiver says: $(on destination 'cat /tmp/receiver')"
+}
+# await - the next one ends with a receiver at the destination. Returns when that waits.
+await() {
+    next_block destination
+    on destination "rm -f /tmp/receiver; cat >/tmp/block; bash -e /tmp/block >/tmp/receiver 2>&1 </dev/null &" <<<"$block"
+    for _ in $(seq 100); do
+        ! on destination 'grep -q "waiting on" /tmp/receiver' || return 0
+        sleep 0.2
+    done
+    die "$page: no receiver waits: $(on destination 'cat /tmp/receiver')"
+}
+
+# make_pool - /pool, a directory that both machines share.
+make_pool() {
+    local host
+    for host in $HOSTS; do on "$host" 'mkdir -p /pool && mount --bind /var/nfs /pool'; done
+}
+remove_pool() {
+    local host
+    for host in $HOSTS; do on "$host" '! mountpoint -q /pool || umount /pool'; done
 }

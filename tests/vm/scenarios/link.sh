@@ -6,20 +6,39 @@
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
+# asks - the source has sent the commit, has got no answer, and asks until it has one.
+asks() {
+    for _ in $(seq 300); do
+        ! on source 'grep -q "asking again" /tmp/sender' || return 0
+        sleep 0.2
+    done
+    die "the source does not ask: $(on source 'cat /tmp/sender')"
+}
+
 make_stores
 make_token
 make_beacon web
 start_beacon web source
 
-# The destination has the commit, and its answer cannot leave: it is the destination's.
+# The destination has the commit, and its answer cannot leave: it is the destination's. Whoever asked for it is killed.
 begin destination committed
 link off
 go_on destination
-end 3
+asks
+on source 'kill -KILL $(cat /tmp/pid)'
+end 137
 expect_heard destination
 expect "the source meanwhile" "$(status_of source web)" paused
+on source 'rcm live-migrate web --status'
 link on
-settle 0
+status=0
+on source 'rcm live-migrate web --resolve' || status=$?
+case $status in
+    0) end_receiver ;;
+    # It has answered for a minute, and is gone.
+    3) settle 0 ;;
+    *) die "--resolve at the source: $status" ;;
+esac
 moves
 
 # In the freeze: both ends give up.
@@ -36,9 +55,10 @@ stays
 begin source committing
 link off
 go_on source
-end 3
-on source 'rcm live-migrate web --status' || true
+asks
 expect "the source meanwhile" "$(status_of source web)" paused
 link on
-settle 1
+end 1
+stays
+end_receiver
 stays

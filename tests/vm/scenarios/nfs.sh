@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 #
-# The pool fails: the server stops, refuses root, forgets its exports, or has no room, each time with the source at exactly that point. The container runs on at
-# the source, and the next attempt succeeds.
+# The pool fails: the server stops, refuses root, forgets its exports, has no room, or has another directory in its place, each time with the source at exactly that
+# point. The container runs on at the source, and the next attempt succeeds.
 
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
@@ -48,6 +48,35 @@ stays
 on source 'exportfs -ra'
 end_receiver
 stays
+
+say "--- the server has another file system there: the destination's handles are stale"
+begin source shipped
+on source 'mount -t tmpfs -o size=16m,mode=700 tmpfs /var/nfs && exportfs -f'
+go_on source
+end 1
+stays
+end_receiver
+said=$(on source 'cat /tmp/sender'; on destination 'cat /tmp/receiver-web')
+grep -q 'Stale file handle' <<<"$said" || die "nobody says that the handles are stale: $said"
+say "$(grep -m 1 'Stale file handle' <<<"$said")"
+on source 'exportfs -f; umount -l /var/nfs; exportfs -f'
+mount_with hard
+stays
+
+say "--- the pool is made again while a receiver waits"
+# Not the exported directory itself: that would be the case above.
+STORE=/var/nfs/pool
+on source "mkdir -m 700 $STORE"
+start_receiver web --detach
+on source "mv $STORE /root/pool && mkdir -m 700 $STORE"
+status=0
+said=$(on source "rcm live-migrate web --image-path=$STORE --destination=10.0.0.2 2>&1") || status=$?
+expect "the exit status of the source" "$status" 1
+grep -q 'is not in this image store' <<<"$said" || die "it does not say what is wrong: $said"
+stays
+on destination 'rcm live-migrate web --cancel'
+on source "rm -r $STORE /root/pool"
+STORE=/var/nfs
 
 say "--- the server has no room"
 # A file system of its own: the container needs room on the machine's.

@@ -6,7 +6,7 @@
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
-[ "$(on source cat /proc/1/comm)" = systemd ] || die "the lab is up without systemd: make lab-down"
+need_systemd
 
 readonly SCOPE=rcm-web.scope SLICE=lab-batch.slice
 readonly GROUP=/sys/fs/cgroup/lab.slice/$SLICE/$SCOPE
