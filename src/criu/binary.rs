@@ -6,6 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use super::error::{Action, Error};
+use super::knowledge::Knowledge;
 use super::rpc;
 use super::session::{Job, Session, Surroundings};
 
@@ -66,6 +67,7 @@ impl fmt::Display for Version {
 pub struct Criu {
     path: PathBuf,
     version: Version,
+    pub(super) knowledge: Knowledge,
 }
 
 impl Criu {
@@ -80,7 +82,12 @@ impl Criu {
             env::var_os("PATH").as_deref(),
         )?;
         let version = version_of(&path)?;
-        let criu = Self { path, version };
+        let knowledge = Knowledge::default();
+        let criu = Self {
+            path,
+            version,
+            knowledge,
+        };
         criu.require(OLDEST, "rcm")?;
         Ok(criu)
     }

@@ -1,8 +1,7 @@
 //! What CRIU can do with this kernel.
 //!
-//! CRIU finds out what the kernel can do by trying (criu/kerndat.c), which takes 30 to 45 ms, and keeps the answer in `/run/criu.kdat`, but only
-//! if `/run` is a tmpfs: the file must not survive a reboot into another kernel. Every feature check fills that cache. A dump asks
-//! before anything is stopped, so a cold cache costs no downtime there; a restore asks while the tasks are stopped, so whoever waits for
+//! CRIU finds out what the kernel can do by trying (criu/kerndat.c), which takes 20 to 45 ms, and remembers it (`knowledge.rs`) from a feature check on. A
+//! dump asks before anything is stopped, so that costs no downtime there; a restore asks while the tasks are stopped, so whoever waits for
 //! the images of a migration calls [`Criu::features`] beforehand.
 
 use super::binary::{Criu, Version};
@@ -35,9 +34,12 @@ impl Criu {
     /// # Errors
     /// Where CRIU cannot be started or does not answer.
     pub fn features(&self) -> Result<Features, Error> {
-        let job = Job::query(Action::FeatureCheck, self.path());
-        let mut session = Session::start(self.path(), job, Surroundings::default())?;
-        let response = session.ask(&rpc::feature_request())?;
+        let ask = || {
+            let job = Job::query(Action::FeatureCheck, self.path());
+            let mut session = Session::start(self.path(), job, Surroundings::default())?;
+            session.ask(&rpc::feature_request())
+        };
+        let response = self.knowledge.gather(self.path(), ask)?;
         rpc::features(&response).ok_or(Error::Protocol {
             action: Action::FeatureCheck,
             what: "it names no features",

@@ -92,6 +92,7 @@ fn dump_surroundings(options: &DumpOptions) -> Surroundings<'_> {
             .map(|connection| connection.as_fd())
             .collect(),
         stdin: None,
+        network: options.network.as_ref().map(|network| network.as_fd()),
     }
 }
 
@@ -164,6 +165,7 @@ impl Criu {
                     .map(|inherited| inherited.fd.as_fd())
                     .collect(),
                 stdin: options.stdin.as_ref().map(AsFd::as_fd),
+                network: options.network.as_ref().map(AsFd::as_fd),
             };
             // CRIU works in these directories and mounts there, so they must be opened where CRIU sees them.
             let (images, work) = open_directories(&options.common)?;
@@ -173,6 +175,7 @@ impl Criu {
                 work,
             ))
         };
+        let known = self.knowledge.provide();
         let started = match (&options.rootfs, &options.common.root) {
             (Some(rootfs), Some(root)) => {
                 let trees = options.trees.take();
@@ -181,6 +184,9 @@ impl Criu {
                     // An engine's root file system passes mounts on to its container, which CRIU restores by taking the sharing of this one. Where the
                     // host's is private it has none, and CRIU fails (criu/mount-v2.c, restore_one_sharing).
                     mount::share(root)?;
+                    if let Some(known) = &known {
+                        known.attach();
+                    }
                     trees.map_or(Ok(()), Trees::attach)
                 };
                 mount::with_private_mounts(prepare, start).unwrap_or_else(|source| {

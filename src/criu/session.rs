@@ -139,6 +139,8 @@ pub(super) struct Surroundings<'a> {
     pub descriptors: Vec<BorrowedFd<'a>>,
     /// What it has as stdin; `/dev/null` if none.
     pub stdin: Option<BorrowedFd<'a>>,
+    /// The network namespace that it is in; this process's if none.
+    pub network: Option<BorrowedFd<'a>>,
 }
 
 /// The worker's process.
@@ -205,6 +207,9 @@ impl Session {
         let mut passed = surroundings.descriptors;
         passed.push(theirs.as_fd());
         spawn::pass_descriptors(&mut command, &passed);
+        if let Some(network) = surroundings.network {
+            spawn::enter_network(&mut command, network);
+        }
         let child = command.spawn().map_err(start_error)?;
         // Only CRIU has it now, so that its death is noticed.
         drop(theirs);

@@ -180,7 +180,27 @@ fn prepare(
         common.answer_limit_dur = options.answer_limit_dur;
     }
     common.root = Some(container.rootfs().to_path_buf());
-    let leave_network = options.moves && network::is_left_out(&spec);
+    let (mut freezer, mut departure) = (None, None);
+    if complete {
+        if options.moves {
+            departure = Departure::prepare(criu, init, &spec, flags.tcp_established);
+        }
+        common.network_lock = match departure {
+            Some(_) => Some(NetworkLock::Skip),
+            None => network::criu_lock(criu, init, &spec, flags.tcp_established),
+        };
+    }
+    // A namespace that CRIU must lock is one that it has to see.
+    let leave_network = options.moves
+        && common.network_lock == Some(NetworkLock::Skip)
+        && network::is_left_out(&spec);
+    let network = leave_network
+        .then(|| network::of_process(init))
+        .transpose()
+        .map_err(Error::file(
+            "use the namespace",
+            format!("/proc/{init}/ns/net"),
+        ))?;
     common.external = external::dumped_namespaces(init, &spec, leave_network)?;
     if !common.external.is_empty() {
         criu.require(
@@ -195,19 +215,11 @@ fn prepare(
         details.cgroups_left_out = true;
     }
     details.network_left_out = leave_network;
-    let (mut freezer, mut departure) = (None, None);
     if complete {
         details.mounts = external::host_mounts(init, &spec, container.bundle(), cgroup.paths())?;
         common
             .external
             .extend(external::dumped_mounts(&details.mounts));
-        if options.moves {
-            departure = Departure::prepare(criu, init, &spec, flags.tcp_established);
-        }
-        common.network_lock = match departure {
-            Some(_) => Some(NetworkLock::Skip),
-            None => network::criu_lock(criu, init, &spec, flags.tcp_established),
-        };
         let descriptors = match container.record().descriptors.is_empty() {
             true => super::create::descriptors(init),
             false => container.record().descriptors.clone(),
@@ -229,6 +241,7 @@ fn prepare(
         freeze_cgroup: freezer.as_ref().map(path_through_this_process),
         page_server: options.page_server,
         page_connection: options.page_connection,
+        network: network.map(|network| Arc::new(network.into())),
         ..DumpOptions::default()
     };
     Ok(Prepared {

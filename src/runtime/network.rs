@@ -12,6 +12,7 @@ use std::collections::{BTreeSet, HashSet};
 use std::fs::{self, File};
 use std::io;
 use std::net::SocketAddr;
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use nix::unistd::Pid;
@@ -63,11 +64,16 @@ impl<'a> Place<'a> {
 /// CRIU does.
 #[must_use]
 pub fn is_left_out(spec: &Spec) -> bool {
-    match Place::of(spec) {
-        Place::Host => false,
-        Place::Made => !lower::has_namespace(spec, LinuxNamespaceType::User),
-        Place::Existing(_) => true,
-    }
+    Place::of(spec) != Place::Host && !lower::has_namespace(spec, LinuxNamespaceType::User)
+}
+
+/// The network namespace that a restored container gets, if it is not CRIU that makes it.
+#[derive(Debug)]
+pub(super) enum Given {
+    /// CRIU is started in it.
+    Around(OwnedFd),
+    /// CRIU takes it for the one that it has left out.
+    Inherited(InheritedFd),
 }
 
 /// The network of a container that leaves.
@@ -214,12 +220,12 @@ pub(super) struct Arrival {
 }
 
 impl Arrival {
-    /// Also returns the namespace for CRIU, if one was left out of the images or the spec names one.
+    /// Also returns the namespace, if one was left out of the images or the spec names one.
     pub(super) fn prepare(
         request: &RestoreRequest,
         spec: &Spec,
         details: &Details,
-    ) -> Result<(Self, Option<InheritedFd>)> {
+    ) -> Result<(Self, Option<Given>)> {
         let place = Place::of(spec);
         let mut arrival = Self {
             id: request.id.clone(),
@@ -240,31 +246,38 @@ impl Arrival {
             }
             Place::Made => return Ok((arrival, None)),
         };
-        arrival.bar_namespace(&namespace)?;
+        if details.network_left_out {
+            // When CRIU tries what the kernel can do, it talks to itself.
+            arrival.bar_namespace(&namespace, Reach::Outside)?;
+            return Ok((arrival, Some(Given::Around(namespace.into()))));
+        }
+        arrival.bar_namespace(&namespace, Reach::Everything)?;
         let inherited = InheritedFd {
             key: external::OUTER_NETWORK.to_owned(),
             fd: namespace.into(),
         };
-        Ok((arrival, Some(inherited)))
+        Ok((arrival, Some(Given::Inherited(inherited))))
     }
 
     /// From here on no packet passes, if the container comes from another host. `pid` is in its namespace.
     pub(super) fn bar(&mut self, pid: Pid) -> Result<()> {
-        match self.barrier {
-            Some(_) => Ok(()),
+        match &self.barrier {
+            Some(barrier) if !self.is_host => barrier
+                .close(Reach::Everything)
+                .map_err(error_of("lock", &self.id)),
             None if self.moves && !self.is_host => {
                 let namespace = of_process(pid).map_err(error_of("lock", &self.id))?;
-                self.bar_namespace(&namespace)
+                self.bar_namespace(&namespace, Reach::Everything)
             }
-            None => Ok(()),
+            _ => Ok(()),
         }
     }
 
-    fn bar_namespace(&mut self, namespace: &File) -> Result<()> {
+    fn bar_namespace(&mut self, namespace: &File, reach: Reach) -> Result<()> {
         if !self.moves {
             return Ok(());
         }
-        self.put_up(namespace, Neighbours::Ignored, Reach::Everything)
+        self.put_up(namespace, Neighbours::Ignored, reach)
     }
 
     /// In the host's network nothing else may suffer.

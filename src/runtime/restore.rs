@@ -22,7 +22,7 @@ use super::criu_flags::CriuFlags;
 use super::error::{Error, Result};
 use super::external;
 use super::mounts::{self, Prepared};
-use super::network::Arrival;
+use super::network::{Arrival, Given};
 use super::resctrl::Group;
 use super::snapshot::{self, Details};
 use super::terminal::Master;
@@ -188,8 +188,13 @@ fn restore(
     let masks = external::make_masks(&details.mounts, container.dir())?;
     let (outer_namespaces, join_namespaces) = external::restored_namespaces(spec)?;
     let mut inherited = Vec::new();
-    let (arrival, namespace) = Arrival::prepare(request, spec, &details)?;
-    inherited.extend(namespace);
+    let (arrival, given) = Arrival::prepare(request, spec, &details)?;
+    let mut network = None;
+    match given {
+        Some(Given::Around(namespace)) => network = Some(namespace),
+        Some(Given::Inherited(namespace)) => inherited.push(namespace),
+        None => {}
+    }
     for (key, path) in outer_namespaces {
         criu.require(
             Version::EXTERNAL_PID_NAMESPACE,
@@ -221,6 +226,7 @@ fn restore(
         trees: prepared.trees,
         inherited,
         join_namespaces,
+        network,
         lsm_profile: request.lsm_profile.clone(),
         lsm_mount_context: request.lsm_mount_context.clone(),
         stdin: (flags.shell_job && !wants_terminal)

@@ -39,6 +39,8 @@ pub enum Neighbours {
 pub enum Reach<'a> {
     /// No packet.
     Everything,
+    /// No packet but those of the loopback interface.
+    Outside,
     /// No TCP segment to or from these sockets of this host; one without an address has all.
     Ends(&'a [SocketAddr]),
 }
@@ -73,7 +75,7 @@ impl Barrier {
         Ok(barrier)
     }
 
-    /// From here on what it reaches does not pass.
+    /// From here on what it reaches does not pass, and only that.
     ///
     /// # Errors
     /// Where the kernel refuses; packets pass then.
@@ -148,19 +150,21 @@ const fn families(neighbours: Neighbours) -> &'static [Family] {
 }
 
 fn fill(batch: &mut Batch, table: &str, neighbours: Neighbours, reach: Reach) {
-    let drops = reach == Reach::Everything;
+    let drops = !matches!(reach, Reach::Ends(_));
     for family in families(neighbours) {
         for chain in Chain::BOTH {
             batch.make_chain(*family, table, chain, drops);
         }
     }
     for chain in Chain::BOTH {
+        batch.clear_chain(table, chain);
         batch.add_rule(table, chain, Rule::AcceptMarkedByCriu);
+        if drops && neighbours == Neighbours::Answered {
+            batch.add_rule(table, chain, Rule::AcceptNeighbourDiscovery);
+        }
         match reach {
-            Reach::Everything if neighbours == Neighbours::Answered => {
-                batch.add_rule(table, chain, Rule::AcceptNeighbourDiscovery);
-            }
             Reach::Everything => {}
+            Reach::Outside => batch.add_rule(table, chain, Rule::AcceptLoopback),
             Reach::Ends(ends) => {
                 for end in ends {
                     batch.add_rule(table, chain, Rule::DropEnd(*end));
@@ -231,6 +235,8 @@ mod tests {
         let namespace = make_namespace().unwrap();
         for neighbours in [Neighbours::Answered, Neighbours::Ignored] {
             let barrier = Barrier::prepare(&namespace, neighbours).unwrap();
+            assert!(passes(&namespace));
+            barrier.close(Reach::Outside).unwrap();
             assert!(passes(&namespace));
             barrier.close(Reach::Everything).unwrap();
             assert!(!passes(&namespace));

@@ -21,6 +21,18 @@ pub fn pass_descriptors(command: &mut Command, descriptors: &[BorrowedFd]) {
     unsafe { command.pre_exec(clear) };
 }
 
+/// Starts the program of `command` in a network namespace, which must be open then.
+pub fn enter_network(command: &mut Command, namespace: BorrowedFd) {
+    let number = namespace.as_raw_fd();
+    let enter = move || {
+        // SAFETY: setns takes integers.
+        Errno::result(unsafe { libc::setns(number, libc::CLONE_NEWNET) })?;
+        Ok(())
+    };
+    // SAFETY: the closure runs between fork and exec and only calls setns(2), which is async-signal-safe; it allocates nothing and takes no lock.
+    unsafe { command.pre_exec(enter) };
+}
+
 /// Lets the program that `command` starts receive signals as if a shell had started it, whichever this process has blocked.
 pub fn unblock_signals(command: &mut Command) {
     // SAFETY: the closure runs between fork and exec and only changes the signal mask and actions, which is async-signal-safe; it allocates

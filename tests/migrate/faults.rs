@@ -91,7 +91,7 @@ impl Point {
             }
             PreCopy => source("pre-copying"),
             Freeze => source("frozen"),
-            Dump => bench.log_has(Source, "dump.log", "Running network-lock scripts"),
+            Dump => bench.log_has(Source, "dump.log", "Seized task "),
             Ship => sender.stderr().contains(": dump "),
             Verify => match bench.store(Source) == bench.store(Destination) {
                 true => has_image_open(receiver.running.pid()),

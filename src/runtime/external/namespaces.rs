@@ -11,8 +11,8 @@ use crate::criu::{External, JoinNamespace};
 use crate::runtime::error::{Error, Result};
 use crate::runtime::lower;
 
-/// The namespaces that are left out of a dump because the spec names existing ones, as runc calls them; that of the network also with
-/// `leave_network`.
+/// The namespaces that are left out of a dump because the spec names existing ones, as runc calls them; not that of the network with
+/// `leave_network`, because CRIU does not get to see it.
 ///
 /// # Errors
 /// Where `/proc` cannot be read.
@@ -20,7 +20,7 @@ pub fn dumped_namespaces(init: Pid, spec: &Spec, leave_network: bool) -> Result<
     let mut found = Vec::new();
     for (typ, kind, name) in OUTER_NAMESPACES {
         let exists = lower::namespace(spec, *typ).is_some_and(|one| one.path().is_some());
-        if exists || (leave_network && *typ == LinuxNamespaceType::Network) {
+        if exists && !(leave_network && *typ == LinuxNamespaceType::Network) {
             // Not by the spec's path, where another one may be by now.
             let path = format!("/proc/{init}/ns/{kind}");
             let inode = fs::metadata(&path)

@@ -17,6 +17,8 @@ const DELETE_TABLE: u16 = 2;
 const NEW_CHAIN: u16 = 3;
 /// `NFT_MSG_NEWRULE`.
 const NEW_RULE: u16 = 6;
+/// `NFT_MSG_DELRULE`.
+const DELETE_RULE: u16 = 8;
 /// `NFT_TABLE_F_OWNER`.
 const OWNED: u32 = 2;
 /// Before defragmentation (-400), connection tracking and the rules of others (linux/netfilter_ipv4.h).
@@ -29,6 +31,12 @@ const ICMPV6: u8 = 58;
 const NEIGHBOUR_TYPES: [u8; 2] = [135, 136];
 /// `NFT_META_MARK`.
 const META_MARK: u32 = 3;
+/// `NFT_META_IIF`.
+const META_INPUT: u32 = 4;
+/// `NFT_META_OIF`.
+const META_OUTPUT: u32 = 5;
+/// In each namespace (linux/net_namespace.h, `LOOPBACK_IFINDEX`).
+const LOOPBACK: u32 = 1;
 /// `NFT_META_L4PROTO`.
 const META_PROTOCOL: u32 = 16;
 /// `NFT_CMP_EQ`.
@@ -82,6 +90,7 @@ pub(super) enum Chain {
 pub(super) enum Rule {
     AcceptMarkedByCriu,
     AcceptNeighbourDiscovery,
+    AcceptLoopback,
     /// This host's end of TCP connections.
     DropEnd(SocketAddr),
 }
@@ -163,6 +172,12 @@ impl Batch {
         self.message(NEW_CHAIN, family.number(), libc::NLM_F_CREATE, &attributes);
     }
 
+    /// Removes all rules of the chain.
+    pub(super) fn clear_chain(&mut self, table: &str, chain: Chain) {
+        let attributes = [text(1, table), text(2, chain.name())].concat();
+        self.message(DELETE_RULE, Family::Inet.number(), 0, &attributes);
+    }
+
     pub(super) fn add_rule(&mut self, table: &str, chain: Chain, rule: Rule) {
         let mut expressions = match rule {
             Rule::AcceptMarkedByCriu => [
@@ -178,6 +193,17 @@ impl Batch {
                 compare(AT_MOST, &NEIGHBOUR_TYPES[1..]),
             ]
             .concat(),
+            Rule::AcceptLoopback => {
+                let interface = match chain {
+                    Chain::Input => META_INPUT,
+                    Chain::Output => META_OUTPUT,
+                };
+                [
+                    load_meta(interface),
+                    compare(EQUAL, &LOOPBACK.to_ne_bytes()),
+                ]
+                .concat()
+            }
             Rule::DropEnd(end) => matches_end(chain, end),
         };
         expressions.extend(match rule {
