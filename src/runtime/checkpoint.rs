@@ -29,7 +29,7 @@ use super::cgroup::Cgroup;
 use super::container::{Container, Status};
 use super::criu_flags::CriuFlags;
 use super::error::{Error, Result};
-use super::external;
+use super::external::{self, Opened};
 use super::host_file;
 use super::lower;
 use super::network::{self, Departure};
@@ -84,7 +84,7 @@ pub fn begin(
     options: CheckpointOptions,
 ) -> Result<HeldCheckpoint> {
     let prepared = prepare(criu, container, options, true)?;
-    let (dump, stages) = (prepared.dump, prepared.stages);
+    let (dump, stages, tmpfs) = (prepared.dump, prepared.stages, prepared.tmpfs);
     let paused = stages.paused;
     let cgroup = stages.cgroup.clone();
     let mut held = match criu.dump(&dump, stages) {
@@ -112,7 +112,13 @@ pub fn begin(
             return Err(Error::NotIncremental { path });
         }
     }
-    Ok(held)
+    match external::save_tmpfs(&tmpfs, &dump.common.images_dir) {
+        Ok(()) => Ok(held),
+        Err(error) => {
+            held.refuse();
+            Err(error)
+        }
+    }
 }
 
 /// The error of a dump that has failed: does CRIU still hold the container?
@@ -142,6 +148,8 @@ pub fn pre_dump(criu: &Criu, container: &Container, options: CheckpointOptions) 
 struct Prepared {
     dump: DumpOptions,
     stages: Stages,
+    /// What rcm saves itself.
+    tmpfs: Vec<Opened>,
 }
 
 fn prepare(
@@ -180,7 +188,7 @@ fn prepare(
         common.answer_limit_dur = options.answer_limit_dur;
     }
     common.root = Some(container.rootfs().to_path_buf());
-    let (mut freezer, mut departure) = (None, None);
+    let (mut freezer, mut departure, mut tmpfs) = (None, None, Vec::new());
     if complete {
         if options.moves {
             departure = Departure::prepare(criu, init, &spec, flags.tcp_established);
@@ -216,7 +224,14 @@ fn prepare(
     }
     details.network_left_out = leave_network;
     if complete {
-        details.mounts = external::host_mounts(init, &spec, container.bundle(), cgroup.paths())?;
+        details.mounts = external::host_mounts(
+            init,
+            &spec,
+            container.bundle(),
+            cgroup.paths(),
+            options.moves,
+        )?;
+        tmpfs = external::open_tmpfs(init, &mut details.mounts)?;
         common
             .external
             .extend(external::dumped_mounts(&details.mounts));
@@ -246,6 +261,7 @@ fn prepare(
     };
     Ok(Prepared {
         dump,
+        tmpfs,
         stages: Stages {
             container: container.clone(),
             init,

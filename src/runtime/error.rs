@@ -286,6 +286,17 @@ pub enum Error {
         #[source]
         source: serde_json::Error,
     },
+    /// What is in a tmpfs of the container does not come along.
+    #[error("cannot {action} the tmpfs at {path} in the container")]
+    Tmpfs {
+        /// "save" or "fill".
+        action: &'static str,
+        /// Where it is in the container.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: crate::image::tree::TreeError,
+    },
     /// A file of the host that the container had open has no name any longer.
     #[error(
         "{path}, which the container had open outside its mounts, was deleted: if it was its standard output, redirect that of `restore` to a \

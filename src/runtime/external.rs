@@ -1,6 +1,7 @@
 //! What of a container belongs to the host: mounts and namespaces that a checkpoint leaves out and a restore finds again.
 
 mod namespaces;
+mod tmpfs;
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs;
@@ -16,8 +17,10 @@ use super::lower;
 use super::mounts::place;
 use crate::criu::External;
 use crate::sys::rooted::{Kind, Root};
+use crate::sys::tree::Tree;
 
 pub use namespaces::{OUTER_NETWORK, RestoredNamespaces, dumped_namespaces, restored_namespaces};
+pub use tmpfs::{Opened, Tmpfs, open_tmpfs, save_tmpfs};
 
 /// The directory in a restored container's own that has an empty one for each mask. Were it one for all, CRIU would take the masks for binds of
 /// each other at the next dump.
@@ -48,6 +51,8 @@ pub enum Source {
         /// Relative to the container's group.
         below: PathBuf,
     },
+    /// A tmpfs, of a container that goes to another host.
+    Tmpfs(Tmpfs),
 }
 
 pub(super) fn mounts(process: &str) -> Result<Vec<MountInfo>> {
@@ -63,7 +68,7 @@ pub(super) fn mounts(process: &str) -> Result<Vec<MountInfo>> {
     }
 }
 
-/// The mounts of a running container that come from the host.
+/// The mounts of a running container that come from the host; those that rcm makes at the destination among them, if the container `moves`.
 ///
 /// # Errors
 /// Where `/proc` cannot be read.
@@ -72,6 +77,7 @@ pub fn host_mounts(
     spec: &Spec,
     bundle: &Path,
     cgroups: &BTreeMap<String, PathBuf>,
+    moves: bool,
 ) -> Result<Vec<HostMount>> {
     let container = mounts(&init.to_string())?;
     let host = mounts("self")?;
@@ -96,6 +102,8 @@ pub fn host_mounts(
         bundle,
         cgroups,
         own_cgroup_namespace,
+        // One that belongs to a user namespace has to be made there.
+        saves_tmpfs: moves && !lower::has_namespace(spec, LinuxNamespaceType::User),
     }))
 }
 
@@ -108,6 +116,7 @@ struct Surroundings<'a> {
     bundle: &'a Path,
     cgroups: &'a BTreeMap<String, PathBuf>,
     own_cgroup_namespace: bool,
+    saves_tmpfs: bool,
 }
 
 /// The masked paths whose masks are the host's to make again. In a user namespace they are not: its root need not be able to reach a directory
@@ -175,6 +184,7 @@ fn select(around: &Surroundings) -> Vec<HostMount> {
                 let source = declaration.source().clone().unwrap_or_default();
                 Some(Source::Path(around.bundle.join(source)))
             }
+            Some(_) if around.saves_tmpfs => Tmpfs::of(mount, around.container).map(Source::Tmpfs),
             // A file system of the container's own, even where the host has the same one (sysfs without a network namespace).
             Some(_) => None,
             None if is_mask(around.masked, mount) => Some(Source::Mask),
@@ -286,6 +296,7 @@ pub fn restored_sources(
             Source::Cgroup { controller, below } => {
                 cgroups.get(controller).map(|dir| dir.join(below))
             }
+            Source::Tmpfs(_) => None,
         };
         sources.extend(source.map(|source| (mount.path.clone(), source)));
     }
@@ -387,6 +398,21 @@ pub fn make_mount_points(spec: &Spec, bundle: &Path, rootfs: &Path) -> Result<()
     Ok(())
 }
 
+/// Makes each tmpfs that was saved among the `images`, mounted nowhere yet, by its place in the container.
+///
+/// # Errors
+/// As [`Error::Tmpfs`], and where one cannot be made.
+pub fn make_tmpfs(mounts: &[HostMount], images: &Path) -> Result<Vec<(PathBuf, Tree)>> {
+    mounts
+        .iter()
+        .filter_map(|mount| match &mount.source {
+            Source::Tmpfs(tmpfs) => Some((&mount.path, tmpfs)),
+            _ => None,
+        })
+        .map(|(path, tmpfs)| Ok((path.clone(), tmpfs.make(path, images)?)))
+        .collect()
+}
+
 /// CRIU's protocol takes UTF-8 only.
 fn text(path: &Path) -> String {
     path.to_string_lossy().into_owned()
@@ -433,6 +459,7 @@ mod tests {
             bundle: Path::new("/b"),
             cgroups: &cgroups,
             own_cgroup_namespace: true,
+            saves_tmpfs: false,
         });
         let paths: Vec<_> = found.iter().map(|mount| mount.path.as_path()).collect();
         assert_eq!(paths, [Path::new("/data"), Path::new("/hooked")]);

@@ -213,7 +213,10 @@ fn restore(
     }
 
     let rootfs = Root::open(container.rootfs()).map_err(Error::file("open", container.rootfs()))?;
-    let prepared = Prepared::new(spec, container.bundle(), &rootfs, &details.mounts)?;
+    let mut prepared = Prepared::new(spec, container.bundle(), &rootfs, &details.mounts)?;
+    for (path, tree) in external::make_tmpfs(&details.mounts, images)? {
+        prepared.add(path, tree)?;
+    }
     let mut common = flags.common(container, spec);
     common.answer_limit_dur = request.answer_limit_dur;
     common.root = Some(criu_root.clone());

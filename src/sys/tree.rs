@@ -1,5 +1,5 @@
-//! Mount trees that are attached nowhere: copied, changed, then moved to where they are wanted (open_tree(2), mount_setattr(2), move_mount(2);
-//! Linux 5.12).
+//! Mount trees that are attached nowhere: copied or made, changed, then moved to where they are wanted (open_tree(2), fsopen(2), mount_setattr(2),
+//! move_mount(2); Linux 5.12).
 #![allow(unsafe_code)]
 
 use std::ffi::{CStr, CString};
@@ -7,14 +7,20 @@ use std::fs::{self, File};
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open};
 use nix::mount::MsFlags;
 use nix::sys::stat::{Mode, SFlag, fstat};
 
-/// A detached copy of mounts. Dropped, it is gone.
+/// linux/mount.h
+const FSOPEN_CLOEXEC: libc::c_uint = 1;
+const FSMOUNT_CLOEXEC: libc::c_uint = 1;
+const FSCONFIG_SET_STRING: libc::c_uint = 1;
+const FSCONFIG_CMD_CREATE: libc::c_uint = 6;
+
+/// Detached mounts. Dropped, they are gone.
 #[derive(Debug)]
 pub struct Tree(OwnedFd);
 
@@ -67,6 +73,75 @@ impl Tree {
         let fd = Errno::result(fd)?;
         // SAFETY: the kernel has just given this descriptor to us; nobody else owns it.
         Ok(Self(unsafe { OwnedFd::from_raw_fd(fd as RawFd) }))
+    }
+
+    /// Makes a tmpfs with these options (tmpfs(5)). The table of mounts has `name` for its device.
+    ///
+    /// # Errors
+    /// As fsopen(2), fsconfig(2) and fsmount(2); `EINVAL` for an option that tmpfs does not have.
+    pub fn tmpfs<'a>(
+        name: &str,
+        options: impl IntoIterator<Item = (&'a str, &'a str)>,
+    ) -> nix::Result<Self> {
+        let descriptor = |result: libc::c_long| {
+            // SAFETY: the kernel has just given this descriptor to us; nobody else owns it.
+            Errno::result(result).map(|fd| unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
+        };
+        // SAFETY: the name is NUL-terminated and only read.
+        let context = descriptor(unsafe {
+            libc::syscall(libc::SYS_fsopen, c"tmpfs".as_ptr(), FSOPEN_CLOEXEC)
+        })?;
+        let configure = |command: libc::c_uint, option: Option<(&str, &str)>| {
+            let strings = option
+                .map(|(key, value)| Ok((CString::new(key)?, CString::new(value)?)))
+                .transpose()
+                .map_err(|_: std::ffi::NulError| Errno::EINVAL)?;
+            let (key, value) = match &strings {
+                Some((key, value)) => (key.as_ptr(), value.as_ptr()),
+                None => (std::ptr::null(), std::ptr::null()),
+            };
+            // SAFETY: both strings are NUL-terminated, outlive the call and are only read; the command that has none takes null.
+            let result = unsafe {
+                libc::syscall(
+                    libc::SYS_fsconfig,
+                    context.as_raw_fd(),
+                    command,
+                    key,
+                    value,
+                    0,
+                )
+            };
+            Errno::result(result).map(drop)
+        };
+        configure(FSCONFIG_SET_STRING, Some(("source", name)))?;
+        for option in options {
+            configure(FSCONFIG_SET_STRING, Some(option))?;
+        }
+        configure(FSCONFIG_CMD_CREATE, None)?;
+        // SAFETY: takes integers.
+        let mount = unsafe {
+            libc::syscall(
+                libc::SYS_fsmount,
+                context.as_raw_fd(),
+                FSMOUNT_CLOEXEC,
+                0_u32,
+            )
+        };
+        descriptor(mount).map(Self)
+    }
+
+    /// Where this process finds what is in it, as long as it sees its own `/proc`.
+    #[must_use]
+    pub fn path(&self) -> PathBuf {
+        PathBuf::from(format!("/proc/self/fd/{}", self.0.as_raw_fd()))
+    }
+
+    /// The number of the device that its files are on.
+    ///
+    /// # Errors
+    /// As fstat(2).
+    pub fn device(&self) -> nix::Result<u64> {
+        fstat(self.0.as_raw_fd()).map(|status| status.st_dev)
     }
 
     fn is_directory(&self) -> nix::Result<bool> {
@@ -186,6 +261,7 @@ fn text(path: &Path) -> nix::Result<CString> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::fs::PermissionsExt;
 
     #[test]
     fn what_is_copied_is_known() {
@@ -203,6 +279,22 @@ mod tests {
                 assert_eq!(file.is_directory(), Ok(false));
             }
             // Without root nothing can be mounted.
+            Err(errno) => assert_eq!(errno, Errno::EPERM),
+        }
+    }
+
+    #[test]
+    fn a_tmpfs_has_its_options() {
+        match Tree::tmpfs("name", [("size", "8192"), ("mode", "750")]) {
+            Ok(tree) => {
+                let file = tree.path().join("file");
+                assert!(fs::write(&file, [1; 16384]).is_err());
+                fs::write(&file, [1; 4096]).unwrap();
+                let mode = fs::metadata(tree.path()).unwrap().permissions().mode();
+                assert_eq!(mode & 0o7777, 0o750);
+                let error = Tree::tmpfs("name", [("no-such", "option")]).unwrap_err();
+                assert_eq!(error, Errno::EINVAL);
+            }
             Err(errno) => assert_eq!(errno, Errno::EPERM),
         }
     }

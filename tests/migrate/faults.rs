@@ -223,14 +223,21 @@ impl Case {
         let mut resolving = None;
         let mut killed = (self.fault == Kill).then_some(self.end);
         if self.point == Committed && self.fault == Full(Place::State) {
-            // It would say for a while that it has the container. What makes it start is room, and `--resolve`.
-            wait_until("it has tried again", || {
+            let tries = |receiver: &Receiver| {
                 let stderr = receiver.running.stderr();
-                stderr.matches("restoring again").count() == 2
+                stderr.matches("restoring again").count()
+            };
+            // What a failed try leaves may be the room that the next one needs.
+            let runs = |receiver: &Receiver| receiver.running.stderr().contains("runs here");
+            wait_until("it has tried again", || {
+                tries(&receiver) == 2 || runs(&receiver)
             });
-            receiver.running.signal(Signal::SIGKILL);
+            if !runs(&receiver) {
+                // It would say for a while that it has the container. What makes it start is room, and `--resolve`.
+                receiver.running.signal(Signal::SIGKILL);
+                killed = Some(Destination);
+            }
             bench.recover();
-            killed = Some(Destination);
         }
         if killed == Some(Source) {
             assert!(sender.ends_within(COMMAND_LIMIT_DUR));

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
 use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
@@ -17,11 +18,13 @@ fn criu(host: &Host, id: &str) -> Option<Pid> {
     Some(Pid::from_raw(process["pid"].as_i64()? as i32))
 }
 
-/// CRIU waits for the tar(1) that packs a tmpfs. Stopped by a signal it would not do: when rcm ends, the kernel sends SIGHUP to a process group that is left
+/// CRIU waits for the tar(1) that packs a tmpfs: one that it has to look after, because it is shared. Stopped by a signal it would not do: when rcm ends, the kernel sends SIGHUP to a process group that is left
 /// without anybody to continue it.
 #[test]
 fn a_dump_that_hangs_is_not_said_to_have_been_undone() {
-    let pair = Pair::new("hangs");
+    let pair = Pair::with("hangs", |bundle, _| {
+        bundle.mount("tmpfs", Path::new("tmpfs"), "/packed", &["shared"])
+    });
     let dir = pair.source.dir();
     let (bin, hold, reached) = (dir.join("bin"), dir.join("hold"), dir.join("reached"));
     fs::create_dir(&bin).unwrap();

@@ -33,6 +33,7 @@ mod settle;
 mod several;
 mod ssh;
 mod streaming;
+mod tmpfs;
 mod trainer;
 mod trust;
 mod two_workers;

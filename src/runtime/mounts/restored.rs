@@ -38,7 +38,6 @@ impl Prepared {
         let binds = declared_binds(spec, bundle, rootfs);
         let own_user = lower::has_namespace(spec, LinuxNamespaceType::User);
         let mut prepared = Self::default();
-        let mut trees = Vec::new();
         let below = found
             .iter()
             .filter(|mount| matches!(mount.source, Source::Path(_)))
@@ -64,18 +63,29 @@ impl Prepared {
             {
                 map(&tree, bind.mount, &ids, Scope::Top)?;
             }
-            let point = point(trees.len());
-            prepared.sources.insert(path.to_path_buf(), point);
-            trees.push(tree);
-        }
-        if !trees.is_empty() {
-            make_place()?;
-            prepared.trees = Some(Trees {
-                place: STAGE.into(),
-                trees,
-            });
+            prepared.add(path.to_path_buf(), tree)?;
         }
         Ok(prepared)
+    }
+
+    /// Adds a mount for the place `path` in the container.
+    ///
+    /// # Errors
+    /// Where there is no place for it on the host.
+    pub fn add(&mut self, path: PathBuf, tree: Tree) -> Result<()> {
+        let trees = match &mut self.trees {
+            Some(trees) => trees,
+            none => {
+                make_place()?;
+                none.insert(Trees {
+                    place: STAGE.into(),
+                    trees: Vec::new(),
+                })
+            }
+        };
+        self.sources.insert(path, point(trees.trees.len()));
+        trees.trees.push(tree);
+        Ok(())
     }
 }
 
