@@ -1,8 +1,10 @@
 //! How images and root file system cross the network, where the ends share no store or not the same tree.
 
+use std::sync::Arc;
+
 use clap::ValueEnum;
 
-use crate::migrate::bulk::{self, MAX_STREAMS};
+use crate::migrate::bulk::{self, MAX_STREAMS, Pace};
 use crate::migrate::preamble::RootfsWish;
 
 /// More connections than this gain nothing, and cost memory.
@@ -49,7 +51,7 @@ pub struct StreamingArgs {
     /// How images and root file system are compressed on their way
     #[arg(long, value_name = "WAY", value_enum, default_value = "auto")]
     compress: Compress,
-    /// How much images and root file system may each take of the network each second, such as 100MB/s or 1GiB/s
+    /// How much images and root file system may take of the network each second, such as 100MB/s or 1GiB/s
     #[arg(long, value_name = "RATE", value_parser = parse_rate)]
     bandwidth: Option<u64>,
 }
@@ -80,7 +82,7 @@ impl StreamingArgs {
                 Compress::Zstd => bulk::Compression::Zstd,
                 Compress::Gzip => bulk::Compression::Gzip,
             },
-            bandwidth_bytes_per_s: self.bandwidth,
+            pace: self.bandwidth.map(|rate| Arc::new(Pace::new(rate))),
         }
     }
 }

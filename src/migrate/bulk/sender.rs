@@ -30,12 +30,12 @@ const STALL_LIMIT_DUR: Duration = Duration::from_secs(30);
 const CRIU_BUFFER_BYTES: usize = 4 << 20;
 
 /// How images are sent.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+#[derive(Debug, Clone, Default)]
 pub struct Settings {
     /// What is done to them.
     pub compression: Compression,
-    /// How many bytes a second the connections may carry together.
-    pub bandwidth_bytes_per_s: Option<u64>,
+    /// The cap for all connections of a migration together.
+    pub pace: Option<Arc<Pace>>,
 }
 
 /// Sends images over several connections, each with a thread of its own. Dropped, it ends them at once.
@@ -60,7 +60,7 @@ struct PageServer {
 pub(super) struct Shared {
     feed: Mutex<Feed>,
     pub changed: Condvar,
-    pace: Option<Pace>,
+    pace: Option<Arc<Pace>>,
     compression: Compression,
     sent_bytes: Arc<AtomicU64>,
 }
@@ -84,7 +84,7 @@ impl Sender {
         let shared = Arc::new(Shared {
             feed: Mutex::default(),
             changed: Condvar::new(),
-            pace: settings.bandwidth_bytes_per_s.map(Pace::new),
+            pace: settings.pace,
             compression: settings.compression,
             sent_bytes,
         });

@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use super::stream::{Incoming, Outgoing};
 use super::{CONFIG, Result, RootfsError, file, lift};
 use crate::image::tree::{Base, Compression, Inventory, Totals, pack};
-use crate::migrate::bulk::{self, Pace};
+use crate::migrate::bulk;
 use crate::migrate::preamble::RootfsWay;
 use crate::migrate::progress::TreePass;
 use crate::migrate::protocol::Synced;
@@ -54,7 +54,6 @@ struct Shared {
     state: Mutex<State>,
     changed: Condvar,
     settings: Settings,
-    pace: Option<Pace>,
     sent_bytes: Arc<AtomicU64>,
 }
 
@@ -100,7 +99,6 @@ impl Sender {
         let shared = Arc::new(Shared {
             state: Mutex::default(),
             changed: Condvar::new(),
-            pace: settings.sending.bandwidth_bytes_per_s.map(Pace::new),
             settings,
             sent_bytes: Arc::default(),
         });
@@ -252,7 +250,11 @@ impl Shared {
     }
 
     fn outgoing<'a>(&'a self, channel: &'a mut Channel) -> Outgoing<'a> {
-        Outgoing::new(channel, self.pace.as_ref(), &self.sent_bytes)
+        Outgoing::new(
+            channel,
+            self.settings.sending.pace.as_deref(),
+            &self.sent_bytes,
+        )
     }
 
     fn list(&self, number: u32) -> PathBuf {

@@ -222,7 +222,7 @@ fn open_streams(
     let channels = (0..plan.streams)
         .map(|_| join(plan, contact, Purpose::Images, patience))
         .collect::<Result<_, _>>()?;
-    bulk::Sender::start(channels, plan.sending, Arc::clone(sent))
+    bulk::Sender::start(channels, plan.sending.clone(), Arc::clone(sent))
         .map(Some)
         .map_err(|source| SourceError::Bulk { source })
 }
@@ -248,7 +248,7 @@ fn open_tree(
         config,
         way,
         spool: images.path.clone(),
-        sending: plan.sending,
+        sending: plan.sending.clone(),
     };
     Ok(Some(rootfs::Sender::start(channel, settings)?))
 }
