@@ -6,6 +6,7 @@
 //! know that migration. That is what [`Verdict::RolledBack`] means, and it leaves this word for the source.
 //!
 //! If it had got as far as to tell that the container runs ([`Verdict::Running`]), the container ended with its machine, as it would have later. That word stays.
+//! It is told at the latest before the container may go on to a third host ([`keep`]), because then it does not end with this one.
 
 use std::fs;
 use std::io::{self, Read};
@@ -13,7 +14,8 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::protocol::{MigrationId, Verdict};
+use super::journal::{self, JournalError};
+use super::protocol::{MigrationId, Phase, Side, Verdict};
 use super::verdict::{self, VerdictError};
 use crate::sys::file::write_atomic;
 
@@ -21,6 +23,18 @@ use crate::sys::file::write_atomic;
 const FILE: &str = "destination";
 /// More than such a file ever has.
 const CAP_BYTES: u64 = 4 << 10;
+
+/// A container cannot be kept from its former host.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ClaimError {
+    /// The records cannot be used.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    /// The word cannot be left.
+    #[error(transparent)]
+    Verdict(#[from] VerdictError),
+}
 
 /// One start of one machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -95,6 +109,24 @@ pub fn give_back(store: &Path, container: &str, here: &Boot) -> Result<bool, Ver
     Ok(found)
 }
 
+/// Before a container that has come here goes anywhere else: from now on it is not given back to where it came from.
+///
+/// # Errors
+/// [`ClaimError`]: then it must not go.
+pub fn keep(root: &Path, container: &str) -> Result<(), ClaimError> {
+    let Some(record) = journal::read_side(root, container, Side::Destination)? else {
+        return Ok(());
+    };
+    if record.confirmed || record.owns_images || record.phase != Phase::Done {
+        return Ok(());
+    }
+    match verdict::leave(&record.images, record.migration, Verdict::Running) {
+        // The source knows, or it would not have removed them.
+        Err(error) if error.source.kind() == io::ErrorKind::NotFound => Ok(()),
+        left => Ok(left?),
+    }
+}
+
 fn read(images: &Path) -> Option<Claim> {
     let mut text = Vec::new();
     let file = fs::File::open(images.join(FILE)).ok()?;
@@ -105,6 +137,7 @@ fn read(images: &Path) -> Option<Claim> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::migrate::journal::{Journal, Start};
 
     fn boot(machine: &str, boot: &str) -> Boot {
         Boot {
@@ -148,6 +181,41 @@ mod tests {
         assert!(!give_back(store.path(), "web", &boot("one", "second")).unwrap());
         let word = verdict::find(&images, migration);
         assert_eq!(word, Some(Verdict::Running));
+    }
+
+    #[test]
+    fn what_goes_on_is_kept_from_a_source_that_does_not_know() {
+        let dir = tempfile::tempdir().unwrap();
+        let migration = MigrationId::new([1; 16]);
+        let images = dir.path().join(migration.to_string());
+        fs::create_dir(&images).unwrap();
+        let start = Start {
+            migration,
+            container: "web".into(),
+            side: Side::Destination,
+            peer: "192.0.2.1:7260".into(),
+            images: images.clone(),
+            owns_images: false,
+            receiver: None,
+            tls: None,
+            acquaintance: None,
+            recipe: None,
+        };
+        let mut journal = Journal::begin(dir.path(), start).unwrap();
+        keep(dir.path(), "web").unwrap();
+        assert_eq!(verdict::find(&images, migration), None, "not here yet");
+        journal.enter(Phase::Done).unwrap();
+        keep(dir.path(), "web").unwrap();
+        let word = verdict::find(&images, migration);
+        assert_eq!(word, Some(Verdict::Running));
+        // The source has removed them.
+        fs::remove_dir_all(&images).unwrap();
+        keep(dir.path(), "web").unwrap();
+        // Nobody can be told.
+        fs::write(&images, "").unwrap();
+        assert!(keep(dir.path(), "web").is_err());
+        journal::forget_receiver(dir.path(), migration, "web").unwrap();
+        keep(dir.path(), "web").unwrap();
     }
 
     #[test]

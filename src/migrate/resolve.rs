@@ -204,24 +204,6 @@ fn forgotten(container: &str, means: &Means) -> Result<Resolution> {
     })
 }
 
-/// Before a container that has come here can go anywhere else, its former host must not get it back any more: see [`claim`].
-///
-/// # Errors
-/// [`ResolveError::Verdict`] where that cannot be said: then it must not go.
-pub fn keep_from_source(root: &Path, container: &str) -> Result<()> {
-    let Some(record) = journal::read_side(root, container, Side::Destination)? else {
-        return Ok(());
-    };
-    if record.confirmed || record.owns_images || record.phase != Phase::Done {
-        return Ok(());
-    }
-    match verdict::leave(&record.images, record.migration, Verdict::Running) {
-        // The source knows, or it would not have removed them.
-        Err(error) if error.source.kind() == io::ErrorKind::NotFound => Ok(()),
-        left => Ok(left?),
-    }
-}
-
 /// Removes what an earlier receiver or source of `container` has left here that was killed before the commit, and an earlier source after the end.
 ///
 /// # Errors

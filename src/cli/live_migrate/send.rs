@@ -7,6 +7,7 @@ use anyhow::{Context, bail};
 use super::{Args, SETTLE_LIMIT_DUR, look_around, refuse_if_open};
 use crate::cli::Globals;
 use crate::migrate::address::Destination;
+use crate::migrate::claim;
 use crate::migrate::journal::{self, Lock};
 use crate::migrate::local;
 use crate::migrate::luggage::Luggage;
@@ -16,7 +17,7 @@ use crate::migrate::progress::Progress;
 use crate::migrate::protocol::{MigrationId, Side};
 use crate::migrate::rendezvous::random;
 use crate::migrate::report::Outcome;
-use crate::migrate::resolve::{keep_from_source, tidy_up};
+use crate::migrate::resolve::tidy_up;
 use crate::migrate::rootfs::remove_nonce;
 use crate::migrate::source::{self, Plan};
 use crate::migrate::workload::{RunningContainer, preamble};
@@ -136,7 +137,7 @@ fn claim(globals: &Globals, id: &str) -> anyhow::Result<(Container, Lock)> {
     let lock = Lock::take(&globals.root, id)?;
     refuse_if_open(globals, id)?;
     tidy_up(&globals.root, id, &lock)?;
-    keep_from_source(&globals.root, id)?;
+    claim::keep(&globals.root, id)?;
     match container.status() {
         Status::Running => Ok((container, lock)),
         Status::Paused => bail!("container {id:?} is paused: `rcm resume {id}` first"),
