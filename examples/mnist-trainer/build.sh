@@ -28,7 +28,8 @@ engine_runs() { command -v docker >/dev/null && docker info >/dev/null 2>&1; }
 
 with_docker() {
     local container
-    docker build --quiet --tag rcm-mnist-trainer "$HERE" >/dev/null
+    # With this machine's network, as debootstrap has it.
+    docker build --network host --quiet --tag rcm-mnist-trainer "$HERE" >/dev/null
     container=$(docker create rcm-mnist-trainer)
     mkdir -p "$ROOTFS"
     docker export "$container" | tar -x -C "$ROOTFS"
