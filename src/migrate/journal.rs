@@ -10,13 +10,14 @@
 //! A record also names the process that writes it, so that a dead one is told from a living one, and the `flock` on `ROOT/@migrations/ID.lock`
 //! keeps two migrations of one container apart.
 
+mod lock;
+
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
 
 use chrono::{DateTime, Utc};
 use nix::errno::Errno;
-use nix::fcntl::{Flock, FlockArg};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
@@ -28,6 +29,8 @@ use super::rendezvous::Acquaintance;
 use super::trust::TlsFiles;
 use crate::sys::file::write_atomic;
 use crate::sys::process::{Liveness, ProcessId};
+
+pub use lock::{Lock, lock_path};
 
 /// The source's record in the container's directory.
 const SOURCE_FILE: &str = "migration.json";
@@ -372,37 +375,6 @@ impl JournalRecord {
     }
 }
 
-/// The right to migrate one container on this host; ends with the process.
-#[derive(Debug)]
-pub struct Lock {
-    _file: Flock<File>,
-}
-
-impl Lock {
-    /// Takes it without waiting.
-    ///
-    /// # Errors
-    /// [`JournalError::Busy`] where another process has it.
-    pub fn take(root: &Path, container: &str) -> Result<Self> {
-        make_dir(root)?;
-        let path = lock_path(root, container);
-        let opened = fs::OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .open(&path)
-            .map_err(file("open", &path))?;
-        match Flock::lock(opened, FlockArg::LockExclusiveNonblock) {
-            Ok(locked) => Ok(Self { _file: locked }),
-            Err((_, Errno::EWOULDBLOCK)) => Err(JournalError::Busy {
-                container: container.to_owned(),
-                path,
-            }),
-            Err((_, error)) => Err(file("lock", &path)(error.into())),
-        }
-    }
-}
-
 /// The directory of all migrations' records.
 ///
 /// # Errors
@@ -416,12 +388,6 @@ fn make_dir(root: &Path) -> Result<PathBuf> {
         .create(&dir)
         .map_err(file("create", &dir))?;
     Ok(dir)
-}
-
-/// The file that whoever migrates `container` holds locked.
-#[must_use]
-pub fn lock_path(root: &Path, container: &str) -> PathBuf {
-    root.join(DIR).join(format!("{container}.lock"))
 }
 
 /// The containers of whose last migration something is known below `root`, but for those that are being sent for the first time.
