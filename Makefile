@@ -130,7 +130,7 @@ $(GUEST): $(TARGET_DIR)/release/%: tests/vm/%.rs
 	rustc --edition 2024 -O -C target-feature=+crt-static -o $@ $<
 
 .PHONY: test-vm
-test-vm: deps-vm build $(GUEST) ## Run the scenarios of tests/vm in two virtual machines
+test-vm: deps-vm build $(GUEST) $(if $(SCENARIOS),$(filter example-rootfs,$(SCENARIOS:trainer=example-rootfs)),example-rootfs) ## Run the scenarios of tests/vm in two virtual machines
 	$(SUDO) env RCM="$(abspath $(BINARY))" GUEST="$(abspath $(TARGET_DIR)/release)" tests/vm/test.sh $(SCENARIOS)
 
 .PHONY: lab-up

@@ -23,6 +23,10 @@ done
 
 began=$(now_ms)
 nice "$VM/build-image.sh"
+if [[ " $* " == *" trainer "* ]]; then
+    RCM_LAB_DISK=$(nice "$VM/trainer-disk.sh")
+    export RCM_LAB_DISK
+fi
 start_lab() {
     "$VM/down.sh"
     "$VM/up.sh"

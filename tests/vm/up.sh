@@ -5,6 +5,7 @@
 #
 #   RCM_LAB_INIT=systemd|fast    the first process: systemd, or busybox (starts in a third of the time)
 #   RCM_LAB_MEMORY=1536          MiB of each machine
+#   RCM_LAB_DISK=FILE            a second disk for both, read-only (trainer-disk.sh)
 #   RCM_LAB_CPU=MODEL            QEMU's processor model; RCM_LAB_CPU_source, RCM_LAB_CPU_destination for one machine
 
 set -euo pipefail
@@ -51,6 +52,7 @@ start() {
         -kernel "$IMAGE/vmlinuz" -initrd "$IMAGE/initrd" \
         -append "console=hvc0 quiet loglevel=4 net.ifnames=0 mitigations=off panic=5 lab.init=$init lab.name=$host lab.address=$(address_of "$host")" \
         -drive "file=$IMAGE/root.ext4,if=virtio,format=raw,snapshot=on,cache=unsafe" \
+        ${RCM_LAB_DISK:+-drive "file=$RCM_LAB_DISK,if=virtio,format=raw,readonly=on"} \
         -device virtio-serial -chardev "file,id=console,path=$RUN/$host.console" -device virtconsole,chardev=console \
         -netdev "user,id=exec,restrict=on,ipv6=off,hostfwd=tcp:127.0.0.1:0-:22" \
         -device "virtio-net-pci,netdev=exec,romfile=,mac=52:54:00:00:00:0$number" \
