@@ -36,7 +36,7 @@ address_of() {
 pid_of() {
     local pid
     pid=$(cat "$RUN/$1.pid" 2>/dev/null) || return 1
-    tr '\0' '\n' <"/proc/$pid/cmdline" 2>/dev/null | grep -qx "rcm-lab-$1@$RUN" && echo "$pid"
+    { tr '\0' '\n' <"/proc/$pid/cmdline"; } 2>/dev/null | grep -qx "rcm-lab-$1@$RUN" && echo "$pid"
 }
 
 # on HOST COMMAND... - run a shell command there; input, output and exit status pass through.
