@@ -6,6 +6,7 @@ pub mod bound;
 pub mod exec;
 pub mod file;
 pub mod fork;
+pub mod fs_context;
 pub mod interrupt;
 pub mod keyring;
 #[cfg(test)]

@@ -7,23 +7,21 @@
 #![allow(unsafe_code)]
 
 use std::env;
-use std::ffi::{CStr, CString, OsStr};
+use std::ffi::{CString, OsStr};
 use std::io;
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::Path;
 
-use nix::errno::Errno;
 use nix::fcntl::{OFlag, openat};
 use nix::sys::stat::Mode;
+
+use super::fs_context::FsContext;
 
 /// Tells the second execution that it is one. Its value is the process id, which execve(2) keeps and no child shares, so that a
 /// caller's environment cannot carry it on.
 const MARK: &str = "RCM_SEALED";
 
-/// `FSCONFIG_SET_STRING` and `FSCONFIG_CMD_CREATE` of `<linux/mount.h>`.
-const SET_STRING: libc::c_uint = 1;
-const CMD_CREATE: libc::c_uint = 6;
 /// `MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV` of `<linux/mount.h>`.
 const READ_ONLY: libc::c_uint = 1 | 2 | 4;
 
@@ -63,30 +61,19 @@ fn overlay(lower: &Path) -> io::Result<OwnedFd> {
     layers.extend(escape(lower.as_os_str()));
     let layers = CString::new(layers)?;
 
-    // SAFETY: the name is NUL-terminated and only read.
-    let context = owned(unsafe {
-        libc::syscall(libc::SYS_fsopen, c"overlay".as_ptr(), libc::FSOPEN_CLOEXEC)
-    })?;
-    set(&context, SET_STRING, c"lowerdir", Some(&layers))?;
+    let context = FsContext::open(c"overlay")?;
+    context.set(c"lowerdir", &layers)?;
     // Only keeps a line out of the kernel's log where the layers are on different file systems.
-    let _ = set(&context, SET_STRING, c"xino", Some(c"off"));
-    set(&context, CMD_CREATE, c"", None)?;
-    // SAFETY: fsmount takes integers only.
-    let mount = owned(unsafe {
-        libc::syscall(
-            libc::SYS_fsmount,
-            context.as_raw_fd(),
-            libc::FSMOUNT_CLOEXEC,
-            READ_ONLY,
-        )
-    })?;
+    let _ = context.set(c"xino", c"off");
+    let mount = context.mount(READ_ONLY)?;
     let fd = openat(
         Some(mount.as_raw_fd()),
         name,
         OFlag::O_PATH | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC,
         Mode::empty(),
     )?;
-    owned(fd.into())
+    // SAFETY: the kernel has just given this descriptor to us; nobody else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
 /// Colons separate layers, and a backslash escapes (Documentation/filesystems/overlayfs.rst).
@@ -99,33 +86,6 @@ fn escape(path: &OsStr) -> Vec<u8> {
         escaped.push(*byte);
     }
     escaped
-}
-
-fn set(
-    context: &OwnedFd,
-    command: libc::c_uint,
-    key: &CStr,
-    value: Option<&CStr>,
-) -> io::Result<()> {
-    let key = value.map_or(std::ptr::null(), |_| key.as_ptr());
-    // SAFETY: both strings are NUL-terminated, outlive the call and are only read; the command that creates takes none.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_fsconfig,
-            context.as_raw_fd(),
-            command,
-            key,
-            value.map_or(std::ptr::null(), CStr::as_ptr),
-            0,
-        )
-    };
-    Ok(Errno::result(result).map(drop)?)
-}
-
-fn owned(fd: libc::c_long) -> io::Result<OwnedFd> {
-    let fd = Errno::result(fd)?;
-    // SAFETY: the kernel has just given this descriptor to us; nobody else owns it.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
 }
 
 /// Executes the binary with this process's arguments and environment. Returns only on failure.

@@ -14,11 +14,7 @@ use nix::fcntl::{OFlag, open};
 use nix::mount::MsFlags;
 use nix::sys::stat::{Mode, SFlag, fstat};
 
-/// linux/mount.h
-const FSOPEN_CLOEXEC: libc::c_uint = 1;
-const FSMOUNT_CLOEXEC: libc::c_uint = 1;
-const FSCONFIG_SET_STRING: libc::c_uint = 1;
-const FSCONFIG_CMD_CREATE: libc::c_uint = 6;
+use super::fs_context::FsContext;
 
 /// Detached mounts. Dropped, they are gone.
 #[derive(Debug)]
@@ -83,51 +79,13 @@ impl Tree {
         name: &str,
         options: impl IntoIterator<Item = (&'a str, &'a str)>,
     ) -> nix::Result<Self> {
-        let descriptor = |result: libc::c_long| {
-            // SAFETY: the kernel has just given this descriptor to us; nobody else owns it.
-            Errno::result(result).map(|fd| unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
-        };
-        // SAFETY: the name is NUL-terminated and only read.
-        let context = descriptor(unsafe {
-            libc::syscall(libc::SYS_fsopen, c"tmpfs".as_ptr(), FSOPEN_CLOEXEC)
-        })?;
-        let configure = |command: libc::c_uint, option: Option<(&str, &str)>| {
-            let strings = option
-                .map(|(key, value)| Ok((CString::new(key)?, CString::new(value)?)))
-                .transpose()
-                .map_err(|_: std::ffi::NulError| Errno::EINVAL)?;
-            let (key, value) = match &strings {
-                Some((key, value)) => (key.as_ptr(), value.as_ptr()),
-                None => (std::ptr::null(), std::ptr::null()),
-            };
-            // SAFETY: both strings are NUL-terminated, outlive the call and are only read; the command that has none takes null.
-            let result = unsafe {
-                libc::syscall(
-                    libc::SYS_fsconfig,
-                    context.as_raw_fd(),
-                    command,
-                    key,
-                    value,
-                    0,
-                )
-            };
-            Errno::result(result).map(drop)
-        };
-        configure(FSCONFIG_SET_STRING, Some(("source", name)))?;
-        for option in options {
-            configure(FSCONFIG_SET_STRING, Some(option))?;
+        let string = |text: &str| CString::new(text).map_err(|_| Errno::EINVAL);
+        let context = FsContext::open(c"tmpfs")?;
+        context.set(c"source", &string(name)?)?;
+        for (key, value) in options {
+            context.set(&string(key)?, &string(value)?)?;
         }
-        configure(FSCONFIG_CMD_CREATE, None)?;
-        // SAFETY: takes integers.
-        let mount = unsafe {
-            libc::syscall(
-                libc::SYS_fsmount,
-                context.as_raw_fd(),
-                FSMOUNT_CLOEXEC,
-                0_u32,
-            )
-        };
-        descriptor(mount).map(Self)
+        context.mount(0).map(Self)
     }
 
     /// Where this process finds what is in it, as long as it sees its own `/proc`.
