@@ -1,10 +1,12 @@
 //! A container that moves through ssh, by an sshd of this test's own.
 
 use std::fs;
+use std::io::Read;
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use crate::common::{Cmd, wait_until};
 use crate::pair::{Pair, Receiver, runs_on};
@@ -31,26 +33,42 @@ impl Sshd {
         key(&dir.join("user"));
         // Where sshd locks its unprivileged half in; the service would make it.
         fs::create_dir_all("/run/sshd").unwrap();
-        let port = TcpListener::bind("127.0.0.1:0").unwrap();
-        let port = port.local_addr().unwrap().port();
+        // Other users' containers see /tmp; sshd and ssh insist.
+        fs::set_permissions(&dir, fs::Permissions::from_mode(0o700)).unwrap();
+        // Another test may take the port before sshd does.
+        (0..10)
+            .find_map(|_| Self::listen(&dir))
+            .expect("a port for sshd")
+    }
+
+    /// On a port that was free. Returns `None` where sshd did not get it.
+    fn listen(dir: &Path) -> Option<Self> {
+        // Closed at once: sshd wants it.
+        let free = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
+        let port = free.unwrap().port();
         let config = format!(
             "ListenAddress 127.0.0.1:{port}\nHostKey {dir}/host\nAuthorizedKeysFile {dir}/user.pub\nStrictModes no\n\
              PidFile none\nUsePAM no\nPermitRootLogin yes\nPasswordAuthentication no\nMaxStartups 100\n",
             dir = dir.display()
         );
         fs::write(dir.join("config"), config).unwrap();
-        // Other users' containers see /tmp; sshd and ssh insist.
-        fs::set_permissions(&dir, fs::Permissions::from_mode(0o700)).unwrap();
         let child = Command::new("/usr/sbin/sshd")
             .args(["-D", "-e", "-f"])
             .arg(dir.join("config"))
             .stderr(Stdio::null())
             .spawn()
             .unwrap();
+        let mut sshd = Self {
+            child,
+            port,
+            dir: dir.to_path_buf(),
+        };
+        let mut ended = false;
         wait_until("sshd listens", || {
-            TcpStream::connect(("127.0.0.1", port)).is_ok()
+            ended = sshd.child.try_wait().unwrap().is_some();
+            ended || greets(port)
         });
-        Self { child, port, dir }
+        (!ended).then_some(sshd)
     }
 
     fn send(&self, pair: &Pair, remote: &str) -> Cmd {
@@ -67,6 +85,16 @@ impl Sshd {
             .env("RCM_SSH", ssh)
             .env("RCM_REMOTE", remote)
     }
+}
+
+/// Whether it is an sshd that listens there.
+fn greets(port: u16) -> bool {
+    let mut greeting = [0; 4];
+    TcpStream::connect(("127.0.0.1", port)).is_ok_and(|mut stream| {
+        let limit_dur = Duration::from_secs(2);
+        stream.set_read_timeout(Some(limit_dur)).unwrap();
+        stream.read_exact(&mut greeting).is_ok() && &greeting == b"SSH-"
+    })
 }
 
 impl Drop for Sshd {
