@@ -3,7 +3,7 @@ pub mod manifest;
 pub mod rounds;
 pub mod tree;
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::{self, ErrorKind};
 use std::path::Path;
 use std::thread;
@@ -31,6 +31,19 @@ pub fn remove_dir(dir: &Path) -> io::Result<()> {
         }
     }
     fs::remove_dir_all(dir)
+}
+
+/// As [`remove_dir`]; it is gone after a power failure, too.
+///
+/// # Errors
+/// As rmdir(2), unlink(2) and fsync(2).
+pub fn remove_dir_for_good(dir: &Path) -> io::Result<()> {
+    remove_dir(dir)?;
+    match dir.parent().map(File::open) {
+        Some(Ok(parent)) => parent.sync_all(),
+        Some(Err(error)) if error.kind() != ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
+    }
 }
 
 #[cfg(test)]

@@ -1,28 +1,32 @@
-//! Who was about to take a container over, left in the shared image store for a destination that loses its memory.
+//! Who was about to take a container over, left in the image store for a destination that loses its memory.
 //!
 //! A machine that was started again knows nothing of its migrations, because its journals are in `/run`; and whatever it had restored does not exist any more. A source
 //! that has sent it a commit stands still, and nobody is left to answer it. But the machine can tell that it is the one of the claim, and that this is another
 //! boot than the one in which it made it: so nothing of the container executes there, and nothing of it ever will, because a receiver of this boot does not
-//! know that migration. That is what [`Verdict::RolledBack`] means, and it leaves this word for the source.
+//! know that migration. So the migration is rolled back: [`Verdict::RolledBack`] is its word in a shared store, and where the store is its own it answers in the
+//! receiver's place ([`super::answering`]), because the claim is the receiver's journal.
 //!
-//! If it had got as far as to tell that the container runs ([`Verdict::Running`]), the container ended with its machine, as it would have later. That word stays.
-//! It is told at the latest before the container may go on to a third host ([`keep`]), because then it does not end with this one.
+//! If it had got as far as to tell that the container runs ([`Verdict::Running`]), the container ended with its machine, as it would have later. In a shared store
+//! that word stays, and it is left there at the latest before the container may go on to a third host ([`keep`]), because then it does not end with this one. In
+//! its own store the claim goes with the images, for good, as soon as the container runs.
 
 use std::fs;
 use std::io::{self, Read};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::journal::{self, JournalError};
-use super::protocol::{MigrationId, Phase, Side, Verdict};
+use super::journal::{self, Journal, JournalError, JournalRecord};
+use super::protocol::{Phase, Side, Verdict};
+use super::rendezvous;
 use super::verdict::{self, VerdictError};
 use crate::sys::file::write_atomic;
 
 /// No name of an image: those end in `.img` or `.json`.
 const FILE: &str = "destination";
 /// More than such a file ever has.
-const CAP_BYTES: u64 = 4 << 10;
+const CAP_BYTES: u64 = 1 << 20;
 
 /// A container cannot be kept from its former host.
 #[derive(Debug, thiserror::Error)]
@@ -67,46 +71,73 @@ fn read_word(path: &str) -> Option<String> {
     Some(text.trim().to_owned()).filter(|word| !word.is_empty())
 }
 
-#[derive(Serialize, Deserialize)]
-struct Claim {
-    migration: MigrationId,
-    container: String,
+/// A migration to this machine, as its journal had it.
+#[derive(Debug, Serialize, Deserialize)]
+pub struct Claim {
     by: Boot,
+    record: JournalRecord,
+    /// What the receiver had recorded of its changes to the file system.
+    placement: Option<String>,
 }
 
-/// Leaves in the migration's directory that `by` takes the container, before the source may commit.
+/// Leaves in the directory of a migration to this host, below its state directory `root`, that `by` takes the container, before the source may commit.
 ///
 /// # Errors
 /// Where it cannot be written. The migration is none the worse for that, unless this machine loses its power.
-pub fn leave(images: &Path, migration: MigrationId, container: &str, by: Boot) -> io::Result<()> {
-    let claim = Claim {
-        migration,
-        container: container.to_owned(),
+pub fn leave(root: &Path, record: &JournalRecord, by: Boot) -> io::Result<()> {
+    let mut claim = Claim {
         by,
+        record: record.clone(),
+        placement: journal::read_placement(root, &record.container),
     };
+    if !record.owns_images {
+        // Nobody is answered but through the store.
+        claim.record.secret = None;
+    }
     let text = serde_json::to_vec(&claim).map_err(io::Error::other)?;
-    write_atomic(&images.join(FILE), &text, 0o600)
+    write_atomic(&record.images.join(FILE), &text, 0o600)?;
+    match record.images.parent() {
+        // It has just been made in this machine's own store.
+        Some(store) if record.owns_images => fs::File::open(store)?.sync_all(),
+        _ => Ok(()),
+    }
 }
 
-/// Gives `container` back to whoever has sent it to this machine in an earlier boot and does not know how that ended. Returns whether there was any to give back.
-///
-/// # Errors
-/// [`VerdictError`].
-pub fn give_back(store: &Path, container: &str, here: &Boot) -> Result<bool, VerdictError> {
-    let mut found = false;
-    for entry in fs::read_dir(store).into_iter().flatten().flatten() {
-        let images = entry.path();
-        let Some(claim) = read(&images) else { continue };
-        let is_ours = entry.file_name().to_str() == Some(&claim.migration.to_string())
-            && claim.container == container
-            && here.is_later_than(&claim.by);
-        if !is_ours || verdict::find(&images, claim.migration) == Some(Verdict::Running) {
-            continue;
+/// The migrations of `container` that ended with an earlier boot of this machine, and of which nobody has heard that it runs here, the oldest first.
+#[must_use]
+pub fn find(store: &Path, container: &str, here: &Boot) -> Vec<Claim> {
+    let entries = fs::read_dir(store).into_iter().flatten().flatten();
+    let mut claims: Vec<Claim> = entries
+        .filter_map(|entry| {
+            let claim = read(&entry.path())?;
+            let migration = claim.record.migration;
+            let is_ours = entry.file_name().to_str() == Some(&migration.to_string())
+                && claim.record.container == container
+                && here.is_later_than(&claim.by)
+                && verdict::find(&entry.path(), migration) != Some(Verdict::Running);
+            is_ours.then_some(claim)
+        })
+        .collect();
+    claims.sort_by_key(|claim| claim.record.started);
+    claims
+}
+
+impl Claim {
+    /// Gives the container back: takes over into the records below `root` that the migration was rolled back. What is left of it has to be settled by these.
+    ///
+    /// # Errors
+    /// [`JournalError::File`].
+    pub fn give_back(self, root: &Path) -> Result<JournalRecord, JournalError> {
+        if let (Some(receiver), Some(store)) = (self.record.receiver, self.record.images.parent()) {
+            rendezvous::remove(store, &self.record.container, &receiver);
         }
-        verdict::leave(&images, claim.migration, Verdict::RolledBack)?;
-        found = true;
+        if let Some(placement) = &self.placement {
+            journal::write_placement(root, &self.record.container, placement)?;
+        }
+        let mut journal = Journal::adopt(root, self.record)?;
+        journal.roll_back("this host was started again before anybody knew that it ran here")?;
+        Ok(journal.record().clone())
     }
-    Ok(found)
 }
 
 /// Before a container that has come here goes anywhere else: from now on it is not given back to where it came from.
@@ -128,16 +159,37 @@ pub fn keep(root: &Path, container: &str) -> Result<(), ClaimError> {
 }
 
 fn read(images: &Path) -> Option<Claim> {
-    let mut text = Vec::new();
     let file = fs::File::open(images.join(FILE)).ok()?;
+    let metadata = file.metadata().ok()?;
+    let is_private =
+        metadata.uid() == nix::unistd::geteuid().as_raw() && metadata.mode() & 0o077 == 0;
+    let mut text = Vec::new();
     file.take(CAP_BYTES).read_to_end(&mut text).ok()?;
-    serde_json::from_slice(&text).ok()
+    let mut claim: Claim = serde_json::from_slice(&text).ok()?;
+    if !is_private {
+        // As on a server that takes root for somebody else. It is worth a word in that store and nothing else.
+        (claim.record.owns_images, claim.placement) = (false, None);
+    }
+    if !claim.record.owns_images {
+        claim.record.unanswered = None;
+    }
+    if let Some(receiver) = &mut claim.record.unanswered {
+        receiver.store = images.parent()?.to_path_buf();
+    }
+    claim.record.images = images.to_path_buf();
+    // How far it got is lost: the commit may have come.
+    claim.record.phase = Phase::PeerReady;
+    Some(claim)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::migrate::journal::{Journal, Start};
+    use crate::migrate::answering::StoredReceiver;
+    use crate::migrate::journal::Start;
+    use crate::migrate::protocol::{Bytes32, MigrationId};
+    use std::os::unix::fs::PermissionsExt;
+    use std::path::PathBuf;
 
     fn boot(machine: &str, boot: &str) -> Boot {
         Boot {
@@ -146,41 +198,94 @@ mod tests {
         }
     }
 
-    #[test]
-    fn only_a_later_boot_of_the_same_machine_gives_back() {
-        let store = tempfile::tempdir().unwrap();
-        let migration = MigrationId::new([1; 16]);
-        let images = store.path().join(migration.to_string());
+    fn record(root: &Path, store: &Path, migration: MigrationId) -> JournalRecord {
+        let images = store.join(migration.to_string());
         fs::create_dir(&images).unwrap();
-        leave(&images, migration, "web", boot("one", "first")).unwrap();
-        let give_back =
-            |container, here| give_back(store.path(), container, &here).expect("the store");
-        for (container, here) in [
-            ("web", boot("one", "first")),
-            ("web", boot("two", "second")),
-            ("other", boot("one", "second")),
-        ] {
-            assert!(!give_back(container, here));
-            assert_eq!(verdict::find(&images, migration), None);
-        }
-        for _ in 0..2 {
-            assert!(give_back("web", boot("one", "second")));
-            let word = verdict::find(&images, migration);
-            assert_eq!(word, Some(Verdict::RolledBack));
+        Journal::begin(root, start(migration, images))
+            .unwrap()
+            .record()
+            .clone()
+    }
+
+    fn start(migration: MigrationId, images: PathBuf) -> Start {
+        Start {
+            migration,
+            container: "web".into(),
+            side: Side::Destination,
+            peer: "192.0.2.1:7260".into(),
+            images,
+            owns_images: false,
+            receiver: None,
+            tls: None,
+            acquaintance: None,
+            recipe: None,
         }
     }
 
     #[test]
+    fn only_a_later_boot_of_the_same_machine_gives_back() {
+        let (root, store) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let left = record(root.path(), store.path(), MigrationId::new([1; 16]));
+        leave(root.path(), &left, boot("one", "first")).unwrap();
+        let find = |container, here| find(store.path(), container, &here);
+        assert!(find("web", boot("one", "first")).is_empty());
+        assert!(find("web", boot("two", "second")).is_empty());
+        assert!(find("other", boot("one", "second")).is_empty());
+        let claims = find("web", boot("one", "second"));
+        let after = tempfile::tempdir().unwrap();
+        for claim in claims {
+            let back = claim.give_back(after.path()).unwrap();
+            assert_eq!(back.phase, Phase::RolledBack);
+        }
+        let known = journal::read(after.path(), "web").unwrap().unwrap();
+        assert_eq!(
+            (known.migration, known.images),
+            (left.migration, left.images)
+        );
+    }
+
+    #[test]
     fn what_has_run_is_not_given_back() {
-        let store = tempfile::tempdir().unwrap();
-        let migration = MigrationId::new([1; 16]);
-        let images = store.path().join(migration.to_string());
-        fs::create_dir(&images).unwrap();
-        leave(&images, migration, "web", boot("one", "first")).unwrap();
-        verdict::leave(&images, migration, Verdict::Running).unwrap();
-        assert!(!give_back(store.path(), "web", &boot("one", "second")).unwrap());
-        let word = verdict::find(&images, migration);
-        assert_eq!(word, Some(Verdict::Running));
+        let (root, store) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let left = record(root.path(), store.path(), MigrationId::new([1; 16]));
+        leave(root.path(), &left, boot("one", "first")).unwrap();
+        verdict::leave(&left.images, left.migration, Verdict::Running).unwrap();
+        assert!(find(store.path(), "web", &boot("one", "second")).is_empty());
+    }
+
+    #[test]
+    fn in_its_own_store_it_is_all_that_the_receiver_knew() {
+        let (root, store) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let mut left = record(root.path(), store.path(), MigrationId::new([1; 16]));
+        left.owns_images = true;
+        left.secret = Some(Bytes32([7; 32]));
+        left.unanswered = Some(StoredReceiver {
+            listen: "192.0.2.2:7260".parse().unwrap(),
+            identity: None,
+            key_without_store: None,
+            store: store.path().into(),
+        });
+        journal::write_placement(root.path(), "web", "what was placed").unwrap();
+        leave(root.path(), &left, boot("one", "first")).unwrap();
+        let claim = || {
+            find(store.path(), "web", &boot("one", "second"))
+                .pop()
+                .unwrap()
+        };
+        let after = tempfile::tempdir().unwrap();
+        let back = claim().give_back(after.path()).unwrap();
+        assert_eq!(
+            (back.secret, back.unanswered, back.owns_images),
+            (left.secret, left.unanswered, true)
+        );
+        let placement = journal::read_placement(after.path(), "web");
+        assert_eq!(placement.as_deref(), Some("what was placed"));
+        // Somebody else could have written it.
+        let file = left.images.join(FILE);
+        fs::set_permissions(file, fs::Permissions::from_mode(0o640)).unwrap();
+        let claim = claim();
+        assert!(!claim.record.owns_images && claim.placement.is_none());
+        assert_eq!(claim.record.unanswered, None);
     }
 
     #[test]
@@ -189,18 +294,7 @@ mod tests {
         let migration = MigrationId::new([1; 16]);
         let images = dir.path().join(migration.to_string());
         fs::create_dir(&images).unwrap();
-        let start = Start {
-            migration,
-            container: "web".into(),
-            side: Side::Destination,
-            peer: "192.0.2.1:7260".into(),
-            images: images.clone(),
-            owns_images: false,
-            receiver: None,
-            tls: None,
-            acquaintance: None,
-            recipe: None,
-        };
+        let start = start(migration, images.clone());
         let mut journal = Journal::begin(dir.path(), start).unwrap();
         keep(dir.path(), "web").unwrap();
         assert_eq!(verdict::find(&images, migration), None, "not here yet");
@@ -220,13 +314,14 @@ mod tests {
 
     #[test]
     fn a_claim_counts_in_its_own_directory_alone() {
-        let store = tempfile::tempdir().unwrap();
-        let images = store.path().join(MigrationId::new([2; 16]).to_string());
-        fs::create_dir(&images).unwrap();
-        let other = MigrationId::new([1; 16]);
-        leave(&images, other, "web", boot("one", "first")).unwrap();
-        assert!(!give_back(store.path(), "web", &boot("one", "second")).unwrap());
-        fs::write(images.join(FILE), "{").unwrap();
-        assert!(!give_back(store.path(), "web", &boot("one", "second")).unwrap());
+        let (root, store) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
+        let left = record(root.path(), store.path(), MigrationId::new([1; 16]));
+        leave(root.path(), &left, boot("one", "first")).unwrap();
+        let other = store.path().join(MigrationId::new([2; 16]).to_string());
+        fs::rename(&left.images, &other).unwrap();
+        assert!(find(store.path(), "web", &boot("one", "second")).is_empty());
+        fs::rename(&other, &left.images).unwrap();
+        fs::write(left.images.join(FILE), "{").unwrap();
+        assert!(find(store.path(), "web", &boot("one", "second")).is_empty());
     }
 }

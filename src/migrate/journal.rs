@@ -219,8 +219,9 @@ impl Journal {
     /// Goes on with the record of a process that has died.
     ///
     /// # Errors
-    /// [`JournalError::Myself`].
+    /// [`JournalError::File`], [`JournalError::Myself`].
     pub fn adopt(root: &Path, mut record: JournalRecord) -> Result<Self> {
+        make_dir(root)?;
         record.writer =
             ProcessId::of(Pid::this()).map_err(|source| JournalError::Myself { source })?;
         let path = match record.side {
@@ -492,6 +493,18 @@ pub(super) fn doorbell_path(root: &Path, container: &str) -> PathBuf {
 }
 
 /// Where it is remembered what a receiver puts into the file system, see [`super::rootfs`].
+/// The receiver's record of what it changes in the file system, if there is one.
+pub(super) fn read_placement(root: &Path, container: &str) -> Option<String> {
+    fs::read_to_string(placement_path(root, container)).ok()
+}
+
+/// Puts such a record back.
+pub(super) fn write_placement(root: &Path, container: &str, text: &str) -> Result<()> {
+    make_dir(root)?;
+    let path = placement_path(root, container);
+    write_atomic(&path, text.as_bytes(), 0o600).map_err(file("write", &path))
+}
+
 pub(super) fn placement_path(root: &Path, container: &str) -> PathBuf {
     root.join(DIR).join(format!("{container}.placement"))
 }

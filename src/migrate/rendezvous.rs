@@ -341,6 +341,13 @@ pub fn find(store: &Path, container: &str, receiver: &MigrationId, owner: u32) -
     }
 }
 
+/// Removes the file of a receiver that has died. It proves nothing any more.
+pub fn remove(store: &Path, container: &str, receiver: &MigrationId) {
+    for name in [container, ANY] {
+        let _ = fs::remove_file(path_of(store, name, receiver));
+    }
+}
+
 fn path_of(store: &Path, container: &str, receiver: &MigrationId) -> PathBuf {
     store.join(format!("{container}.{receiver}.rendezvous"))
 }

@@ -6,7 +6,6 @@ use std::time::Duration;
 
 use chrono::Utc;
 
-use super::Cause;
 use super::address::{Destination, InvalidDestination};
 use super::claim::{self, Boot};
 use super::fence::Fence;
@@ -19,6 +18,7 @@ use super::source::ask;
 use super::transport::{Patience, TransportError};
 use super::trust::{Trust, TrustError, TrustSettings};
 use super::verdict::{self, VerdictError};
+use super::{Cause, chain};
 use crate::criu::{self, Criu};
 use crate::image;
 use crate::runtime::cgroup::CgroupError;
@@ -57,7 +57,7 @@ pub enum Resolution {
 pub enum ResolveError {
     /// Nothing is known.
     #[error(
-        "no migration of container \"{container}\" is known on this host; if it was started again since, name the shared store: --image-path=DIR"
+        "no migration of container \"{container}\" is known on this host; if it was started again since, name its image store: --image-path=DIR"
     )]
     Unknown {
         /// Which.
@@ -94,7 +94,7 @@ pub enum ResolveError {
     },
     /// Nobody knows.
     #[error(
-        "{peer} does not answer and left no verdict in {images}: run `rcm live-migrate {container} --resolve` there first; the container stands still here meanwhile"
+        "{peer} does not answer and left no verdict in {images}: run `rcm live-migrate {container} --resolve` there first; the container stands still here meanwhile (if that host is lost for good, --resolve --peer-lost takes the container back)"
     )]
     NoAnswer {
         /// Which.
@@ -172,6 +172,9 @@ pub struct Means {
     pub console_socket: Option<PathBuf>,
     /// The image store, where this host has no record of the migration any more.
     pub store: Option<PathBuf>,
+    /// At a source whose destination does not answer: it never will, and whatever it had of the container is gone. Who says so without knowing it makes a second
+    /// running copy.
+    pub peer_is_lost: bool,
 }
 
 /// Finishes the last migration of `container` or rolls it back, on either end.
@@ -182,26 +185,28 @@ pub struct Means {
 pub fn resolve(root: &Path, container: &str, means: &Means, _lock: &Lock) -> Result<Resolution> {
     journal::remove_litter(root, container)?;
     let Some(record) = journal::read(root, container)? else {
-        return forgotten(container, means);
+        return forgotten(root, container, means);
     };
     match record.side {
-        Side::Source => at_source(root, record),
+        Side::Source => at_source(root, record, means.peer_is_lost),
         Side::Destination => at_destination(root, record, means),
     }
 }
 
 /// This host knows of no migration. It may be one that was started again meanwhile.
-fn forgotten(container: &str, means: &Means) -> Result<Resolution> {
-    if let (Some(store), Some(here)) = (&means.store, Boot::current())
-        && claim::give_back(store, container, &here)?
-    {
-        return Ok(Resolution::RolledBack {
-            side: Side::Destination,
-        });
-    }
-    Err(ResolveError::Unknown {
+fn forgotten(root: &Path, container: &str, means: &Means) -> Result<Resolution> {
+    let claims = match (&means.store, Boot::current()) {
+        (Some(store), Some(here)) => claim::find(store, container, &here),
+        _ => Vec::new(),
+    };
+    let mut resolution = Err(ResolveError::Unknown {
         container: container.to_owned(),
-    })
+    });
+    for claim in claims {
+        let record = claim.give_back(root)?;
+        resolution = Ok(at_destination(root, record, means)?);
+    }
+    resolution
 }
 
 /// Removes what an earlier receiver or source of `container` has left here that was killed before the commit, and an earlier source after the end.
@@ -232,7 +237,7 @@ pub fn tidy_up(root: &Path, container: &str, lock: &Lock) -> Result<()> {
     Ok(())
 }
 
-fn at_source(root: &Path, record: JournalRecord) -> Result<Resolution> {
+fn at_source(root: &Path, record: JournalRecord, peer_is_lost: bool) -> Result<Resolution> {
     let moved = Resolution::Moved {
         peer: record.peer.clone(),
     };
@@ -240,7 +245,13 @@ fn at_source(root: &Path, record: JournalRecord) -> Result<Resolution> {
         Phase::Done => Ok(moved),
         Phase::RolledBack => Ok(Resolution::RolledBack { side: Side::Source }),
         Phase::Committing => {
-            let (verdict, settle) = inquire(&record)?;
+            let (verdict, settle) = match inquire(&record) {
+                Err(error) if peer_is_lost => {
+                    tracing::warn!("{}", chain(&error));
+                    return roll_back_source(root, record, "the destination is lost");
+                }
+                answered => answered?,
+            };
             match verdict {
                 Verdict::Running => {
                     finish_source(root, record)?;
@@ -480,7 +491,7 @@ fn leave_word(
     if owned {
         return match word {
             Verdict::Committed => Ok(()),
-            _ => remove_images(images),
+            _ => image::remove_dir_for_good(images).map_err(images_error(images)),
         };
     }
     if images.is_dir() {
@@ -490,8 +501,10 @@ fn leave_word(
 }
 
 fn remove_images(images: &Path) -> Result<()> {
-    image::remove_dir(images).map_err(|source| ResolveError::Images {
-        path: images.display().to_string(),
-        source,
-    })
+    image::remove_dir(images).map_err(images_error(images))
+}
+
+fn images_error(images: &Path) -> impl FnOnce(io::Error) -> ResolveError {
+    let path = images.display().to_string();
+    move |source| ResolveError::Images { path, source }
 }

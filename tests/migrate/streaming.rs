@@ -8,8 +8,15 @@ use std::time::Duration;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::signal::Signal;
 
-use crate::common::{Host, Output, wait_until};
+use serde_json::Value;
+
+use crate::common::{Host, Output, Running, wait_until};
 use crate::pair::{COUNTER, Gate, Pair, Receiver, runs_on};
+
+fn this_boot() -> String {
+    let id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();
+    id.trim().to_owned()
+}
 
 /// A pair whose hosts do not share a store, and a token that they do.
 struct Apart {
@@ -48,6 +55,46 @@ impl Apart {
     fn send(&self, receiver: &Receiver, flags: &[&str]) -> Output {
         let flags = [&["--token-file", &self.token], flags].concat();
         self.pair.send_with(receiver.address, &flags).wait()
+    }
+
+    /// The destination owns the container and cannot let it run, because a directory is missing; its receiver is dead, and the source waits for its word.
+    fn in_doubt(&self) -> (PathBuf, Running) {
+        let missing = self.pair.destination.dir().join("missing");
+        let pid_file = missing.join("pid");
+        let receiver = self.receiver_with(&["--pid-file", pid_file.to_str().unwrap()]);
+        let sender = self
+            .pair
+            .send_with(receiver.address, &["--token-file", &self.token]);
+        wait_until("it has tried again", || {
+            let stderr = receiver.running.stderr();
+            stderr.matches("restoring again").count() == 2
+        });
+        receiver.running.signal(Signal::SIGKILL);
+        receiver.running.wait();
+        (missing, sender)
+    }
+
+    fn resolve(&self, host: &Host, flags: &[&str]) -> Running {
+        let resolve = host.cmd("live-migrate").args([self.pair.id(), "--resolve"]);
+        let resolve = resolve.args(flags).limit(Duration::from_secs(90));
+        resolve.spawn()
+    }
+
+    /// All that the destination has in memory: its containers and its state directory; what its store says of this boot is of an earlier one then.
+    fn lose_power(&self) {
+        let destination = &self.pair.destination;
+        destination.delete(self.pair.id());
+        fs::remove_dir_all(destination.root()).unwrap();
+        let claim = fs::read_dir(&self.store)
+            .unwrap()
+            .map(|entry| entry.unwrap().path().join("destination"))
+            .find(|path| path.is_file())
+            .unwrap();
+        let mut text: Value = serde_json::from_slice(&fs::read(&claim).unwrap()).unwrap();
+        let boot = text.pointer_mut("/by/boot").unwrap();
+        assert_eq!(boot.as_str().unwrap(), this_boot());
+        *boot = "another".into();
+        fs::write(&claim, text.to_string()).unwrap();
     }
 
     fn left(&self) -> usize {
@@ -170,33 +217,20 @@ fn the_source_is_told_in_the_place_of_a_dead_receiver() {
     for (id, source_waits) in [("toldwaiting", true), ("toldlater", false)] {
         let apart = Apart::new(id);
         let pair = &apart.pair;
-        let missing = pair.destination.dir().join("missing");
-        let pid_file = missing.join("pid");
-        let receiver = apart.receiver_with(&["--pid-file", pid_file.to_str().unwrap()]);
-        let sender = pair.send_with(receiver.address, &["--token-file", &apart.token]);
-        wait_until("it has tried again", || {
-            let stderr = receiver.running.stderr();
-            stderr.matches("restoring again").count() == 2
-        });
-        receiver.running.signal(Signal::SIGKILL);
-        receiver.running.wait();
-        let resolve = |host: &Host| {
-            let resolve = host.cmd("live-migrate").args([id, "--resolve"]);
-            resolve.limit(Duration::from_secs(90)).spawn()
-        };
+        let (missing, sender) = apart.in_doubt();
         let sender = match source_waits {
             true => Some(sender),
             false => {
                 sender.signal(Signal::SIGKILL);
                 sender.wait();
-                let output = resolve(&pair.source).wait().exits_with(3);
+                let output = apart.resolve(&pair.source, &[]).wait().exits_with(3);
                 assert!(output.stderr().contains("does not answer"), "{output:?}");
                 None
             }
         };
         assert_eq!(pair.source.status(id), "paused");
         fs::create_dir(&missing).unwrap();
-        let resolving = resolve(&pair.destination);
+        let resolving = apart.resolve(&pair.destination, &[]);
         wait_until("it runs", || pair.destination.status(id) == "running");
         match sender {
             Some(sender) => sender.wait().ok(),
@@ -204,14 +238,84 @@ fn the_source_is_told_in_the_place_of_a_dead_receiver() {
                 wait_until("it can be asked", || {
                     resolving.stderr().contains("may not know yet")
                 });
-                resolve(&pair.source).wait().ok()
+                // What the destination says counts, not what somebody thinks of it.
+                apart.resolve(&pair.source, &["--peer-lost"]).wait().ok()
             }
         };
         let output = resolving.wait().ok();
         assert!(output.stdout().contains("restored"), "{output:?}");
         apart.assert_moved();
         // Nobody will ask any more, so this one does not wait.
-        let again = resolve(&pair.destination).wait().ok();
+        let again = apart.resolve(&pair.destination, &[]).wait().ok();
         assert!(!again.stderr().contains("may not know"), "{again:?}");
     }
+}
+
+/// It has nothing but its disk, and that is enough to say that the container does not run there.
+#[test]
+fn a_destination_that_was_started_again_gives_it_back() {
+    for (id, source_waits) in [("backwaiting", true), ("backlater", false)] {
+        let apart = Apart::new(id);
+        let pair = &apart.pair;
+        let (_, sender) = apart.in_doubt();
+        let sender = match source_waits {
+            true => Some(sender),
+            false => {
+                sender.signal(Signal::SIGKILL);
+                sender.wait();
+                None
+            }
+        };
+        let store = ["--image-path", apart.store.to_str().unwrap()];
+        apart.lose_power();
+        let output = apart.resolve(&pair.destination, &[]).wait();
+        assert!(
+            output.fails_with(1, "name its image store").code() == 1,
+            "it knows nothing by itself"
+        );
+        assert_eq!(pair.source.status(id), "paused");
+        let resolving = apart.resolve(&pair.destination, &store);
+        match sender {
+            Some(sender) => {
+                runs_on(sender.wait(), "gave the container back");
+            }
+            None => {
+                wait_until("it can be asked", || {
+                    resolving.stderr().contains("may not know yet")
+                });
+                apart.resolve(&pair.source, &[]).wait().exits_with(1);
+            }
+        }
+        resolving.wait().exits_with(1);
+        apart.assert_stayed();
+        let receiver = apart.receiver();
+        apart.send(&receiver, &[]).ok();
+        receiver.running.wait().ok();
+        apart.assert_moved();
+    }
+}
+
+/// Nobody will ever answer: then a word of somebody who knows that is enough.
+#[test]
+fn a_destination_that_is_lost_does_not_keep_it() {
+    let apart = Apart::new("peerlost");
+    let pair = &apart.pair;
+    let (_, sender) = apart.in_doubt();
+    sender.signal(Signal::SIGKILL);
+    sender.wait();
+    apart.lose_power();
+    let output = apart.resolve(&pair.source, &[]).wait().exits_with(3);
+    assert!(output.stderr().contains("--peer-lost"), "{output:?}");
+    assert_eq!(pair.source.status("peerlost"), "paused");
+    let output = apart.resolve(&pair.source, &["--peer-lost"]).wait();
+    assert!(output.stderr().contains("does not answer"), "{output:?}");
+    output.exits_with(1);
+    // It was not so lost after all, and is told what it was in the middle of.
+    let receiver = apart.receiver();
+    wait_until("it says so", || {
+        receiver.running.stderr().contains("was started again")
+    });
+    apart.send(&receiver, &[]).ok();
+    receiver.running.wait().ok();
+    pair.assert_at_destination();
 }

@@ -52,9 +52,14 @@ pub struct Args {
     pub status: bool,
     /// Finish or roll back a migration that was left open
     ///
-    /// At a destination that was started again meanwhile, and has forgotten it, with --image-path: the container goes back to its source.
+    /// At a destination that was started again meanwhile, and has forgotten it, with its --image-path: the container goes back to its source.
     #[arg(long, conflicts_with_all = ["destination", "receiver", "listen", "bundle", "detach", "pid_file", "cgroup_parent"])]
     pub resolve: bool,
+    /// With --resolve at the source: take the container back if the destination does not answer
+    ///
+    /// Only for a destination that is switched off for good, or was started again and has lost its image store. If the container runs there, two copies of it run.
+    #[arg(long, requires = "resolve", conflicts_with = "console_socket")]
+    pub peer_lost: bool,
     /// End the migration of the container that is under way, from either host; the container runs on at the source
     ///
     /// A receiver that only waits is ended, too. Exit status: 0 it was ended, 1 there is none, 3 it is too late, and the message says what has happened.

@@ -10,6 +10,7 @@ use nix::unistd::Pid;
 use super::{Args, LINGER_DUR, PROMPT_DUR, SETTLE_LIMIT_DUR, look_around};
 use crate::cli::{Globals, absolute};
 use crate::migrate::cancel::Gate;
+use crate::migrate::claim::{self, Boot};
 use crate::migrate::destination::{self, Arrived, Prepared, Setup};
 use crate::migrate::journal::{self, Lock};
 use crate::migrate::lobby::{self, Lobby};
@@ -88,7 +89,7 @@ pub fn take(
     let is_any = args.id == ANY;
     let lock = match is_any {
         true => None,
-        false => Some(claim(globals, &args.id)?),
+        false => Some(lock(globals, &args.id)?),
     };
     if let Err(errno) = become_subreaper() {
         tracing::warn!("cannot become a subreaper: {errno}");
@@ -127,6 +128,15 @@ pub fn take(
             false => args.criu.work_path(globals, &args.id)?,
         },
     };
+    if let Some(here) = Boot::current()
+        && !claim::find(image_path, &args.id, &here).is_empty()
+    {
+        progress.say(&format!(
+            "note: this host was started again in the middle of an earlier migration: `rcm live-migrate {} --resolve --image-path={}` gives the container back to a source that still waits for an answer",
+            args.id,
+            image_path.display()
+        ));
+    }
     let interrupt = Interrupt::install().context("cannot catch signals")?;
     let trust = args.trust.trust()?;
     let mut rendezvous = Rendezvous::leave(image_path, &args.id, &trust)?;
@@ -165,7 +175,7 @@ pub fn take(
 }
 
 /// The right to receive container `id`, which does not exist here.
-fn claim(globals: &Globals, id: &str) -> anyhow::Result<Lock> {
+fn lock(globals: &Globals, id: &str) -> anyhow::Result<Lock> {
     let lock = Lock::take(&globals.root, id)?;
     tidy_up(&globals.root, id, &lock)?;
     if globals.root.join(id).exists() {

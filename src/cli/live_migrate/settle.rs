@@ -131,6 +131,7 @@ pub fn settle(globals: &Globals, args: &Args) -> anyhow::Result<i32> {
         criu: globals.criu.clone(),
         console_socket: path(&args.receiver.console_socket),
         store: path(&args.image_path),
+        peer_is_lost: args.peer_lost,
     };
     let lock = Lock::take(&globals.root, id)?;
     let (text, status) = match resolve(&globals.root, id, &means, &lock)? {

@@ -5,7 +5,6 @@ use super::settlement::answer;
 use super::{ANSWER_LIMIT_DUR, Host, Prepared, Receiving, Result, Setup};
 use crate::image::manifest::Manifest;
 use crate::migrate::chain;
-use crate::migrate::claim::{self, Boot};
 use crate::migrate::journal::{Journal, Start};
 use crate::migrate::lobby::Lobby;
 use crate::migrate::preamble::{Finding, Local, Preamble, Severity, judge};
@@ -160,12 +159,6 @@ impl<H: Host> Prepared<H> {
                 return Err(error.into());
             }
         };
-        if preamble.streams == 0
-            && let Some(boot) = Boot::current()
-            && let Err(error) = claim::leave(&images, preamble.migration, &preamble.container, boot)
-        {
-            tracing::debug!("no claim in {}: {error}", images.display());
-        }
         progress.begin("receive");
         Ok(Receiving {
             session: Session {

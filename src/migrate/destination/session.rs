@@ -11,6 +11,7 @@ use crate::image;
 use crate::image::manifest::Manifest;
 use crate::image::rounds;
 use crate::migrate::bulk;
+use crate::migrate::claim::{self, Boot};
 use crate::migrate::journal::Journal;
 use crate::migrate::lobby::Lobby;
 use crate::migrate::preamble::{Local, Preamble};
@@ -64,7 +65,7 @@ impl Drop for Images {
     fn drop(&mut self) {
         if self.owned
             && !self.keep
-            && let Err(error) = image::remove_dir(&self.path)
+            && let Err(error) = image::remove_dir_for_good(&self.path)
         {
             tracing::warn!(
                 "cannot remove the images in {}: {error}",
@@ -211,6 +212,11 @@ impl<H: Host> Session<H> {
             )?;
             let limit_bytes = self.local.rootfs_found.free_bytes.unwrap_or(u64::MAX);
             self.tree = Some(rootfs::Receiver::start(channel, placement, limit_bytes)?);
+        }
+        if let Some(boot) = Boot::current()
+            && let Err(error) = claim::leave(&self.setup.root, self.journal.record(), boot)
+        {
+            tracing::debug!("no claim in {}: {error}", self.images.path.display());
         }
         Ok(())
     }

@@ -115,6 +115,20 @@ power_on() {
     push_programs "$1"
 }
 
+# power_cycle HOST - its memory is gone, and its disk is as it was.
+power_cycle() {
+    local console=$RUN/$1.console before
+    before=$(grep -c "lab: $1 is up" "$console")
+    ssh -F "$RUN/ssh_config" -O exit "$1" 2>/dev/null || true
+    monitor "$1" system_reset
+    for _ in $(seq 600); do
+        # QEMU answers a connection that comes too early after some seconds only.
+        ! [ "$(grep -c "lab: $1 is up" "$console")" -gt "$before" ] || ! on "$1" true 2>/dev/null || return 0
+        sleep 0.2
+    done
+    die "$1 does not start again; see $console"
+}
+
 # need_systemd - as the first process of both machines.
 need_systemd() {
     local host

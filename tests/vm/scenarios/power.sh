@@ -45,7 +45,7 @@ expect "at the destination" "$(status_of destination web)" absent
 expect_one source
 power_on_again source
 
-# The destination has the commit, and loses its power and all that it knew: the source stands still, because nobody can say that the container does not run
+# The destination has the commit, and loses its power and its disk, but not the store that it shares: the source stands still, because nobody can say that the container does not run
 # there. That it does not, the destination can say when it is up again.
 start_beacon web source
 STORE=/var/nfs
@@ -75,3 +75,30 @@ stays
 # The receiver's file, too, which its death has made worthless.
 expect "left in the store" "$(on source 'ls /var/nfs | grep -v "^web\..*\.rendezvous$" || true')" ""
 expect_numbers source
+
+# The store is the destination's own, and its disk is all that it has left: that is enough to answer for the receiver, which the source still asks for.
+begin destination committed
+power_cycle destination
+make_network destination
+status=0
+on destination "rcm live-migrate web --resolve --image-path=$OWN_STORE" || status=$?
+expect "--resolve at the destination" "$status" 1
+end 1
+stays
+expect "left in the destination's store" "$(on destination "ls $OWN_STORE")" ""
+
+# It never comes back: nobody can answer, and the source's word is taken.
+begin destination committed
+power_off destination
+on source 'kill -KILL $(cat /tmp/pid)'
+status=0
+on source 'rcm live-migrate web --resolve' || status=$?
+expect "--resolve at the source" "$status" 3
+expect_silence
+status=0
+on source 'rcm live-migrate web --resolve --peer-lost' || status=$?
+expect "--resolve --peer-lost at the source" "$status" 1
+stays
+expect_numbers source
+# For who cleans up.
+power_on destination
