@@ -4,6 +4,11 @@
 //! the maps, which say what lies where, into the image directory as CRIU itself would, because they are small and the next dump of a chain asks
 //! for them; the pages go to a [`PageSink`].
 //!
+//! CRIU does not copy the pages: it has the parasite put references to them into a pipe, and splices these into the socket (splice(2)), which on a stream socket leaves them
+//! references until somebody reads. CRIU does not wait for that. It removes the parasite with a system call that it writes over the first bytes of code that the
+//! process has, for a moment (compel/src/lib/infect.c, `compel_execute_syscall`), and where that page is still unread, this is what the image gets: a restore that
+//! fails, where it is the head of the vDSO, or code that is no longer the program's. A socket that keeps packets copies what is sent, so [`connection`] is one.
+//!
 //! ```text
 //! wide    command:u32 (flags in the upper half)  padding:u32  pages:u64  address:u64  image:u64   in the byte order of the machine
 //! narrow  command:u32                            pages:u32               address:u64  image:u64   before CRIU 4.2
@@ -11,18 +16,25 @@
 
 use std::collections::HashMap;
 use std::fs::{self, File};
-use std::io::{self, BufWriter, Read, Write};
+use std::io::{self, BufReader, BufWriter, Read, Write};
 use std::net::Shutdown;
 use std::os::unix::fs::OpenOptionsExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
+use nix::sys::socket::{AddressFamily, SockFlag, SockType, setsockopt, socketpair, sockopt};
 use nix::unistd::{SysconfVar, sysconf};
 use protobuf::CodedOutputStream;
 
 /// criu/include/magic.h
 const IMG_COMMON_MAGIC: u32 = 0x5456_4319;
 const PAGEMAP_MAGIC: u32 = 0x5608_4025;
+
+/// More than a packet has: what CRIU sends by itself is smaller than a record's 32 bytes, and splice(2) makes packets of at most 16 pages (fs/splice.c,
+/// `splice_to_socket`), one page each in older kernels. What does not fit into a read is lost.
+const PACKET_BYTES: usize = 256 << 10;
+/// CRIU and this end take turns on the processors for each buffer that is full.
+const BUFFER_BYTES: usize = 4 << 20;
 
 /// A record of an older CRIU, and what a newer one has more.
 const NARROW_BYTES: usize = 24;
@@ -114,24 +126,42 @@ struct Record {
     image: u64,
 }
 
+/// A connection for [`serve`]: this end's, and CRIU's.
+///
+/// # Errors
+/// As socketpair(2).
+pub fn connection() -> io::Result<(UnixStream, UnixStream)> {
+    let (ours, theirs) = socketpair(
+        AddressFamily::Unix,
+        SockType::SeqPacket,
+        None,
+        SockFlag::SOCK_CLOEXEC,
+    )?;
+    // Where a larger one is refused it only goes slower.
+    let _ = setsockopt(&theirs, sockopt::SndBufForce, &BUFFER_BYTES);
+    Ok((ours.into(), theirs.into()))
+}
+
 /// Serves one dump or pre-dump into the image directory `dir`, whose parent in the chain is `parent`, until CRIU says that it was all.
 ///
 /// # Errors
 /// [`PageServerError`]; CRIU's dump fails too, because its connection ends.
 pub fn serve(
-    mut socket: UnixStream,
+    socket: UnixStream,
     dir: &Path,
     parent: Option<&Path>,
     sink: &mut dyn PageSink,
 ) -> Result<()> {
-    let served = serve_all(&mut socket, dir, parent, sink);
+    // It never reads less than its capacity at once.
+    let mut packets = BufReader::with_capacity(PACKET_BYTES, socket);
+    let served = serve_all(&mut packets, dir, parent, sink);
     // Closing it is not enough where this process has another descriptor of it, and CRIU would wait for an answer for ever.
-    let _ = socket.shutdown(Shutdown::Both);
+    let _ = packets.get_ref().shutdown(Shutdown::Both);
     served
 }
 
 fn serve_all(
-    socket: &mut UnixStream,
+    socket: &mut BufReader<UnixStream>,
     dir: &Path,
     parent: Option<&Path>,
     sink: &mut dyn PageSink,
@@ -149,11 +179,11 @@ fn serve_all(
                 let has_parent = has_parent(&record, parent)?;
                 let number = images.len() + 1;
                 images.insert(record.image, Image::create(dir, &record, number)?);
-                socket.write_all(&[u8::from(has_parent)]).map_err(lost)?;
+                answer(socket, &[u8::from(has_parent)])?;
             }
             PARENT => {
                 let has_parent = i32::from(has_parent(&record, parent)?);
-                socket.write_all(&has_parent.to_ne_bytes()).map_err(lost)?;
+                answer(socket, &has_parent.to_ne_bytes())?;
             }
             ADD | ADD_F | HOLE => {
                 let flags = match record.command {
@@ -177,11 +207,15 @@ fn serve_all(
                     image.map.flush().map_err(map_error(&image.path))?;
                 }
                 sink.finish().map_err(lost)?;
-                return socket.write_all(&0_i32.to_ne_bytes()).map_err(lost);
+                return answer(socket, &0_i32.to_ne_bytes());
             }
             _ => return Err(record.unknown()),
         }
     }
+}
+
+fn answer(socket: &BufReader<UnixStream>, bytes: &[u8]) -> Result<()> {
+    socket.get_ref().write_all(bytes).map_err(lost)
 }
 
 fn number<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
@@ -217,7 +251,7 @@ fn map_name(record: &Record) -> Result<String> {
 impl Record {
     /// The first record tells the layout: it opens or asks about an image, and has no address. Where the narrow layout has the image's number, the wide one
     /// has that address, 0.
-    fn read(socket: &mut UnixStream, layout: &mut Option<Layout>) -> Result<Self> {
+    fn read(socket: &mut BufReader<UnixStream>, layout: &mut Option<Layout>) -> Result<Self> {
         let mut bytes = [0; NARROW_BYTES + MORE_BYTES];
         let (narrow, more) = bytes.split_at_mut(NARROW_BYTES);
         socket.read_exact(narrow).map_err(lost)?;
@@ -308,6 +342,8 @@ impl Image {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use nix::fcntl::{SpliceFFlags, splice};
+    use std::os::unix::fs::FileExt;
 
     #[derive(Default)]
     struct Taken(Vec<(String, Vec<u8>)>, bool);
@@ -357,7 +393,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let parent = tempfile::tempdir().unwrap();
         fs::write(parent.path().join("pagemap-7.img"), "").unwrap();
-        let (mut criu, ours) = UnixStream::pair().unwrap();
+        let (ours, mut criu) = connection().unwrap();
         let (process, shared) = (7 << 8 | TYPE_PROCESS, 9 << 8 | TYPE_SHARED);
         let page = [5; 4096];
         let mut sent = record(OPEN2.into(), 0, 0, process);
@@ -380,9 +416,13 @@ mod tests {
         criu.write_all(&sent).unwrap();
         let mut taken = Taken::default();
         serve(ours, dir.path(), Some(parent.path()), &mut taken).unwrap();
-        let mut said = Vec::new();
-        criu.read_to_end(&mut said).unwrap();
-        assert_eq!(said, [1, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
+        // CRIU asks for each by itself.
+        for said in [&[1][..], &[0; 4], &[0], &[0; 4]] {
+            let mut answer = [9; 32];
+            let count = criu.read(&mut answer).unwrap();
+            assert_eq!(&answer[..count], said);
+        }
+        assert_eq!(criu.read(&mut [0]).unwrap(), 0);
         assert_eq!(taken.0, [("pages-1.img".to_owned(), page.to_vec())]);
         assert!(taken.1);
         let map = fs::read(dir.path().join("pagemap-7.img")).unwrap();
@@ -400,7 +440,7 @@ mod tests {
     fn a_dump_without_memory_is_only_an_end() {
         for layout in [Layout::Narrow, Layout::Wide] {
             let dir = tempfile::tempdir().unwrap();
-            let (mut criu, ours) = UnixStream::pair().unwrap();
+            let (ours, mut criu) = connection().unwrap();
             let sent = record_of(layout, FORCE_CLOSE.into(), 0, 0, 0);
             criu.write_all(&sent).unwrap();
             serve(ours, dir.path(), None, &mut Taken::default()).unwrap();
@@ -421,10 +461,27 @@ mod tests {
             // The end of the connection inside a record.
             vec![0; 3],
         ] {
-            let (mut criu, ours) = UnixStream::pair().unwrap();
+            let (ours, mut criu) = connection().unwrap();
             criu.write_all(&sent).unwrap();
             drop(criu);
             assert!(serve(ours, dir.path(), None, &mut Taken::default()).is_err());
         }
+    }
+
+    /// As CRIU sends them: the page changes after it was given to the socket, and before anybody has read it.
+    #[test]
+    fn pages_are_what_they_were_when_they_were_sent() {
+        let page = tempfile::tempfile().unwrap();
+        page.write_all_at(&[5; 4096], 0).unwrap();
+        let (from_pipe, to_pipe) = nix::unistd::pipe().unwrap();
+        let (ours, criu) = connection().unwrap();
+        let flags = SpliceFFlags::SPLICE_F_MOVE;
+        splice(&page, Some(&mut 0), &to_pipe, None, 4096, flags).unwrap();
+        splice(&from_pipe, None, &criu, None, 4096, flags).unwrap();
+        page.write_all_at(&[7; 4096], 0).unwrap();
+        let mut read = [0; 4096];
+        let mut packets = BufReader::with_capacity(PACKET_BYTES, ours);
+        packets.read_exact(&mut read).unwrap();
+        assert_eq!(read, [5; 4096]);
     }
 }

@@ -3,14 +3,12 @@
 use std::io::IoSlice;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
-use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use nix::sys::socket::{setsockopt, sockopt};
 use xxhash_rust::xxh3::Xxh3;
 
 use super::block::{CHUNK_BYTES, Encoding, Header};
@@ -25,9 +23,6 @@ use crate::migrate::transport::{Channel, Patience};
 
 /// A connection that takes nothing for so long is dead.
 const STALL_LIMIT_DUR: Duration = Duration::from_secs(30);
-
-/// What CRIU may have written and this end not yet read.
-const CRIU_BUFFER_BYTES: usize = 4 << 20;
 
 /// How images are sent.
 #[derive(Debug, Clone, Default)]
@@ -115,12 +110,11 @@ impl Sender {
     /// # Errors
     /// [`BulkError::File`] where there is no connection to be had.
     pub fn begin(&self, number: u32, path: &Path, parent: Option<&Path>) -> Result<OwnedFd> {
-        let (ours, theirs) = UnixStream::pair().map_err(super::file("make a socket for", path))?;
+        let (ours, theirs) =
+            page_server::connection().map_err(super::file("make a socket for", path))?;
         let socket = ours
             .try_clone()
             .map_err(super::file("make a socket for", path))?;
-        // CRIU and this end take turns on the processors for each buffer that is full. Where a larger one is refused it only goes slower.
-        let _ = setsockopt(&theirs, sockopt::SndBufForce, &CRIU_BUFFER_BYTES);
         let mut sink = Memory::new(Arc::clone(&self.shared));
         let (dir, parent) = (path.to_path_buf(), parent.map(Path::to_path_buf));
         let serve = move || page_server::serve(ours, &dir, parent.as_deref(), &mut sink);
