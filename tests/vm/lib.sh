@@ -9,8 +9,8 @@ LAB=${RCM_LAB_DIR:-${CARGO_TARGET_DIR:-$TOP/target}/vm}
 mkdir -p "$LAB"
 LAB=$(cd "$LAB" && pwd)
 readonly VM TOP LAB
-# The image from which both machines start, and what belongs to the machines that are up.
-readonly IMAGE=$LAB/image RUN=$LAB/run
+# The image from which both machines start, and what belongs to the machines that are up: RCM_LAB_RUN, or run. Each such directory is a lab of its own.
+readonly IMAGE=$LAB/image RUN=$LAB/${RCM_LAB_RUN:-run}
 readonly HOSTS="source destination"
 # In the network of the containers, and no machine: a network namespace of this one.
 readonly THIRD=third

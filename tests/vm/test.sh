@@ -2,8 +2,8 @@
 #
 # Run the scenarios (all, or those named) in the lab. A lab that is up is used and left up; otherwise one is started and stopped.
 #
-# What is tested: RCM, or target/release/rcm. What runs in the machines and their containers: the programs in GUEST, or target/release. `make test-vm` builds them.
-# A scenario that takes longer than RCM_LAB_LIMIT seconds (600) hangs.
+# What is tested: RCM, or target/release/rcm. What runs in the machines and their containers: the programs in GUEST, or target/release, and in TESTS, or
+# target/guest-tests. `make test-vm` builds them. A scenario that takes longer than RCM_LAB_LIMIT seconds (600) hangs.
 
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
@@ -13,10 +13,17 @@ for program in "$RCM" $(printf "$GUEST/%s " $PROGRAMS); do
     [ -x "$program" ] || die "$program does not exist: make test-vm builds it"
 done
 cd "$VM/scenarios"
-# These start machines anew. At the end nobody needs systemd in them, which takes its time.
-readonly LAST="cpu power"
-# shellcheck disable=SC2046,SC2086
-[ $# -gt 0 ] || set -- $(find . -name '*.sh' ! -name lib.sh -printf '%f\n' | sed 's/\.sh$//' | grep -vxF "$(printf '%s\n' $LAST)" | sort) $LAST
+# These start machines anew, or take one from the other for a while: of all, they have machines of their own, beside the first others. One machine works while the
+# other one waits, so four of them find two processors enough.
+readonly APART="cpu power"
+# With nothing beside them: they predict how long something takes, or need both processors.
+readonly ALONE="kernel precopy streaming trainer"
+apart=""
+if [ $# -eq 0 ]; then
+    apart=$APART
+    # shellcheck disable=SC2046,SC2086
+    set -- $(find . -name '*.sh' ! -name lib.sh -printf '%f\n' | sed 's/\.sh$//' | grep -vxF "$(printf '%s\n' $APART $ALONE)" | sort) $ALONE
+fi
 for name in "$@"; do
     [ -e "$name.sh" ] || die "no scenario \"$name\""
 done
@@ -32,21 +39,41 @@ start_lab() {
     "$VM/up.sh"
     push_programs
 }
+is_ours=false
+leave() {
+    local status=$?
+    trap - EXIT
+    [ -z "${lane:-}" ] || { kill "$lane" && wait "$lane"; } 2>/dev/null || true
+    ! $is_ours || "$VM/down.sh"
+    exit "$status"
+}
+trap leave EXIT
 if pid_of source >/dev/null && pid_of destination >/dev/null && pid_of "$THIRD" >/dev/null; then
     say "the lab is up already"
-    is_ours=false
     push_programs
 else
     is_ours=true
-    trap '"$VM/down.sh"' EXIT
     start_lab
 fi
+if [ -n "$apart" ]; then
+    # Nobody needs systemd there, which takes its time.
+    # shellcheck disable=SC2086
+    RCM_LAB_RUN=run-apart RCM_LAB_INIT=fast "$VM/test.sh" $apart >"$LAB/apart.log" 2>&1 </dev/null &
+    lane=$!
+fi
+# join - those of the other lab have ended.
+join() {
+    [ -n "${lane:-}" ] || return 0
+    wait "$lane" || failed+=" (of $apart)"
+    lane=""
+    cat "$LAB/apart.log"
+}
 
 failed=""
 for name in "$@"; do
+    case " $ALONE " in *" $name "*) join ;; esac
     printf '\n=== %s\n' "$name"
     started=$(now_ms) status=0
-    case " $LAST " in *" $name "*) ! $is_ours || export RCM_LAB_INIT=fast ;; esac
     # It says what stands still, and removes what it has made, for which a hang leaves it two minutes.
     timeout --kill-after=120 "$SCENARIO_LIMIT" "./$name.sh" || status=$?
     time=$(seconds_since "$started")
@@ -65,6 +92,7 @@ for name in "$@"; do
     fi
 done
 
+join
 # Not a fault of rcm, but nothing that such a machine says counts.
 for host in $HOSTS; do
     if timeout 60 "$VM/run.sh" "$host" dmesg | grep -E 'BUG:|Oops|general protection|WARNING:'; then

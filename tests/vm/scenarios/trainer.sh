@@ -5,7 +5,7 @@
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
-readonly RESULTS=/var/nfs/results EPOCHS=2 EPOCH_STEPS=200
+readonly RESULTS=/var/nfs/results EPOCHS=2 EPOCH_STEPS=120
 readonly STEPS=$((EPOCHS * EPOCH_STEPS))
 
 for host in $HOSTS; do
@@ -51,7 +51,7 @@ on source "cd $BUNDLES/trainer && rcm run --detach trainer </dev/null >/dev/null
 await_steps source 20
 start_receiver trainer --detach
 before=$(steps source)
-on source 'rcm live-migrate trainer --image-path=/var/nfs --destination=10.0.0.2 --rootfs=none --max-rounds=2' \
+on source 'rcm live-migrate trainer --image-path=/var/nfs --destination=10.0.0.2 --rootfs=none --max-rounds=1' \
     || die "the source failed; the receiver says: $(on destination 'cat /tmp/receiver-trainer')"
 expect_moved trainer
 moved=$(steps source)

@@ -1,0 +1,35 @@
+#!/usr/bin/env bash
+#
+# Tests of `make test` that are others with this kernel, which has control groups of version 2 alone and tracks changed memory. They are this tree's programs.
+
+set -euo pipefail
+. "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
+
+readonly TESTS=${TESTS:-$TOP/target/guest-tests} PLACE=/root/tests
+[ -d "$TESTS" ] || die "no tests in $TESTS: make test-vm builds them"
+# Where the tests expect the rcm that was built with them.
+readonly EXPECTED=${GUEST%/release}/debug/rcm
+
+# run_tests HOST PROGRAM [ARGUMENT...] - one after the other.
+run_tests() {
+    local host=$1 program=$2 began log=$LAB/kernel-$2.log
+    began=$(now_ms)
+    "$VM/push.sh" "$TESTS/$program" "$PLACE/$program" "$host"
+    on "$host" "cd $PLACE && RCM_SKIP_LOG=$PLACE/skips ./$program --test-threads=1 ${*:3}" >"$log" 2>&1 </dev/null \
+        || die "$program on $host: $(grep -v ' ok$' "$log")"
+    say "$program on $host, $(seconds_since "$began") s: $(sed -n 's/^test result: ok. //p' "$log")"
+}
+
+for host in $HOSTS; do
+    on "$host" "rm -rf $PLACE && mkdir -p $PLACE $(dirname "$EXPECTED")"
+    "$VM/push.sh" "$RCM" "$EXPECTED" "$host"
+done
+# Every round of pre-copy is interrupted in every way.
+run_tests destination migrate a_round_of_pre_copy_is_interrupted auto_uses_pre_copy_or_says_why_not &
+rounds=$!
+for program in lifecycle update rootless exec; do run_tests source "$program"; done
+wait "$rounds" || die "migrate failed on destination"
+for host in $HOSTS; do
+    expect "tests that say they cannot run on $host" "$(on "$host" "cat $PLACE/skips 2>/dev/null || true")" ""
+    on "$host" "rm -r $PLACE"
+done
