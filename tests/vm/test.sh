@@ -13,10 +13,10 @@ for program in "$RCM" $(printf "$GUEST/%s " $PROGRAMS); do
     [ -x "$program" ] || die "$program does not exist: make test-vm builds it"
 done
 cd "$VM/scenarios"
-# These start machines anew, or take one from the other for a while: of all, they have machines of their own, beside the first others. One machine works while the
-# other one waits, so four of them find two processors enough.
-readonly APART="cpu power"
-# With nothing beside them: they predict how long something takes, or need both processors.
+# It takes as long as all others up to those that are measured, and has machines of its own beside them: one machine works while the other one waits, so four of
+# them find two processors enough.
+readonly APART=power
+# Then these, with nothing beside them: they predict how long something takes, or need both processors.
 readonly ALONE="kernel precopy streaming trainer"
 apart=""
 if [ $# -eq 0 ]; then
@@ -57,11 +57,10 @@ else
 fi
 if [ -n "$apart" ]; then
     # Nobody needs systemd there, which takes its time.
-    # shellcheck disable=SC2086
-    RCM_LAB_RUN=run-apart RCM_LAB_INIT=fast "$VM/test.sh" $apart >"$LAB/apart.log" 2>&1 </dev/null &
+    RCM_LAB_RUN=run-apart RCM_LAB_INIT=fast "$VM/test.sh" "$apart" >"$LAB/apart.log" 2>&1 </dev/null &
     lane=$!
 fi
-# join - those of the other lab have ended.
+# join - the other lab has ended.
 join() {
     [ -n "${lane:-}" ] || return 0
     wait "$lane" || failed+=" (of $apart)"

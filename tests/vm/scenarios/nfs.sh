@@ -11,6 +11,7 @@ mount_with() { on destination "umount -f /var/nfs && mount -t nfs4 -o vers=4.2,n
 # Whatever happens, the next scenario has the pool.
 leave() {
     local status=$?
+    on destination 'rm -f /tmp/hold' || status=1
     on source "umount -l /var/nfs 2>/dev/null; rpc.nfsd 4; exportfs -ra; exportfs -f" || status=1
     mount_with hard || status=1
     clean_up "$status"
@@ -22,6 +23,12 @@ FLAGS=--timeout=15s
 
 make_token
 make_beacon web
+# A restore waits where CRIU has opened the images and not read the memory, if it is told to.
+for host in $HOSTS; do
+    on "$host" "cd $BUNDLES/web && jq '.hooks.prestart = [{path: \"/bin/sh\",
+            args: [\"sh\", \"-c\", \"[ ! -e /tmp/hold ] || touch /tmp/held; while [ -e /tmp/hold ]; do sleep 0.1; done\"]}]' config.json >config.new
+        mv config.new config.json"
+done
 start_beacon web source
 
 for way in hard soft,timeo=10,retrans=2; do
@@ -50,9 +57,12 @@ end_receiver
 stays
 
 say "--- the server has another file system there: the destination's handles are stale"
-begin source shipped
+on destination 'rm -f /tmp/held; touch /tmp/hold'
+begin destination shipped
+go_on destination
+on destination 'for tries in $(seq 100); do [ ! -e /tmp/held ] || exit 0; sleep 0.1; done; echo "no restore begins"; exit 1'
 on source 'mount -t tmpfs -o size=16m,mode=700 tmpfs /var/nfs && exportfs -f'
-go_on source
+on destination 'rm /tmp/hold'
 end 1
 stays
 end_receiver

@@ -35,6 +35,11 @@ gone() {
     on source "rm -rf $LAB_DIR/log && mkdir $LAB_DIR/log"
     start_beacon web source
 }
+# end_writer - the receiver, which has nothing more to do than to answer a source that is gone.
+end_writer() {
+    on destination 'kill $(jq .writer.pid /run/rcm/@migrations/web.json)'
+    end_receiver
+}
 # resolve HOST STATUS [OPTION...]
 resolve() {
     local status=0
@@ -110,8 +115,7 @@ for _ in $(seq 100); do
     sleep 0.2
 done
 expect "at the destination" "$(status_of destination web)" absent
-on destination 'kill $(jq .writer.pid /run/rcm/@migrations/web.json)'
-end_receiver
+end_writer
 power_on_again source
 gone
 
@@ -119,6 +123,9 @@ gone
 begin destination committed
 lose_memory source
 go_on destination
+expect_heard destination
+# It would answer for a minute.
+end_writer
 moves
 
 # The store is the destination's own, and its disk is all that it has left: that is enough to answer for the receiver, which the source still asks for.
