@@ -138,10 +138,8 @@ guest-tests: deps-vm
 	@jq -r 'select(.executable and .profile.test) | "\(.target.name) \(.executable)"' $(TARGET_DIR)/guest-tests/built \
 		| while read -r name program; do strip -o $(TARGET_DIR)/guest-tests/$$name $$program || exit; done
 
-# needs SCENARIO,WHAT - WHAT, if that scenario is to run.
-needs = $(if $(or $(filter $(1),$(SCENARIOS)),$(if $(SCENARIOS),,all)),$(2))
 .PHONY: test-vm
-test-vm: deps-vm build $(GUEST) $(call needs,trainer,example-rootfs) $(call needs,kernel,guest-tests) ## Run the scenarios of tests/vm in two virtual machines
+test-vm: deps-vm build $(GUEST) $(if $(filter trainer,$(SCENARIOS)),example-rootfs) $(if $(filter kernel,$(or $(SCENARIOS),kernel)),guest-tests) ## Run the scenarios of tests/vm in two virtual machines
 	$(SUDO) env RCM="$(abspath $(BINARY))" GUEST="$(abspath $(TARGET_DIR)/release)" TESTS="$(abspath $(TARGET_DIR)/guest-tests)" tests/vm/test.sh $(SCENARIOS)
 
 .PHONY: lab-up

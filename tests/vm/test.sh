@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 #
-# Run the scenarios (all, or those named) in the lab. A lab that is up is used and left up; otherwise one is started and stopped.
+# Run the scenarios (those named, or all but "trainer") in the lab. A lab that is up is used and left up; otherwise one is started and stopped.
 #
 # What is tested: RCM, or target/release/rcm. What runs in the machines and their containers: the programs in GUEST, or target/release, and in TESTS, or
 # target/guest-tests. `make test-vm` builds them. A scenario that takes longer than RCM_LAB_LIMIT seconds (600) hangs. One that fails is tried RCM_LAB_ATTEMPTS
@@ -18,12 +18,12 @@ cd "$VM/scenarios"
 # them find two processors enough.
 readonly APART=power
 # Then these, with nothing beside them: they predict how long something takes, or need both processors.
-readonly ALONE="kernel precopy streaming trainer"
+readonly ALONE="kernel precopy streaming"
 apart=""
 if [ $# -eq 0 ]; then
     apart=$APART
     # shellcheck disable=SC2046,SC2086
-    set -- $(find . -name '*.sh' ! -name lib.sh -printf '%f\n' | sed 's/\.sh$//' | grep -vxF "$(printf '%s\n' $APART $ALONE)" | sort) $ALONE
+    set -- $(find . -name '*.sh' ! -name lib.sh -printf '%f\n' | sed 's/\.sh$//' | grep -vxF "$(printf '%s\n' $APART $ALONE trainer)" | sort) $ALONE
 fi
 for name in "$@"; do
     [ -e "$name.sh" ] || die "no scenario \"$name\""
