@@ -5,7 +5,7 @@
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
-readonly RESULTS=/var/nfs/results EPOCHS=2 EPOCH_STEPS=90
+readonly RESULTS=/var/nfs/results EPOCHS=2 EPOCH_STEPS=120
 readonly STEPS=$((EPOCHS * EPOCH_STEPS))
 
 for host in $HOSTS; do
