@@ -14,6 +14,7 @@ use nix::fcntl::{Flock, FlockArg};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 
+use super::fate::{Fate, Fated};
 use super::journal::{self, JournalError, JournalRecord};
 use super::protocol::{Phase, Side};
 use super::relay;
@@ -76,6 +77,17 @@ pub enum CancelError {
         #[source]
         source: Errno,
     },
+}
+
+impl Fated for CancelError {
+    fn fate(&self) -> Fate {
+        match self {
+            Self::Moved { .. } => Fate::RunsThere,
+            Self::Arrived { .. } => Fate::RunsHere,
+            Self::NotSettled { .. } => Fate::Unknown,
+            Self::Nothing { .. } | Self::Journal(_) | Self::Signal { .. } => Fate::AsBefore,
+        }
+    }
 }
 
 type Result<T, E = CancelError> = std::result::Result<T, E>;

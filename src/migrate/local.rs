@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use oci_spec::runtime::{LinuxNamespaceType, Spec};
 
+use super::fate::{Fate, Fated};
 use super::journal::{Journal, JournalError, Start};
 use super::names::{Names, Unkept};
 use super::preamble::{CriuChoices, Finding, Severity};
@@ -87,6 +88,15 @@ pub enum LocalTestError {
         #[source]
         source: Cause,
     },
+}
+
+impl Fated for LocalTestError {
+    fn fate(&self) -> Fate {
+        match self {
+            Self::Stands { .. } => Fate::Stands,
+            _ => Fate::RunsHere,
+        }
+    }
 }
 
 fn list(findings: &[Finding]) -> String {

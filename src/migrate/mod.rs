@@ -92,6 +92,7 @@
 //! * [`bulk`], [`rootfs`]: images and trees that cross the network; [`luggage`]: what a container of an engine takes along.
 //! * [`names`]: what a restore on a shared file system takes from the container that it may have to give back.
 //! * [`precopy`]: when the rounds end.
+//! * [`ops`]: the operations that the command line and an agent ask for; [`fate`]: where the container is after one has failed.
 //! * [`progress`], [`report`]: what can be seen of it, and what came of it.
 //! * [`fence`], [`facts`]: what their names say.
 
@@ -103,6 +104,7 @@ pub mod claim;
 pub mod codec;
 pub mod destination;
 pub mod facts;
+pub mod fate;
 pub mod fence;
 pub mod handshake;
 pub mod journal;
@@ -111,6 +113,7 @@ pub mod local;
 pub mod luggage;
 pub mod names;
 pub mod node;
+pub mod ops;
 pub mod preamble;
 pub mod precopy;
 pub mod preflight;

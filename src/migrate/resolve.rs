@@ -8,6 +8,7 @@ use chrono::Utc;
 
 use super::address::{Destination, InvalidDestination};
 use super::claim::{self, Boot};
+use super::fate::{Fate, Fated};
 use super::fence::Fence;
 use super::journal::{self, Journal, JournalError, JournalRecord, Lock};
 use super::names::{self, Names};
@@ -159,6 +160,18 @@ pub enum ResolveError {
         #[source]
         source: io::Error,
     },
+}
+
+impl Fated for ResolveError {
+    fn fate(&self) -> Fate {
+        match self {
+            // At a source, which cannot find out whether the container runs at the destination.
+            Self::NoAnswer { .. } | Self::Trust(_) | Self::NotYet { .. } => Fate::Stands,
+            Self::NotRestored { .. } => Fate::Stands,
+            Self::Runtime(crate::runtime::Error::CriuAtWork { .. }) => Fate::Unknown,
+            _ => Fate::AsBefore,
+        }
+    }
 }
 
 type Result<T, E = ResolveError> = std::result::Result<T, E>;

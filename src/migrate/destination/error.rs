@@ -7,6 +7,7 @@ use crate::image::manifest::ManifestError;
 use crate::image::rounds::ChainError;
 use crate::migrate::Cause;
 use crate::migrate::bulk::BulkError;
+use crate::migrate::fate::{Fate, Fated};
 use crate::migrate::journal::JournalError;
 use crate::migrate::protocol::MigrationId;
 use crate::migrate::rootfs::RootfsError;
@@ -88,4 +89,14 @@ pub enum DestinationError {
         #[source]
         source: Cause,
     },
+}
+
+impl Fated for DestinationError {
+    fn fate(&self) -> Fate {
+        match self {
+            Self::NotStarted { .. } => Fate::Stands,
+            // Every other failure ends the migration before the commit.
+            _ => Fate::RunsThere,
+        }
+    }
 }

@@ -8,6 +8,7 @@ use crate::image::manifest::ManifestError;
 use crate::image::rounds::ChainError;
 use crate::migrate::Cause;
 use crate::migrate::bulk::BulkError;
+use crate::migrate::fate::{Fate, Fated};
 use crate::migrate::journal::JournalError;
 use crate::migrate::preamble::Finding;
 use crate::migrate::rootfs::RootfsError;
@@ -165,4 +166,15 @@ pub enum Failure {
         #[source]
         source: Cause,
     },
+}
+
+impl Fated for Failure {
+    fn fate(&self) -> Fate {
+        match self {
+            Self::RunsOn { .. } => Fate::RunsHere,
+            Self::Stands { .. } | Self::Held { .. } => Fate::Stands,
+            Self::NotSettled { .. } => Fate::Unknown,
+            Self::Remains { .. } => Fate::RunsThere,
+        }
+    }
 }
