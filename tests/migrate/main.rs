@@ -21,6 +21,7 @@ mod mode;
 mod names;
 mod network;
 mod operator;
+mod ops;
 mod pair;
 mod preflight;
 #[path = "../tree/random.rs"]
