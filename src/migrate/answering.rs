@@ -15,7 +15,7 @@ use super::journal::JournalRecord;
 use super::lobby::{self, Lobby};
 use super::protocol::{Bytes32, Phase, Verdict};
 use super::relay::RelayError;
-use super::rendezvous::{Acquaintance, Rendezvous, RendezvousError};
+use super::rendezvous::{Rendezvous, RendezvousError};
 use super::transport::TransportError;
 use super::trust::{StoredIdentity, Trust, TrustError};
 use crate::sys::interrupt::Interrupt;
@@ -67,19 +67,8 @@ pub fn answer(
         Phase::RolledBack => Verdict::RolledBack,
         _ => return Ok(None),
     };
-    let (Some(receiver), Some(secret), Some(id), Some(fingerprint)) = (
-        &record.unanswered,
-        record.secret,
-        record.receiver,
-        record.fingerprint,
-    ) else {
+    let (Some(receiver), Some(acquaintance)) = (&record.unanswered, record.acquaintance) else {
         return Ok(None);
-    };
-    let acquaintance = Acquaintance {
-        receiver: id,
-        secret,
-        fingerprint,
-        knows_secret: true,
     };
     let trust = Trust::stored(receiver.identity.as_ref(), record.tls.as_ref())?;
     let listener = lobby::listen(Some(receiver.listen))?;

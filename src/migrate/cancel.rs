@@ -15,7 +15,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 
 use super::fate::{Fate, Fated};
-use super::journal::{self, JournalError, JournalRecord};
+use super::journal::{self, JournalError, JournalRecord, Known};
 use super::protocol::{Phase, Side};
 use super::relay;
 use crate::sys::process::{self, Liveness, ProcessId};
@@ -132,7 +132,8 @@ pub fn cancel(root: &Path, container: &str) -> Result<Ended> {
         container: container.to_owned(),
     };
     let gate = Gate::hold(root)?.ok_or_else(nothing)?;
-    let Some(record) = under_way(root, container)? else {
+    let known = Known::read(root, container)?;
+    let Some(record) = known.under_way().cloned() else {
         let keeper = relay::keeper(root, container).ok_or_else(nothing)?;
         let pidfd = reach(root, container, keeper)?.ok_or_else(nothing)?;
         return end_receiver(root, container, keeper, &pidfd, gate);
@@ -238,17 +239,6 @@ fn end_receiver(
             return Ok(Ended::Receiver);
         }
     }
-}
-
-/// The record of this host that is not final; a container that is sent on has two.
-fn under_way(root: &Path, container: &str) -> Result<Option<JournalRecord>> {
-    for side in [Side::Source, Side::Destination] {
-        let record = journal::read_side(root, container, side)?;
-        if let Some(record) = record.filter(|record| !record.phase.is_final()) {
-            return Ok(Some(record));
-        }
-    }
-    Ok(None)
 }
 
 fn ends_within(pidfd: &impl AsFd, limit_dur: Duration) -> bool {

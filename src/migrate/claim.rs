@@ -18,7 +18,7 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::journal::{self, Journal, JournalError, JournalRecord};
-use super::protocol::{Phase, Side, Verdict};
+use super::protocol::{MigrationId, Phase, Verdict};
 use super::rendezvous;
 use super::verdict::{self, VerdictError};
 use crate::sys::file::write_atomic;
@@ -75,6 +75,9 @@ fn read_word(path: &str) -> Option<String> {
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Claim {
     by: Boot,
+    /// Id of the receiver, whose file in the store must go.
+    #[serde(default)]
+    receiver: Option<MigrationId>,
     record: JournalRecord,
     /// What the receiver had recorded of its changes to the file system.
     placement: Option<String>,
@@ -87,12 +90,15 @@ pub struct Claim {
 pub fn leave(root: &Path, record: &JournalRecord, by: Boot) -> io::Result<()> {
     let mut claim = Claim {
         by,
+        receiver: record
+            .acquaintance
+            .map(|acquaintance| acquaintance.receiver),
         record: record.clone(),
         placement: journal::read_placement(root, &record.container),
     };
     if !record.owns_images {
         // Nobody is answered but through the store.
-        claim.record.secret = None;
+        claim.record.acquaintance = None;
     }
     let text = serde_json::to_vec(&claim).map_err(io::Error::other)?;
     write_atomic(&record.images.join(FILE), &text, 0o600)?;
@@ -128,7 +134,7 @@ impl Claim {
     /// # Errors
     /// [`JournalError::File`].
     pub fn give_back(self, root: &Path) -> Result<JournalRecord, JournalError> {
-        if let (Some(receiver), Some(store)) = (self.record.receiver, self.record.images.parent()) {
+        if let (Some(receiver), Some(store)) = (self.receiver, self.record.images.parent()) {
             rendezvous::remove(store, &self.record.container, &receiver);
         }
         if let Some(placement) = &self.placement {
@@ -144,8 +150,8 @@ impl Claim {
 ///
 /// # Errors
 /// [`ClaimError`]: then it must not go.
-pub fn keep(root: &Path, container: &str) -> Result<(), ClaimError> {
-    let Some(record) = journal::read_side(root, container, Side::Destination)? else {
+pub fn keep(destination: Option<&JournalRecord>) -> Result<(), ClaimError> {
+    let Some(record) = destination else {
         return Ok(());
     };
     if record.confirmed || record.owns_images || record.phase != Phase::Done {
@@ -166,6 +172,9 @@ fn read(images: &Path) -> Option<Claim> {
     let mut text = Vec::new();
     file.take(CAP_BYTES).read_to_end(&mut text).ok()?;
     let mut claim: Claim = serde_json::from_slice(&text).ok()?;
+    if !claim.record.is_known() {
+        return None;
+    }
     if !is_private {
         // As on a server that takes root for somebody else. It is worth a word in that store and nothing else.
         (claim.record.owns_images, claim.placement) = (false, None);
@@ -186,8 +195,10 @@ fn read(images: &Path) -> Option<Claim> {
 mod tests {
     use super::*;
     use crate::migrate::answering::StoredReceiver;
+    use crate::migrate::journal::Known;
     use crate::migrate::journal::Start;
-    use crate::migrate::protocol::{Bytes32, MigrationId};
+    use crate::migrate::protocol::{Bytes32, Side};
+    use crate::migrate::rendezvous::Acquaintance;
     use std::os::unix::fs::PermissionsExt;
     use std::path::PathBuf;
 
@@ -258,7 +269,12 @@ mod tests {
         let (root, store) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let mut left = record(root.path(), store.path(), MigrationId::new([1; 16]));
         left.owns_images = true;
-        left.secret = Some(Bytes32([7; 32]));
+        left.acquaintance = Some(Acquaintance {
+            receiver: MigrationId::new([8; 16]),
+            secret: Bytes32([7; 32]),
+            fingerprint: Bytes32([6; 32]),
+            knows_secret: true,
+        });
         left.unanswered = Some(StoredReceiver {
             listen: "192.0.2.2:7260".parse().unwrap(),
             identity: None,
@@ -275,8 +291,8 @@ mod tests {
         let after = tempfile::tempdir().unwrap();
         let back = claim().give_back(after.path()).unwrap();
         assert_eq!(
-            (back.secret, back.unanswered, back.owns_images),
-            (left.secret, left.unanswered, true)
+            (back.acquaintance, back.unanswered, back.owns_images),
+            (left.acquaintance, left.unanswered, true)
         );
         let placement = journal::read_placement(after.path(), "web");
         assert_eq!(placement.as_deref(), Some("what was placed"));
@@ -296,6 +312,7 @@ mod tests {
         fs::create_dir(&images).unwrap();
         let start = start(migration, images.clone());
         let mut journal = Journal::begin(dir.path(), start).unwrap();
+        let keep = |root, container| super::keep(Known::read(root, container)?.destination());
         keep(dir.path(), "web").unwrap();
         assert_eq!(verdict::find(&images, migration), None, "not here yet");
         journal.enter(Phase::Done).unwrap();

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use oci_spec::runtime::{LinuxNamespaceType, Spec};
 
 use super::destination::{Held, Host};
-use super::journal::{self, Lock};
+use super::journal::{self, Known, Lock};
 use super::preamble::{CriuChoices, Facts, Local, Preamble, RootfsWay, plan};
 use super::preflight::{self, network};
 use super::recipe::Recipe;
@@ -137,7 +137,7 @@ impl Host for Node {
         };
         let (root, id) = (&self.request.root, &self.request.id);
         let lock = Lock::take(root, id)?;
-        tidy_up(root, id, &lock)?;
+        tidy_up(root, id, Known::open(root, id, &lock)?, &lock)?;
         self.work_path = match &any.work_paths {
             Some(work_paths) => {
                 let path = work_paths.join(id);

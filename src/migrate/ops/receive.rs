@@ -16,7 +16,7 @@ use crate::migrate::claim::{self, Boot};
 use crate::migrate::destination::{self, DestinationError, Prepared, Settlement, Setup};
 use crate::migrate::facts::FactsError;
 use crate::migrate::fate::{Fate, Fated};
-use crate::migrate::journal::{self, JournalError, Lock};
+use crate::migrate::journal::{self, JournalError, Known, Lock};
 use crate::migrate::lobby::{self, Lobby};
 use crate::migrate::node::{Any, Node};
 use crate::migrate::progress::{Event, Progress};
@@ -216,7 +216,7 @@ pub fn receive(
 /// Takes the right to receive a container that does not exist here.
 fn lock(root: &Path, id: &str) -> Result<Lock, ReceiveError> {
     let lock = Lock::take(root, id)?;
-    tidy_up(root, id, &lock)?;
+    tidy_up(root, id, Known::open(root, id, &lock)?, &lock)?;
     if root.join(id).exists() {
         return Err(ReceiveError::Exists {
             container: id.to_owned(),

@@ -10,7 +10,7 @@ use crate::migrate::address::Destination;
 use crate::migrate::bulk;
 use crate::migrate::chain;
 use crate::migrate::fate::{Fate, Fated};
-use crate::migrate::journal::{self, JournalError};
+use crate::migrate::journal::JournalError;
 use crate::migrate::luggage::Luggage;
 use crate::migrate::preamble::{Facts, Finding, Preamble, RootfsWish};
 use crate::migrate::precopy::Limits;
@@ -170,9 +170,10 @@ pub fn send(
 ) -> Result<Sent, SendError> {
     let root = &request.root;
     // Held until the end of the migration.
-    let (container, _lock) = claim(root, &request.container)?;
-    if let Some(last) = journal::read_side(root, &request.container, Side::Source)? {
-        remove_nonce(container.rootfs(), last.migration);
+    let subject = claim(root, &request.container)?;
+    let container = subject.container.clone();
+    if let Some(last) = subject.last {
+        remove_nonce(container.rootfs(), last);
     }
     let ThisHost { criu, facts } =
         ThisHost::look(request.criu.program.as_deref()).map_err(SubjectError::from)?;

@@ -6,9 +6,9 @@ use crate::criu::{self, Criu, Features, Version};
 use crate::migrate::claim::{self, ClaimError};
 use crate::migrate::facts::{self, FactsError};
 use crate::migrate::fate::{Fate, Fated};
-use crate::migrate::journal::{self, JournalError, Lock};
+use crate::migrate::journal::{JournalError, JournalRecord, Known, Lock};
 use crate::migrate::preamble::Facts;
-use crate::migrate::protocol::Side;
+use crate::migrate::protocol::MigrationId;
 use crate::migrate::resolve::{ResolveError, tidy_up};
 use crate::runtime::container::{Container, Status};
 
@@ -81,26 +81,44 @@ impl Fated for SubjectError {
 /// # Errors
 /// [`OpenMigration`].
 pub fn refuse_if_open(root: &Path, container: &str) -> Result<(), OpenMigration> {
-    match journal::read_side(root, container, Side::Source)? {
-        Some(record) if !record.phase.is_final() && !record.phase.may_roll_back() => {
-            Err(OpenMigration::NotSettled {
-                container: container.to_owned(),
-            })
-        }
-        _ => Ok(()),
+    refuse_known(container, &Known::read(root, container)?)
+}
+
+fn refuse_known(container: &str, known: &Known) -> Result<(), OpenMigration> {
+    match known.source().is_some_and(JournalRecord::is_open) {
+        false => Ok(()),
+        true => Err(OpenMigration::NotSettled {
+            container: container.to_owned(),
+        }),
     }
 }
 
+/// A running container that this process may migrate.
+pub(super) struct Subject {
+    /// The container.
+    pub container: Container,
+    /// Its last migration from here.
+    pub last: Option<MigrationId>,
+    _lock: Lock,
+}
+
 /// Loads the running container and takes the right to migrate it.
-pub(super) fn claim(root: &Path, id: &str) -> Result<(Container, Lock), SubjectError> {
+pub(super) fn claim(root: &Path, id: &str) -> Result<Subject, SubjectError> {
     let container = Container::load(root, id)?;
     let lock = Lock::take(root, id)?;
-    refuse_if_open(root, id)?;
-    tidy_up(root, id, &lock)?;
-    claim::keep(root, id)?;
+    let known = Known::open(root, id, &lock)?;
+    refuse_known(id, &known)?;
+    let last = known.source().map(|record| record.migration);
+    let destination = known.destination().cloned();
+    tidy_up(root, id, known, &lock)?;
+    claim::keep(destination.as_ref())?;
     let id = || id.to_owned();
     match container.status() {
-        Status::Running => Ok((container, lock)),
+        Status::Running => Ok(Subject {
+            container,
+            last,
+            _lock: lock,
+        }),
         Status::Paused => Err(SubjectError::Paused { container: id() }),
         status => Err(SubjectError::NotRunning {
             container: id(),

@@ -70,7 +70,9 @@ impl Fated for TestError {
 /// [`TestError`].
 pub fn local_test(request: &TestRequest, progress: &mut Progress) -> Result<(), TestError> {
     let (root, image_path) = (&request.root, &request.image_path);
-    let (container, _lock) = claim(root, &request.container)?;
+    // Held until the end of the test.
+    let subject = claim(root, &request.container)?;
+    let container = subject.container.clone();
     let host = ThisHost::look(request.criu.program.as_deref()).map_err(SubjectError::from)?;
     let criu = host.criu?;
     let report = progress.report_mut();
@@ -87,7 +89,7 @@ pub fn local_test(request: &TestRequest, progress: &mut Progress) -> Result<(), 
         migration: MigrationId::new(random()?),
         findings: survey.findings,
     };
-    let subject = RunningContainer {
+    let workload = RunningContainer {
         criu,
         container,
         choices: choices.clone(),
@@ -96,5 +98,5 @@ pub fn local_test(request: &TestRequest, progress: &mut Progress) -> Result<(), 
         answer_limit_dur: Some(request.freeze_limit_dur),
         ghost_limit_bytes: survey.ghost_limit_bytes,
     };
-    Ok(local::test(&plan, subject, &spec, progress)?)
+    Ok(local::test(&plan, workload, &spec, progress)?)
 }
