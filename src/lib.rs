@@ -12,12 +12,15 @@
 //! * [`criu`]: CRIU's RPC protocol.
 //! * [`image`]: what lies in an image store.
 //! * [`sys`]: system calls; every `unsafe` block of the crate.
+//! * [`error`], [`text`]: how errors and quantities read; they depend on nothing else.
 #![deny(unsafe_code)]
 
 pub mod cli;
 pub mod criu;
+pub mod error;
 pub mod image;
 pub mod logging;
 pub mod migrate;
 pub mod runtime;
 pub mod sys;
+pub mod text;

@@ -4,8 +4,8 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use serde::Serialize;
 
+use crate::error::chain;
 use crate::runtime::Status;
-use crate::runtime::engine;
 use crate::runtime::events::{Occurrence, Watch};
 use crate::runtime::stats::{Reader, Stats};
 
@@ -89,7 +89,7 @@ pub fn run(globals: &Globals, args: Args) -> anyhow::Result<i32> {
                 match reader.read() {
                     Ok(stats) => Event::stats(id, stats).print()?,
                     // The next time may be better.
-                    Err(error) => tracing::warn!("{}", engine::chain(&error)),
+                    Err(error) => tracing::warn!("{}", chain(&error)),
                 }
             }
         }

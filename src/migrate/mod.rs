@@ -132,8 +132,3 @@ pub mod workload;
 
 #[cfg(test)]
 mod tests;
-
-use crate::runtime::engine::chain;
-
-/// Why something outside this module failed.
-pub type Cause = Box<dyn std::error::Error + Send + Sync>;

@@ -335,7 +335,7 @@ fn thaw_after(cgroup: &Cgroup, paused: bool, id: &str) {
     if let Err(error) = cgroup.thaw() {
         tracing::error!(
             "container {id} may still be frozen: {}; `rcm resume {id}` thaws it",
-            super::engine::chain(&error)
+            crate::error::chain(&error)
         );
     }
 }

@@ -20,6 +20,7 @@ use super::error::{Error, Result};
 use super::resctrl::Group;
 use super::terminal::{Console, Master};
 use super::{delete, lower, notify, spec, stdio, update};
+use crate::error::chain;
 use crate::sys;
 use crate::sys::process::ProcessId;
 use crate::sys::terminal::WindowSize;
@@ -112,11 +113,7 @@ pub fn create(request: &CreateRequest) -> Result<Created> {
         }),
         Err(error) => {
             if let Err(left) = delete::discard(&container) {
-                tracing::warn!(
-                    "cleaning up container {}: {}",
-                    container.id(),
-                    engine::chain(&left)
-                );
+                tracing::warn!("cleaning up container {}: {}", container.id(), chain(&left));
             }
             Err(error)
         }

@@ -13,6 +13,7 @@ use super::create::{cgroup_error, is_missing};
 use super::error::{Error, Result};
 use super::resctrl::Group;
 use super::{engine, kill, network, start};
+use crate::error::chain;
 use crate::sys;
 
 /// How long the first process has to die of SIGKILL, as with runc.
@@ -116,7 +117,7 @@ pub fn destroy(container: &Container) -> Result<()> {
     let cgroup = remove_cgroup(container);
     // runc runs the hooks whatever else failed, and their failure is only logged.
     if let Err(error) = start::run_hooks(container, "poststop", Status::Stopped) {
-        tracing::warn!("{}", engine::chain(&error));
+        tracing::warn!("{}", chain(&error));
     }
     // After the hooks: they take the addresses away, or the namespace.
     let network = network::lift(container);
@@ -178,7 +179,7 @@ fn remove_cgroup(container: &Container) -> Result<()> {
 fn stop_unit(container: &Container) -> std::result::Result<(), CgroupError> {
     let record = container.record();
     let manager = |error: &dyn std::error::Error| CgroupError::Manager {
-        reason: engine::chain(error),
+        reason: chain(error),
     };
     let config = engine::cgroup_config(record);
     libcgroups::common::create_cgroup_manager(config)

@@ -24,6 +24,7 @@ use super::hooks::{self, Scene};
 use super::launch::{LaunchError, Outer, run_inside};
 use super::lower;
 use super::mounts::{self, BoundDev, Stage, StageError};
+use crate::error::chain;
 use crate::sys;
 use crate::sys::rooted::{Kind, Root};
 use crate::sys::trail::Trail;
@@ -344,23 +345,6 @@ fn chdir(failure: &str, spec: &Spec) -> String {
         cwd.map_or(Path::new(""), PathBuf::as_path),
         errno.map_or_else(|| failure.to_owned(), |errno| errno.desc().to_lowercase())
     )
-}
-
-/// An error and its sources, joined with colons.
-#[must_use]
-pub fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        let next = error.to_string();
-        // Transparent errors repeat their source's sentence.
-        if !text.ends_with(&next) {
-            text.push_str(": ");
-            text.push_str(&next);
-        }
-        source = error.source();
-    }
-    text
 }
 
 /// How the engine's cgroup manager is told about a container.

@@ -26,8 +26,8 @@ use oci_spec::runtime::{Hook, Spec};
 use pathrs::flags::OpenFlags;
 use pathrs::procfs::{ProcfsBase, ProcfsHandle};
 
-use super::engine::chain;
 use super::hooks::{self, Scene};
+use crate::error::chain;
 use crate::sys;
 use crate::sys::exec::{close_private, highest_descriptor};
 

@@ -24,7 +24,7 @@ use error::Result;
 
 fn engine(error: impl std::error::Error) -> InvalidSpec {
     InvalidSpec::Engine {
-        reason: super::engine::chain(&error),
+        reason: crate::error::chain(&error),
     }
 }
 

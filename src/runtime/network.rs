@@ -382,7 +382,7 @@ pub fn mute(container: &Container) {
     let pids = match container.cgroup().pids() {
         Ok(pids) => pids,
         Err(error) => {
-            tracing::warn!("{}", super::engine::chain(&error));
+            tracing::warn!("{}", crate::error::chain(&error));
             return;
         }
     };

@@ -2,6 +2,7 @@
 //!
 //! The engine's `container_main_process`, which rcm uses, leaves RDT to its caller: rcm lets the engine make the group and removes it itself.
 
+use crate::error::chain;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -13,7 +14,6 @@ use serde::Serialize;
 
 use super::cgroup::CgroupError;
 use super::container::Container;
-use super::engine;
 use super::error::{Error, Result};
 use super::stats::is_zero;
 
@@ -138,7 +138,7 @@ impl Group {
             .map_err(|error| Error::Start {
                 reason: format!(
                     "intelRdt is specified in config, but cannot be set up: {}",
-                    engine::chain(&error)
+                    chain(&error)
                 ),
             })
     }

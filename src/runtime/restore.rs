@@ -26,11 +26,12 @@ use super::network::{Arrival, Given};
 use super::resctrl::Group;
 use super::snapshot::{self, Details};
 use super::terminal::Master;
-use super::{Cgroup, delete, engine, lower, spec, start, worker};
+use super::{Cgroup, delete, lower, spec, start, worker};
 use crate::criu::error::CallbackError;
 use crate::criu::{
     self, CgroupMode, Criu, Event, InheritedFd, Notify, Reply, RestoreOptions, Version,
 };
+use crate::error::chain;
 use crate::sys;
 use crate::sys::announce::Announcement;
 use crate::sys::process::ProcessId;
@@ -152,11 +153,7 @@ fn create_request(request: &RestoreRequest) -> CreateRequest {
 
 fn discard(container: &Container) {
     if let Err(left) = delete::discard(container) {
-        tracing::warn!(
-            "cleaning up container {}: {}",
-            container.id(),
-            engine::chain(&left)
-        );
+        tracing::warn!("cleaning up container {}: {}", container.id(), chain(&left));
     }
 }
 
@@ -442,7 +439,7 @@ impl HeldRestore {
                 let id = self.container.id();
                 tracing::error!(
                     "cannot resume the restored container {id}: {}",
-                    engine::chain(&error)
+                    chain(&error)
                 );
             }
         }

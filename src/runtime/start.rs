@@ -11,6 +11,7 @@ use super::container::{Container, Status};
 use super::error::{Error, Result};
 use super::hooks::{self, Scene};
 use super::{create, engine};
+use crate::error::chain;
 use crate::sys::process;
 
 /// How often the first process is looked at.
@@ -45,11 +46,7 @@ pub fn start(container: &Container) -> Result<()> {
     }
     run_hooks(container, "poststart", Status::Running).inspect_err(|_| {
         if let Err(error) = container.cgroup().kill_all() {
-            tracing::warn!(
-                "killing container {}: {}",
-                container.id(),
-                engine::chain(&error)
-            );
+            tracing::warn!("killing container {}: {}", container.id(), chain(&error));
         }
     })
 }

@@ -8,19 +8,26 @@ pub const LAYERS: &[(&str, &[&str])] = &[
     (
         "main",
         &[
-            "cli", "logging", "migrate", "runtime", "criu", "image", "sys",
+            "cli", "logging", "migrate", "runtime", "criu", "image", "sys", "error", "text",
         ],
     ),
     (
         "cli",
-        &["logging", "migrate", "runtime", "criu", "image", "sys"],
+        &[
+            "logging", "migrate", "runtime", "criu", "image", "sys", "error", "text",
+        ],
     ),
     ("logging", &["sys"]),
-    ("migrate", &["runtime", "criu", "image", "sys"]),
-    ("runtime", &["criu", "image", "sys"]),
-    ("criu", &["sys"]),
-    ("image", &["sys"]),
+    (
+        "migrate",
+        &["runtime", "criu", "image", "sys", "error", "text"],
+    ),
+    ("runtime", &["criu", "image", "sys", "error", "text"]),
+    ("criu", &["sys", "error", "text"]),
+    ("image", &["sys", "error", "text"]),
     ("sys", &[]),
+    ("error", &[]),
+    ("text", &[]),
 ];
 
 /// Crates that only some top-level modules may name.

@@ -13,7 +13,7 @@ use oci_spec::runtime::LinuxResources;
 
 use super::hierarchy::UNIFIED;
 use super::{Cgroup, CgroupError, Result, file};
-use crate::runtime::engine::chain;
+use crate::error::chain;
 
 /// Groups below a container's, for a process that joins it: paths by controller, or one path with an empty key for all of them.
 pub type SubCgroups = BTreeMap<String, PathBuf>;

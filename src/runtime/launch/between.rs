@@ -13,7 +13,7 @@ use nix::unistd::{Gid, Pid, Uid};
 use oci_spec::runtime::{LinuxNamespace, LinuxNamespaceType};
 
 use super::{LaunchError, Outer, Result, system, time_offsets};
-use crate::runtime::engine::chain;
+use crate::error::chain;
 use crate::sys::fork::{Parent, fork};
 
 /// Its ends of the channels, and those that its child gets.

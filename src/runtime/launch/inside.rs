@@ -10,7 +10,7 @@ use nix::sched::{CloneFlags, setns};
 use nix::unistd::{Gid, Pid, Uid, chdir, geteuid};
 
 use super::{LaunchError, Result, system};
-use crate::runtime::engine::chain;
+use crate::error::chain;
 use crate::sys;
 use crate::sys::fork::{Parent, fork};
 

@@ -34,9 +34,9 @@ use nix::unistd::Pid;
 use oci_spec::runtime::{ContainerState, Linux, LinuxNamespace, LinuxNamespaceType};
 
 use super::cgroup::{CgroupError, Entry};
-use super::engine::chain;
 use super::hooks::{self, HookError};
 use super::mounts::StageError;
+use crate::error::chain;
 use crate::sys;
 use crate::sys::fork::{Parent, fork};
 use crate::sys::trail;

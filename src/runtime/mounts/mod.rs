@@ -29,9 +29,9 @@ pub use stage::Stage;
 
 pub(super) use restored::{Prepared, complete};
 
-use super::engine::chain;
 use super::launch::{LaunchError, run_inside};
 use super::lower;
+use crate::error::chain;
 use crate::sys::namespace::within_mounts_of;
 use crate::sys::tree::{Attributes, Scope, change_at};
 use idmap::mapping;

@@ -11,7 +11,7 @@ use oci_spec::runtime::Spec;
 use procfs::process::MountInfo;
 
 use super::error::{Result, StageError};
-use crate::runtime::engine::chain;
+use crate::error::chain;
 use crate::runtime::external;
 use crate::runtime::lower;
 

@@ -22,7 +22,7 @@ use super::error::{Result, StageError, failed};
 use super::idmap::{made, mapping, open_namespace, ranges, scope, set_attributes, source};
 use super::place::{STAGE, make_place, place_error, point, settle};
 use super::{Options, options, place, translate};
-use crate::runtime::engine::chain;
+use crate::error::chain;
 use crate::runtime::lower;
 use crate::sys::mount::cover;
 use crate::sys::namespace::{mount_namespace, user_namespace};

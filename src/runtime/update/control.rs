@@ -5,7 +5,7 @@ use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use super::UpdateError;
-use crate::runtime::engine;
+use crate::error::chain;
 
 type Result<T> = std::result::Result<T, UpdateError>;
 
@@ -70,7 +70,7 @@ impl ControlFiles {
             if let Err(error) = write(&path, &former) {
                 tracing::warn!(
                     "the container's limits are neither the old nor the new ones: {}",
-                    engine::chain(&error)
+                    chain(&error)
                 );
             }
         }

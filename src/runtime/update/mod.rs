@@ -3,6 +3,7 @@
 //! The control files are written here and not by the engine's manager: that would apply the whole of `linux.resources` again, device rules included,
 //! writes period and quota in an order that the kernel may refuse, and could not take back what it did before it failed.
 
+use crate::error::chain;
 use std::io;
 use std::path::PathBuf;
 
@@ -335,7 +336,7 @@ fn tell_systemd(container: &Container, config: &Value) -> Result<()> {
     lower::lower_resources(&mut resources);
     let record = container.record();
     let refused = |error: &dyn std::error::Error| UpdateError::Systemd {
-        reason: engine::chain(error),
+        reason: chain(error),
     };
     let manager =
         || create_cgroup_manager(engine::cgroup_config(record)).map_err(|error| refused(&error));
