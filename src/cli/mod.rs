@@ -363,7 +363,7 @@ fn fail(globals: &Globals, status: u8, error: &anyhow::Error) -> ExitCode {
 
 /// Reports a failure: one error record, and the sentence on stderr if the log is elsewhere.
 fn report_failure(globals: &Globals, error: &anyhow::Error) {
-    let sentence = crate::runtime::engine::chain(error.as_ref());
+    let sentence = crate::error::chain(error.as_ref());
     tracing::error!("{sentence}");
     if globals.log_to_file {
         eprintln!("{sentence}");

@@ -7,10 +7,10 @@ use anyhow::Context;
 use super::receive::{request, take};
 use super::{Args, Failed, Result, SETTLE_LIMIT_DUR};
 use crate::cli::Globals;
+use crate::error::chain;
 use crate::migrate::ops::{self, Port, ReceiveRequest};
 use crate::migrate::protocol::{ANY, Side};
 use crate::migrate::report::Outcome;
-use crate::runtime::engine::chain;
 use crate::sys::interrupt::Interrupt;
 
 /// Receives one container after the other until a signal comes.

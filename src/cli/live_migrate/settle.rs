@@ -6,10 +6,10 @@ use std::time::Duration;
 use super::show::lines;
 use super::{Args, Failed, Result};
 use crate::cli::{Globals, absolute};
+use crate::error::chain;
 use crate::migrate::fate::Fate;
 use crate::migrate::ops::{self, Ended, Means, MigrationStatus, Resolution, ResolveRequest};
 use crate::migrate::protocol::{ANY, Phase, Side};
-use crate::runtime::engine::chain;
 use crate::sys::interrupt::Interrupt;
 
 /// How long `--resolve` at a destination waits for the source to ask.

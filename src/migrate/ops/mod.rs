@@ -39,7 +39,7 @@ pub use super::resolve::{Means, Resolution, ResolveError};
 
 use super::journal::{self, JournalError};
 use super::preamble::CriuChoices;
-use crate::runtime::engines::{self, Ambiguous, Found};
+use crate::engines::detect::{self, Ambiguous, Found};
 
 /// CRIU and its options at this end.
 #[derive(Debug, Clone, Default)]
@@ -71,7 +71,7 @@ pub fn locate(root: &Path, name: &str, migrated: bool) -> Result<Option<Found>, 
     if root.join(name).exists() || journal::is_kept(root, name) {
         return Ok(None);
     }
-    engines::find(root, name, |root| match migrated {
+    detect::find(root, name, |root| match migrated {
         true => journal::names(root),
         false => Vec::new(),
     })

@@ -10,8 +10,8 @@ use nix::unistd::Pid;
 
 use super::CriuSettings;
 use super::subject::ThisHost;
+use crate::error::chain;
 use crate::migrate::cancel::Gate;
-use crate::migrate::chain;
 use crate::migrate::claim::{self, Boot};
 use crate::migrate::destination::{self, DestinationError, Prepared, Settlement, Setup};
 use crate::migrate::facts::FactsError;
@@ -26,9 +26,9 @@ use crate::migrate::rendezvous::{Rendezvous, RendezvousError};
 use crate::migrate::resolve::{ResolveError, tidy_up};
 use crate::migrate::transport::TransportError;
 use crate::migrate::trust::{Trust, TrustError, TrustSettings};
-use crate::runtime::delete;
-use crate::runtime::foreground::Foreground;
-use crate::runtime::restore::{RestoreRequest, Restored};
+use crate::runtime::process::foreground::Foreground;
+use crate::runtime::verbs::delete;
+use crate::runtime::verbs::restore::{RestoreRequest, Restored};
 use crate::sys::interrupt::Interrupt;
 use crate::sys::process::{ProcessId, become_subreaper};
 
