@@ -114,7 +114,7 @@ trap 'rm -rf "$work"' EXIT
 # apt downloads as its own unprivileged user.
 chmod 755 "$work"
 
-# passes COMMAND... - does this CRIU pass its own check? The reason for a "no" is left in $reason.
+# passes COMMAND... - does this CRIU pass its own check? If not, $reason says why.
 reason=
 passes() {
     if "$@" check >"$work/check.log" 2>&1 </dev/null; then
