@@ -1,4 +1,4 @@
-//! What came of a migration, for programs: the document of `--json` and `--report`. `docs/live-migration.md` describes it.
+//! What came of a migration, for programs: the document of `--json` and `--report`. `docs/reference.md` describes it.
 
 use std::io;
 use std::path::{Path, PathBuf};
