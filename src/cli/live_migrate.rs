@@ -5,9 +5,9 @@ use anyhow::anyhow;
 
 use super::{FAILED, Globals};
 use crate::migrate::fate::{Fate, Fated};
+use crate::migrate::link::ssh_helper;
 use crate::migrate::ops;
-use crate::migrate::protocol::ANY;
-use crate::migrate::relay;
+use crate::migrate::wire::protocol::ANY;
 use crate::runtime::container::validate_id;
 
 mod args;
@@ -103,7 +103,7 @@ fn dispatch(globals: &Globals, mut args: Args) -> Result<i32> {
         return cancel(globals, &args.id);
     }
     if args.relay {
-        relay::run(&globals.root, &args.id).map_err(anyhow::Error::from)?;
+        ssh_helper::run(&globals.root, &args.id).map_err(anyhow::Error::from)?;
         return Ok(0);
     }
     let image_path = image_path(&args)?;

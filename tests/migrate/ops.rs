@@ -10,17 +10,18 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use rcm::migrate::bulk;
 use rcm::migrate::fate::{Fate, Fated};
+use rcm::migrate::method::precopy::Limits;
 use rcm::migrate::ops::{
     self, Aim, CriuSettings, Method, Port, ReceiveRequest, SendError, SendRequest, Sent,
 };
-use rcm::migrate::preamble::RootfsWish;
-use rcm::migrate::precopy::Limits;
+use rcm::migrate::progress::report::Report;
 use rcm::migrate::progress::{Event, Observer, Progress};
-use rcm::migrate::protocol::{Phase, Side};
-use rcm::migrate::report::Report;
+use rcm::migrate::transfer::images;
 use rcm::migrate::trust::TrustSettings;
+use rcm::migrate::wire::id::Side;
+use rcm::migrate::wire::rootfs::RootfsWish;
+use rcm::migrate::wire::state::Phase;
 use rcm::sys::interrupt::Interrupt;
 use serde_json::{Value, json};
 
@@ -159,7 +160,7 @@ fn request(pair: &Pair, address: SocketAddr, aim: Aim) -> SendRequest {
         auto_dedup: false,
         rootfs: RootfsWish::Auto,
         streams: 1,
-        sending: bulk::Settings::default(),
+        sending: images::Settings::default(),
         freeze_limit_dur: LIMIT_DUR,
         settle_limit_dur: LIMIT_DUR,
     }

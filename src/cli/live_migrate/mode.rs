@@ -5,8 +5,8 @@ use std::time::Duration;
 use clap::ValueEnum;
 
 use super::args::parse_time;
+use crate::migrate::method::precopy::Limits;
 use crate::migrate::ops::{Aim, Method};
-use crate::migrate::precopy::Limits;
 
 /// The modes of `--mode`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

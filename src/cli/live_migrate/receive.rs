@@ -8,8 +8,8 @@ use super::{Args, Failed, Result, SETTLE_LIMIT_DUR};
 use crate::cli::{Globals, absolute};
 use crate::migrate::ops::{self, Arrival, Port, ReceiveRequest};
 use crate::migrate::progress::Progress;
-use crate::migrate::protocol::Side;
-use crate::migrate::report::Outcome;
+use crate::migrate::progress::report::Outcome;
+use crate::migrate::wire::id::Side;
 use crate::sys::interrupt::Interrupt;
 
 pub fn receive(globals: &Globals, args: &Args, image_path: &Path) -> Result<i32> {

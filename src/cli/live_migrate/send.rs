@@ -6,12 +6,13 @@ use anyhow::Context;
 
 use super::{Args, Failed, Result, SETTLE_LIMIT_DUR};
 use crate::cli::Globals;
-use crate::migrate::address::Destination;
+use crate::migrate::link::address::Destination;
 use crate::migrate::ops::{self, Aim, SendRequest, Sent, TestRequest};
-use crate::migrate::preamble::{Finding, Severity};
 use crate::migrate::progress::Progress;
-use crate::migrate::protocol::Side;
-use crate::migrate::report::Outcome;
+use crate::migrate::progress::report::Outcome;
+use crate::migrate::wire::finding::Finding;
+use crate::migrate::wire::finding::Severity;
+use crate::migrate::wire::id::Side;
 use crate::sys::interrupt::Interrupt;
 
 pub fn send(

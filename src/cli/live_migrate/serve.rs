@@ -9,8 +9,9 @@ use super::{Args, Failed, Result, SETTLE_LIMIT_DUR};
 use crate::cli::Globals;
 use crate::error::chain;
 use crate::migrate::ops::{self, Port, ReceiveRequest};
-use crate::migrate::protocol::{ANY, Side};
-use crate::migrate::report::Outcome;
+use crate::migrate::progress::report::Outcome;
+use crate::migrate::wire::id::Side;
+use crate::migrate::wire::protocol::ANY;
 use crate::sys::interrupt::Interrupt;
 
 /// Receives one container after the other until a signal comes.

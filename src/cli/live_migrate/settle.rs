@@ -9,7 +9,9 @@ use crate::cli::{Globals, absolute};
 use crate::error::chain;
 use crate::migrate::fate::Fate;
 use crate::migrate::ops::{self, Ended, Means, MigrationStatus, Resolution, ResolveRequest};
-use crate::migrate::protocol::{ANY, Phase, Side};
+use crate::migrate::wire::id::Side;
+use crate::migrate::wire::protocol::ANY;
+use crate::migrate::wire::state::Phase;
 use crate::sys::interrupt::Interrupt;
 
 /// How long `--resolve` at a destination waits for the source to ask.

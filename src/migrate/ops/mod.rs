@@ -16,29 +16,34 @@
 //! | tell how the last migration went | [`status`] |
 //! | find the container of an engine | [`locate`] |
 
+pub mod answer;
+pub mod cancel;
+pub mod local_test;
+pub mod resolve;
+
 mod receive;
 mod send;
 mod serve;
 mod settle;
 mod status;
 mod subject;
-mod test;
 
 use std::path::{Path, PathBuf};
 
+pub use local_test::{TestError, TestRequest, local_test};
 pub use receive::{Arrival, ArrivalError, Port, ReceiveError, ReceiveRequest, receive};
 pub use send::{Aim, Method, SendError, SendRequest, Sent, send};
 pub use serve::{ServeError, serve};
 pub use settle::{AnswerError, ResolveRequest, Resolved, resolve};
 pub use status::{MigrationStatus, StatusError, status};
 pub use subject::{OpenMigration, SubjectError, refuse_if_open};
-pub use test::{TestError, TestRequest, local_test};
 
-pub use super::cancel::{CancelError, Ended, cancel};
-pub use super::resolve::{Means, Resolution, ResolveError};
+pub use cancel::{CancelError, Ended, cancel};
+pub use resolve::{Means, Resolution, ResolveError};
 
-use super::journal::{self, JournalError};
-use super::preamble::CriuChoices;
+use super::record::error::JournalError;
+use super::record::paths;
+use super::wire::preamble::CriuChoices;
 use crate::engines::detect::{self, Ambiguous, Found};
 
 /// CRIU and its options at this end.
@@ -56,7 +61,7 @@ impl CriuSettings {
     fn work_path(&self, root: &Path, container: &str) -> Result<PathBuf, JournalError> {
         match &self.work_path {
             Some(path) => Ok(path.clone()),
-            None => journal::make_work_dir(root, container),
+            None => paths::make_work_dir(root, container),
         }
     }
 }
@@ -68,11 +73,11 @@ impl CriuSettings {
 /// # Errors
 /// [`Ambiguous`].
 pub fn locate(root: &Path, name: &str, migrated: bool) -> Result<Option<Found>, Ambiguous> {
-    if root.join(name).exists() || journal::is_kept(root, name) {
+    if root.join(name).exists() || paths::is_kept(root, name) {
         return Ok(None);
     }
     detect::find(root, name, |root| match migrated {
-        true => journal::names(root),
+        true => paths::names(root),
         false => Vec::new(),
     })
 }

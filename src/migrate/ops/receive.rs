@@ -11,21 +11,30 @@ use nix::unistd::Pid;
 use super::CriuSettings;
 use super::subject::ThisHost;
 use crate::error::chain;
-use crate::migrate::cancel::Gate;
-use crate::migrate::claim::{self, Boot};
+use crate::migrate::container::incoming::Any;
+use crate::migrate::container::incoming::Node;
 use crate::migrate::destination::{self, DestinationError, Prepared, Settlement, Setup};
-use crate::migrate::facts::FactsError;
 use crate::migrate::fate::{Fate, Fated};
-use crate::migrate::journal::{self, JournalError, Known, Lock};
-use crate::migrate::lobby::{self, Lobby};
-use crate::migrate::node::{Any, Node};
+use crate::migrate::link::channel::TransportError;
+use crate::migrate::link::listener;
+use crate::migrate::link::listener::Lobby;
+use crate::migrate::ops::cancel::Gate;
+use crate::migrate::ops::resolve::ResolveError;
+use crate::migrate::ops::resolve::tidy_up;
+use crate::migrate::preflight::facts::FactsError;
 use crate::migrate::progress::{Event, Progress};
-use crate::migrate::protocol::{ANY, MigrationId};
-use crate::migrate::relay::RelayError;
-use crate::migrate::rendezvous::{Rendezvous, RendezvousError};
-use crate::migrate::resolve::{ResolveError, tidy_up};
-use crate::migrate::transport::TransportError;
+use crate::migrate::record::boot_stamp;
+use crate::migrate::record::boot_stamp::Boot;
+use crate::migrate::record::error::JournalError;
+use crate::migrate::record::journal;
+use crate::migrate::record::ledger::Known;
+use crate::migrate::record::lock::Lock;
+use crate::migrate::record::paths;
+use crate::migrate::trust::rendezvous::Rendezvous;
+use crate::migrate::trust::rendezvous::RendezvousError;
 use crate::migrate::trust::{Trust, TrustError, TrustSettings};
+use crate::migrate::wire::id::MigrationId;
+use crate::migrate::wire::protocol::ANY;
 use crate::runtime::process::foreground::Foreground;
 use crate::runtime::verbs::delete;
 use crate::runtime::verbs::restore::{RestoreRequest, Restored};
@@ -130,9 +139,6 @@ pub enum ReceiveError {
         #[source]
         source: procfs::ProcError,
     },
-    /// The address cannot be left for sources that come through ssh.
-    #[error(transparent)]
-    Relay(#[from] RelayError),
     /// The migration has failed.
     #[error(transparent)]
     Failed(#[from] DestinationError),
@@ -267,7 +273,7 @@ fn node(request: &ReceiveRequest, progress: &mut Progress) -> Result<Node, Recei
 fn tell_of_earlier_boots(request: &ReceiveRequest, progress: &mut Progress) {
     let (store, container) = (&request.image_path, &request.container);
     if let Some(here) = Boot::current()
-        && !claim::find(store, container, &here).is_empty()
+        && !boot_stamp::find(store, container, &here).is_empty()
     {
         progress.say(&format!(
             "note: this host was started again in the middle of an earlier migration: `rcm live-migrate {container} --resolve --image-path={}` gives the container back to a source that still waits for an answer",
@@ -285,10 +291,10 @@ fn listen(
 ) -> Result<(Lobby, Rendezvous), ReceiveError> {
     let (root, container) = (&request.root, &request.container);
     let mut rendezvous = Rendezvous::leave(&request.image_path, container, &trust)?;
-    let note = journal::remember_litter(root, container, rendezvous.path())?;
+    let note = paths::remember_litter(root, container, rendezvous.path())?;
     rendezvous.go_with(note);
     let listener = match port {
-        Port::At(address) => lobby::listen(address)?,
+        Port::At(address) => listener::listen(address)?,
         Port::Open(listener) => listener,
     };
     let mut lobby = Lobby::new(listener, rendezvous.acquaintance(), trust);

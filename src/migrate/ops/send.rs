@@ -7,21 +7,27 @@ use super::CriuSettings;
 use super::subject::{SubjectError, ThisHost, claim};
 use crate::criu::{self, Criu};
 use crate::error::chain;
-use crate::migrate::address::Destination;
-use crate::migrate::bulk;
+use crate::migrate::container::engine_bundle::Luggage;
+use crate::migrate::container::outgoing::RunningContainer;
+use crate::migrate::container::outgoing::preamble;
 use crate::migrate::fate::{Fate, Fated};
-use crate::migrate::journal::JournalError;
-use crate::migrate::luggage::Luggage;
-use crate::migrate::preamble::{Facts, Finding, Preamble, RootfsWish};
-use crate::migrate::precopy::Limits;
+use crate::migrate::link::address::Destination;
+use crate::migrate::method::precopy::Limits;
 use crate::migrate::preflight::{offer, survey};
 use crate::migrate::progress::Progress;
-use crate::migrate::protocol::{MigrationId, Side};
-use crate::migrate::rendezvous::{RendezvousError, random};
-use crate::migrate::rootfs::remove_nonce;
+use crate::migrate::record::error::JournalError;
 use crate::migrate::source::{self, Failure, Plan, SourceError};
+use crate::migrate::transfer::images;
+use crate::migrate::transfer::rootfs::remove_nonce;
+use crate::migrate::trust::rendezvous::RendezvousError;
+use crate::migrate::trust::rendezvous::random;
 use crate::migrate::trust::{Trust, TrustError, TrustSettings};
-use crate::migrate::workload::{RunningContainer, preamble};
+use crate::migrate::wire::facts::Facts;
+use crate::migrate::wire::finding::Finding;
+use crate::migrate::wire::id::MigrationId;
+use crate::migrate::wire::id::Side;
+use crate::migrate::wire::preamble::Preamble;
+use crate::migrate::wire::rootfs::RootfsWish;
 use crate::sys::interrupt::Interrupt;
 
 /// How far a migration goes.
@@ -96,7 +102,7 @@ pub struct SendRequest {
     /// Number of connections for the images if the ends share no store.
     pub streams: u32,
     /// Compression and bandwidth of these connections.
-    pub sending: bulk::Settings,
+    pub sending: images::Settings,
     /// The longest freeze; after it the migration is rolled back.
     pub freeze_limit_dur: Duration,
     /// How long an unanswered commit is asked about.

@@ -16,10 +16,13 @@ use nix::unistd::Pid;
 
 use super::{Port, ReceiveRequest};
 use crate::migrate::fate::{Fate, Fated};
-use crate::migrate::journal::{self, JournalError, Lock};
-use crate::migrate::lobby;
-use crate::migrate::protocol::ANY;
-use crate::migrate::transport::{Patience, TransportError};
+use crate::migrate::link::channel::Patience;
+use crate::migrate::link::channel::TransportError;
+use crate::migrate::link::listener;
+use crate::migrate::record::error::JournalError;
+use crate::migrate::record::lock::Lock;
+use crate::migrate::record::paths;
+use crate::migrate::wire::protocol::ANY;
 use crate::sys::interrupt::Interrupt;
 use crate::sys::process;
 use crate::sys::spawn::copy_process;
@@ -82,9 +85,9 @@ pub fn serve(
     receive_one: impl Fn(Port) -> bool,
 ) -> Result<(), ServeError> {
     let _lock = Lock::take(&request.root, ANY)?;
-    journal::remove_litter(&request.root, ANY)?;
+    paths::remove_litter(&request.root, ANY)?;
     let listener = match port {
-        Port::At(address) => lobby::listen(address)?,
+        Port::At(address) => listener::listen(address)?,
         Port::Open(listener) => listener,
     };
     loop {

@@ -3,11 +3,15 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::resolve::resolve as settle;
 use super::{Means, Resolution, ResolveError};
-use crate::migrate::answering::{self, AnsweringError};
-use crate::migrate::journal::{self, JournalError, JournalRecord, Lock};
-use crate::migrate::protocol::Side;
-use crate::migrate::resolve;
+use crate::migrate::ops::answer;
+use crate::migrate::ops::answer::AnsweringError;
+use crate::migrate::record::error::JournalError;
+use crate::migrate::record::journal;
+use crate::migrate::record::journal::JournalRecord;
+use crate::migrate::record::ledger::Known;
+use crate::migrate::record::lock::Lock;
 use crate::sys::interrupt::Interrupt;
 use crate::sys::process::become_subreaper;
 
@@ -60,11 +64,10 @@ pub fn resolve(request: &ResolveRequest) -> Result<Resolved, ResolveError> {
         tracing::warn!("cannot become a subreaper: {errno}");
     }
     let lock = Lock::take(root, container)?;
-    let resolution = resolve::resolve(root, container, &request.means, &lock)?;
+    let resolution = settle(root, container, &request.means, &lock)?;
     // A record that cannot be read leaves nobody to answer.
-    let record = journal::read_side(root, container, Side::Destination)
-        .ok()
-        .flatten();
+    let known = Known::open(root, container, &lock).ok();
+    let record = known.as_ref().and_then(Known::destination).cloned();
     Ok(Resolved {
         resolution,
         root: root.clone(),
@@ -92,7 +95,7 @@ impl Resolved {
         let Some(record) = &self.unanswered else {
             return Ok(());
         };
-        match answering::answer(&self.root, record, limit_dur, interrupt)? {
+        match answer::answer(&self.root, record, limit_dur, interrupt)? {
             Some(true) => {
                 journal::forget_receiver(&self.root, record.migration, &record.container)?;
                 Ok(())

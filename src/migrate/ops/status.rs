@@ -6,8 +6,11 @@ use chrono::{DateTime, Utc};
 use serde::Serialize;
 
 use crate::migrate::fate::{Fate, Fated};
-use crate::migrate::journal::{self, JournalError};
-use crate::migrate::protocol::{MigrationId, Phase, Side};
+use crate::migrate::record::error::JournalError;
+use crate::migrate::record::ledger;
+use crate::migrate::wire::id::MigrationId;
+use crate::migrate::wire::id::Side;
+use crate::migrate::wire::state::Phase;
 use crate::runtime::{Container, Status};
 
 /// What this host knows of the last migration of a container.
@@ -64,7 +67,7 @@ impl Fated for StatusError {
 /// # Errors
 /// [`StatusError`].
 pub fn status(root: &Path, container: &str) -> Result<MigrationStatus, StatusError> {
-    let Some(record) = journal::read(root, container)? else {
+    let Some(record) = ledger::latest(root, container)? else {
         return Err(StatusError::Unknown {
             container: container.to_owned(),
         });

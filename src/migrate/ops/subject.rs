@@ -3,13 +3,19 @@
 use std::path::Path;
 
 use crate::criu::{self, Criu, Features, Version};
-use crate::migrate::claim::{self, ClaimError};
-use crate::migrate::facts::{self, FactsError};
 use crate::migrate::fate::{Fate, Fated};
-use crate::migrate::journal::{JournalError, JournalRecord, Known, Lock};
-use crate::migrate::preamble::Facts;
-use crate::migrate::protocol::MigrationId;
-use crate::migrate::resolve::{ResolveError, tidy_up};
+use crate::migrate::ops::resolve::ResolveError;
+use crate::migrate::ops::resolve::tidy_up;
+use crate::migrate::preflight::facts;
+use crate::migrate::preflight::facts::FactsError;
+use crate::migrate::record::boot_stamp;
+use crate::migrate::record::boot_stamp::ClaimError;
+use crate::migrate::record::error::JournalError;
+use crate::migrate::record::journal::JournalRecord;
+use crate::migrate::record::ledger::Known;
+use crate::migrate::record::lock::Lock;
+use crate::migrate::wire::facts::Facts;
+use crate::migrate::wire::id::MigrationId;
 use crate::runtime::container::{Container, Status};
 
 /// The last migration of a container is open: it may run at the destination.
@@ -111,7 +117,7 @@ pub(super) fn claim(root: &Path, id: &str) -> Result<Subject, SubjectError> {
     let last = known.source().map(|record| record.migration);
     let destination = known.destination().cloned();
     tidy_up(root, id, known, &lock)?;
-    claim::keep(destination.as_ref())?;
+    boot_stamp::keep(destination.as_ref())?;
     let id = || id.to_owned();
     match container.status() {
         Status::Running => Ok(Subject {
