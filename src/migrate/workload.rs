@@ -14,7 +14,7 @@ use super::protocol::MigrationId;
 use super::source::{self, Held, Target, Workload};
 use super::{Cause, chain};
 use crate::criu::stats::DumpStats;
-use crate::criu::{CgroupMode, Criu};
+use crate::criu::{Criu, ManageCgroups};
 use crate::runtime::checkpoint::{self, CheckpointOptions, HeldCheckpoint};
 use crate::runtime::container::Container;
 use crate::runtime::criu_flags::CriuFlags;
@@ -64,7 +64,7 @@ pub fn flags(choices: &CriuChoices, images: &Path, work_path: &Path) -> CriuFlag
         ext_unix_sk: choices.ext_unix_sk,
         shell_job: choices.shell_job,
         file_locks: choices.file_locks,
-        manage_cgroups: CgroupMode::of(&choices.manage_cgroups_mode),
+        manage_cgroups: ManageCgroups::of(&choices.manage_cgroups_mode),
         ..CriuFlags::default()
     }
 }

@@ -25,8 +25,8 @@ use super::launch::{LaunchError, Outer, run_inside};
 use super::lower;
 use super::mounts::{self, BoundDev, Stage, StageError};
 use crate::sys;
-use crate::sys::rooted::{Kind, Root};
-use crate::sys::trail::Trail;
+use crate::sys::rooted::{FileKind, Root};
+use crate::sys::trail::ErrorCapture;
 
 /// What is to be started.
 pub(crate) struct Launch<'a> {
@@ -152,7 +152,7 @@ pub(crate) fn launch(mut launch: Launch) -> Result<Pid, String> {
         }
         run_creation_hooks(container, &hooks, &state.state, pid)
     };
-    let mut trail = Trail::start().map_err(|errno| errno.to_string())?;
+    let mut capture = ErrorCapture::start().map_err(|errno| errno.to_string())?;
     let _oom_score = oom_score.map(OomScore::enter).transpose()?;
     let outer = Outer {
         args: &args,
@@ -168,7 +168,7 @@ pub(crate) fn launch(mut launch: Launch) -> Result<Pid, String> {
             }
             Ok(pid)
         }
-        Err(error) => Err(reason(&mut trail, &error, &spec)),
+        Err(error) => Err(reason(&mut capture, &error, &spec)),
     }
 }
 
@@ -244,7 +244,7 @@ fn make_working_directory(container: &Container, spec: &Spec, pid: Pid) {
     }
     let made = run_inside(pid, rootfs, || {
         Root::open(rootfs)
-            .and_then(|root| root.make(cwd, Kind::Directory))
+            .and_then(|root| root.make(cwd, FileKind::Directory))
             .map_err(|source| LaunchError::File {
                 action: "make",
                 path: cwd.clone(),
@@ -305,13 +305,13 @@ fn run_creation_hooks(
 }
 
 /// The deepest cause of a failure: runc's sentence where the executor refused, else the first error that the engine logged.
-fn reason(trail: &mut Trail, error: &LaunchError, spec: &Spec) -> String {
+fn reason(capture: &mut ErrorCapture, error: &LaunchError, spec: &Spec) -> String {
     let flat = chain(error);
     // The engine's own wrapping of what rcm's executor said.
     if let Some(at) = flat.find("exec: \"") {
         return format!("error during container init: {}", &flat[at..]);
     }
-    let first = trail.records().into_iter().next().unwrap_or_default();
+    let first = capture.records().into_iter().next().unwrap_or_default();
     if let Some(failure) = first.strip_prefix("failed to chdir") {
         return format!("error during container init: {}", chdir(failure, spec));
     }

@@ -8,7 +8,7 @@ use std::path::{Component, Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::{CONFIG, Result, RootfsError, file};
-use crate::image::tree::{Place, Staging, TreePath};
+use crate::image::tree::{Slot, Staging, TreePath};
 use crate::migrate::journal::JournalRecord;
 use crate::migrate::preamble::{CarriedFile, RootfsWay};
 use crate::migrate::protocol::{MigrationId, Side};
@@ -56,7 +56,7 @@ impl Targets {
 #[serde(rename_all = "camelCase")]
 struct Record {
     migration: MigrationId,
-    places: Vec<Place>,
+    places: Vec<Slot>,
     /// Directories that did not exist, each above the next one.
     made: Vec<PathBuf>,
 }
@@ -77,14 +77,14 @@ impl Placement {
     ) -> Result<Self> {
         let id = migration.to_string();
         let config_place = bundle.join(CONFIG);
-        let tree = Place::new(rootfs, &id)?;
+        let tree = Slot::new(rootfs, &id)?;
         // A diff goes to a host that has been prepared for the container: its own spec stays.
         let config = match way == RootfsWay::Diff && config_place.exists() {
             true => None,
-            false => Some(Place::new(&config_place, &id)?),
+            false => Some(Slot::new(&config_place, &id)?),
         };
         let files = match config.is_some() && !carried.is_empty() {
-            true => Some(Place::new(&bundle.join(CarriedFile::DIR), &id)?),
+            true => Some(Slot::new(&bundle.join(CarriedFile::DIR), &id)?),
             false => None,
         };
         let mut made = missing(bundle);
