@@ -32,7 +32,7 @@ pub mod binary;
 pub mod error;
 pub mod feature;
 pub mod held;
-mod knowledge;
+mod kerndat;
 pub mod log;
 pub mod notify;
 pub mod options;

@@ -7,13 +7,15 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
+use super::journal;
 use super::lobby::Lobby;
-use super::progress::{Progress, milliseconds};
+use super::progress::Progress;
 use super::protocol::{Message, Phase, Running, Verdict};
 use super::rendezvous::Rendezvous;
 use super::transport::{Patience, TransportError};
-use super::{chain, journal};
+use crate::error::chain;
 use crate::sys::interrupt::Interrupt;
+use crate::text::milliseconds;
 
 mod agree;
 mod error;

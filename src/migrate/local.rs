@@ -17,14 +17,15 @@ use oci_spec::runtime::{LinuxNamespaceType, Spec};
 use super::journal::{Journal, JournalError, Start};
 use super::names::{Names, Unkept};
 use super::preamble::{CriuChoices, Finding, Severity};
-use super::progress::{Progress, milliseconds};
+use super::progress::Progress;
 use super::protocol::{MigrationId, Phase, Side};
 use super::source::{Held, Target, Workload};
 use super::workload::{HeldContainer, RunningContainer, flags};
-use super::{Cause, chain};
+use crate::error::{Cause, chain};
 use crate::image;
-use crate::runtime::lower;
-use crate::runtime::restore::{self, RestoreRequest};
+use crate::runtime::spec::lower;
+use crate::runtime::verbs::restore::{self, RestoreRequest};
+use crate::text::milliseconds;
 
 /// The container was not tested, or the test has failed.
 #[derive(Debug, thiserror::Error)]

@@ -11,12 +11,12 @@ use super::preamble::{CriuChoices, Facts, Local, Preamble, RootfsWay, plan};
 use super::preflight::{self, network};
 use super::recipe::Recipe;
 use super::resolve::tidy_up;
-use super::{Cause, chain};
 use crate::criu::Criu;
+use crate::error::{Cause, chain};
 use crate::runtime::container::validate_id;
-use crate::runtime::network::Place;
-use crate::runtime::restore::{self, HeldRestore, RestoreRequest, Restored};
+use crate::runtime::linux::network::Place;
 use crate::runtime::spec;
+use crate::runtime::verbs::restore::{self, HeldRestore, RestoreRequest, Restored};
 
 /// What a receiver was told about the container to come.
 #[derive(Debug)]

@@ -8,9 +8,10 @@ use chrono::{DateTime, Utc};
 use serde::Serialize;
 
 use super::preamble::{Facts, Finding, RootfsPlan, criu_version};
-use super::progress::{Lap, Round, TreePass, bytes, milliseconds, ms, optional_ms};
+use super::progress::{Lap, Round, TreePass, ms, optional_ms};
 use super::protocol::{MigrationId, Side};
 use crate::sys::file::write_atomic;
+use crate::text::{bytes, milliseconds};
 
 /// What became of the container.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]

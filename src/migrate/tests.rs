@@ -272,7 +272,7 @@ fn a_failed_restore_leaves_it_running_and_the_source_says_why() {
         panic!("{:?}", outcome.source)
     };
     assert!(
-        super::chain(failure).contains("Error (criu): cannot restore"),
+        crate::error::chain(failure).contains("Error (criu): cannot restore"),
         "{failure:?}"
     );
 }

@@ -12,13 +12,14 @@ use super::names::{Names, Unkept, is_bind};
 use super::preamble::{BindMount, CriuChoices, Facts, Observed, Preamble, RootfsOffer};
 use super::protocol::MigrationId;
 use super::source::{self, Held, Target, Workload};
-use super::{Cause, chain};
 use crate::criu::stats::DumpStats;
 use crate::criu::{Criu, ManageCgroups};
-use crate::runtime::checkpoint::{self, CheckpointOptions, HeldCheckpoint};
+use crate::error::{Cause, chain};
 use crate::runtime::container::Container;
 use crate::runtime::criu_flags::CriuFlags;
-use crate::runtime::{delete, network};
+use crate::runtime::linux::network;
+use crate::runtime::verbs::checkpoint::{self, CheckpointOptions, HeldCheckpoint};
+use crate::runtime::verbs::delete;
 
 /// A running container.
 #[derive(Debug)]

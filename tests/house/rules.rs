@@ -5,22 +5,27 @@ use proc_macro2::{Delimiter, Group, TokenStream, TokenTree};
 
 /// Top-level modules and what each may import besides itself. Downward only: no module stands in the list of one that it lists.
 pub const LAYERS: &[(&str, &[&str])] = &[
+    ("main", &["cli"]),
     (
-        "main",
+        "cli",
         &[
-            "cli", "logging", "migrate", "runtime", "criu", "image", "sys",
+            "migrate", "engines", "runtime", "criu", "image", "logging", "sys", "error", "text",
         ],
     ),
     (
-        "cli",
-        &["logging", "migrate", "runtime", "criu", "image", "sys"],
+        "migrate",
+        &[
+            "engines", "runtime", "criu", "image", "sys", "error", "text",
+        ],
     ),
+    ("engines", &["runtime", "sys", "error", "text"]),
+    ("runtime", &["criu", "image", "sys", "error", "text"]),
+    ("criu", &["sys", "error", "text"]),
+    ("image", &["sys", "error", "text"]),
     ("logging", &["sys"]),
-    ("migrate", &["runtime", "criu", "image", "sys"]),
-    ("runtime", &["criu", "image", "sys"]),
-    ("criu", &["sys"]),
-    ("image", &["sys"]),
     ("sys", &[]),
+    ("error", &[]),
+    ("text", &[]),
 ];
 
 /// Crates that only some top-level modules may name.

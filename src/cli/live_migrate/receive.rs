@@ -9,6 +9,7 @@ use nix::unistd::Pid;
 
 use super::{Args, LINGER_DUR, PROMPT_DUR, SETTLE_LIMIT_DUR, look_around};
 use crate::cli::{Globals, absolute};
+use crate::error::chain;
 use crate::migrate::cancel::Gate;
 use crate::migrate::claim::{self, Boot};
 use crate::migrate::destination::{self, Arrived, Prepared, Setup};
@@ -20,9 +21,10 @@ use crate::migrate::protocol::{ANY, MigrationId, Side};
 use crate::migrate::rendezvous::Rendezvous;
 use crate::migrate::report::Outcome;
 use crate::migrate::resolve::tidy_up;
-use crate::runtime::foreground::Foreground;
-use crate::runtime::restore::{RestoreRequest, Restored};
-use crate::runtime::{Error, delete, engine};
+use crate::runtime::Error;
+use crate::runtime::process::foreground::Foreground;
+use crate::runtime::verbs::delete;
+use crate::runtime::verbs::restore::{RestoreRequest, Restored};
 use crate::sys::interrupt::Interrupt;
 use crate::sys::process::{ProcessId, become_subreaper};
 
@@ -95,7 +97,7 @@ pub fn take(
         tracing::warn!("cannot become a subreaper: {errno}");
     }
     let (criu, facts) = look_around(globals)?;
-    let criu = criu.map_err(|error| engine::chain(&error));
+    let criu = criu.map_err(|error| chain(&error));
     if let Err(error) = &criu {
         // A source hears it, with what else speaks against a migration.
         progress.say(&format!("error: {error}"));
@@ -189,7 +191,7 @@ fn lock(globals: &Globals, id: &str) -> anyhow::Result<Lock> {
 /// Nobody will ask any more. If that cannot be noted, the next `--resolve` waits for a source in vain, and no more.
 fn forget_receiver(root: &Path, migration: MigrationId, container: &str) {
     if let Err(error) = journal::forget_receiver(root, migration, container) {
-        tracing::warn!("{}", engine::chain(&error));
+        tracing::warn!("{}", chain(&error));
     }
 }
 
@@ -226,7 +228,7 @@ fn stay(root: &Path, arrived: Arrived<Restored>, interrupt: Interrupt) -> anyhow
         tracing::warn!(
             "cannot remove container {}: {}",
             container.id(),
-            engine::chain(&error)
+            chain(&error)
         );
     }
     Ok(status?)

@@ -6,6 +6,7 @@ use anyhow::{Context, bail};
 
 use super::{Args, SETTLE_LIMIT_DUR, look_around, refuse_if_open};
 use crate::cli::Globals;
+use crate::error::chain;
 use crate::migrate::address::Destination;
 use crate::migrate::claim;
 use crate::migrate::journal::{self, Lock};
@@ -22,7 +23,6 @@ use crate::migrate::rootfs::remove_nonce;
 use crate::migrate::source::{self, Plan};
 use crate::migrate::workload::{RunningContainer, preamble};
 use crate::runtime::container::{Container, Status};
-use crate::runtime::engine;
 use crate::sys::interrupt::Interrupt;
 
 pub fn send(
@@ -64,11 +64,11 @@ fn try_send(
             // Only the destination can say whether it matters that CRIU does not know this processor.
             processor = criu.processor(&globals.root).unwrap_or_default();
         }
-        Err(error) => survey.findings.push(Finding::error(
-            Side::Source,
-            engine::chain(error),
-            "then try again",
-        )),
+        Err(error) => {
+            survey
+                .findings
+                .push(Finding::error(Side::Source, chain(error), "then try again"))
+        }
     }
     let migration = MigrationId::new(random()?);
     let luggage = Luggage::of(&container, &spec);

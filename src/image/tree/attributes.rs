@@ -6,7 +6,7 @@ use std::path::Path;
 use super::entry::{Attributes, is_carried};
 use super::error::TreeError;
 use super::file_error;
-use crate::sys::node::Object;
+use crate::sys::beneath::Object;
 
 /// Gives `object` these attributes and no others. `path` is its path on this host, for messages.
 ///

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::error::TreeError;
 use super::file_error;
-use crate::sys::node::Dir;
+use crate::sys::beneath::Dir;
 
 /// A path at which something new replaces something old, and how that is undone.
 ///

@@ -21,7 +21,7 @@ use super::error::{Defect, TreeError};
 use super::frame::{Fields, FrameReader, Purpose, malformed};
 use super::path::{Order, TreePath};
 use super::{MAX_DEPTH, file_error};
-use crate::sys::node::{Dir, Object};
+use crate::sys::beneath::{Dir, Object};
 
 /// Limit of noted paths. Syncing more files one by one takes longer than syncing the file system.
 pub const MAX_NOTED: usize = 4096;

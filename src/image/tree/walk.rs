@@ -18,7 +18,7 @@ use super::entry::{Attributes, EntryKind, Extended, Stamp, TreeEntry, is_carried
 use super::error::TreeError;
 use super::path::TreePath;
 use super::{MAX_DEPTH, file_error};
-use crate::sys::node::{Dir, Object};
+use crate::sys::beneath::{Dir, Object};
 
 /// Coarsest unit of file times on some file systems (one second on ext4 with small inodes). A
 /// second change within the same unit does not show.

@@ -3,8 +3,8 @@
 use super::session::{Images, Session};
 use super::settlement::answer;
 use super::{ANSWER_LIMIT_DUR, Host, Prepared, Receiving, Result, Setup};
+use crate::error::chain;
 use crate::image::manifest::Manifest;
-use crate::migrate::chain;
 use crate::migrate::journal::{Journal, Start};
 use crate::migrate::lobby::Lobby;
 use crate::migrate::preamble::{Finding, Local, Preamble, Severity, judge};

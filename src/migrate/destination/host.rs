@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use crate::migrate::Cause;
+use crate::error::Cause;
 use crate::migrate::preamble::{Facts, Local, Preamble};
 use crate::migrate::recipe::Recipe;
 

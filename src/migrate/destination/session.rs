@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::settlement::answer;
 use super::{ANSWER_LIMIT_DUR, DestinationError, Held, Host, Result, Settlement, Setup};
+use crate::error::{Cause, chain};
 use crate::image;
 use crate::image::manifest::Manifest;
 use crate::image::rounds;
@@ -22,7 +23,6 @@ use crate::migrate::protocol::{
 use crate::migrate::rendezvous::Rendezvous;
 use crate::migrate::rootfs::{self, Placement};
 use crate::migrate::transport::{Channel, Patience, TransportError};
-use crate::migrate::{Cause, chain};
 use crate::sys::interrupt::Interrupt;
 
 /// How often the connections for the images are looked at while nothing is said.

@@ -4,12 +4,13 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::ANSWER_LIMIT_DUR;
+use crate::error::chain;
 use crate::migrate::journal::JournalRecord;
 use crate::migrate::lobby::Lobby;
 use crate::migrate::protocol::{Answer, Inquiry, Message, MigrationId, Settled, Verdict};
 use crate::migrate::rendezvous::Rendezvous;
 use crate::migrate::transport::{Channel, Patience};
-use crate::migrate::{chain, verdict};
+use crate::migrate::verdict;
 use crate::sys::interrupt::Interrupt;
 
 /// Answers a source that does not know how its migration ended.

@@ -3,8 +3,8 @@
 use std::path::Path;
 
 use super::{Finding, Observed};
-use crate::migrate::progress::bytes;
 use crate::migrate::protocol::Side;
+use crate::text::bytes;
 
 /// What the images of a container hold besides memory, about, and what each process adds (seen: 100 to 300 KiB for a few processes).
 const SMALL_BYTES: u64 = 128 << 10;

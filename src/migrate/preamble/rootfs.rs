@@ -3,8 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 use super::{Finding, Local};
-use crate::migrate::progress::bytes;
 use crate::migrate::protocol::Side;
+use crate::text::bytes;
 
 /// What `--rootfs` asks for.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -11,10 +11,11 @@ use std::time::{Duration, Instant};
 use super::placement::{Placement, Targets};
 use super::stream::{Incoming, Outgoing};
 use super::{MAX_CONFIG_BYTES, Result, RootfsError, file, lift};
+use crate::error::chain;
 use crate::image::tree::{Compression, Limits, TreePath, apply_noting, link_copy, take_inventory};
+use crate::migrate::bulk;
 use crate::migrate::protocol::{Message, Synced};
 use crate::migrate::transport::{Channel, Patience};
-use crate::migrate::{bulk, chain};
 
 /// More than any file system has.
 const MAX_ENTRIES: u64 = 1 << 32;

@@ -4,9 +4,9 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::error::Cause;
 use crate::image::manifest::ManifestError;
 use crate::image::rounds::ChainError;
-use crate::migrate::Cause;
 use crate::migrate::bulk::BulkError;
 use crate::migrate::journal::JournalError;
 use crate::migrate::preamble::Finding;

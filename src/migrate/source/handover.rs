@@ -3,10 +3,10 @@
 use std::time::{Duration, Instant};
 
 use super::{ANSWER_LIMIT_DUR, Committing, Failure, Fence, Fenced, HandedOff, SourceError};
+use crate::error::{Cause, chain};
 use crate::migrate::names;
 use crate::migrate::protocol::{Message, Phase, Running, Settled, Verdict};
 use crate::migrate::transport::{Patience, TransportError};
-use crate::migrate::{Cause, chain};
 
 /// The pause between two questions after a commit without an answer.
 const ASK_AGAIN_DUR: Duration = Duration::from_millis(500);

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::session::{Images, Session, images_path};
 use super::{ANSWER_LIMIT_DUR, Failure, Negotiated, Plan, SourceError, Workload};
+use crate::error::chain;
 use crate::migrate::bulk;
 use crate::migrate::handshake::{connect, reconnect};
 use crate::migrate::journal::{Journal, Start};
@@ -14,13 +15,14 @@ use crate::migrate::names::Names;
 use crate::migrate::preamble::{
     Finding, Preamble, RootfsOffer, RootfsPlan, RootfsWay, RootfsWish, Severity, lacking,
 };
-use crate::migrate::progress::{Progress, bytes};
+use crate::migrate::progress::Progress;
 use crate::migrate::protocol::{Findings, Join, Message, Purpose, Side};
 use crate::migrate::rendezvous::{Acquaintance, RendezvousError};
 use crate::migrate::rootfs::{self, Nonce};
 use crate::migrate::transport::{Channel, Patience, TransportError};
-use crate::migrate::{chain, preflight, rendezvous};
+use crate::migrate::{preflight, rendezvous};
 use crate::sys::interrupt::Interrupt;
+use crate::text::bytes;
 
 /// Everything that speaks against the migration, of both ends; nothing is begun.
 ///

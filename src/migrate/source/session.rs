@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::{ANSWER_LIMIT_DUR, Failure, Plan, SourceError};
+use crate::error::{Cause, chain};
 use crate::image;
 use crate::image::manifest::Manifest;
 use crate::migrate::address::Destination;
@@ -21,7 +22,7 @@ use crate::migrate::rendezvous::Acquaintance;
 use crate::migrate::rootfs::{self, RootfsError};
 use crate::migrate::transport::{Channel, Patience, TransportError};
 use crate::migrate::trust::Trust;
-use crate::migrate::{Cause, chain, verdict};
+use crate::migrate::verdict;
 
 /// How long a destination that has given up takes to say so.
 const FAREWELL_LIMIT_DUR: Duration = Duration::from_secs(5);

@@ -5,7 +5,7 @@ use std::path::Path;
 use std::time::Instant;
 
 use crate::criu::stats::DumpStats;
-use crate::migrate::Cause;
+use crate::error::Cause;
 use crate::migrate::names::{Names, Unkept};
 use crate::migrate::protocol::MigrationId;
 

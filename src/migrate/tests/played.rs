@@ -9,13 +9,14 @@ use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use crate::criu::stats::DumpStats;
+use crate::error::Cause;
 use crate::migrate::destination::{self, Host};
+use crate::migrate::facts;
 use crate::migrate::names::{Names, Unkept};
 use crate::migrate::preamble::{Facts, Local, Preamble};
 use crate::migrate::protocol::{MigrationId, Side};
 use crate::migrate::recipe::Recipe;
 use crate::migrate::source::{self, Target, Workload};
-use crate::migrate::{Cause, facts};
 
 /// What a container is on one host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
