@@ -84,7 +84,7 @@ pub trait Notify {
     /// conversation ends.
     ///
     /// # Errors
-    /// An error ends the conversation and is returned as [`Error::Refused`].
+    /// An error ends the conversation and is returned as [`Error::Refused`](super::Error::Refused).
     fn started(&mut self, _pid: Pid) -> Result<(), CallbackError> {
         Ok(())
     }
@@ -93,7 +93,8 @@ pub trait Notify {
     /// which the conversation pauses instead.
     ///
     /// # Errors
-    /// An error is a "no": CRIU rolls back, and the error is returned as [`Error::Refused`].
+    /// An error is a "no": CRIU rolls back, and the error is returned as
+    /// [`Error::Refused`](super::Error::Refused).
     fn on(&mut self, notification: Notification) -> Result<Reply, CallbackError>;
 }
 
