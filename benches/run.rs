@@ -12,7 +12,7 @@
 //! container's first process) is not in it. execve(2) keeps the peak of what was there before, so that no number is below what the small child itself
 //! needs; that is measured with `true` and printed.
 
-#[path = "../tests/common/mod.rs"]
+#[path = "../tests/it/common/mod.rs"]
 mod common;
 
 use std::path::{Path, PathBuf};

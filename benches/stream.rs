@@ -7,7 +7,7 @@
 //!
 //! They take turns. `RCM_BENCH_MIB` says how much memory the container has (1024), `RCM_BENCH_ROUNDS` how many rounds there are (3).
 
-#[path = "../tests/common/mod.rs"]
+#[path = "../tests/it/common/mod.rs"]
 mod common;
 
 use std::fs::{self, File};

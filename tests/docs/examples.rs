@@ -1,11 +1,9 @@
-//! The examples that need machines of their own, as far as it can be seen here: their files can be read. What they do is in `tests/migrate`.
-
-mod common;
+//! The examples that need machines of their own, as far as it can be seen here: their files can be read. What they do is in `tests/it/migrate`.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use common::Cmd;
+use crate::common::Cmd;
 use walkdir::WalkDir;
 
 fn files(extension: &str) -> Vec<PathBuf> {

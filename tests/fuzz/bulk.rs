@@ -12,7 +12,7 @@ use rcm::migrate::bulk::{BulkError, Receiver};
 use rcm::migrate::transport::{Channel, Patience};
 use xxhash_rust::xxh3::xxh3_64;
 
-use crate::random::Random;
+use crate::common::random::Random;
 use crate::{Scene, cases, damage, peak_kib};
 
 const NAMES: [&str; 6] = [

@@ -1,34 +1,37 @@
 //! What a peer, CRIU or a damaged disk may hand to rcm: thousands of inputs for each place that reads one. Never a panic, in no thread; never memory
 //! without bound; nothing outside the directory that is written to; always an end.
 //!
-//! A case that fails names its seed: `RCM_TEST_SEED=N` plays that one first. The tests for trees are in `tests/tree_hostile`, those of single headers
-//! beside their code.
+//! A case that fails names its seed: `RCM_TEST_SEED=N` plays that one first. The tests for single headers are beside their code.
 
 mod bulk;
+#[path = "../it/common/mod.rs"]
+mod common;
 mod files;
 mod pages;
-#[path = "../tree/random.rs"]
-mod random;
+mod tree;
 
 use std::fs;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Mutex, Once};
+use std::sync::{Mutex, MutexGuard, Once, PoisonError};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use random::Random;
+use common::random::Random;
 
 /// The tests of this program share its memory, and its panics.
 static ALONE: Mutex<()> = Mutex::new(());
 static PANICS: AtomicUsize = AtomicUsize::new(0);
 
+/// Keeps the other tests of this program out until it is dropped.
+fn alone() -> MutexGuard<'static, ()> {
+    ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Plays `count` cases, each with a seed of its own.
 fn cases(count: u64, mut play: impl FnMut(&mut Random)) {
     static COUNTING: Once = Once::new();
-    let _alone = ALONE
-        .lock()
-        .unwrap_or_else(|poisoned| poisoned.into_inner());
+    let _alone = alone();
     COUNTING.call_once(|| {
         let hook = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |info| {

@@ -7,7 +7,7 @@ use std::thread;
 
 use rcm::criu::page_server::{PageSink, serve};
 
-use crate::random::Random;
+use crate::common::random::Random;
 use crate::{Scene, cases, damage};
 
 /// Reads what it is told to, as far as it comes.

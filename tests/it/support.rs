@@ -1,11 +1,9 @@
 //! The test support itself: what it promises to notice, it notices.
 
-mod common;
-
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;
 
-use common::{Cmd, Host, is_alive};
+use crate::common::{Cmd, Host, is_alive};
 
 /// The message of a panic that must happen.
 fn panic_message(action: impl FnOnce()) -> String {

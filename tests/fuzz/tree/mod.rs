@@ -1,40 +1,22 @@
-//! Streams that an enemy made: thousands of them, and nothing happens outside the directory, no panic, no memory without bound. A
-//! program of its own: what it measures is that of the process.
+//! Streams that an enemy made: thousands of them, and nothing happens outside the directory, no panic, no memory without bound.
 
-#[path = "../tree/random.rs"]
-mod random;
 mod scene;
 mod stream;
 
 use std::fs;
-use std::sync::Mutex;
 
-use random::Random;
+use crate::common::random::Random;
+use crate::{alone, peak_kib};
 use rcm::image::tree::{
     Base, Compression, Defect, Inventory, Limits, MAX_DEPTH, TreeError, apply, pack, take_inventory,
 };
 use scene::Scene;
 use stream::{DATA, ENTRY, HOLE, Kind, Stream, number};
 
-/// The tests of this program share its memory.
-static ALONE: Mutex<()> = Mutex::new(());
-
 const LIMITS: Limits = Limits {
     entries: 200,
     content_bytes: 1 << 20,
 };
-
-/// The most memory that the process had since the last call, in KiB (proc_pid_status(5), `VmHWM`).
-fn peak_kib() -> u64 {
-    let status = fs::read_to_string("/proc/self/status").unwrap();
-    let line = status
-        .lines()
-        .find(|line| line.starts_with("VmHWM:"))
-        .unwrap();
-    let peak = line.split_whitespace().nth(1).unwrap().parse().unwrap();
-    fs::write("/proc/self/clear_refs", "5").unwrap();
-    peak
-}
 
 #[track_caller]
 fn assert_defect(result: Result<(), TreeError>, expected: Defect) {
@@ -46,7 +28,7 @@ fn assert_defect(result: Result<(), TreeError>, expected: Defect) {
 
 #[test]
 fn no_way_leads_out() {
-    let _alone = ALONE.lock();
+    let _alone = alone();
     let scene = Scene::new();
     let dir = Kind::Directory;
     for name in [
@@ -155,7 +137,7 @@ fn no_way_leads_out() {
 
 #[test]
 fn sizes_and_counts_are_bounded() {
-    let _alone = ALONE.lock();
+    let _alone = alone();
     let scene = Scene::new();
     let mut many = Stream::new();
     for name in 0..300_u64 {
@@ -283,7 +265,7 @@ fn sizes_and_counts_are_bounded() {
 
 #[test]
 fn thousands_of_damaged_streams_do_no_harm() {
-    let _alone = ALONE.lock();
+    let _alone = alone();
     let scene = Scene::new();
     let mut random = Random::new(5);
     peak_kib();
@@ -389,7 +371,7 @@ fn damaged_frames(random: &mut Random) -> Vec<u8> {
 
 #[test]
 fn damaged_inventories_do_no_harm() {
-    let _alone = ALONE.lock();
+    let _alone = alone();
     let scene = Scene::new();
     let mut listed = Vec::new();
     fs::write(scene.tree().join("large"), Random::new(7).bytes(3 << 20)).unwrap();

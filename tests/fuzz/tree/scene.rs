@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use rcm::image::tree::{TreeError, apply};
 
-use crate::LIMITS;
+use super::LIMITS;
 
 /// A tree beside something precious, with ways out of it.
 pub struct Scene {

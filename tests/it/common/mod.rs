@@ -18,6 +18,8 @@ mod bundle;
 mod command;
 mod host;
 mod namespace;
+pub mod pair;
+pub mod random;
 mod terminal;
 
 use std::fmt::Display;

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use crate::common::{Bundle, COMMAND_LIMIT_DUR, Host, Output, Running, wait_until};
+use super::{Bundle, COMMAND_LIMIT_DUR, Host, Output, Running, wait_until};
 
 /// Counts in its memory. The file stays open; whoever writes `stop` ends it with status 7.
 pub const COUNTER: &str = "exec </dev/null >/dev/null 2>&1 3>>/numbers

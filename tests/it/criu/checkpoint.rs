@@ -1,7 +1,5 @@
 //! Checkpoint and restore of real containers with the real CRIU.
 
-mod common;
-
 use std::fs;
 use std::io::Read;
 use std::os::unix::fs::MetadataExt;
@@ -10,7 +8,7 @@ use std::process::{Command, Stdio};
 use std::thread::sleep;
 use std::time::Duration;
 
-use common::{Bundle, Cmd, ConsoleSocket, Host, wait_until};
+use crate::common::{Bundle, Cmd, ConsoleSocket, Host, wait_until};
 use nix::sys::signal::Signal;
 
 /// Counts in the file `/number` of its root file system, which is replaced atomically.

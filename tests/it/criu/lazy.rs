@@ -1,7 +1,5 @@
 //! Lazy dumps: the memory stays with the dumping CRIU, which serves it to the restored container.
 
-mod common;
-
 use std::fs;
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
@@ -9,7 +7,7 @@ use std::path::Path;
 use std::process::Command;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use common::{Bundle, Cmd, Host, Running, wait_until};
+use crate::common::{Bundle, Cmd, Host, Running, wait_until};
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 
 /// Keeps some megabytes in its memory and tells their digest when asked.

@@ -2,8 +2,8 @@
 
 use nix::sys::signal::Signal;
 
+use crate::common::pair::{Gate, Pair, Receiver, runs_on, send};
 use crate::common::wait_until;
-use crate::pair::{Gate, Pair, Receiver, runs_on, send};
 
 fn receiver(pair: &Pair, id: &str, flags: &[&str]) -> Receiver {
     Receiver::start(&pair.destination, id, &pair.store(), flags)

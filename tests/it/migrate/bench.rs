@@ -12,9 +12,9 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use rcm::migrate::protocol::Side;
 
+use super::link::{self, Link};
+use crate::common::pair::{Pair, Receiver, send, wait_until_empty};
 use crate::common::{Cmd, Host, Running, is_alive, wait_until};
-use crate::link::{self, Link};
-use crate::pair::{Pair, Receiver, send, wait_until_empty};
 
 /// How the images get to the destination.
 #[derive(Debug, Clone, Copy, PartialEq)]

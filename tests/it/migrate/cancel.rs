@@ -2,8 +2,8 @@
 
 use nix::sys::signal::Signal;
 
+use crate::common::pair::{Pair, Receiver, in_the_middle, runs_on};
 use crate::common::{Host, Output, wait_until};
-use crate::pair::{Pair, Receiver, in_the_middle, runs_on};
 
 fn cancel(host: &Host, id: &str) -> Output {
     host.cmd("live-migrate").args([id, "--cancel"]).run()

@@ -2,8 +2,8 @@
 
 use std::net::SocketAddr;
 
+use crate::common::pair::Pair;
 use crate::common::{Cmd, Host, Output};
-use crate::pair::Pair;
 
 const SCRIPT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/examples/ci/migrate.sh");
 

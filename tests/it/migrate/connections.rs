@@ -18,10 +18,10 @@ use nix::sys::socket::{
 use nix::sys::time::{TimeVal, TimeValLike};
 use rcm::migrate::protocol::Kind;
 
+use super::network::{Cut, WITHOUT_ROUNDS, network};
 use crate::common::Namespace;
+use crate::common::pair::{COUNTER, Gate, Pair, Receiver, runs_on};
 use crate::common::{Host, wait_until};
-use crate::network::{Cut, WITHOUT_ROUNDS, network};
-use crate::pair::{COUNTER, Gate, Pair, Receiver, runs_on};
 
 const CLIENT: [&str; 2] = ["198.18.1.1", "2001:db8:1::1"];
 const CONTAINER: [&str; 2] = ["198.18.1.9", "2001:db8:1::9"];

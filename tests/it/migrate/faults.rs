@@ -18,12 +18,12 @@ use nix::unistd::Pid;
 use rcm::criu::Criu;
 use rcm::migrate::protocol::Side::{self, Destination, Source};
 
-use crate::bench::Store::{self, Shared, Streamed};
-use crate::bench::{Bench, Place};
+use super::bench::Store::{self, Shared, Streamed};
+use super::bench::{Bench, Place};
+use super::link;
+use super::network::WITHOUT_ROUNDS;
+use crate::common::pair::{Receiver, runs_on};
 use crate::common::{COMMAND_LIMIT_DUR, Output, Running, skip, stop_when, wait_until};
-use crate::link;
-use crate::network::WITHOUT_ROUNDS;
-use crate::pair::{Receiver, runs_on};
 
 /// Where in the migration.
 #[derive(Debug, Clone, Copy, PartialEq, PartialOrd)]

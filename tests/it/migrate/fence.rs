@@ -16,8 +16,8 @@ use rcm::runtime::checkpoint::{self, CheckpointOptions, HeldCheckpoint};
 use rcm::runtime::criu_flags::CriuFlags;
 use rcm::runtime::{Cgroup, Container};
 
+use crate::common::pair::Pair;
 use crate::common::{skip, wait_until};
-use crate::pair::Pair;
 
 /// Dumps the container; CRIU holds it.
 fn dump(pair: &Pair) -> HeldCheckpoint {

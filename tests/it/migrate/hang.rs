@@ -8,8 +8,8 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
+use crate::common::pair::{Gate, Pair, runs_on};
 use crate::common::{Host, wait_until};
-use crate::pair::{Gate, Pair, runs_on};
 
 /// The CRIU that works on a container.
 fn criu(host: &Host, id: &str) -> Option<Pid> {

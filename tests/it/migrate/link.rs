@@ -5,8 +5,8 @@ use std::time::{Duration, Instant};
 use nix::sys::signal::Signal;
 
 use crate::common::Namespace;
+use crate::common::pair::{Gate, Pair, Receiver, runs_on};
 use crate::common::{Host, wait_until};
-use crate::pair::{Gate, Pair, Receiver, runs_on};
 
 pub const SOURCE: &str = "198.18.0.1";
 pub const DESTINATION: &str = "198.18.0.2";

@@ -4,8 +4,8 @@ use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
+use crate::common::pair::{Pair, Receiver};
 use crate::common::{Running, wait_until};
-use crate::pair::{Pair, Receiver};
 
 const PAGES: u64 = 1 << 18;
 /// Of resident memory, at either end.

@@ -2,7 +2,7 @@
 
 use rcm::criu::Criu;
 
-use crate::pair::Pair;
+use crate::common::pair::Pair;
 
 fn kernel_tracks_memory() -> bool {
     let criu = Criu::find(None).unwrap();

@@ -1,42 +1,4 @@
-//! Live migration with the real binary, real containers and CRIU: what moves, and that every failure leaves exactly one copy.
-//!
-//! Two state directories with two parent cgroups are the hosts, the loopback device is their network. A container counts; each number goes to a
-//! file that both "hosts" see, so a second copy, a restart or a lost step would show as a repetition or a gap.
-
-mod any;
-mod bench;
-mod cancel;
-mod ci_script;
-#[path = "../common/mod.rs"]
-mod common;
-#[path = "../tree/compare.rs"]
-mod compare;
-mod connections;
-mod faults;
-mod fence;
-mod hang;
-mod link;
-mod memory;
-mod mode;
-mod names;
-mod network;
-mod operator;
-mod pair;
-mod preflight;
-#[path = "../tree/random.rs"]
-mod random;
-mod release;
-mod rootfs;
-#[path = "../tree/sample.rs"]
-mod sample;
-mod settle;
-mod several;
-mod ssh;
-mod streaming;
-mod tmpfs;
-mod trainer;
-mod trust;
-mod two_workers;
+//! A container that counts moves, once, completely, or not at all.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -48,8 +10,8 @@ use std::time::Duration;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::signal::Signal;
 
-use common::{ConsoleSocket, Host, is_alive, wait_until};
-use pair::{COUNTER, Pair, Receiver, in_the_middle, runs_on, send};
+use crate::common::pair::{COUNTER, Pair, Receiver, in_the_middle, runs_on, send};
+use crate::common::{ConsoleSocket, Host, is_alive, wait_until};
 
 #[test]
 fn a_counter_moves_without_a_gap() {

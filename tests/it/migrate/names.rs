@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 
 use nix::sys::signal::Signal;
 
+use crate::common::pair::{COUNTER, Gate, Pair, runs_on};
 use crate::common::{Bundle, wait_until};
-use crate::pair::{COUNTER, Gate, Pair, runs_on};
 
 /// One socket in the root file system by an absolute name, one by a relative name in a directory of the host, and one where only the container is. A client
 /// gets the name.

@@ -5,7 +5,7 @@ use std::fs;
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use crate::pair::{Pair, in_the_middle, runs_on};
+use crate::common::pair::{Pair, in_the_middle, runs_on};
 
 /// Each line is an object, and has what every event has.
 #[track_caller]
@@ -181,8 +181,8 @@ fn findings_are_in_the_report_of_a_dry_run() {
 
 #[test]
 fn a_terminal_gets_a_bar() {
-    let pair = Pair::with("bar", crate::pair::Gate::hook);
-    let gate = crate::pair::Gate::close(pair.source.dir());
+    let pair = Pair::with("bar", crate::common::pair::Gate::hook);
+    let gate = crate::common::pair::Gate::close(pair.source.dir());
     let receiver = pair.receiver(&["--detach"]);
     let mut session = pair
         .source
@@ -236,8 +236,8 @@ fn a_rehearsal_moves_nothing() {
 
 #[test]
 fn a_rehearsal_that_fails_leaves_the_receiver_waiting() {
-    let pair = Pair::with("stumbles", crate::pair::Gate::hook);
-    let gate = crate::pair::Gate::close(pair.source.dir());
+    let pair = Pair::with("stumbles", crate::common::pair::Gate::hook);
+    let gate = crate::common::pair::Gate::close(pair.source.dir());
     let receiver = pair.receiver(&["--detach"]);
     let flags = ["--rehearse", "--timeout", "1s"];
     runs_on(
@@ -277,7 +277,7 @@ fn a_copy_on_the_same_host_does_not_run() {
 
 #[test]
 fn a_copy_that_would_take_something_away_is_not_made() {
-    let pair = Pair::with("unique", crate::pair::Gate::hook);
+    let pair = Pair::with("unique", crate::common::pair::Gate::hook);
     let output = test_locally(&pair, &["--file-locks"]).exits_with(1);
     for reason in ["file locks", "hooks"] {
         assert!(output.stderr().contains(reason), "{output:?}");

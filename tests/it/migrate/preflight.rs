@@ -8,8 +8,8 @@ use std::os::unix::fs::MetadataExt;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::signal::Signal;
 
+use crate::common::pair::{COUNTER, Pair, Receiver, runs_on};
 use crate::common::{Output, wait_until};
-use crate::pair::{COUNTER, Pair, Receiver, runs_on};
 
 fn dry_run(pair: &Pair, receiver: &Receiver, flags: &[&str]) -> Output {
     let flags = [&["--dry-run"], flags].concat();

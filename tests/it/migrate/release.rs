@@ -9,7 +9,7 @@ use rcm::migrate::protocol::VERSIONS;
 use rcm::migrate::tls::TlsStream;
 use rcm::migrate::trust::Trust;
 
-use crate::pair::{Pair, runs_on};
+use crate::common::pair::{Pair, runs_on};
 
 #[test]
 fn without_a_common_version_both_are_named() {

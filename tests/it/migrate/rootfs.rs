@@ -14,10 +14,10 @@ use nix::sys::signal::Signal;
 use rcm::image::tree::{Base, Compression, Limits, apply, pack};
 use serde_json::Value;
 
+use crate::common::pair::{Gate, Receiver, runs_on, send};
 use crate::common::{Bundle, COMMAND_LIMIT_DUR, Host, Output, Running, wait_until};
-use crate::compare::{assert_same, describe};
-use crate::pair::{Gate, Receiver, runs_on, send};
-use crate::sample;
+use crate::tree::compare::{assert_same, describe};
+use crate::tree::sample;
 
 /// Counts in its memory and in two places of its tree.
 const WRITER: &str = "exec </dev/null >/dev/null 2>&1 3>>/numbers

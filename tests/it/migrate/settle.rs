@@ -9,9 +9,9 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use rcm::migrate::protocol::Kind;
 
+use super::network::{Cut, WITHOUT_ROUNDS, network};
+use crate::common::pair::{Pair, runs_on};
 use crate::common::{Host, wait_until};
-use crate::network::{Cut, WITHOUT_ROUNDS, network};
-use crate::pair::{Pair, runs_on};
 
 #[test]
 fn a_commit_that_never_arrives_is_given_back() {

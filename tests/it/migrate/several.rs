@@ -2,8 +2,8 @@
 
 use std::fs;
 
+use crate::common::pair::{COUNTER, Receiver, send};
 use crate::common::{Bundle, Host, wait_until};
-use crate::pair::{COUNTER, Receiver, send};
 
 fn numbers(bundle: &Bundle) -> Vec<u64> {
     let text = fs::read_to_string(bundle.rootfs().join("numbers")).unwrap_or_default();

@@ -8,8 +8,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
+use crate::common::pair::{Pair, Receiver, runs_on};
 use crate::common::{Cmd, wait_until};
-use crate::pair::{Pair, Receiver, runs_on};
 
 struct Sshd {
     child: Child,

@@ -10,8 +10,8 @@ use nix::sys::signal::Signal;
 
 use serde_json::Value;
 
+use crate::common::pair::{COUNTER, Gate, Pair, Receiver, runs_on};
 use crate::common::{Host, Output, Running, wait_until};
-use crate::pair::{COUNTER, Gate, Pair, Receiver, runs_on};
 
 fn this_boot() -> String {
     let id = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap();

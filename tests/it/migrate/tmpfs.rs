@@ -4,8 +4,8 @@ use std::path::Path;
 
 use serde_json::json;
 
+use crate::common::pair::{COUNTER, Pair, Receiver, send};
 use crate::common::{Host, wait_until};
-use crate::pair::{COUNTER, Pair, Receiver, send};
 
 /// All kinds of files in `/cache`; in `/dev/shm` one that is deleted and open, and a mapped one in which it counts.
 const KEEPER: &str = "

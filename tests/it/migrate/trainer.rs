@@ -6,8 +6,8 @@ use std::time::{Duration, Instant};
 
 use serde_json::json;
 
+use crate::common::pair::{Receiver, send};
 use crate::common::{Bundle, Host, skip};
-use crate::pair::{Receiver, send};
 
 const SIZE: [&str; 6] = ["--seed", "7", "--epochs", "3", "--steps", "200"];
 const STEPS: usize = 600;

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 
 use crate::common::Host;
-use crate::pair::{Pair, runs_on};
+use crate::common::pair::{Pair, runs_on};
 
 fn write(path: PathBuf, contents: &str) -> String {
     fs::write(&path, contents).unwrap();

@@ -9,9 +9,9 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use super::link::{DESTINATION, Link, SOURCE, host};
+use crate::common::pair::Receiver;
 use crate::common::{Cmd, wait_until};
-use crate::link::{DESTINATION, Link, SOURCE, host};
-use crate::pair::Receiver;
 
 const EXAMPLES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/examples");
 const PORT: &str = "8080";

@@ -1,14 +1,12 @@
 //! Commands that are killed or compete: what they leave is found and removed, and nobody else is hurt.
 
-mod common;
-
 use std::cell::RefCell;
 use std::collections::BTreeSet;
 use std::fs;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::Duration;
 
-use common::{Bundle, Cmd, Host, Output, Running, is_alive, stop_when, wait_until};
+use crate::common::{Bundle, Cmd, Host, Output, Running, is_alive, stop_when, wait_until};
 use nix::sys::signal::Signal;
 use serde_json::json;
 

@@ -1,12 +1,10 @@
 //! `/dev` of a container: what is in it, and which devices may be used.
 
-mod common;
-
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use common::{Bundle, Host};
+use crate::common::{Bundle, Host};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 use serde_json::json;

@@ -1,12 +1,10 @@
 //! What goes wrong is one line, one error record and nothing left behind.
 
-mod common;
-
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
-use common::{Cmd, Host};
+use crate::common::{Cmd, Host};
 use serde_json::{Value, json};
 
 /// Asserts that rcm left nothing of a failed creation: state, process, cgroup or mount.

@@ -1,13 +1,11 @@
 //! `rcm exec`: another process in a container.
 
-mod common;
-
 use std::fs;
 use std::os::fd::AsRawFd;
 use std::path::Path;
 use std::time::Duration;
 
-use common::{Bundle, Cmd, ConsoleSocket, Host, is_alive, wait_until};
+use crate::common::{Bundle, Cmd, ConsoleSocket, Host, is_alive, wait_until};
 use nix::sys::signal::Signal;
 use serde_json::json;
 

@@ -1,11 +1,9 @@
 //! Hooks: each kind runs once, in its place, with the state on its standard input.
 
-mod common;
-
 use std::fs;
 use std::path::PathBuf;
 
-use common::Host;
+use crate::common::Host;
 use serde_json::{Value, json};
 
 const KINDS: [&str; 6] = [

@@ -1,13 +1,11 @@
 //! The verbs that tell: events, ps, features, spec, --version. Where the distribution's runc is there, its answers are the yardstick.
 
-mod common;
-
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use common::{Bundle, Cmd, Host, skip, wait_until};
+use crate::common::{Bundle, Cmd, Host, skip, wait_until};
 use serde_json::{Value, json};
 
 const MEBIBYTE: u64 = 1 << 20;

@@ -1,14 +1,12 @@
 //! A container's life through the command line: create, start, state, kill, pause, resume, delete, run, list.
 
-mod common;
-
 use std::fs;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixDatagram;
 use std::time::Duration;
 
+use crate::common::{Host, is_alive, wait_until};
 use chrono::{DateTime, Utc};
-use common::{Host, is_alive, wait_until};
 use nix::sys::signal::Signal;
 
 #[test]
@@ -463,7 +461,7 @@ fn a_service_manager_is_told_that_a_container_is_ready() {
     let path = host.dir().join("manager.sock");
     let manager = UnixDatagram::bind(&path).unwrap();
     manager
-        .set_read_timeout(Some(common::COMMAND_LIMIT_DUR))
+        .set_read_timeout(Some(crate::common::COMMAND_LIMIT_DUR))
         .unwrap();
     let bundle = host
         .bundle("web")

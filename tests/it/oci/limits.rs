@@ -1,10 +1,8 @@
 //! Limits of every kind that the machine's cgroups have, as the spec and `update` set them.
 
-mod common;
-
 use std::path::Path;
 
-use common::{Bundle, Host};
+use crate::common::{Bundle, Host};
 use serde_json::{Value, json};
 
 /// What a container is created with, the same kind of limit as `update` takes it (if it does), and the control file with both values, its first line:
@@ -136,7 +134,7 @@ fn a_container_executes_when_nothing_else_does() {
     let bundle = host.bundle("web").args(["sleep", "1000"]);
     host.run_detached(&bundle.resource("cpu", json!({"idle": 1})));
     if control_file(&host, "cpu.idle").is_none() {
-        common::skip!("the kernel has no idle groups");
+        crate::common::skip!("the kernel has no idle groups");
     }
     assert_eq!(control_file(&host, "cpu.idle").as_deref(), Some("1"));
     host.cmd("update")
@@ -156,7 +154,7 @@ fn devices_are_throttled() {
     let host = Host::new();
     // Any disk will do; a loop device is one.
     let Ok(numbers) = std::fs::read_to_string("/sys/block/loop0/dev") else {
-        common::skip!("there are no loop devices");
+        crate::common::skip!("there are no loop devices");
     };
     let (major, minor) = numbers.trim().split_once(':').unwrap();
     let device: Value = json!({"major": major.parse::<u32>().unwrap(), "minor": minor.parse::<u32>().unwrap(), "rate": 1 << 20});

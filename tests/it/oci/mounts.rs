@@ -1,12 +1,10 @@
 //! Mounts of containers: ids, attributes, propagation and contents are what runc's would be.
 
-mod common;
-
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, chown, lchown, symlink};
 use std::path::{Path, PathBuf};
 
-use common::{Bundle, Host, Output};
+use crate::common::{Bundle, Host, Output};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use serde_json::{Value, json};
 
@@ -536,7 +534,7 @@ fn a_restored_container_has_its_mounts() {
         };
         host.run_detached(&bundle);
         let look = || host.exec(bundle.id(), ["sh", "-c", LOOK]).ok().stdout();
-        common::wait_until("it has written", || look().contains("herenew"));
+        crate::common::wait_until("it has written", || look().contains("herenew"));
         let before = look();
         assert!(before.contains("/mapped/file 1001:1001"), "{before}");
         assert!(before.contains("/mapped/below/file 1002:1002"), "{before}");

@@ -1,12 +1,10 @@
 //! What runc's own integration suite looks at, in this project's words: `scripts/runc-suite.sh` runs the original.
 
-mod common;
-
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 
-use common::{Bundle, Cmd, Host, skip};
+use crate::common::{Bundle, Cmd, Host, skip};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
@@ -319,7 +317,7 @@ fn what_outlives_the_first_process_can_be_killed() {
         .ok();
     host.wait_for_status("web", "stopped");
     host.cmd("kill").args(["web", "KILL"]).run().ok();
-    common::wait_until("the container's cgroup is empty", || {
+    crate::common::wait_until("the container's cgroup is empty", || {
         host.cgroup_dirs("web").iter().all(|dir| {
             fs::read_to_string(dir.join("cgroup.procs"))
                 .unwrap_or_default()

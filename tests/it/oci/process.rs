@@ -1,12 +1,10 @@
 //! What a container's first process gets: streams, descriptors, user, capabilities, mounts, limits, namespaces.
 
-mod common;
-
 use std::fs;
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::MetadataExt;
 
-use common::{Bundle, Cmd, ConsoleSocket, Host, skip};
+use crate::common::{Bundle, Cmd, ConsoleSocket, Host, skip};
 use serde_json::{Value, json};
 
 #[test]

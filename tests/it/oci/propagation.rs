@@ -1,11 +1,9 @@
 //! How mounts are taken along and seen: those below a bind, and those that come later on either side.
 
-mod common;
-
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use common::{Bundle, Host};
+use crate::common::{Bundle, Host};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use serde_json::json;
 

@@ -1,12 +1,10 @@
 //! Containers of an ordinary user.
 
-mod common;
-
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 
-use common::{Cmd, Host, is_alive, wait_until};
+use crate::common::{Cmd, Host, is_alive, wait_until};
 use serde_json::{Value, json};
 
 /// A user without any rights: nobody.
@@ -30,7 +28,7 @@ impl<'a> User<'a> {
             .or_else(|_| fs::copy(built, &binary).map(drop))
             .unwrap();
         let bundle = dir.join("bundle");
-        common::make_rootfs(&bundle.join("rootfs"));
+        crate::common::make_rootfs(&bundle.join("rootfs"));
         fs::create_dir(dir.join("run")).unwrap();
         for owned in [&dir.join("run"), &bundle] {
             for entry in walkdir::WalkDir::new(owned) {

@@ -1,11 +1,9 @@
 //! When, where and with how much a container's processes may execute: priorities, policies, processors, memory nodes, limits. What the spec says holds for
 //! those that join, too.
 
-mod common;
-
 use std::fs;
 
-use common::{Bundle, Cmd, Host, Output, skip};
+use crate::common::{Bundle, Cmd, Host, Output, skip};
 use serde_json::{Value, json};
 
 fn sleeper(host: &Host) -> Bundle {

@@ -1,14 +1,12 @@
 //! Attacks that container runtimes have fallen for, from within a container or by its image.
 
-mod common;
-
 use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use common::{Bundle, Cmd, Host, make_rootfs, wait_until};
+use crate::common::{Bundle, Cmd, Host, make_rootfs, wait_until};
 use nix::fcntl::{RenameFlags, renameat2};
 use serde_json::json;
 

@@ -1,8 +1,6 @@
 //! Terminals: a foreground run on one, and consoles that go to a socket.
 
-mod common;
-
-use common::{ConsoleSocket, Host};
+use crate::common::{ConsoleSocket, Host};
 use nix::sys::signal::Signal;
 use serde_json::json;
 

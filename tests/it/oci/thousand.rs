@@ -3,11 +3,9 @@
 //! A runtime that waits for SIGCHLD loses now and then the one of a process that ends before it listens, and then waits for ever.
 //! One that stops reading the terminal when the process ends loses output. Both need many runs to show.
 
-mod common;
-
 use std::time::Duration;
 
-use common::{Bundle, Host};
+use crate::common::{Bundle, Host};
 
 const RUNS: usize = 500;
 /// How long a single run may take; a trivial container takes some hundredths of that even on a loaded machine.

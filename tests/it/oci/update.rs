@@ -1,10 +1,8 @@
 //! Changing the limits of a container that executes.
 
-mod common;
-
 use std::fs;
 
-use common::{Bundle, Host};
+use crate::common::{Bundle, Host};
 use serde_json::{Value, json};
 
 const MEBIBYTE: u64 = 1 << 20;

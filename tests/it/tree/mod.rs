@@ -1,12 +1,9 @@
 //! Whole trees, differences and changes since arrive as they are: every attribute, and nothing that did not change.
 
-#[path = "../common/mod.rs"]
-mod common;
-mod compare;
+pub mod compare;
 mod overlay;
-mod random;
 mod random_trees;
-mod sample;
+pub mod sample;
 mod since;
 
 use std::io::Empty;
@@ -102,7 +99,7 @@ fn follow(source: &Path, destination: &Path, sent: &[u8]) -> (Totals, Vec<u8>) {
 #[test]
 fn a_whole_tree_arrives_as_it_is_and_differences_only() {
     if !is_root() {
-        common::skip!("needs root: device nodes and owners");
+        crate::common::skip!("needs root: device nodes and owners");
     }
     let (dir, source, destination) = places();
     sample::build(&source, 150);
@@ -204,7 +201,7 @@ fn a_staging_leaves_nothing_and_puts_back_what_was_there() {
 #[test]
 fn a_linked_copy_takes_changes_and_leaves_the_old_tree_alone() {
     if !is_root() {
-        common::skip!("needs root: device nodes and owners");
+        crate::common::skip!("needs root: device nodes and owners");
     }
     let (dir, source, destination) = places();
     sample::build(&source, 20);

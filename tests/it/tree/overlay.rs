@@ -6,8 +6,9 @@ use std::path::{Path, PathBuf};
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use rcm::image::tree::{Base, Compression, Inventory, TreeError, apply, pack, take_inventory};
 
-use crate::compare::assert_same;
-use crate::{LIMITS, common, copy, is_root, places, sample, update};
+use super::compare::assert_same;
+use super::{LIMITS, copy, is_root, places, sample, update};
+use crate::common;
 
 struct Overlay {
     mounted: PathBuf,
@@ -148,7 +149,7 @@ fn an_upper_directory_becomes_changes_to_the_lower_one() {
 #[track_caller]
 fn assert_merged(overlay: &Overlay, found: &Path) {
     let plain = |path: &Path| -> Vec<(Vec<u8>, String)> {
-        crate::compare::describe(path)
+        super::compare::describe(path)
             .into_iter()
             .map(|(path, line)| {
                 let words: Vec<&str> = line.split(' ').collect();

@@ -4,9 +4,9 @@ use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, FileTypeExt, symlink};
 use std::path::{Path, PathBuf};
 
-use crate::compare::{assert_same, describe};
-use crate::random::Random;
-use crate::{copy, follow, sample, update};
+use super::compare::{assert_same, describe};
+use super::{copy, follow, sample, update};
+use crate::common::random::Random;
 
 /// Few names, so that they meet; some that sort around a slash.
 const NAMES: [&str; 7] = ["a", "a-b", "a b", "b", "b!", "c", "a0"];

@@ -13,7 +13,7 @@ use nix::sys::time::TimeSpec;
 use rcm::sys::node::Dir;
 use rcm::sys::xattr;
 
-use crate::random::Random;
+use crate::common::random::Random;
 
 pub fn set_attribute(path: &Path, name: &str, value: &[u8]) {
     let path = CString::new(path.as_os_str().as_bytes()).expect("no NUL");

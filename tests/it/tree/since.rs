@@ -7,9 +7,9 @@ use std::time::Duration;
 
 use rcm::image::tree::Totals;
 
-use crate::compare::assert_same;
-use crate::random::Random;
-use crate::{copy, follow, places, sample};
+use super::compare::assert_same;
+use super::{copy, follow, places, sample};
+use crate::common::random::Random;
 
 /// Bytes that this thread has read with system calls (proc_pid_io(5)).
 fn read_bytes() -> u64 {
