@@ -1,14 +1,15 @@
 //! Lazy dumps: the memory stays with the dumping CRIU, which serves it to the restored container.
 
-use std::fs;
+use std::fs::{self, File};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::process::Command;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use nix::fcntl::{FcntlArg, FdFlag, Flock, FlockArg, fcntl};
 
 use crate::common::{Bundle, Cmd, Host, Running, wait_until};
-use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 
 /// Keeps some megabytes in its memory and tells their digest when asked.
 const KEEPER: &str = "data=$(seq 1 900000); echo >/ready
@@ -17,28 +18,25 @@ while :; do if [ -e /ask ]; then rm /ask; echo \"$data\" | md5sum >/answer.new; 
 const LIMIT_FILE: &str = "/proc/sys/fs/pipe-max-size";
 const ENOUGH_BYTES: usize = 4 << 20;
 
-/// The limit is the machine's: one test at a time sets it.
+/// The limit is the machine's: one test at a time sets it, also of those in other processes.
 struct PipeLimit {
+    file: Flock<File>,
     former: String,
-    _turn: MutexGuard<'static, ()>,
 }
 
 impl PipeLimit {
     fn set(bytes: usize) -> Self {
-        static TURN: Mutex<()> = Mutex::new(());
-        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+        let file = File::options().write(true).open(LIMIT_FILE).unwrap();
+        let file = Flock::lock(file, FlockArg::LockExclusive).unwrap();
         let former = fs::read_to_string(LIMIT_FILE).unwrap();
-        fs::write(LIMIT_FILE, bytes.to_string()).unwrap();
-        Self {
-            former,
-            _turn: turn,
-        }
+        file.write_all_at(bytes.to_string().as_bytes(), 0).unwrap();
+        Self { file, former }
     }
 }
 
 impl Drop for PipeLimit {
     fn drop(&mut self) {
-        fs::write(LIMIT_FILE, &self.former).unwrap();
+        self.file.write_all_at(self.former.as_bytes(), 0).unwrap();
     }
 }
 

@@ -205,7 +205,10 @@ fn it_runs_on_when_the_one_who_holds_it_is_killed() {
     let counter = Counter::start();
     let images = counter.images();
     let mut holder = Command::new(std::env::current_exe().unwrap())
-        .args(["--exact", "it_runs_on_when_the_one_who_holds_it_is_killed"])
+        .args([
+            "criu::session::it_runs_on_when_the_one_who_holds_it_is_killed",
+            "--exact",
+        ])
         .env(VARIABLE, format!("{} {}", counter.pid(), images.display()))
         .stdout(Stdio::null())
         .spawn()

@@ -343,11 +343,13 @@ fn play(cases: &[Case], at_once: usize) {
     assert!(failed.is_empty(), "{failed:#?}");
 }
 
-/// Every point and each end, with the one store or the other.
-fn everywhere(fault: Fault, first: usize) -> Vec<Case> {
+/// These points and each end, with the one store or the other.
+fn everywhere(points: &[Point], fault: Fault) -> Vec<Case> {
     let stores = [Shared, Streamed];
-    (POINTS.into_iter().enumerate())
-        .flat_map(|(index, point)| {
+    let first = usize::from(fault == Terminate);
+    (points.iter())
+        .flat_map(|&point| {
+            let index = POINTS.iter().position(|&other| other == point).unwrap();
             [Source, Destination].map(|end| {
                 let store = stores[(index + first + usize::from(end == Destination)) % 2];
                 case(point, end, fault, store)
@@ -356,24 +358,54 @@ fn everywhere(fault: Fault, first: usize) -> Vec<Case> {
         .collect()
 }
 
-#[test]
-fn either_end_is_killed() {
-    play(&everywhere(Kill, 0), 2);
+/// The tests of one fault at every point: four of them, so that they run side by side.
+macro_rules! at_every_point {
+    ($fault:ident, $play:expr) => {
+        const _: () = assert!(POINTS.len() == 12, "four times three points");
+
+        #[test]
+        fn until_the_dump() {
+            $play(&POINTS[..3], $fault);
+        }
+
+        #[test]
+        fn while_images_cross() {
+            $play(&POINTS[3..6], $fault);
+        }
+
+        #[test]
+        fn until_the_commit() {
+            $play(&POINTS[6..9], $fault);
+        }
+
+        #[test]
+        fn after_the_commit() {
+            $play(&POINTS[9..], $fault);
+        }
+    };
 }
 
-#[test]
-fn either_end_is_asked_to_stop() {
-    play(&everywhere(Terminate, 1), 2);
+mod either_end_is_killed {
+    use super::*;
+    at_every_point!(Kill, |points, fault| play(&everywhere(points, fault), 2));
+}
+
+mod either_end_is_asked_to_stop {
+    use super::*;
+    at_every_point!(Terminate, |points, fault| play(
+        &everywhere(points, fault),
+        2
+    ));
 }
 
 /// It takes some seconds until it is noticed, in which there is nothing to do.
-#[test]
-fn the_link_is_cut() {
-    let cases: Vec<Case> = everywhere(Cut, 0)
-        .into_iter()
-        .filter(|case| case.end == case.point.end())
-        .collect();
-    play(&cases, 6);
+mod the_link_is_cut {
+    use super::*;
+    at_every_point!(Cut, |points, fault| {
+        let mut cases = everywhere(points, fault);
+        cases.retain(|case| case.end == case.point.end());
+        play(&cases, 3);
+    });
 }
 
 #[test]

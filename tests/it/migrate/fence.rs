@@ -178,7 +178,7 @@ fn before_the_seal_a_dead_keeper_lets_it_go_on() {
     let group = own_group(&pair);
     let mut keeper = Command::new(std::env::current_exe().unwrap())
         .args([
-            "fence::before_the_seal_a_dead_keeper_lets_it_go_on",
+            "migrate::fence::before_the_seal_a_dead_keeper_lets_it_go_on",
             "--exact",
             "--nocapture",
         ])

@@ -172,22 +172,21 @@ fn wait_closely(condition: impl Fn() -> bool) {
 }
 
 /// Whenever either end is killed, after `--resolve` on both there is exactly one copy, and it has not missed or repeated a step.
-#[test]
-fn kills_at_any_time_leave_exactly_one_copy() {
-    for round in 0..14_u64 {
+fn one_copy_is_left(victim: Side) {
+    for round in 0..7_u64 {
         let pair = Pair::new("killed");
         let receiver = pair.receiver(&["--detach"]);
         let sender = pair.send_to(receiver.address);
-        std::thread::sleep(Duration::from_millis(30 * (round / 2 + 1)));
-        let (victim, survivor) = if round % 2 == 0 {
+        std::thread::sleep(Duration::from_millis(30 * (round + 1)));
+        let (killed, survivor) = if victim == Side::Source {
             (sender, receiver.running)
         } else {
             (receiver.running, sender)
         };
         // It may have ended already.
-        let _ = kill(Pid::from_raw(victim.pid()), Signal::SIGKILL);
-        victim.wait();
-        let survivor = if round % 2 == 0 {
+        let _ = kill(Pid::from_raw(killed.pid()), Signal::SIGKILL);
+        killed.wait();
+        let survivor = if victim == Side::Source {
             // A receiver to whom nobody came, or whose source has died after the commit, would wait on.
             let mut survivor = survivor;
             let deadline = Instant::now() + Duration::from_secs(3);
@@ -221,4 +220,14 @@ fn kills_at_any_time_leave_exactly_one_copy() {
             other => panic!("round {round}: {other:?}"),
         }
     }
+}
+
+#[test]
+fn a_source_killed_at_any_time_leaves_exactly_one_copy() {
+    one_copy_is_left(Side::Source);
+}
+
+#[test]
+fn a_receiver_killed_at_any_time_leaves_exactly_one_copy() {
+    one_copy_is_left(Side::Destination);
 }
