@@ -4,7 +4,6 @@
 //! file that both "hosts" see, so a second copy, a restart or a lost step would show as a repetition or a gap.
 
 mod any;
-mod bench;
 mod cancel;
 mod ci_script;
 mod connections;

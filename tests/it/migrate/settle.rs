@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use rcm::migrate::protocol::Kind;
+use rcm::migrate::protocol::{Kind, Side};
 
 use super::network::{Cut, WITHOUT_ROUNDS, network};
 use crate::common::pair::{Pair, runs_on};

@@ -1,8 +1,7 @@
-//! Connections that move: a client on a third host streams in both directions, over IPv4 and IPv6, while the container changes its place. The container's
-//! address is in a prepared network namespace at each end, behind different hardware addresses.
+//! A network with a client, and the traffic between it and the container.
 
 use std::io::{Read, Write};
-use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream, UdpSocket};
+use std::net::{IpAddr, Shutdown, SocketAddr, TcpStream};
 use std::os::fd::AsRawFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
@@ -10,38 +9,41 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use nix::errno::Errno;
-use nix::sys::signal::Signal;
 use nix::sys::socket::sockopt::ReceiveTimeout;
 use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, setsockopt, socket,
 };
 use nix::sys::time::{TimeVal, TimeValLike};
-use rcm::migrate::protocol::Kind;
 
-use super::network::{Cut, WITHOUT_ROUNDS, network};
 use crate::common::Namespace;
-use crate::common::pair::{COUNTER, Gate, Pair, Receiver, runs_on};
-use crate::common::{Host, wait_until};
+use crate::common::pair::{COUNTER, Gate, Pair, Receiver};
+use crate::common::wait_until;
 
-const CLIENT: [&str; 2] = ["198.18.1.1", "2001:db8:1::1"];
-const CONTAINER: [&str; 2] = ["198.18.1.9", "2001:db8:1::9"];
-const MAC_AT_SOURCE: &str = "02:00:00:00:00:0a";
-const MAC_AT_DESTINATION: &str = "02:00:00:00:00:0b";
-const ECHO_PORT: u16 = 5001;
-const DATAGRAM_PORT: u16 = 5002;
+pub const CLIENT: [&str; 2] = ["198.18.1.1", "2001:db8:1::1"];
+
+pub const CONTAINER: [&str; 2] = ["198.18.1.9", "2001:db8:1::9"];
+
+pub const MAC_AT_SOURCE: &str = "02:00:00:00:00:0a";
+
+pub const MAC_AT_DESTINATION: &str = "02:00:00:00:00:0b";
+
+pub const ECHO_PORT: u16 = 5001;
+
+pub const DATAGRAM_PORT: u16 = 5002;
+
 /// How often an address is announced.
-const ANNOUNCEMENTS: u32 = 5;
+pub const ANNOUNCEMENTS: u32 = 5;
 
 /// A switch with three ports: the client's own, and one for the container's namespace at each host.
-struct Lan {
-    client: Namespace,
-    source: Namespace,
-    destination: Namespace,
-    _dir: tempfile::TempDir,
+pub struct Lan {
+    pub client: Namespace,
+    pub source: Namespace,
+    pub destination: Namespace,
+    pub _dir: tempfile::TempDir,
 }
 
 impl Lan {
-    fn new() -> Self {
+    pub fn new() -> Self {
         let dir = tempfile::tempdir().unwrap();
         let client = Namespace::new(dir.path().join("client"));
         client.ip("link add lan type bridge");
@@ -68,7 +70,7 @@ impl Lan {
         }
     }
 
-    fn add_address(namespace: &Namespace, address: &str, interface: &str) {
+    pub fn add_address(namespace: &Namespace, address: &str, interface: &str) {
         let is_v6 = address.contains(':');
         // Both ends have the same address: the second would be found a duplicate.
         let rest = if is_v6 { "/64 nodad" } else { "/24" };
@@ -78,7 +80,7 @@ impl Lan {
     }
 
     /// The hardware address that the client knows for the container's `address`.
-    fn neighbour(&self, address: &str) -> String {
+    pub fn neighbour(&self, address: &str) -> String {
         let entry = self.client.ip(&format!("neigh show to {address} dev lan"));
         let mut words = entry.split_whitespace();
         words.find(|word| *word == "lladdr");
@@ -86,7 +88,7 @@ impl Lan {
     }
 
     /// A pair whose container is in the source's namespace, by its path, with an echo server and one that sends numbers in datagrams.
-    fn pair(&self, id: &str) -> Pair {
+    pub fn pair(&self, id: &str) -> Pair {
         let script = format!(
             "exec </dev/null >/dev/null 2>&1
 nc -ll -p {ECHO_PORT} -e cat &
@@ -104,12 +106,12 @@ while :; do number=$((number + 1)); echo $number >&5; usleep 20000; done' &
         })
     }
 
-    fn receiver(&self, pair: &Pair) -> Receiver {
+    pub fn receiver(&self, pair: &Pair) -> Receiver {
         let path = self.destination.path().to_str().unwrap();
         pair.receiver(&["--detach", "--netns", path, "--tcp-established"])
     }
 
-    fn streams(&self) -> Vec<Stream> {
+    pub fn streams(&self) -> Vec<Stream> {
         let connect = |address: &str| {
             let address = SocketAddr::new(address.parse().unwrap(), ECHO_PORT);
             Stream::start(self.client.within(|| {
@@ -126,16 +128,16 @@ while :; do number=$((number + 1)); echo $number >&5; usleep 20000; done' &
 }
 
 /// A stream of numbers that the container sends back.
-struct Stream {
-    socket: TcpStream,
-    stop: Arc<AtomicBool>,
-    echoed_bytes: Arc<AtomicU64>,
-    writer: JoinHandle<u64>,
-    reader: JoinHandle<u64>,
+pub struct Stream {
+    pub socket: TcpStream,
+    pub stop: Arc<AtomicBool>,
+    pub echoed_bytes: Arc<AtomicU64>,
+    pub writer: JoinHandle<u64>,
+    pub reader: JoinHandle<u64>,
 }
 
 /// Blocks of a sequence that no two places of it have in common.
-fn block(number: u64) -> Vec<u8> {
+pub fn block(number: u64) -> Vec<u8> {
     let mut state = number + 1;
     let words = (0..128).flat_map(|_| {
         // xorshift64
@@ -148,7 +150,7 @@ fn block(number: u64) -> Vec<u8> {
 }
 
 impl Stream {
-    fn start(socket: TcpStream) -> Self {
+    pub fn start(socket: TcpStream) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let echoed_bytes = Arc::new(AtomicU64::new(0));
         let (mut to, stopped) = (socket.try_clone().unwrap(), Arc::clone(&stop));
@@ -189,7 +191,7 @@ impl Stream {
         }
     }
 
-    fn assert_flows(&self) {
+    pub fn assert_flows(&self) {
         let now_bytes = self.echoed_bytes.load(Ordering::Relaxed);
         wait_until("the stream goes on", || {
             assert!(!self.reader.is_finished(), "the stream has ended");
@@ -198,7 +200,7 @@ impl Stream {
     }
 
     /// Every byte that was sent came back.
-    fn finish(self) {
+    pub fn finish(self) {
         self.stop.store(true, Ordering::Relaxed);
         self.socket
             .set_read_timeout(Some(Duration::from_secs(20)))
@@ -208,15 +210,15 @@ impl Stream {
 }
 
 /// What crosses the switch.
-struct Capture {
-    stop: Arc<AtomicBool>,
-    ends: Arc<AtomicU32>,
-    announced: [Arc<AtomicU32>; 2],
-    thread: JoinHandle<()>,
+pub struct Capture {
+    pub stop: Arc<AtomicBool>,
+    pub ends: Arc<AtomicU32>,
+    pub announced: [Arc<AtomicU32>; 2],
+    pub thread: JoinHandle<()>,
 }
 
 impl Capture {
-    fn start(lan: &Lan) -> Self {
+    pub fn start(lan: &Lan) -> Self {
         let socket = lan.client.within(|| {
             socket(
                 AddressFamily::Packet,
@@ -259,7 +261,7 @@ impl Capture {
     }
 
     /// No connection was reset or closed; each address was announced several times (the switch shows a broadcast at each port).
-    fn finish(self, announces: bool) {
+    pub fn finish(self, announces: bool) {
         if announces {
             for count in &self.announced {
                 wait_until("the addresses are announced", || {
@@ -277,12 +279,12 @@ impl Capture {
     }
 }
 
-fn ethertype(frame: &[u8]) -> u16 {
+pub fn ethertype(frame: &[u8]) -> u16 {
     u16::from_be_bytes([frame[12], frame[13]])
 }
 
 /// A TCP segment with RST or FIN.
-fn ends_connection(frame: &[u8]) -> bool {
+pub fn ends_connection(frame: &[u8]) -> bool {
     let (protocol, segment) = match ethertype(frame) {
         0x0800 => (frame[23], 14 + usize::from(frame[14] & 15) * 4),
         0x86dd => (frame[20], 54),
@@ -292,7 +294,7 @@ fn ends_connection(frame: &[u8]) -> bool {
 }
 
 /// An ARP request for the sender's own address, or an advertisement to all nodes, from the destination.
-fn announces(frame: &[u8], address: IpAddr) -> bool {
+pub fn announces(frame: &[u8], address: IpAddr) -> bool {
     let mac = MAC_AT_DESTINATION.split(':');
     let mac: Vec<u8> = mac
         .map(|byte| u8::from_str_radix(byte, 16).unwrap())
@@ -310,207 +312,4 @@ fn announces(frame: &[u8], address: IpAddr) -> bool {
             unsolicited && frame[0] == 0x33 && frame[62..78] == address.octets()
         }
     }
-}
-
-/// Datagrams come on, and none twice.
-fn assert_datagrams(socket: &UdpSocket, last: &mut u64) {
-    let until = *last + 10;
-    wait_until("datagrams come", || {
-        let mut buffer = [0; 32];
-        let Ok(count) = socket.recv(&mut buffer) else {
-            return false;
-        };
-        let number = std::str::from_utf8(&buffer[..count]).unwrap();
-        let number = number.trim().parse().unwrap();
-        assert!(number > *last, "{number} after {last}");
-        *last = number;
-        number > until
-    });
-}
-
-fn datagrams(lan: &Lan) -> UdpSocket {
-    let socket = lan
-        .client
-        .within(|| UdpSocket::bind((CLIENT[0], DATAGRAM_PORT)).unwrap());
-    socket
-        .set_read_timeout(Some(Duration::from_millis(50)))
-        .unwrap();
-    socket
-}
-
-#[track_caller]
-fn assert_no_tables(lan: &Lan) {
-    for namespace in [&lan.source, &lan.destination] {
-        wait_until("nothing locks the network", || {
-            namespace.tables().is_empty()
-        });
-    }
-}
-
-fn resolve(host: &Host, id: &str) {
-    host.cmd("live-migrate").args([id, "--resolve"]).run();
-}
-
-#[test]
-fn connections_move_without_losing_a_byte() {
-    let lan = Lan::new();
-    let datagrams = datagrams(&lan);
-    let pair = lan.pair("stream");
-    let streams = lan.streams();
-    let capture = Capture::start(&lan);
-    let mut last = 0;
-    assert_datagrams(&datagrams, &mut last);
-    for address in CONTAINER {
-        assert_eq!(lan.neighbour(address), MAC_AT_SOURCE);
-    }
-    streams.iter().for_each(Stream::assert_flows);
-    let receiver = lan.receiver(&pair);
-    pair.send_with(receiver.address, &["--tcp-established"])
-        .wait()
-        .ok();
-    for address in CONTAINER {
-        assert_eq!(lan.neighbour(address), MAC_AT_DESTINATION);
-    }
-    receiver.running.wait().ok();
-    streams.iter().for_each(Stream::assert_flows);
-    assert_datagrams(&datagrams, &mut last);
-    pair.assert_at_destination();
-    assert_no_tables(&lan);
-    capture.finish(true);
-    // The server still listens.
-    lan.streams().into_iter().for_each(Stream::finish);
-    streams.into_iter().for_each(Stream::finish);
-}
-
-#[test]
-fn connections_go_on_at_the_source_when_it_fails() {
-    let lan = Lan::new();
-    let pair = lan.pair("keeps");
-    let streams = lan.streams();
-    let capture = Capture::start(&lan);
-    for killed in ["destination", "source"] {
-        streams.iter().for_each(Stream::assert_flows);
-        let gate = Gate::close(pair.source.dir());
-        let receiver = lan.receiver(&pair);
-        let sender = pair.send_with(receiver.address, &["--tcp-established"]);
-        gate.wait();
-        assert_eq!(lan.destination.tables().len(), 2);
-        assert_eq!(lan.source.tables().len(), 1);
-        // Who asks now is told the old place: the new one is not heard.
-        lan.client.ip("neigh flush dev lan");
-        wait_until("the client has asked", || {
-            let told = CONTAINER.map(|address| lan.neighbour(address));
-            told == [MAC_AT_SOURCE; 2]
-        });
-        match killed {
-            "destination" => {
-                receiver.running.signal(Signal::SIGKILL);
-                runs_on(sender.wait(), "");
-                gate.open();
-                receiver.running.wait();
-            }
-            _ => {
-                sender.signal(Signal::SIGKILL);
-                sender.wait();
-                gate.open();
-                // It would wait for a source that asks.
-                wait_until("nothing locks the destination", || {
-                    lan.destination.tables().is_empty()
-                });
-                receiver.running.signal(Signal::SIGTERM);
-                receiver.running.wait().exits_with(1);
-            }
-        }
-        streams.iter().for_each(Stream::assert_flows);
-        resolve(&pair.source, "keeps");
-        resolve(&pair.destination, "keeps");
-        pair.assert_at_source();
-        assert_no_tables(&lan);
-        std::fs::remove_file(&gate.reached).unwrap();
-    }
-    capture.finish(false);
-    for address in CONTAINER {
-        assert_eq!(lan.neighbour(address), MAC_AT_SOURCE);
-    }
-    streams.into_iter().for_each(Stream::finish);
-}
-
-/// The source does not hear that the container runs elsewhere, and is killed. Its sockets must not say a word, now and when it is settled.
-#[test]
-fn a_source_that_does_not_know_is_silent() {
-    let lan = Lan::new();
-    let pair = lan.pair("silent");
-    let streams = lan.streams();
-    let capture = Capture::start(&lan);
-    streams.iter().for_each(Stream::assert_flows);
-    let receiver = lan.receiver(&pair);
-    let open = Arc::new(AtomicBool::new(false));
-    let address = network(receiver.address, Cut::Before(Kind::Running), &open);
-    let flags = [&WITHOUT_ROUNDS[..], &["--tcp-established"]].concat();
-    let sender = pair.send_with(address, &flags);
-    wait_until("the source asks", || {
-        sender.stderr().contains("asking again")
-    });
-    sender.signal(Signal::SIGKILL);
-    sender.wait();
-    streams.iter().for_each(Stream::assert_flows);
-    assert_eq!(lan.source.tables(), ["rcm-silent"]);
-    open.store(true, Ordering::Relaxed);
-    resolve(&pair.source, "silent");
-    receiver.running.wait().ok();
-    streams.iter().for_each(Stream::assert_flows);
-    pair.assert_at_destination();
-    assert_no_tables(&lan);
-    capture.finish(true);
-    streams.into_iter().for_each(Stream::finish);
-}
-
-/// In the host's network only what the container's sockets say is held back, and no rule stays.
-#[test]
-fn connections_in_the_host_s_network_leave_no_rules() {
-    let lan = Lan::new();
-    let host = |namespace: &Namespace| {
-        let net = format!("--net={}", namespace.path().display());
-        Host::new().with_prefix(["nsenter".into(), net])
-    };
-    let echo = "exec </dev/null >/dev/null 2>&1
-nc -ll -p 5001 -e cat &
-bash -c 'until exec 5<>/dev/tcp/127.0.0.1/5001; do usleep 10000; done; number=0
-while :; do number=$((number + 1)); echo $number >&5; read -u 5 same; [ $same = $number ] || exit; echo $number >>/echoed; usleep 5000; done' &";
-    let pair = Pair::between(
-        host(&lan.source),
-        host(&lan.destination),
-        "hosted",
-        |bundle, _| {
-            let bundle = bundle.host_programs().without_namespace("network");
-            bundle.script(&format!("{echo}\n{COUNTER}"))
-        },
-    );
-    let echoed = || {
-        let text = std::fs::read_to_string(pair.bundle.rootfs().join("echoed"));
-        text.unwrap_or_default().lines().count()
-    };
-    let flows = || {
-        let now = echoed();
-        wait_until("the connection goes on", || echoed() > now + 5);
-    };
-    flows();
-    // The hosts' own addresses instead of the container's.
-    for (namespace, address) in [
-        (&lan.source, "198.18.1.2"),
-        (&lan.destination, "198.18.1.3"),
-    ] {
-        namespace.ip(&format!("addr del {}/24 dev eth0", CONTAINER[0]));
-        Lan::add_address(namespace, address, "eth0");
-    }
-    let address = "198.18.1.3:7260";
-    let flags = ["--detach", "--listen", address, "--tcp-established"];
-    let receiver = pair.receiver(&flags);
-    pair.send_with(address.parse().unwrap(), &["--tcp-established"])
-        .wait()
-        .ok();
-    receiver.running.wait().ok();
-    flows();
-    pair.assert_at_destination();
-    assert_no_tables(&lan);
 }

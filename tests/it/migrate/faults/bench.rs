@@ -12,7 +12,7 @@ use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use rcm::migrate::protocol::Side;
 
-use super::link::{self, Link};
+use super::super::link::{self, Link};
 use crate::common::pair::{Pair, Receiver, send, wait_until_empty};
 use crate::common::{Cmd, Host, Running, is_alive, wait_until};
 

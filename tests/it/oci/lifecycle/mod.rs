@@ -1,13 +1,13 @@
 //! A container's life through the command line: create, start, state, kill, pause, resume, delete, run, list.
 
+mod foreground;
+mod service_manager;
+
 use std::fs;
-use std::os::fd::AsFd;
-use std::os::unix::net::UnixDatagram;
 use std::time::Duration;
 
 use crate::common::{Host, is_alive, wait_until};
 use chrono::{DateTime, Utc};
-use nix::sys::signal::Signal;
 
 #[test]
 fn a_container_is_created_started_and_deleted() {
@@ -173,53 +173,6 @@ fn a_damaged_container_hides_no_other() {
 }
 
 #[test]
-fn a_foreground_run_ends_as_its_process() {
-    let host = Host::new();
-    for code in [0, 1, 42, 255] {
-        let bundle = host.bundle("web").script(&format!("exit {code}"));
-        let output = host.cmd("run").bundle(&bundle).run().exits_with(code);
-        assert_eq!(output.stderr(), "");
-        assert_eq!(host.status("web"), "gone");
-        assert_eq!(host.remains(), Vec::<String>::new());
-    }
-}
-
-#[test]
-fn death_by_a_signal_is_128_and_its_number() {
-    let host = Host::new();
-    for (signal, code) in [("KILL", 137), ("TERM", 143), ("34", 162)] {
-        // Without a pid namespace nothing shields the first process.
-        let bundle = host
-            .bundle("web")
-            .without_namespace("pid")
-            .script(&format!("kill -{signal} $$; sleep 1000"));
-        host.cmd("run").bundle(&bundle).run().exits_with(code);
-        assert_eq!(host.status("web"), "gone");
-    }
-}
-
-#[test]
-fn signals_are_forwarded_to_the_process() {
-    let host = Host::new();
-    let bundle = host.bundle("web").script(
-        "trap 'echo usr1' USR1; trap 'echo hup' HUP; trap 'echo term; exit 9' TERM; echo ready; \
-         while :; do sleep 0.01; done",
-    );
-    let running = host.cmd("run").bundle(&bundle).spawn();
-    wait_until("the handlers are set", || {
-        running.stdout().contains("ready")
-    });
-    for (signal, word) in [(Signal::SIGUSR1, "usr1"), (Signal::SIGHUP, "hup")] {
-        running.signal(signal);
-        wait_until(word, || running.stdout().contains(word));
-    }
-    running.signal(Signal::SIGTERM);
-    let output = running.wait().exits_with(9);
-    assert_eq!(output.stdout(), "ready\nusr1\nhup\nterm\n");
-    assert_eq!(host.remains(), Vec::<String>::new());
-}
-
-#[test]
 fn run_detached_leaves_the_container_running() {
     let host = Host::new();
     let bundle = host.bundle("web").script("echo up; sleep 1000");
@@ -344,17 +297,6 @@ fn a_container_without_a_pid_namespace_dies_as_a_whole() {
 }
 
 #[test]
-fn a_foreground_run_ends_with_its_process_and_takes_the_rest_along() {
-    let host = Host::new();
-    let bundle = host
-        .bundle("web")
-        .without_namespace("pid")
-        .script("sleep 1000 & exit 5");
-    host.cmd("run").bundle(&bundle).run().exits_with(5);
-    assert_eq!(host.remains(), Vec::<String>::new());
-}
-
-#[test]
 fn pause_stops_and_resume_continues() {
     let host = Host::new();
     let bundle = host
@@ -427,101 +369,4 @@ fn every_hierarchy_has_the_container() {
     assert_eq!(joined.stdout(), text);
     host.delete("web");
     assert_eq!(host.remains(), Vec::<String>::new());
-}
-
-/// Says that it is ready, as sd_notify(3) does, between things that are not passed on.
-const NOTIFIER: &str = "
-import os, socket, sys, time
-manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-manager.connect(os.environ['NOTIFY_SOCKET'])
-for words in [b'STATUS=about to', b'READY=1\\nSTATUS=done']:
-    manager.send(words)
-time.sleep(0.2)
-if 'STAYS' in os.environ:
-    manager.send(b'STOPPING=1')
-    print('sent', flush=True)
-time.sleep(1000)
-";
-
-/// Receives what a service manager is told until the barrier, at which it lets the sender go.
-fn notifications(manager: &UnixDatagram) -> Vec<String> {
-    let mut told = Vec::new();
-    loop {
-        let (message, barrier) = rcm::sys::socket::recv_fd(manager.as_fd(), 4096).unwrap();
-        told.push(String::from_utf8(message).unwrap());
-        if barrier.is_some() {
-            return told;
-        }
-    }
-}
-
-#[test]
-fn a_service_manager_is_told_that_a_container_is_ready() {
-    let host = Host::new();
-    let path = host.dir().join("manager.sock");
-    let manager = UnixDatagram::bind(&path).unwrap();
-    manager
-        .set_read_timeout(Some(crate::common::COMMAND_LIMIT_DUR))
-        .unwrap();
-    let bundle = host
-        .bundle("web")
-        .host_programs()
-        .args(["python3", "-c", NOTIFIER]);
-    let told = |pid: i32| {
-        [
-            "READY=1\n".to_owned(),
-            format!("MAINPID={pid}\n"),
-            "BARRIER=1".into(),
-        ]
-    };
-
-    let running = host
-        .cmd("run")
-        .arg("-d")
-        .bundle(&bundle)
-        .env("NOTIFY_SOCKET", &path)
-        .spawn();
-    let heard = notifications(&manager);
-    running.wait().ok();
-    assert_eq!(heard, told(host.pid("web")));
-    // Only the container's own process is told.
-    let env = host.exec("web", ["env"]).ok();
-    assert!(!env.stdout().contains("NOTIFY_SOCKET"), "{env:?}");
-    host.delete("web");
-
-    host.cmd("create")
-        .bundle(&bundle)
-        .env("NOTIFY_SOCKET", &path)
-        .run()
-        .ok();
-    let pid = host.pid("web");
-    let starting = host
-        .cmd("start")
-        .arg("web")
-        .env("NOTIFY_SOCKET", &path)
-        .spawn();
-    let heard = notifications(&manager);
-    starting.wait().ok();
-    assert_eq!(heard, told(pid));
-    host.delete("web");
-
-    // Where rcm stays, so does the socket.
-    let bundle = bundle.env("STAYS=1");
-    let running = host
-        .cmd("run")
-        .bundle(&bundle)
-        .env("NOTIFY_SOCKET", &path)
-        .spawn();
-    assert_eq!(notifications(&manager), told(running.pid()));
-    wait_until("it goes on", || running.stdout() == "sent\n");
-    running.signal(Signal::SIGKILL);
-    running.wait();
-    host.delete("web");
-
-    // One that ends without a word is waited for by nobody.
-    let bundle = host.bundle("web").args(["true"]);
-    for flags in [&[][..], &["-d"]] {
-        let cmd = host.cmd("run").args(flags);
-        cmd.bundle(&bundle).env("NOTIFY_SOCKET", &path).run().ok();
-    }
 }

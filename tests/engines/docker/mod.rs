@@ -1,12 +1,13 @@
 //! Docker with rcm as its runtime.
 
+mod daemon;
+mod services;
+
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 
-use serde_json::Value;
-
-use crate::common::{Cmd, Output, is_alive, skip, wait_until};
-use crate::dockerd::{Docker, PROGRAMS, Role};
+use crate::common::{Output, skip, wait_until};
+use crate::dockerd::{Docker, PROGRAMS};
 use crate::engine::missing;
 
 const MISSING: &str = "is not installed; `make deps` installs docker.io and docker-compose";
@@ -328,78 +329,6 @@ fn files_of_the_host_and_volumes_are_mounted() {
 }
 
 #[test]
-fn networks_and_ports_work() {
-    if let Some(program) = missing(&PROGRAMS) {
-        skip!("{program} {MISSING}");
-    }
-    let docker = Docker::shared();
-    docker.client(["network", "create", "backend"]).run().ok();
-    let serve = "echo served >/tmp/page; exec httpd -f -p 80 -h /tmp";
-    let flags = ["--detach", "--name", "server", "--network", "backend"];
-    let flags = [&flags[..], &["--publish", "127.0.0.1:18080:80"]].concat();
-    docker.run(&flags, &["sh", "-c", serve]).ok();
-    let fetch = || {
-        let fetch = docker.within("busybox").args(["wget", "-q", "-O", "-"]);
-        fetch.arg("http://127.0.0.1:18080/page").run().stdout()
-    };
-    wait_until("the mapped port answers", || fetch() == "served\n");
-    // Another container finds it by its name: Docker's hooks and name server.
-    let output = docker.run(
-        &["--rm", "--network", "backend"],
-        &["wget", "-q", "-O", "-", "http://server/page"],
-    );
-    assert_eq!(output.ok().stdout(), "served\n");
-    // One that shares its network namespace.
-    let output = docker.run(
-        &["--rm", "--network", "container:server"],
-        &["wget", "-q", "-O", "-", "http://127.0.0.1/page"],
-    );
-    assert_eq!(output.ok().stdout(), "served\n");
-    // And one of another network does not.
-    let output = docker.run(&["--rm"], &["nslookup", "server"]);
-    assert_ne!(output.code(), 0, "{output:?}");
-    docker.remove("server");
-    docker.client(["network", "rm", "backend"]).run().ok();
-}
-
-#[test]
-fn compose_starts_two_services() {
-    if let Some(program) = missing(&["docker-compose"]).or_else(|| missing(&PROGRAMS)) {
-        skip!("{program} {MISSING}");
-    }
-    let docker = Docker::shared();
-    let dir = docker.dir().join("composed");
-    fs::create_dir(&dir).unwrap();
-    let file = r#"
-version: "2.4"
-services:
-  page:
-    image: busybox
-    command: sh -c "echo composed >/tmp/page; exec httpd -f -p 80 -h /tmp"
-    stop_signal: SIGKILL
-  reader:
-    image: busybox
-    depends_on: [page]
-    command: sh -c "until wget -q -O - http://page/page; do usleep 50000; done"
-"#;
-    fs::write(dir.join("docker-compose.yml"), file).unwrap();
-    let compose = |arguments: &[&str]| {
-        let compose = Cmd::new("docker-compose").current_dir(&dir);
-        docker.address(compose).args(arguments).run().ok()
-    };
-    compose(&["up", "--detach"]);
-    wait_until("the reader has ended", || {
-        let reader = docker.client(["ps", "--all", "--quiet"]);
-        let reader = reader.args(["--filter", "label=com.docker.compose.service=reader"]);
-        let reader = reader.args(["--filter", "status=exited"]).run().ok();
-        !reader.stdout().trim().is_empty()
-    });
-    let logs = compose(&["logs", "--no-color", "reader"]).stdout();
-    assert!(logs.contains("composed"), "{logs}");
-    compose(&["down", "--timeout", "1"]);
-}
-
-#[test]
 fn checkpoints_are_made_and_started() {
     if let Some(program) = missing(&PROGRAMS) {
         skip!("{program} {MISSING}");
@@ -457,89 +386,4 @@ fn checkpoints_are_made_and_started() {
     counts_on();
     assert_eq!(docker.inspect("counter", ".State.Status"), "running");
     docker.remove("counter");
-}
-
-#[test]
-fn twenty_containers_at_once() {
-    if let Some(program) = missing(&PROGRAMS) {
-        skip!("{program} {MISSING}");
-    }
-    let docker = Docker::shared();
-    let starting: Vec<_> = (0..20)
-        .map(|number| {
-            let name = format!("many-{number}");
-            let script = format!("echo {number}; exec sleep 1000");
-            let flags = ["--detach", "--name", &name, "--init"];
-            docker.run_command(&flags, &["sh", "-c", &script]).spawn()
-        })
-        .collect();
-    for client in starting {
-        client.wait().ok();
-    }
-    let names: Vec<String> = (0..20).map(|number| format!("many-{number}")).collect();
-    for (number, name) in names.iter().enumerate() {
-        wait_until("each has printed its number", || {
-            docker.logs(name) == format!("{number}\n")
-        });
-    }
-    let filter = ["--filter", "name=many-", "--quiet"];
-    let list = docker.client(["ps"]).args(filter).run().ok().stdout();
-    assert_eq!(list.lines().count(), 20);
-    docker.client(["stop"]).args(&names).run().ok();
-    docker.client(["rm"]).args(&names).run().ok();
-}
-
-#[test]
-fn containers_survive_the_engine() {
-    if let Some(program) = missing(&PROGRAMS) {
-        skip!("{program} {MISSING}");
-    }
-    let mut docker = Docker::start(Role::Added, &["--live-restore"]);
-    let info = docker.client(["info", "--format", "{{json .}}"]).run().ok();
-    let info: Value = info.json();
-    assert_ne!(info["DefaultRuntime"], "rcm");
-    let flags = ["--detach", "--name", "survivor", "--env", "STAYS=1"];
-    docker.run(&flags, &["sh", "-c", COUNTER]).ok();
-    let runtime = docker.inspect("survivor", ".HostConfig.Runtime");
-    assert_eq!(runtime, "rcm");
-    let pid: i32 = docker.inspect("survivor", ".State.Pid").parse().unwrap();
-
-    docker.stop();
-    assert!(is_alive(pid));
-    docker.begin();
-    assert_eq!(docker.inspect("survivor", ".State.Status"), "running");
-    let now: i32 = docker.inspect("survivor", ".State.Pid").parse().unwrap();
-    assert_eq!(now, pid);
-    let output = docker.exec("survivor", &["sh", "-c", "echo $STAYS"]);
-    assert_eq!(output.ok().stdout(), "1\n");
-    let before = docker.logs("survivor").lines().count();
-    wait_until("it counts", || {
-        docker.logs("survivor").lines().count() > before + 3
-    });
-    // Its end is noticed, too, by the daemon that did not start it.
-    docker
-        .client(["stop", "--time", "1", "survivor"])
-        .run()
-        .ok();
-    assert_eq!(docker.inspect("survivor", ".State.ExitCode"), "137");
-    docker.remove("survivor");
-
-    docker.run(&["--rm"], &["true"]).ok();
-}
-
-#[test]
-fn what_runs_ends_with_the_engine() {
-    if let Some(program) = missing(&PROGRAMS) {
-        skip!("{program} {MISSING}");
-    }
-    let mut docker = Docker::start(Role::Default, &["--shutdown-timeout=1"]);
-    let command = [
-        "sh",
-        "-c",
-        "trap 'exit 0' TERM; while :; do sleep 0.1; done",
-    ];
-    docker.run(&["--detach", "--name", "left"], &command).ok();
-    docker.run(&["--detach", "--rm"], &["sleep", "1000"]).ok();
-    // Nothing of them is left: the host looks when it is dropped.
-    docker.stop();
 }
