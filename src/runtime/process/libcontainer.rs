@@ -26,8 +26,8 @@ use crate::runtime::linux::hooks::{self, Scene};
 use crate::runtime::linux::mounts::{self, BoundDev, Stage, StageError};
 use crate::runtime::spec::lower;
 use crate::sys;
-use crate::sys::error_capture::Trail;
-use crate::sys::rooted::{Kind, Root};
+use crate::sys::error_capture::ErrorCapture;
+use crate::sys::rooted::{FileKind, Root};
 
 /// What is to be started.
 pub(crate) struct Launch<'a> {
@@ -153,7 +153,7 @@ pub(crate) fn launch(mut launch: Launch) -> Result<Pid, String> {
         }
         run_creation_hooks(container, &hooks, &state.state, pid)
     };
-    let mut trail = Trail::start().map_err(|errno| errno.to_string())?;
+    let mut capture = ErrorCapture::start().map_err(|errno| errno.to_string())?;
     let _oom_score = oom_score.map(OomScore::enter).transpose()?;
     let outer = Outer {
         args: &args,
@@ -169,7 +169,7 @@ pub(crate) fn launch(mut launch: Launch) -> Result<Pid, String> {
             }
             Ok(pid)
         }
-        Err(error) => Err(reason(&mut trail, &error, &spec)),
+        Err(error) => Err(reason(&mut capture, &error, &spec)),
     }
 }
 
@@ -245,7 +245,7 @@ fn make_working_directory(container: &Container, spec: &Spec, pid: Pid) {
     }
     let made = run_inside(pid, rootfs, || {
         Root::open(rootfs)
-            .and_then(|root| root.make(cwd, Kind::Directory))
+            .and_then(|root| root.make(cwd, FileKind::Directory))
             .map_err(|source| LaunchError::File {
                 action: "make",
                 path: cwd.clone(),
@@ -306,13 +306,13 @@ fn run_creation_hooks(
 }
 
 /// The deepest cause of a failure: runc's sentence where the executor refused, else the first error that the engine logged.
-fn reason(trail: &mut Trail, error: &LaunchError, spec: &Spec) -> String {
+fn reason(capture: &mut ErrorCapture, error: &LaunchError, spec: &Spec) -> String {
     let flat = chain(error);
     // The engine's own wrapping of what rcm's executor said.
     if let Some(at) = flat.find("exec: \"") {
         return format!("error during container init: {}", &flat[at..]);
     }
-    let first = trail.records().into_iter().next().unwrap_or_default();
+    let first = capture.records().into_iter().next().unwrap_or_default();
     if let Some(failure) = first.strip_prefix("failed to chdir") {
         return format!("error during container init: {}", chdir(failure, spec));
     }

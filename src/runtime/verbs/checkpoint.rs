@@ -27,7 +27,8 @@ use oci_spec::runtime::{LinuxNamespaceType, Spec};
 
 use crate::criu::error::CallbackError;
 use crate::criu::{
-    self, CgroupMode, Criu, DumpOptions, Event, NetworkLock, Notify, PageServer, Reply, Version,
+    self, Criu, DumpOptions, ManageCgroups, NetworkLockMethod, Notification, Notify, PageServer,
+    Reply, Version,
 };
 use crate::runtime::container::{Container, Status};
 use crate::runtime::criu_flags::CriuFlags;
@@ -196,13 +197,13 @@ fn prepare(
             departure = Departure::prepare(criu, init, &spec, flags.tcp_established);
         }
         common.network_lock = match departure {
-            Some(_) => Some(NetworkLock::Skip),
+            Some(_) => Some(NetworkLockMethod::Skip),
             None => network::criu_lock(criu, init, &spec, flags.tcp_established),
         };
     }
     // A namespace that CRIU must lock is one that it has to see.
     let leave_network = options.moves
-        && common.network_lock == Some(NetworkLock::Skip)
+        && common.network_lock == Some(NetworkLockMethod::Skip)
         && network::is_left_out(&spec);
     let network = leave_network
         .then(|| network::of_process(init))
@@ -220,8 +221,8 @@ fn prepare(
     }
     let mut details = Details::default();
     let cgroup = container.cgroup();
-    if flags.manage_cgroups == CgroupMode::Default && is_plain(&spec, &cgroup) {
-        common.manage_cgroups = CgroupMode::Ignore;
+    if flags.manage_cgroups == ManageCgroups::Default && is_plain(&spec, &cgroup) {
+        common.manage_cgroups = ManageCgroups::Ignore;
         details.cgroups_left_out = true;
     }
     details.network_left_out = leave_network;
@@ -412,7 +413,7 @@ impl Notify for Recorded<'_> {
         criu_process::record(self.0, pid)
     }
 
-    fn on(&mut self, _event: Event) -> Result<Reply, CallbackError> {
+    fn on(&mut self, _: Notification) -> Result<Reply, CallbackError> {
         Ok(Reply::default())
     }
 }
@@ -422,9 +423,9 @@ impl Notify for Stages {
         criu_process::record(&self.container, pid)
     }
 
-    fn on(&mut self, event: Event) -> Result<Reply, CallbackError> {
-        match event {
-            Event::PreDump => {
+    fn on(&mut self, notification: Notification) -> Result<Reply, CallbackError> {
+        match notification {
+            Notification::PreDump => {
                 if let Some(departure) = &self.departure {
                     departure.bar()?;
                 }
@@ -434,8 +435,8 @@ impl Notify for Stages {
                     self.details.write(&self.images)?;
                 }
             }
-            Event::QueryExternalFiles => return self.find_files(),
-            Event::StatusReady => {
+            Notification::QueryExternalFiles => return self.find_files(),
+            Notification::StatusReady => {
                 if let Some(fd) = self.status_fd.take() {
                     File::from(fd).write_all(&[0])?;
                 }

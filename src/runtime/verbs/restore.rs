@@ -20,7 +20,7 @@ use super::create::{self, CreateRequest, cgroup_error};
 use super::{delete, start};
 use crate::criu::error::CallbackError;
 use crate::criu::{
-    self, CgroupMode, Criu, Event, InheritedFd, Notify, Reply, RestoreOptions, Version,
+    self, Criu, InheritedFd, ManageCgroups, Notification, Notify, Reply, RestoreOptions, Version,
 };
 use crate::error::chain;
 use crate::runtime::Cgroup;
@@ -166,7 +166,7 @@ fn restore(
     container: &Container,
     spec: &Spec,
     wants_terminal: bool,
-) -> Result<criu::HeldRestore<Stages>> {
+) -> Result<criu::PausedRestore<Stages>> {
     let flags = &request.flags;
     if flags.lazy_pages {
         criu.require_lazy_pages()?;
@@ -220,8 +220,8 @@ fn restore(
     let mut common = flags.common(container, spec);
     common.answer_limit_dur = request.answer_limit_dur;
     common.root = Some(criu_root.clone());
-    if details.cgroups_left_out && flags.manage_cgroups == CgroupMode::Default {
-        common.manage_cgroups = CgroupMode::Ignore;
+    if details.cgroups_left_out && flags.manage_cgroups == ManageCgroups::Default {
+        common.manage_cgroups = ManageCgroups::Ignore;
     }
     let options = RestoreOptions {
         common,
@@ -375,10 +375,10 @@ impl Notify for Stages {
         criu_process::record(&self.container, pid)
     }
 
-    fn on(&mut self, event: Event) -> Result<Reply, CallbackError> {
-        match event {
-            Event::SetupNamespaces { pid } => self.set_up(pid)?,
-            Event::OrphanPtsMaster(master) => self.take_terminal(master)?,
+    fn on(&mut self, notification: Notification) -> Result<Reply, CallbackError> {
+        match notification {
+            Notification::SetupNamespaces { pid } => self.set_up(pid)?,
+            Notification::OrphanPtsMaster(master) => self.take_terminal(master)?,
             _ => {}
         }
         Ok(Reply::default())
@@ -391,7 +391,7 @@ impl Notify for Stages {
 pub struct HeldRestore {
     container: Container,
     /// Taken by the decision.
-    held: Option<criu::HeldRestore<Stages>>,
+    held: Option<criu::PausedRestore<Stages>>,
     pid_file: Option<PathBuf>,
 }
 
@@ -407,7 +407,7 @@ impl HeldRestore {
     pub fn pid(&self) -> Pid {
         self.held
             .as_ref()
-            .map_or(Pid::from_raw(-1), criu::HeldRestore::pid)
+            .map_or(Pid::from_raw(-1), criu::PausedRestore::pid)
     }
 
     /// Lets the container execute and registers it as one that was created and started.
