@@ -29,6 +29,7 @@
 //! No protobuf type leaves this module.
 
 pub mod binary;
+mod choices;
 pub mod error;
 pub mod feature;
 pub mod held;
@@ -43,6 +44,7 @@ pub mod session;
 pub mod stats;
 
 pub use binary::{Criu, Version};
+pub use choices::CriuChoices;
 pub use error::{Action, Error};
 pub use feature::Features;
 pub use held::{PausedDump, PausedRestore, has_resumed};

@@ -7,6 +7,7 @@ use oci_spec::runtime::{LinuxNamespaceType, Spec};
 
 use super::restore_request::restore_request;
 use crate::criu::Criu;
+use crate::criu::CriuChoices;
 use crate::error::{Cause, chain};
 use crate::migrate::agreement::{Local, plan};
 use crate::migrate::destination::{Held, Host};
@@ -17,7 +18,7 @@ use crate::migrate::record::lock::Lock;
 use crate::migrate::record::paths;
 use crate::migrate::record::restore_spec::Recipe;
 use crate::migrate::wire::facts::Facts;
-use crate::migrate::wire::preamble::{CriuChoices, Preamble};
+use crate::migrate::wire::preamble::Preamble;
 use crate::migrate::wire::rootfs::RootfsWay;
 use crate::runtime::container::validate_id;
 use crate::runtime::linux::network::Place;

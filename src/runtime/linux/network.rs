@@ -231,7 +231,7 @@ impl Arrival {
             id: request.id.clone(),
             moves: request.moves,
             is_host: place == Place::Host,
-            has_connections: request.flags.tcp_established,
+            has_connections: request.flags.choices.tcp_established,
             barrier: None,
         };
         let namespace = match place {

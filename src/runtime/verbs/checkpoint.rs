@@ -59,8 +59,6 @@ pub struct CheckpointOptions {
     pub leave_running: bool,
     /// Leave out TCP connections that are not yet established.
     pub tcp_skip_in_flight: bool,
-    /// Give deleted but open files a temporary name.
-    pub link_remap: bool,
     /// The largest deleted file, in bytes, that goes into the images. `None`: CRIU's 1 MiB.
     pub ghost_limit_bytes: Option<u32>,
     /// Where memory goes instead of the image directory.
@@ -194,11 +192,11 @@ fn prepare(
     let (mut freezer, mut departure, mut tmpfs) = (None, None, Vec::new());
     if complete {
         if options.moves {
-            departure = Departure::prepare(criu, init, &spec, flags.tcp_established);
+            departure = Departure::prepare(criu, init, &spec, flags.choices.tcp_established);
         }
         common.network_lock = match departure {
             Some(_) => Some(NetworkLockMethod::Skip),
-            None => network::criu_lock(criu, init, &spec, flags.tcp_established),
+            None => network::criu_lock(criu, init, &spec, flags.choices.tcp_established),
         };
     }
     // A namespace that CRIU must lock is one that it has to see.
@@ -221,7 +219,7 @@ fn prepare(
     }
     let mut details = Details::default();
     let cgroup = container.cgroup();
-    if flags.manage_cgroups == ManageCgroups::Default && is_plain(&spec, &cgroup) {
+    if flags.choices.manage_cgroups() == ManageCgroups::Default && is_plain(&spec, &cgroup) {
         common.manage_cgroups = ManageCgroups::Ignore;
         details.cgroups_left_out = true;
     }
@@ -252,7 +250,6 @@ fn prepare(
         pid: init.as_raw(),
         leave_running: options.leave_running,
         tcp_skip_in_flight: options.tcp_skip_in_flight,
-        link_remap: options.link_remap,
         ghost_limit_bytes: options.ghost_limit_bytes,
         parent_images: options.parent_path,
         track_memory,

@@ -220,7 +220,7 @@ fn restore(
     let mut common = flags.common(container, spec);
     common.answer_limit_dur = request.answer_limit_dur;
     common.root = Some(criu_root.clone());
-    if details.cgroups_left_out && flags.manage_cgroups == ManageCgroups::Default {
+    if details.cgroups_left_out && flags.choices.manage_cgroups() == ManageCgroups::Default {
         common.manage_cgroups = ManageCgroups::Ignore;
     }
     let options = RestoreOptions {
@@ -232,7 +232,7 @@ fn restore(
         network,
         lsm_profile: request.lsm_profile.clone(),
         lsm_mount_context: request.lsm_mount_context.clone(),
-        stdin: (flags.shell_job && !wants_terminal)
+        stdin: (flags.choices.shell_job && !wants_terminal)
             .then(|| copy(std::io::stdin().as_fd()))
             .transpose()?,
         ..RestoreOptions::default()
