@@ -23,7 +23,7 @@ use super::source::{Held, Target, Workload};
 use super::workload::{HeldContainer, RunningContainer, flags};
 use crate::error::{Cause, chain};
 use crate::image;
-use crate::runtime::lower;
+use crate::runtime::namespaces::Namespaces;
 use crate::runtime::restore::{self, RestoreRequest};
 use crate::text::milliseconds;
 
@@ -276,7 +276,8 @@ fn say(progress: &mut Progress, would_run_dur: Duration, stood_still_dur: Durati
 /// Why a copy of the container cannot be held beside it: it would need what there is only once on a host, or take it away.
 #[must_use]
 pub fn in_the_way(spec: &Spec, choices: &CriuChoices) -> Vec<Finding> {
-    let own = |kind| lower::namespace(spec, kind).is_some_and(|found| found.path().is_none());
+    let namespaces = Namespaces::of(spec);
+    let own = |kind| namespaces.makes(kind);
     let hooks = spec.hooks().as_ref();
     let has_hooks = hooks.is_some_and(|hooks| {
         #[allow(deprecated, reason = "containers still have them")]

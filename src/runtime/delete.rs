@@ -8,11 +8,11 @@ use std::time::{Duration, Instant};
 use libcgroups::common::CgroupManager;
 
 use super::cgroup::CgroupError;
-use super::container::{Container, Status, validate_id};
-use super::create::{cgroup_error, is_missing};
+use super::container::{Container, validate_id};
 use super::error::{Error, Result};
 use super::resctrl::Group;
-use super::{engine, kill, network, start};
+use super::status::Status;
+use super::{engine, network, start};
 use crate::error::chain;
 use crate::sys;
 
@@ -54,7 +54,7 @@ pub fn delete(root: &Path, id: &str, force: bool) -> Result<()> {
 /// A container's directory, perhaps without a record; that it is gone is no error.
 fn remove_remains(dir: &Path) -> Result<()> {
     match fs::remove_dir_all(dir) {
-        Err(error) if !is_missing(&error) => Err(Error::file("remove", dir)(error)),
+        Err(error) if !sys::file::is_missing(&error) => Err(Error::file("remove", dir)(error)),
         _ => Ok(()),
     }
 }
@@ -68,7 +68,7 @@ pub(crate) fn kill_and_wait(container: &Container) -> Result<()> {
     container
         .cgroup()
         .kill_all()
-        .map_err(cgroup_error("kill", container.id()))?;
+        .map_err(Error::cgroup("kill", container.id()))?;
     let Some(init) = container.record().init else {
         return kill_orphans(container);
     };
@@ -76,7 +76,7 @@ pub(crate) fn kill_and_wait(container: &Container) -> Result<()> {
     if let Ok(pid) = container.live_init() {
         let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
     }
-    if kill::wait_until_gone(init, KILL_LIMIT_DUR) {
+    if init.wait_until_gone(KILL_LIMIT_DUR) {
         Ok(())
     } else {
         Err(Error::StillRunning { pid: init.pid })
@@ -90,7 +90,7 @@ fn kill_orphans(container: &Container) -> Result<()> {
     let deadline = Instant::now() + KILL_LIMIT_DUR;
     loop {
         let orphans = match sys::process::holders(&path) {
-            Err(error) if is_missing(&error) => return Ok(()),
+            Err(error) if sys::file::is_missing(&error) => return Ok(()),
             found => found.map_err(Error::file("look for processes that use", &path))?,
         };
         let Some(first) = orphans.first() else {
@@ -165,7 +165,8 @@ fn remove_cgroup(container: &Container) -> Result<()> {
             Ok(())
         }
     });
-    if let Ok(Some(group)) = Group::of(container)
+    if let Ok(spec) = container.spec()
+        && let Some(group) = Group::of(&spec, container.id())
         && let Err(error) = group.remove()
     {
         tracing::warn!(
@@ -173,7 +174,7 @@ fn remove_cgroup(container: &Container) -> Result<()> {
             container.id()
         );
     }
-    removed.map_err(cgroup_error("remove", container.id()))
+    removed.map_err(Error::cgroup("remove", container.id()))
 }
 
 fn stop_unit(container: &Container) -> std::result::Result<(), CgroupError> {

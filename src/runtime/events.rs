@@ -13,7 +13,6 @@ use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 
 use super::cgroup::{Cgroup, CgroupError};
 use super::container::Container;
-use super::create::cgroup_error;
 use super::error::{Error, Result};
 use crate::sys::process::pidfd_open;
 
@@ -51,7 +50,7 @@ impl Watch {
             Err(errno) => return Err(Error::system("watch the container's first process")(errno)),
         };
         let memory = MemoryWatch::start(&container.cgroup())
-            .map_err(cgroup_error("watch", container.id()))?;
+            .map_err(Error::cgroup("watch", container.id()))?;
         Ok(Self {
             id: container.id().to_owned(),
             init,
@@ -70,7 +69,7 @@ impl Watch {
             if let Some(memory) = &mut self.memory
                 && memory
                     .take_kill()
-                    .map_err(cgroup_error("watch", &self.id))?
+                    .map_err(Error::cgroup("watch", &self.id))?
             {
                 return Ok(Occurrence::OutOfMemory);
             }

@@ -7,12 +7,13 @@ use std::time::Duration;
 
 use oci_spec::runtime::{Hook, Spec};
 
-use super::container::{Container, Status};
+use super::container::Container;
+use super::engine;
 use super::error::{Error, Result};
 use super::hooks::{self, Scene};
-use super::{create, engine};
+use super::status::Status;
 use crate::error::chain;
-use crate::sys::process;
+use crate::sys::{self, process};
 
 /// How often the first process is looked at.
 const POLL_INTERVAL_DUR: Duration = Duration::from_micros(200);
@@ -36,7 +37,7 @@ pub fn start(container: &Container) -> Result<()> {
     ))?;
     // From here on the container counts as started.
     match fs::remove_file(&path) {
-        Err(error) if !create::is_missing(&error) => {
+        Err(error) if !sys::file::is_missing(&error) => {
             return Err(Error::file("remove", &path)(error));
         }
         _ => {}

@@ -11,9 +11,7 @@ use std::time::Duration;
 use nix::unistd::Pid;
 
 use super::container::Container;
-use super::create::is_missing;
 use super::error::{Error, Result};
-use super::kill;
 use crate::criu::error::CallbackError;
 use crate::sys;
 use crate::sys::process::ProcessId;
@@ -45,14 +43,14 @@ pub fn wait_for_end(root: &Path, id: &str) -> Result<()> {
 pub(super) fn wait_within(dir: &Path, id: &str, limit_dur: Duration) -> Result<()> {
     let path = path(dir);
     let text = match fs::read(&path) {
-        Err(error) if is_missing(&error) => return Ok(()),
+        Err(error) if sys::file::is_missing(&error) => return Ok(()),
         read => read.map_err(Error::file("read", &path))?,
     };
     // The file is replaced atomically, and `/run` does not outlive the machine: what cannot be read is no word of rcm's.
     let Ok(worker) = serde_json::from_slice::<ProcessId>(&text) else {
         return Ok(());
     };
-    match kill::wait_until_gone(worker, limit_dur) {
+    match worker.wait_until_gone(limit_dur) {
         true => Ok(()),
         false => Err(Error::CriuAtWork {
             id: id.to_owned(),

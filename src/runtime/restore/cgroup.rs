@@ -9,7 +9,6 @@ use oci_spec::runtime::Spec;
 use crate::criu::CgroupRoot;
 use crate::runtime::cgroup::{Cgroup, Making};
 use crate::runtime::container::Container;
-use crate::runtime::create::cgroup_error;
 use crate::runtime::engine;
 use crate::runtime::error::{Error, Result};
 use crate::runtime::lower;
@@ -25,12 +24,12 @@ pub(super) fn enter(container: &Container, spec: &Spec, criu: Pid) -> Result<Cgr
     making
         .enter(criu)
         .and_then(|()| making.limit())
-        .map_err(cgroup_error("set up", container.id()))?;
-    Cgroup::of_process(criu).map_err(cgroup_error("find", container.id()))
+        .map_err(Error::cgroup("set up", container.id()))?;
+    Cgroup::of_process(criu).map_err(Error::cgroup("find", container.id()))
 }
 
 /// CRIU restores the dumped groups below the ones that it is in itself, hierarchy by hierarchy (cgroups(7), `/proc/PID/cgroup`).
-pub(super) fn roots(criu: i32) -> Result<Vec<CgroupRoot>> {
+pub(super) fn roots(criu: Pid) -> Result<Vec<CgroupRoot>> {
     let path = PathBuf::from(format!("/proc/{criu}/cgroup"));
     let text = fs::read_to_string(&path).map_err(Error::file("read", &path))?;
     Ok(parse_cgroup_roots(&text))
