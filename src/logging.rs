@@ -17,7 +17,7 @@ use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::Layer;
 use tracing_subscriber::layer::{Context, SubscriberExt};
 
-use crate::sys::trail;
+use crate::sys::error_capture;
 
 /// How records look.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
@@ -89,7 +89,7 @@ impl<S: Subscriber> Layer<S> for RuncLayer {
         event.record(&mut message);
         let text = message.finish();
         if engines && level == Level::ERROR {
-            trail::record(&text);
+            error_capture::record(&text);
             if !self.debug {
                 return;
             }

@@ -5,9 +5,9 @@ use anyhow::{Context, bail};
 
 use crate::criu::{Criu, PageServer};
 use crate::error::chain;
-use crate::runtime::checkpoint::{self, CheckpointOptions};
 use crate::runtime::criu_flags::CriuFlags;
-use crate::runtime::delete;
+use crate::runtime::verbs::checkpoint::{self, CheckpointOptions};
+use crate::runtime::verbs::delete;
 
 use super::criu_args::CriuArgs;
 use super::{Globals, absolute};

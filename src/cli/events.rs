@@ -6,8 +6,8 @@ use serde::Serialize;
 
 use crate::error::chain;
 use crate::runtime::Status;
-use crate::runtime::events::{Occurrence, Watch};
-use crate::runtime::stats::{Reader, Stats};
+use crate::runtime::linux::stats::{Reader, Stats};
+use crate::runtime::verbs::events::{Occurrence, Watch};
 
 use super::Globals;
 

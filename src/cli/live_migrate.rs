@@ -4,6 +4,7 @@ use anyhow::bail;
 
 use super::Globals;
 use crate::criu::{self, Criu, Features, Version};
+use crate::engines::detect;
 use crate::migrate::cancel::CancelError;
 use crate::migrate::destination::DestinationError;
 use crate::migrate::facts;
@@ -15,7 +16,6 @@ use crate::migrate::relay;
 use crate::migrate::resolve::ResolveError;
 use crate::migrate::source::Failure;
 use crate::runtime::container::validate_id;
-use crate::runtime::engines;
 
 mod args;
 mod mode;
@@ -125,7 +125,7 @@ pub fn run(globals: &Globals, mut args: Args) -> anyhow::Result<i32> {
 }
 
 /// Where a container that this host has, or had, is not known by this name: the engine that knows it. With `--root` nobody is asked.
-fn engine_of(globals: &Globals, args: &Args) -> anyhow::Result<Option<engines::Found>> {
+fn engine_of(globals: &Globals, args: &Args) -> anyhow::Result<Option<detect::Found>> {
     let (root, id) = (&globals.root, &args.id);
     let receives = args.destination.is_none()
         && !(args.local_test || args.status || args.resolve || args.cancel);
@@ -135,7 +135,7 @@ fn engine_of(globals: &Globals, args: &Args) -> anyhow::Result<Option<engines::F
         return Ok(None);
     }
     let journals = !(args.destination.is_some() || args.local_test);
-    Ok(engines::find(root, id, |root| match journals {
+    Ok(detect::find(root, id, |root| match journals {
         true => journal::names(root),
         false => Vec::new(),
     })?)

@@ -2,9 +2,9 @@ use std::path::PathBuf;
 
 use crate::criu::Criu;
 use crate::error::chain;
-use crate::runtime::delete;
-use crate::runtime::foreground::Foreground;
-use crate::runtime::restore::{self, RestoreRequest};
+use crate::runtime::process::foreground::Foreground;
+use crate::runtime::verbs::delete;
+use crate::runtime::verbs::restore::{self, RestoreRequest};
 use crate::sys::process::become_subreaper;
 
 use super::Globals;

@@ -3,10 +3,11 @@ use std::thread;
 use nix::unistd::Pid;
 
 use crate::error::chain;
-use crate::runtime::create::{self, Created};
-use crate::runtime::foreground::Foreground;
-use crate::runtime::notify::Manager;
-use crate::runtime::{Container, delete, start};
+use crate::runtime::Container;
+use crate::runtime::process::foreground::Foreground;
+use crate::runtime::process::notify::Manager;
+use crate::runtime::verbs::create::{self, Created};
+use crate::runtime::verbs::{delete, start};
 use crate::sys::process::become_subreaper;
 
 use super::Globals;

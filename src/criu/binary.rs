@@ -6,7 +6,7 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use super::error::{Action, Error};
-use super::knowledge::Knowledge;
+use super::kerndat::Knowledge;
 use super::rpc;
 use super::session::{Job, Session, Surroundings};
 

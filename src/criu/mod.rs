@@ -31,7 +31,7 @@ pub mod binary;
 pub mod error;
 pub mod feature;
 pub mod held;
-mod knowledge;
+mod kerndat;
 pub mod log;
 pub mod options;
 pub mod page_server;

@@ -14,7 +14,7 @@
 use std::io;
 use std::path::PathBuf;
 
-use crate::runtime::cgroup::{Cgroup, CgroupError};
+use crate::runtime::linux::cgroup::{Cgroup, CgroupError};
 use crate::sys::thaw_guard::ThawGuard;
 
 /// The container cannot be fenced.

@@ -23,8 +23,8 @@ use super::source::{Held, Target, Workload};
 use super::workload::{HeldContainer, RunningContainer, flags};
 use crate::error::{Cause, chain};
 use crate::image;
-use crate::runtime::namespaces::Namespaces;
-use crate::runtime::restore::{self, RestoreRequest};
+use crate::runtime::spec::namespaces::Namespaces;
+use crate::runtime::verbs::restore::{self, RestoreRequest};
 use crate::text::milliseconds;
 
 /// The container was not tested, or the test has failed.

@@ -14,8 +14,8 @@ use super::names::is_bind;
 use super::preamble::{CarriedFile, Finding, Preamble};
 use super::protocol::Side;
 use super::workload::bind_mounts;
+use crate::engines::detect;
 use crate::runtime::Container;
-use crate::runtime::engines;
 
 /// The bundles of containers that were an engine's.
 const BUNDLES: &str = "/var/lib/rcm";
@@ -41,7 +41,7 @@ impl Luggage {
     /// Packs for a container that an engine keeps; `None` for others.
     #[must_use]
     pub fn of(container: &Container, spec: &Spec) -> Option<Self> {
-        let keeps = engines::keeps(container.bundle());
+        let keeps = detect::keeps(container.bundle());
         keeps.then(|| Self::pack(container.id(), container.bundle(), spec.clone()))
     }
 
@@ -85,7 +85,7 @@ impl Luggage {
 
     /// A file of the engine's for this container, or an empty directory. Others stay where they are: the destination is asked for them.
     fn file(&self, source: &Path) -> Option<CarriedFile> {
-        if !engines::is_private(source) || self.files.len() >= MOST {
+        if !detect::is_private(source) || self.files.len() >= MOST {
             return None;
         }
         let metadata = fs::metadata(source).ok()?;
@@ -147,7 +147,7 @@ fn shared_namespaces(spec: &Spec) -> Vec<Finding> {
 
 /// An engine that starts the container anew when it ends here would make a second one. Docker's policy lies beside the files that it mounts.
 fn restarts(source: &Path) -> Option<Finding> {
-    if !source.ends_with("hosts") || !engines::is_private(source) {
+    if !source.ends_with("hosts") || !detect::is_private(source) {
         return None;
     }
     let text = fs::read(source.with_file_name("hostconfig.json")).ok()?;

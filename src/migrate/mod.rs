@@ -77,7 +77,7 @@
 //! container runs on at the source. Without an answer it stands still, and `--resolve` asks again later. It never runs on a guess.
 //!
 //! A destination that is killed after "committed" is in its journal may have let the container run or not. Its `--resolve` waits for CRIU's end, by which
-//! that is decided ([`crate::runtime::worker`]), and restores the container again if nothing of it has executed.
+//! that is decided ([`crate::runtime::process::criu_process`]), and restores the container again if nothing of it has executed.
 //!
 //! # Modules
 //!

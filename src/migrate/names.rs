@@ -25,10 +25,10 @@ use serde::{Deserialize, Serialize};
 
 use super::preamble::Finding;
 use super::protocol::{MigrationId, Side};
-use crate::runtime::cgroup::Cgroup;
 use crate::runtime::container::Container;
-use crate::sys::bound::{FileId, bound_files};
+use crate::runtime::linux::cgroup::Cgroup;
 use crate::sys::rooted::{Directory, Root};
+use crate::sys::unix_file::{FileId, bound_files};
 
 /// How the names begin under which the sockets' files are put aside.
 const PREFIX: &str = ".rcm-";

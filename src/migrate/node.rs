@@ -14,9 +14,9 @@ use super::resolve::tidy_up;
 use crate::criu::Criu;
 use crate::error::{Cause, chain};
 use crate::runtime::container::validate_id;
-use crate::runtime::namespaces::{Namespace, Namespaces};
-use crate::runtime::restore::{self, HeldRestore, RestoreRequest, Restored};
 use crate::runtime::spec;
+use crate::runtime::spec::namespaces::{Namespace, Namespaces};
+use crate::runtime::verbs::restore::{self, HeldRestore, RestoreRequest, Restored};
 
 /// What a receiver was told about the container to come.
 #[derive(Debug)]

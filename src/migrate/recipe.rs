@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::preamble::CriuChoices;
 use super::workload::flags;
-use crate::runtime::restore::RestoreRequest;
+use crate::runtime::verbs::restore::RestoreRequest;
 
 /// Everything that a restore needs besides the images, the state directory and the container's name.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -21,9 +21,11 @@ use super::verdict::{self, VerdictError};
 use crate::criu::{self, Criu};
 use crate::error::{Cause, chain};
 use crate::image;
-use crate::runtime::cgroup::CgroupError;
 use crate::runtime::container::{Container, Status};
-use crate::runtime::{delete, network, restore, worker};
+use crate::runtime::linux::cgroup::CgroupError;
+use crate::runtime::linux::network;
+use crate::runtime::process::criu_process;
+use crate::runtime::verbs::{delete, restore};
 
 /// How a migration ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -359,7 +361,7 @@ fn finish_source(root: &Path, record: JournalRecord) -> Result<()> {
 fn roll_back_source(root: &Path, record: JournalRecord, reason: &str) -> Result<Resolution> {
     let container = Container::load(root, &record.container)?;
     // It may still write images, and freeze and thaw.
-    worker::wait_for_end(root, &record.container)?;
+    criu_process::wait_for_end(root, &record.container)?;
     network::lift(&container)?;
     let mut names = Names::adopt(&container, record.names.clone());
     names.put_back();
@@ -387,7 +389,7 @@ fn at_destination(root: &Path, record: JournalRecord, means: &Means) -> Result<R
     let (images, migration) = (record.images.clone(), record.migration);
     let owned = record.owns_images;
     // Until CRIU has ended, a container that it is about to kill looks like one that runs.
-    worker::wait_for_end(root, &record.container)?;
+    criu_process::wait_for_end(root, &record.container)?;
     // Before the commit the old tree comes back, when nothing of the container is left in the new one.
     if !record.phase.may_roll_back() {
         rootfs::settle(root, &record)?;

@@ -15,10 +15,11 @@ use super::source::{self, Held, Target, Workload};
 use crate::criu::stats::DumpStats;
 use crate::criu::{CgroupMode, Criu};
 use crate::error::{Cause, chain};
-use crate::runtime::checkpoint::{self, CheckpointOptions, HeldCheckpoint};
 use crate::runtime::container::Container;
 use crate::runtime::criu_flags::CriuFlags;
-use crate::runtime::{delete, network};
+use crate::runtime::linux::network;
+use crate::runtime::verbs::checkpoint::{self, CheckpointOptions, HeldCheckpoint};
+use crate::runtime::verbs::delete;
 
 /// A running container.
 #[derive(Debug)]

@@ -12,8 +12,8 @@ use std::time::Duration;
 
 use rcm::criu::Criu;
 use rcm::migrate::fence::Fence;
-use rcm::runtime::checkpoint::{self, CheckpointOptions, HeldCheckpoint};
 use rcm::runtime::criu_flags::CriuFlags;
+use rcm::runtime::verbs::checkpoint::{self, CheckpointOptions, HeldCheckpoint};
 use rcm::runtime::{Cgroup, Container};
 
 use crate::common::{skip, wait_until};

@@ -11,7 +11,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 use nix::unistd::{Whence, lseek};
-use rcm::sys::node::Dir;
+use rcm::sys::beneath::Dir;
 
 /// One line per path.
 pub fn describe(root: &Path) -> BTreeMap<Vec<u8>, String> {

@@ -21,9 +21,10 @@ use crate::migrate::protocol::{ANY, MigrationId, Side};
 use crate::migrate::rendezvous::Rendezvous;
 use crate::migrate::report::Outcome;
 use crate::migrate::resolve::tidy_up;
-use crate::runtime::foreground::Foreground;
-use crate::runtime::restore::{RestoreRequest, Restored};
-use crate::runtime::{Error, delete};
+use crate::runtime::Error;
+use crate::runtime::process::foreground::Foreground;
+use crate::runtime::verbs::delete;
+use crate::runtime::verbs::restore::{RestoreRequest, Restored};
 use crate::sys::interrupt::Interrupt;
 use crate::sys::process::{ProcessId, become_subreaper};
 

@@ -6,7 +6,7 @@ use std::path::Path;
 use super::entry::{Attributes, is_carried};
 use super::error::TreeError;
 use super::file_error;
-use crate::sys::node::Node;
+use crate::sys::beneath::Node;
 
 /// Gives `node` its attributes and no others. `path` is where it lies on this host, for messages.
 ///

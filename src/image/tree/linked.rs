@@ -8,7 +8,7 @@ use super::error::TreeError;
 use super::file_error;
 use super::path::TreePath;
 use super::walk::{Look, Stamps, View, Walk};
-use crate::sys::node::Dir;
+use crate::sys::beneath::Dir;
 
 /// Fills the empty directory `to`, on the same file system, with what is in `from`: directories are made anew, everything else gets another name (link(2)).
 ///

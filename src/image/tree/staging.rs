@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::error::TreeError;
 use super::file_error;
-use crate::sys::node::Dir;
+use crate::sys::beneath::Dir;
 
 /// A place where something new is put, and how it is put back.
 ///

@@ -21,7 +21,7 @@ use super::error::{Defect, TreeError};
 use super::frame::{Fields, FrameReader, Purpose, malformed};
 use super::path::{Order, TreePath};
 use super::{MAX_DEPTH, file_error};
-use crate::sys::node::{Dir, Node};
+use crate::sys::beneath::{Dir, Node};
 
 /// Paths that are noted. To sync more one by one takes longer than to sync the file system.
 pub const MAX_NOTED: usize = 4096;

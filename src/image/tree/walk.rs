@@ -18,7 +18,7 @@ use super::entry::{Attributes, Entry, Kind, Stamp, is_carried, overlay_suffix};
 use super::error::TreeError;
 use super::path::TreePath;
 use super::{MAX_DEPTH, file_error};
-use crate::sys::node::{Dir, Node};
+use crate::sys::beneath::{Dir, Node};
 
 /// Times of files are as coarse as this on some file systems (one second on ext4 with small inodes), so that a change later in the same unit does not show.
 const COARSEST_TIME_DUR: Duration = Duration::from_secs(2);

@@ -14,8 +14,8 @@ use crate::migrate::journal;
 use crate::migrate::journal::JournalRecord;
 use crate::migrate::preamble::{CarriedFile, RootfsWay};
 use crate::migrate::protocol::{MigrationId, Side};
+use crate::sys::beneath::Dir;
 use crate::sys::file::write_atomic;
-use crate::sys::node::Dir;
 
 /// A bundle and a tree that are not in their places before they are whole, and that make way again for what was there before unless they are kept.
 ///
