@@ -25,6 +25,7 @@ mod serve;
 mod settle;
 mod show;
 mod streaming;
+mod time;
 
 pub use args::Args;
 

@@ -1,7 +1,6 @@
 //! Which CRIU, and what version it is.
 
 use std::env;
-use std::fmt;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
@@ -9,58 +8,13 @@ use super::error::{Action, Error};
 use super::kerndat::Knowledge;
 use super::rpc;
 use super::session::{Job, Session, Surroundings};
+use super::version::Version;
 
 /// The environment variable that names a CRIU.
 pub const VARIABLE: &str = "RCM_CRIU";
 
 /// The oldest CRIU that rcm works with: the first whose RPC tells its version, the limit that runc has too.
 pub const OLDEST: Version = Version::new(3, 0, 0);
-
-/// A version of CRIU. Ordered.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Version {
-    /// 4 of 4.2.1.
-    pub major: u32,
-    /// 2 of 4.2.1.
-    pub minor: u32,
-    /// 1 of 4.2.1.
-    pub sublevel: u32,
-}
-
-impl Version {
-    /// First with external pid namespaces and the `status-ready` notification.
-    pub const EXTERNAL_PID_NAMESPACE: Self = Self::new(3, 15, 0);
-    /// First with external network namespaces.
-    pub const EXTERNAL_NET_NAMESPACE: Self = Self::new(3, 11, 0);
-    /// First whose LSM options work (earlier ones ignore another profile).
-    pub const LSM: Self = Self::new(3, 16, 0);
-    /// First that can be told not to lock the network.
-    pub const NETWORK_LOCK_SKIP: Self = Self::new(3, 18, 0);
-    /// First that asks, with the tasks stopped, for open files that are not to be saved (`query-ext-files`).
-    pub const EXTERNAL_FILES_QUERY: Self = Self::new(3, 19, 0);
-    /// First that knows the freezer of cgroup v2.
-    pub const FREEZER_V2: Self = Self::new(3, 14, 0);
-
-    /// `major.minor.sublevel`.
-    #[must_use]
-    pub const fn new(major: u32, minor: u32, sublevel: u32) -> Self {
-        Self {
-            major,
-            minor,
-            sublevel,
-        }
-    }
-}
-
-impl fmt::Display for Version {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}.{}", self.major, self.minor)?;
-        if self.sublevel != 0 {
-            write!(f, ".{}", self.sublevel)?;
-        }
-        Ok(())
-    }
-}
 
 /// A CRIU that was found and has told its version.
 #[derive(Debug, Clone)]

@@ -4,22 +4,12 @@
 //! dump asks before anything is stopped, so that costs no downtime there; a restore asks while the tasks are stopped, so whoever waits for
 //! the images of a migration calls [`Criu::features`] beforehand.
 
-use super::binary::{Criu, Version};
+use super::binary::Criu;
 use super::error::{Action, Error};
 use super::rpc;
 use super::session::{Job, Session, Surroundings};
+use super::version::{Features, Version};
 use crate::sys::pipe;
-
-/// The features that CRIU's feature check knows.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Features {
-    /// Changed memory is tracked (`CONFIG_MEM_SOFT_DIRTY` or the pagemap scan): pre-dumps and incremental dumps.
-    pub memory_tracking: bool,
-    /// Missing memory can be fetched when touched (userfaultfd with its non-cooperative events).
-    pub lazy_pages: bool,
-    /// Processes are told apart by pidfds across pre-dumps.
-    pub pidfd_store: bool,
-}
 
 /// The pipe through which the page server of a lazy dump reads (criu/include/page-pipe.h, `PIPE_MAX_SIZE` pages; 3.2 MiB with pages of 4 KiB).
 fn page_server_pipe_bytes() -> usize {

@@ -9,9 +9,10 @@ use nix::unistd::Pid;
 
 use super::binary::Criu;
 use super::error::{Action, CallbackError, Error};
+use super::notify::Notify;
 use super::options::{Common, DumpOptions, RestoreOptions, Trees};
 use super::rpc::{self, Directories};
-use super::session::{Job, Notify, Pause, Session, Surroundings};
+use super::session::{Job, Pause, Session, Surroundings};
 use crate::sys::mount;
 
 const RESTORE_LOG: &str = "restore.log";

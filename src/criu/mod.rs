@@ -33,19 +33,21 @@ pub mod feature;
 pub mod held;
 mod kerndat;
 pub mod log;
+pub mod notify;
 pub mod options;
 pub mod page_server;
 pub mod processor;
 mod rpc;
 pub mod session;
 pub mod stats;
+pub mod version;
 
-pub use binary::{Criu, Version};
+pub use binary::Criu;
 pub use error::{Action, Error};
-pub use feature::Features;
 pub use held::{HeldDump, HeldRestore, has_resumed};
+pub use notify::{Event, Notify, Reply};
 pub use options::{
     CgroupMode, CgroupRoot, Common, DumpOptions, External, InheritedFd, JoinNamespace, NetworkLock,
     PageServer, PreDumpMode, RestoreOptions, Trees,
 };
-pub use session::{Event, Notify, Reply};
+pub use version::{Features, Version};

@@ -5,12 +5,11 @@ use std::os::fd::{AsRawFd, RawFd};
 use protobuf::{EnumOrUnknown, Message, MessageField};
 use rust_criu::rust_criu_protobuf::rpc as pb;
 
-use super::binary::Version;
 use super::error::Action;
-use super::feature::Features;
 use super::options::{
     CgroupMode, Common, DumpOptions, NetworkLock, PageServer, PreDumpMode, RestoreOptions,
 };
+use super::version::{Features, Version};
 
 /// A response or a notification.
 #[derive(Debug, Clone)]

@@ -7,7 +7,7 @@ use nix::sys::socket::recv;
 
 use super::rpc::fake;
 use super::*;
-use crate::criu::{External, HeldDump};
+use crate::criu::{External, HeldDump, Reply};
 
 fn job(answer_limit_dur: Option<Duration>) -> Job {
     Job {

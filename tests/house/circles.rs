@@ -13,7 +13,7 @@ use crate::rules::{Findings, FoundPath, module_of};
 pub type Tree = BTreeMap<String, String>;
 
 /// Folders (or files) whose circles are known and printed only. The list shall be empty.
-pub const EXCEPTIONS: &[&str] = &["migrate/", "criu/", "image/", "cli/"];
+pub const EXCEPTIONS: &[&str] = &["migrate/"];
 
 type Module = Vec<String>;
 /// The arrows of each file, with the place and the path of the first one to each target.

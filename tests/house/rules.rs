@@ -99,7 +99,6 @@ const TO_BE_SPLIT: &[(&str, &str)] = &[
     ("send.rs", "try_send"),
     ("node.rs", "inspect"),
     ("pack.rs", "contents"),
-    ("session.rs", ""),
     ("journal.rs", ""),
     ("resolve.rs", ""),
 ];

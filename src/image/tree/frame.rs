@@ -2,7 +2,8 @@
 
 use std::io::{self, BufReader, BufWriter, Read, Write};
 
-use super::error::{Defect, TreeError};
+use super::defect::Defect;
+use super::error::TreeError;
 use super::path::TreePath;
 
 /// The longest payload. The kernel lets a file have more attributes than that, file systems rarely do.
