@@ -5,16 +5,18 @@ use anyhow::bail;
 use super::Globals;
 use crate::criu::{self, Criu, Features, Version};
 use crate::engines::detect;
-use crate::migrate::cancel::CancelError;
 use crate::migrate::destination::DestinationError;
-use crate::migrate::facts;
-use crate::migrate::journal;
-use crate::migrate::local::LocalTestError;
-use crate::migrate::preamble::Facts;
-use crate::migrate::protocol::{ANY, Side};
-use crate::migrate::relay;
-use crate::migrate::resolve::ResolveError;
+use crate::migrate::link::ssh_helper;
+use crate::migrate::ops::cancel::CancelError;
+use crate::migrate::ops::local_test::LocalTestError;
+use crate::migrate::ops::resolve::ResolveError;
+use crate::migrate::preflight::facts;
+use crate::migrate::record::journal;
+use crate::migrate::record::paths;
 use crate::migrate::source::Failure;
+use crate::migrate::wire::facts::Facts;
+use crate::migrate::wire::id::Side;
+use crate::migrate::wire::protocol::ANY;
 use crate::runtime::container::validate_id;
 
 mod args;
@@ -102,7 +104,7 @@ pub fn run(globals: &Globals, mut args: Args) -> anyhow::Result<i32> {
         return cancel(globals, &args.id);
     }
     if args.relay {
-        relay::run(&globals.root, &args.id)?;
+        ssh_helper::run(&globals.root, &args.id)?;
         return Ok(0);
     }
     let Some(image_path) = &args.image_path else {
@@ -137,7 +139,7 @@ fn engine_of(globals: &Globals, args: &Args) -> anyhow::Result<Option<detect::Fo
     }
     let journals = !(args.destination.is_some() || args.local_test);
     Ok(detect::find(root, id, |root| match journals {
-        true => journal::names(root),
+        true => paths::names(root),
         false => Vec::new(),
     })?)
 }

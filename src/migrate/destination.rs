@@ -7,12 +7,14 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use super::journal;
-use super::lobby::Lobby;
+use super::link::channel::{Patience, TransportError};
+use super::link::listener::Lobby;
 use super::progress::Progress;
-use super::protocol::{Message, Phase, Running, Verdict};
-use super::rendezvous::Rendezvous;
-use super::transport::{Patience, TransportError};
+use super::record::journal;
+use super::trust::rendezvous::Rendezvous;
+use super::wire::payload::Running;
+use super::wire::protocol::Message;
+use super::wire::state::{Phase, Verdict};
 use crate::error::chain;
 use crate::sys::interrupt::Interrupt;
 use crate::text::milliseconds;

@@ -8,11 +8,12 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
-use super::preamble::Finding;
-use super::report::Report;
+use super::wire::finding::Finding;
+use report::Report;
 
 mod event;
 mod meter;
+pub mod report;
 
 pub use event::{Event, Lap, Round, TreePass, bytes_per_second};
 pub use meter::Meter;

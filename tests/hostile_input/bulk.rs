@@ -8,8 +8,8 @@ use std::thread;
 use std::time::Duration;
 
 use rcm::image::manifest::{Entry, Manifest};
-use rcm::migrate::bulk::{BulkError, Receiver};
-use rcm::migrate::transport::{Channel, Patience};
+use rcm::migrate::link::channel::{Channel, Patience};
+use rcm::migrate::transfer::images::{BulkError, Receiver};
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::random::Random;

@@ -10,7 +10,7 @@ use std::time::Duration;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use rcm::migrate::protocol::Side;
+use rcm::migrate::wire::id::Side;
 
 use crate::common::{Cmd, Host, Running, is_alive, wait_until};
 use crate::link::{self, Link};

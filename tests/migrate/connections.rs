@@ -16,7 +16,7 @@ use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, setsockopt, socket,
 };
 use nix::sys::time::{TimeVal, TimeValLike};
-use rcm::migrate::protocol::Kind;
+use rcm::migrate::wire::protocol::Kind;
 
 use crate::common::Namespace;
 use crate::common::{Host, wait_until};

@@ -16,7 +16,7 @@ use nix::sched::{CloneFlags, setns};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use rcm::criu::Criu;
-use rcm::migrate::protocol::Side::{self, Destination, Source};
+use rcm::migrate::wire::id::Side::{self, Destination, Source};
 
 use crate::bench::Store::{self, Shared, Streamed};
 use crate::bench::{Bench, Place};

@@ -11,7 +11,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use rcm::criu::Criu;
-use rcm::migrate::fence::Fence;
+use rcm::migrate::container::fence::Fence;
 use rcm::runtime::criu_flags::CriuFlags;
 use rcm::runtime::verbs::checkpoint::{self, CheckpointOptions, HeldCheckpoint};
 use rcm::runtime::{Cgroup, Container};

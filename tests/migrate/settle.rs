@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use rcm::migrate::protocol::Kind;
+use rcm::migrate::wire::protocol::Kind;
 
 use crate::common::{Host, wait_until};
 use crate::network::{Cut, WITHOUT_ROUNDS, network};

@@ -6,8 +6,8 @@ use std::time::Instant;
 
 use crate::criu::stats::DumpStats;
 use crate::error::Cause;
-use crate::migrate::names::{Names, Unkept};
-use crate::migrate::protocol::MigrationId;
+use crate::migrate::unix_sockets::{Names, Unkept};
+use crate::migrate::wire::id::MigrationId;
 
 /// Where images go.
 #[derive(Debug)]
