@@ -1,31 +1,33 @@
-//! Which CRIU, and what version it is.
+//! Finds CRIU and asks for its version.
 
 use std::env;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use super::error::{Action, Error};
-use super::kerndat::Knowledge;
+use super::kerndat::Kerndat;
 use super::rpc;
-use super::session::{Job, Session, Surroundings};
+use super::session::{CriuSession, Job, Surroundings};
 use super::version::Version;
 
 /// The environment variable that names a CRIU.
 pub const VARIABLE: &str = "RCM_CRIU";
 
-/// The oldest CRIU that rcm works with: the first whose RPC tells its version, the limit that runc has too.
+/// The oldest CRIU that rcm works with. It is the first whose RPC tells its version; runc has the
+/// same limit.
 pub const OLDEST: Version = Version::new(3, 0, 0);
 
-/// A CRIU that was found and has told its version.
+/// A CRIU whose version is known.
 #[derive(Debug, Clone)]
 pub struct Criu {
     path: PathBuf,
     version: Version,
-    pub(super) knowledge: Knowledge,
+    pub(super) kerndat: Kerndat,
 }
 
 impl Criu {
-    /// Finds CRIU: `named` (`--criu`), else [`VARIABLE`], else the first `criu` in PATH; asks for its version.
+    /// Finds CRIU: `named` (`--criu`), else [`VARIABLE`], else the first `criu` in PATH. Asks for
+    /// its version.
     ///
     /// # Errors
     /// One sentence that says which CRIU was found, what it lacks and what to install.
@@ -36,23 +38,23 @@ impl Criu {
             env::var_os("PATH").as_deref(),
         )?;
         let version = version_of(&path)?;
-        let knowledge = Knowledge::default();
+        let kerndat = Kerndat::default();
         let criu = Self {
             path,
             version,
-            knowledge,
+            kerndat,
         };
         criu.require(OLDEST, "rcm")?;
         Ok(criu)
     }
 
-    /// The executable.
+    /// Returns the path of the executable.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Its version.
+    /// Returns its version.
     #[must_use]
     pub fn version(&self) -> Version {
         self.version
@@ -94,7 +96,8 @@ fn locate(
         return in_search_path(Path::new("criu")).ok_or(Error::NotFound);
     };
     let path = Path::new(path);
-    // As a shell does: only a name without a slash is looked for in PATH. The default of `--criu` in runc's days was such a name.
+    // As in a shell, only a name without a slash is searched in PATH. The default of runc's former
+    // option `--criu` was such a name.
     let found = if path.components().count() == 1 && !path.is_absolute() {
         in_search_path(path)
     } else {
@@ -112,7 +115,7 @@ fn is_executable(path: &Path) -> bool {
 }
 
 fn version_of(path: &Path) -> Result<Version, Error> {
-    let mut session = Session::start(
+    let mut session = CriuSession::start(
         path,
         Job::query(Action::Version, path),
         Surroundings::default(),

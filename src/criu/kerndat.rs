@@ -1,7 +1,9 @@
-//! What CRIU has found out about the kernel, for hosts on which CRIU does not keep it.
+//! A copy of CRIU's kernel checks ("kerndat") for hosts on which CRIU does not keep them.
 //!
-//! CRIU keeps it in `/run/criu.kdat`, but only on a tmpfs, because it must not survive a reboot into another kernel. On other hosts each restore finds it out
-//! again, while the tasks stand still: 20 ms of the downtime. There a feature check gets a `/run` of its own, and the restores of this process see what it left.
+//! CRIU keeps the result in `/run/criu.kdat`, but only on a tmpfs, because it must not survive a
+//! reboot into another kernel. On other hosts every restore probes the kernel again while the tasks
+//! are stopped: 20 ms of the downtime. On such a host the feature check gets a `/run` of its own.
+//! The restores of this process then get the file that the check has left there.
 
 use std::fs::{self, OpenOptions};
 use std::io::{ErrorKind, Write};
@@ -14,22 +16,23 @@ use tempfile::NamedTempFile;
 use crate::sys::mount;
 
 const DIR: &str = "/run";
-/// criu/kerndat.c, `KERNDAT_CACHE_FILE`.
+/// `KERNDAT_CACHE_FILE` in criu/kerndat.c, CRIU 4.2.
 const FILE: &str = "/run/criu.kdat";
 const ATTEMPTS: u32 = 8;
 
-/// What one CRIU knows, if it cannot remember it itself.
+/// The kernel checks of one CRIU, if that CRIU does not keep them itself.
 #[derive(Debug, Clone, Default)]
-pub(super) struct Knowledge(Arc<OnceLock<Vec<u8>>>);
+pub(super) struct Kerndat(Arc<OnceLock<Vec<u8>>>);
 
-/// Knowledge for a restore. Dropped, nothing is left of it.
+/// A file with the kernel checks for one restore. Dropping it removes every trace of it.
 #[derive(Debug)]
-pub(super) struct Provided {
+pub(super) struct KerndatFile {
     contents: NamedTempFile,
 }
 
-impl Knowledge {
-    /// Calls `ask`, which starts CRIU at `path`, and notes what CRIU finds out if CRIU itself would forget it.
+impl Kerndat {
+    /// Calls `ask`, which starts CRIU at `path`, and remembers the kernel checks if CRIU itself
+    /// would not keep them.
     pub fn gather<T: Send>(&self, path: &Path, ask: impl Fn() -> T + Send + Sync) -> T {
         let keeps = statfs(DIR).is_ok_and(|found| found.filesystem_type() == TMPFS_MAGIC);
         if keeps || Path::new(FILE).exists() || path.starts_with(DIR) {
@@ -47,26 +50,27 @@ impl Knowledge {
                 }
                 answer
             }
-            // It only takes longer.
+            // Without the mounts CRIU only takes longer.
             Err(_) => ask(),
         }
     }
 
-    /// Prepares what is known for a restore.
-    pub fn provide(&self) -> Option<Provided> {
+    /// Prepares the kernel checks for a restore.
+    pub fn provide(&self) -> Option<KerndatFile> {
         let known = self.0.get()?;
         let mut contents = NamedTempFile::new().ok()?;
         contents.write_all(known).ok()?;
-        Some(Provided { contents })
+        Some(KerndatFile { contents })
     }
 }
 
-impl Provided {
-    /// Puts it in its place, in a mount namespace of this thread's own. It is bound over an empty file, which other restores make and remove, too: where that
-    /// comes in between too often, CRIU finds out again what the kernel can do.
+impl KerndatFile {
+    /// Binds the file over CRIU's, in a mount namespace of this thread's own. That needs an empty
+    /// file as mount point, which other restores make and remove, too. If they interfere too often,
+    /// CRIU probes the kernel again.
     pub fn attach(&self) {
         for _ in 0..ATTEMPTS {
-            // There may be one.
+            // The file may exist already.
             let _ = OpenOptions::new().write(true).create_new(true).open(FILE);
             match mount::bind(self.contents.path(), Path::new(FILE)) {
                 Err(error) if error.kind() == ErrorKind::NotFound => {}
@@ -79,9 +83,9 @@ impl Provided {
     }
 }
 
-impl Drop for Provided {
+impl Drop for KerndatFile {
     fn drop(&mut self) {
-        // A CRIU that was started meanwhile may have filled it.
+        // A CRIU that was started in the meantime may have filled it.
         if fs::metadata(FILE).is_ok_and(|metadata| metadata.len() == 0) {
             let _ = fs::remove_file(FILE);
         }

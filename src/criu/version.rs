@@ -2,7 +2,7 @@
 
 use std::fmt;
 
-/// A version of CRIU. Ordered.
+/// A version of CRIU. Versions are ordered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Version {
     /// 4 of 4.2.1.
@@ -14,20 +14,21 @@ pub struct Version {
 }
 
 impl Version {
-    /// First with external pid namespaces and the `status-ready` notification.
+    /// First version with external pid namespaces and the `status-ready` notification.
     pub const EXTERNAL_PID_NAMESPACE: Self = Self::new(3, 15, 0);
-    /// First with external network namespaces.
+    /// First version with external network namespaces.
     pub const EXTERNAL_NET_NAMESPACE: Self = Self::new(3, 11, 0);
-    /// First whose LSM options work (earlier ones ignore another profile).
+    /// First version whose LSM options work. Earlier ones ignore another profile.
     pub const LSM: Self = Self::new(3, 16, 0);
-    /// First that can be told not to lock the network.
+    /// First version that can leave the network unlocked.
     pub const NETWORK_LOCK_SKIP: Self = Self::new(3, 18, 0);
-    /// First that asks, with the tasks stopped, for open files that are not to be saved (`query-ext-files`).
+    /// First version that asks, with the tasks stopped, for open files that it must not save
+    /// (`query-ext-files`).
     pub const EXTERNAL_FILES_QUERY: Self = Self::new(3, 19, 0);
-    /// First that knows the freezer of cgroup v2.
+    /// First version that knows the freezer of cgroup v2.
     pub const FREEZER_V2: Self = Self::new(3, 14, 0);
 
-    /// `major.minor.sublevel`.
+    /// Makes the version `major.minor.sublevel`.
     #[must_use]
     pub const fn new(major: u32, minor: u32, sublevel: u32) -> Self {
         Self {
@@ -48,13 +49,14 @@ impl fmt::Display for Version {
     }
 }
 
-/// The features that CRIU's feature check knows.
+/// Results of CRIU's feature check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Features {
-    /// Changed memory is tracked (`CONFIG_MEM_SOFT_DIRTY` or the pagemap scan): pre-dumps and incremental dumps.
+    /// The kernel tracks changed memory (`CONFIG_MEM_SOFT_DIRTY` or the pagemap scan): for
+    /// pre-dumps and incremental dumps.
     pub memory_tracking: bool,
-    /// Missing memory can be fetched when touched (userfaultfd with its non-cooperative events).
+    /// Missing memory can be fetched on access (userfaultfd with its non-cooperative events).
     pub lazy_pages: bool,
-    /// Processes are told apart by pidfds across pre-dumps.
+    /// Pidfds tell processes apart across pre-dumps.
     pub pidfd_store: bool,
 }

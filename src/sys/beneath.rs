@@ -1,8 +1,9 @@
-//! Files below a directory that is held open, reached one name at a time: neither a symbolic link nor `..` nor a mount point leads
-//! anywhere else, whatever the tree contains (openat2(2)).
+//! Files below an open directory, reached one name at a time. No symbolic link, `..` or mount point
+//! leads anywhere else, even in a hostile tree (openat2(2)).
 //!
-//! A [`Node`] is the object itself, whatever its kind, without opening it: no device is touched and no FIFO waits. What only works
-//! on a path goes through the node's magic link in `/proc/self/fd`, which leads to the object even where that is a symbolic link.
+//! An [`Object`] is a file of any kind that is not opened: no device is touched, and no FIFO
+//! blocks. Calls that need a path use the object's magic link in `/proc/self/fd`. That link leads
+//! to the object itself, even if the object is a symbolic link.
 #![allow(unsafe_code)]
 
 use std::ffi::{CStr, CString, OsStr, OsString};
@@ -25,20 +26,20 @@ use nix::unistd::{Gid, Uid, UnlinkatFlags, fchownat, linkat, symlinkat, syncfs, 
 
 use super::xattr;
 
-/// A directory that is held open.
+/// An open directory.
 #[derive(Debug)]
 pub struct Dir {
     file: File,
 }
 
-/// An object of any kind that is held, not opened (`O_PATH`).
+/// A file of any kind, held by an `O_PATH` descriptor.
 #[derive(Debug)]
-pub struct Node {
+pub struct Object {
     file: File,
 }
 
 impl Dir {
-    /// Opens the directory `path`, following symbolic links: only what is below it is not trusted.
+    /// Opens the directory `path`, following symbolic links: only the tree below it is not trusted.
     ///
     /// # Errors
     /// As open(2).
@@ -53,24 +54,25 @@ impl Dir {
     /// Opens the directory `name` in this one.
     ///
     /// # Errors
-    /// `ENOTDIR` or `ELOOP` where it is something else, `EXDEV` where something is mounted on it.
+    /// `ENOTDIR` or `ELOOP` if it is something else, `EXDEV` if something is mounted on it.
     pub fn open_dir(&self, name: &OsStr) -> io::Result<Self> {
         let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW;
         let file = self.open_beneath(name, flags, ResolveFlag::RESOLVE_NO_XDEV)?;
         Ok(Self { file })
     }
 
-    /// The object `name` in this directory. A mount point is what is mounted there.
+    /// Returns the object `name` in this directory. For a mount point it is the root of the mount.
     ///
     /// # Errors
-    /// `ENOENT` where it does not exist.
-    pub fn node(&self, name: &OsStr) -> io::Result<Node> {
+    /// `ENOENT` if it does not exist.
+    pub fn object(&self, name: &OsStr) -> io::Result<Object> {
         let flags = OFlag::O_PATH | OFlag::O_NOFOLLOW;
         let file = self.open_beneath(name, flags, ResolveFlag::empty())?;
-        Ok(Node { file })
+        Ok(Object { file })
     }
 
-    /// What fstatat(2) tells of the object `name` in this directory, without opening it.
+    /// Returns the result of fstatat(2) for the object `name` in this directory, without opening
+    /// it.
     ///
     /// # Errors
     /// As fstatat(2).
@@ -82,21 +84,22 @@ impl Dir {
         )?)
     }
 
-    /// The directory itself.
+    /// Returns the directory itself as an object.
     ///
     /// # Errors
     /// As dup(2).
-    pub fn as_node(&self) -> io::Result<Node> {
+    pub fn as_object(&self) -> io::Result<Object> {
         let file = self.file.try_clone()?;
-        Ok(Node { file })
+        Ok(Object { file })
     }
 
-    /// The names in the directory without `.` and `..`, in no particular order.
+    /// Returns the names in the directory without `.` and `..`, in no particular order.
     ///
     /// # Errors
     /// As getdents(2).
     pub fn names(&self) -> io::Result<Vec<OsString>> {
-        // Through /proc: a description of its own, whose position nobody else moves.
+        // Through `/proc`, which opens the directory again: this listing has a read position of its
+        // own.
         std::fs::read_dir(format!("/proc/self/fd/{}", self.fd()))?
             .map(|entry| Ok(entry?.file_name()))
             .collect()
@@ -113,7 +116,7 @@ impl Dir {
     /// Makes the regular file `name`, mode 0600, open for reading and writing.
     ///
     /// # Errors
-    /// `EEXIST` where something is there, and as openat2(2).
+    /// `EEXIST` if the name is taken, and as openat2(2).
     pub fn make_file(&self, name: &OsStr) -> io::Result<File> {
         let how = OpenHow::new()
             .flags(OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC)
@@ -132,7 +135,8 @@ impl Dir {
         Ok(symlinkat(target, Some(self.fd()), single(name)?)?)
     }
 
-    /// Makes a device, FIFO or socket `name`, mode 0600. `format` is the `S_IF...` of its kind; `device` counts for devices only.
+    /// Makes a device, FIFO or socket `name`, mode 0600. `format` is the `S_IF...` of its kind;
+    /// `device` counts for devices only.
     ///
     /// # Errors
     /// As mknodat(2).
@@ -147,15 +151,15 @@ impl Dir {
         )?)
     }
 
-    /// Makes `name` another name of `node`.
+    /// Makes `name` another name of `object`.
     ///
     /// # Errors
     /// As linkat(2).
-    pub fn make_link(&self, name: &OsStr, node: &Node) -> io::Result<()> {
-        // Follows the magic link only: the object that it leads to is not followed any further.
+    pub fn make_link(&self, name: &OsStr, object: &Object) -> io::Result<()> {
+        // Follows the magic link only. If the object is a symbolic link, that one is not followed.
         linkat(
             None,
-            OsStr::new(&node.magic_path()),
+            OsStr::new(&object.magic_path()),
             Some(self.fd()),
             single(name)?,
             AtFlags::AT_SYMLINK_FOLLOW,
@@ -187,7 +191,7 @@ impl Dir {
         )?)
     }
 
-    /// Gives `from` the name `to`, within this directory, replacing a file of that name.
+    /// Renames `from` to `to` within this directory, replacing a file of that name.
     ///
     /// # Errors
     /// As renameat(2).
@@ -196,7 +200,7 @@ impl Dir {
         Ok(nix::fcntl::renameat(fd, single(from)?, fd, single(to)?)?)
     }
 
-    /// Waits until the whole file system that holds the directory is on its disk.
+    /// Waits until the whole file system of the directory is on its disk.
     ///
     /// # Errors
     /// As syncfs(2).
@@ -228,8 +232,8 @@ const BENEATH: ResolveFlag = ResolveFlag::RESOLVE_BENEATH
     .union(ResolveFlag::RESOLVE_NO_SYMLINKS)
     .union(ResolveFlag::RESOLVE_NO_MAGICLINKS);
 
-/// Passes a name that is one component of a path. openat2(2) has flags to resolve safely, mkdirat(2) and its like have none:
-/// what they are given must not need any resolution.
+/// Passes a name that is one component of a path. openat2(2) has flags for safe resolution, but
+/// mkdirat(2) and similar calls have none, so their names must not need any resolution.
 fn single(name: &OsStr) -> io::Result<&OsStr> {
     match name.as_bytes() {
         b"" | b"." | b".." => Err(Errno::EINVAL.into()),
@@ -238,8 +242,8 @@ fn single(name: &OsStr) -> io::Result<&OsStr> {
     }
 }
 
-impl Node {
-    /// What the kernel says about it.
+impl Object {
+    /// Returns the result of fstat(2).
     ///
     /// # Errors
     /// As fstat(2).
@@ -247,15 +251,16 @@ impl Node {
         self.file.metadata()
     }
 
-    /// Where a symbolic link points to.
+    /// Returns the target of a symbolic link.
     ///
     /// # Errors
-    /// As readlinkat(2): `ENOENT` where it is no symbolic link.
+    /// As readlinkat(2): `ENOENT` if it is no symbolic link.
     pub fn target(&self) -> io::Result<Vec<u8>> {
         Ok(readlinkat(Some(self.file.as_raw_fd()), "")?.into_vec())
     }
 
-    /// Opens a regular file for reading, without a change of its access time where that is allowed (`O_NOATIME`).
+    /// Opens a regular file for reading. Its access time does not change if the kernel allows that
+    /// (`O_NOATIME`).
     ///
     /// # Errors
     /// As open(2).
@@ -283,7 +288,8 @@ impl Node {
             .open(self.magic_path())
     }
 
-    /// Changes the owner. The kernel drops the set-user-ID and set-group-ID bits and `security.capability`.
+    /// Changes the owner. The kernel drops the set-user-ID and set-group-ID bits and
+    /// `security.capability`.
     ///
     /// # Errors
     /// As fchownat(2).
@@ -308,7 +314,7 @@ impl Node {
         Ok(fchmodat(None, self.magic_link().as_c_str(), mode, follow)?)
     }
 
-    /// Changes the time of the last modification; the access time stays.
+    /// Changes the time of the last modification, but not the access time.
     ///
     /// # Errors
     /// As utimensat(2).
@@ -325,7 +331,7 @@ impl Node {
         )?)
     }
 
-    /// As [`xattr::names`].
+    /// Returns the names of all attributes, as [`xattr::names`].
     ///
     /// # Errors
     /// As [`xattr::names`].
@@ -333,7 +339,7 @@ impl Node {
         xattr::names(&self.magic_link())
     }
 
-    /// As [`xattr::get`].
+    /// Returns the value of an attribute, as [`xattr::get`].
     ///
     /// # Errors
     /// As [`xattr::get`].
@@ -341,7 +347,7 @@ impl Node {
         xattr::get(&self.magic_link(), name)
     }
 
-    /// As [`xattr::set`].
+    /// Creates or replaces an attribute, as [`xattr::set`].
     ///
     /// # Errors
     /// As [`xattr::set`].
@@ -349,7 +355,7 @@ impl Node {
         xattr::set(&self.magic_link(), name, value)
     }
 
-    /// As [`xattr::remove`].
+    /// Removes an attribute, as [`xattr::remove`].
     ///
     /// # Errors
     /// As [`xattr::remove`].
@@ -379,7 +385,7 @@ mod tests {
         let dir = Dir::open(&root.path().join("below")).unwrap();
         for name in ["", ".", "..", "../x", "deep/x", "/", "/tmp"] {
             let name = OsStr::new(name);
-            assert!(dir.node(name).is_err(), "{name:?}");
+            assert!(dir.object(name).is_err(), "{name:?}");
             assert!(dir.open_dir(name).is_err(), "{name:?}");
             assert!(dir.make_dir(name).is_err(), "{name:?}");
             assert!(dir.make_file(name).is_err(), "{name:?}");
@@ -389,7 +395,7 @@ mod tests {
                 "{name:?}"
             );
             assert!(
-                dir.make_link(name, &dir.as_node().unwrap()).is_err(),
+                dir.make_link(name, &dir.as_object().unwrap()).is_err(),
                 "{name:?}"
             );
             assert!(dir.remove(name).is_err(), "{name:?}");
@@ -411,16 +417,16 @@ mod tests {
         let name = OsStr::new("link");
         assert!(dir.open_dir(name).is_err());
         assert!(dir.make_file(name).is_err());
-        let node = dir.node(name).unwrap();
-        assert_eq!(node.target().unwrap(), b"../outside");
-        assert!(node.open_to_write().is_err());
+        let object = dir.object(name).unwrap();
+        assert_eq!(object.target().unwrap(), b"../outside");
+        assert!(object.open_to_write().is_err());
         let before = outside.metadata().unwrap();
-        node.set_modified(1, 2).unwrap();
-        let link = node.metadata().unwrap();
+        object.set_modified(1, 2).unwrap();
+        let link = object.metadata().unwrap();
         assert_eq!((link.mtime(), link.mtime_nsec()), (1, 2));
-        // A second name of the link itself, not of what it points to.
-        dir.make_link("second".as_ref(), &node).unwrap();
-        assert_eq!(node.metadata().unwrap().nlink(), 2);
+        // A second name of the link itself, not of its target.
+        dir.make_link("second".as_ref(), &object).unwrap();
+        assert_eq!(object.metadata().unwrap().nlink(), 2);
         let after = outside.metadata().unwrap();
         assert_eq!(before.mtime_nsec(), after.mtime_nsec());
         assert_eq!(fs::read_dir(&outside).unwrap().count(), 0);

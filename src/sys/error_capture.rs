@@ -1,45 +1,46 @@
-//! A note of what went wrong, shared between a process and the children that it forks.
+//! Error capture: a file in memory that collects error messages of a process and of its forked
+//! children.
 //!
-//! `libcontainer` reports a failure inside the container as one flat sentence ("failed to prepare rootfs") and logs
-//! the cause on the way. The cause is what an operator needs. So while a container is created, the error events of
-//! the engine go to an unlinked file in memory that all forked processes share, and the parent reads it when the creation
-//! has failed.
-#![allow(unsafe_code)]
+//! `libcontainer` reports a failure inside the container as one flat sentence ("failed to prepare
+//! rootfs") and only logs the cause. An operator needs the cause. So while a container is created,
+//! the error events of libcontainer go to an unlinked file in memory that all forked processes
+//! share. If the creation fails, the parent reads that file.
 
 use std::fs::File;
-use std::io::{Read, Seek, SeekFrom};
-use std::os::fd::{AsRawFd, BorrowedFd};
-use std::sync::atomic::{AtomicI32, Ordering};
+use std::io::{Read, Seek, SeekFrom, Write};
+use std::sync::{Arc, Mutex};
 
 use nix::sys::memfd::{MemFdCreateFlag, memfd_create};
 
-static ACTIVE: AtomicI32 = AtomicI32::new(-1);
+/// The file of the capture that this process or its parent has started.
+static ACTIVE: Mutex<Option<Arc<File>>> = Mutex::new(None);
 
-/// Collects errors until it is dropped. One at a time in a process.
+/// Collects errors until it is dropped. A process has at most one at a time.
 #[derive(Debug)]
-pub struct Trail {
-    file: File,
+pub struct ErrorCapture {
+    file: Arc<File>,
 }
 
-impl Trail {
+impl ErrorCapture {
     /// Starts collecting.
     ///
     /// # Errors
     /// As memfd_create(2).
     pub fn start() -> nix::Result<Self> {
-        let file = File::from(memfd_create(c"rcm-trail", MemFdCreateFlag::MFD_CLOEXEC)?);
-        ACTIVE.store(file.as_raw_fd(), Ordering::Relaxed);
+        let file = memfd_create(c"rcm-errors", MemFdCreateFlag::MFD_CLOEXEC)?;
+        let file = Arc::new(File::from(file));
+        activate(Some(Arc::clone(&file)));
         Ok(Self { file })
     }
 
-    /// What was recorded so far, oldest first: the oldest is the deepest cause.
+    /// Returns the recorded errors, oldest first. The oldest is the deepest cause.
     #[must_use]
     pub fn records(&mut self) -> Vec<String> {
         let mut text = Vec::new();
-        let read = self
-            .file
+        let mut file = &*self.file;
+        let read = file
             .seek(SeekFrom::Start(0))
-            .and_then(|_| self.file.read_to_end(&mut text));
+            .and_then(|_| file.read_to_end(&mut text));
         match read {
             Ok(_) => String::from_utf8_lossy(&text)
                 .split('\0')
@@ -51,25 +52,32 @@ impl Trail {
     }
 }
 
-impl Drop for Trail {
+impl Drop for ErrorCapture {
     fn drop(&mut self) {
-        ACTIVE.store(-1, Ordering::Relaxed);
+        activate(None);
     }
 }
 
-/// Adds a record to the trail that this process or its parent has started; does nothing where none was.
+fn activate(file: Option<Arc<File>>) {
+    *ACTIVE
+        .lock()
+        .unwrap_or_else(|poisoned| poisoned.into_inner()) = file;
+}
+
+/// Records an error in the capture that this process or its parent has started. Does nothing
+/// without one.
 pub fn record(message: &str) {
-    let fd = ACTIVE.load(Ordering::Relaxed);
-    if fd < 0 {
+    // A forked child must not wait for a lock that only its parent can release.
+    let Ok(active) = ACTIVE.try_lock() else {
         return;
-    }
+    };
+    let Some(file) = &*active else {
+        return;
+    };
     let mut line = message.as_bytes().to_vec();
     line.push(0);
-    // SAFETY: `ACTIVE` holds the descriptor of a living `Trail` of this process, or its copy in a forked child, where
-    // nothing closes it before execve.
-    let fd = unsafe { BorrowedFd::borrow_raw(fd) };
-    // A trail that cannot be written loses a detail, not the failure itself.
-    let _ = nix::unistd::write(fd, &line);
+    // If the write fails, only this detail is lost, not the failure itself.
+    let _ = (&**file).write(&line);
 }
 
 #[cfg(test)]
@@ -78,11 +86,11 @@ mod tests {
 
     #[test]
     fn records_come_back_in_order() {
-        let mut trail = Trail::start().unwrap();
+        let mut capture = ErrorCapture::start().unwrap();
         record("deepest");
         record("outer");
-        assert_eq!(trail.records(), ["deepest", "outer"]);
-        drop(trail);
+        assert_eq!(capture.records(), ["deepest", "outer"]);
+        drop(capture);
         record("nobody listens");
     }
 }

@@ -1,11 +1,14 @@
-//! A barrier in a network namespace that no packet passes.
+//! A network lock: while it is locked, no packet passes in a network namespace.
 //!
-//! It stands while the sockets of a container are in two places: the kernel would acknowledge what arrives for a socket that is only frozen, and
-//! reset a connection whose socket is not restored yet. CRIU has such a lock too, but it takes several program starts, and it stays behind when
-//! CRIU is killed. This one is a table of nf_tables that belongs to a netlink socket: the kernel removes it with the socket, so it cannot outlive
-//! its process unless it shall ([`leave`]).
+//! The lock is needed while the sockets of a container exist in two places. Without it, the kernel
+//! would acknowledge data for a socket that is only frozen, and reset a connection whose socket is
+//! not restored yet. CRIU has a network lock, too, but CRIU's takes several program starts and
+//! stays behind if CRIU is killed. This lock is an nf_tables table that belongs to a netlink
+//! socket. The kernel removes the table with the socket, so the lock cannot outlive its process.
+//! [`leave`] makes one that can.
 //!
-//! Packets that CRIU marks pass: it makes some itself to bring a socket into its state (criu `soccr/soccr.c`, `send_fin`).
+//! Packets with CRIU's mark pass. CRIU sends a few itself to bring a socket into its state
+//! (`send_fin` in soccr/soccr.c, CRIU 4.2).
 
 use std::fs::File;
 use std::io;
@@ -25,73 +28,78 @@ mod message;
 
 use message::{Batch, Chain, Family, Rule};
 
-/// What else is not let through, or is.
+/// Whether the host answers and announces the addresses of the namespace.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Neighbours {
-    /// Who asks for an address that is here gets an answer: the addresses are still this host's.
+    /// The addresses are still this host's. Neighbours that ask for them get an answer.
     Answered,
-    /// Nobody learns that the addresses are here: they are still another host's.
+    /// The addresses are still another host's. Neighbours do not learn that they are here.
     Ignored,
 }
 
-/// What does not pass.
+/// The packets that a network lock drops.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reach<'a> {
-    /// No packet.
+    /// All packets.
     Everything,
-    /// No packet but those of the loopback interface.
+    /// All packets except those of the loopback interface.
     Outside,
-    /// No TCP segment to or from these sockets of this host; one without an address has all.
+    /// TCP segments to or from these sockets of this host. A socket with an unspecified address
+    /// stands for all addresses.
     Ends(&'a [SocketAddr]),
 }
 
-/// A barrier that stands as long as this lives, but for the time before [`Barrier::close`].
+/// A lock of a network namespace. It drops packets from [`NetworkLock::lock`] until it is unlocked
+/// or dropped.
 #[derive(Debug)]
-pub struct Barrier {
+pub struct NetworkLock {
     socket: OwnedFd,
     name: String,
     neighbours: Neighbours,
 }
 
-impl Barrier {
-    /// Prepares one in a namespace; packets still pass. What can go wrong goes wrong here.
+impl NetworkLock {
+    /// Prepares a lock in a namespace. Packets still pass. Everything that can fail is done here.
     ///
     /// # Errors
-    /// Where the namespace cannot be entered, or the kernel has no nf_tables or no tables with an owner (before Linux 5.12).
+    /// If the namespace cannot be entered, or the kernel has no nf_tables or no tables with an
+    /// owner (before Linux 5.12).
     pub fn prepare(namespace: &File, neighbours: Neighbours) -> io::Result<Self> {
         let socket = open_socket(namespace)?;
-        // Several containers may share the namespace, and several be moved by one process.
+        // Several containers may share the namespace, and one process may migrate several of them.
         let name = format!("rcm-{}-{}", std::process::id(), socket.as_raw_fd());
-        let barrier = Self {
+        let lock = Self {
             socket,
             name,
             neighbours,
         };
         let mut batch = Batch::default();
-        for family in barrier.families() {
-            batch.make_table(*family, &barrier.name, true);
+        for family in lock.families() {
+            batch.make_table(*family, &lock.name, true);
         }
-        barrier.submit(batch)?;
-        Ok(barrier)
+        lock.submit(batch)?;
+        Ok(lock)
     }
 
-    /// From here on what it reaches does not pass, and only that.
+    /// Starts dropping the packets of `reach`. Packets that an earlier call dropped pass again
+    /// unless `reach` has them, too.
     ///
     /// # Errors
-    /// Where the kernel refuses; packets pass then.
-    pub fn close(&self, reach: Reach) -> io::Result<()> {
+    /// If the kernel refuses. Packets pass then.
+    pub fn lock(&self, reach: Reach) -> io::Result<()> {
         let mut batch = Batch::default();
         fill(&mut batch, &self.name, self.neighbours, reach);
         self.submit(batch)
     }
 
-    /// Everything passes again. Faster than to drop it: the kernel waits when it removes the tables of a socket that is closed.
-    pub fn open(self) {
+    /// Lets everything pass again. This is faster than dropping the value, because the kernel waits
+    /// when it removes the tables of a closed socket.
+    pub fn unlock(self) {
         let mut batch = Batch::default();
         for family in self.families() {
             batch.remove_table(*family, &self.name);
         }
-        // The end of the socket does the same.
+        // Closing the socket removes the table, too.
         if let Err(error) = self.submit(batch) {
             tracing::debug!("cannot remove the table {}: {error}", self.name);
         }
@@ -106,12 +114,13 @@ impl Barrier {
     }
 }
 
-/// Puts up a barrier that stands until it is removed, whatever becomes of this process. One of that name that is there already serves.
+/// Makes a lock that stays until [`remove`], even if this process dies. An existing lock of that
+/// name is kept as it is.
 ///
 /// # Errors
-/// As [`Barrier::prepare`].
+/// As [`NetworkLock::prepare`].
 pub fn leave(namespace: &File, name: &str, reach: Reach) -> io::Result<()> {
-    // Who asks while it is not known whose the addresses are may be told as before.
+    // It is unknown whose the addresses are, so neighbours may get the same answer as before.
     let neighbours = Neighbours::Answered;
     let socket = open_socket(namespace)?;
     let mut batch = Batch::default();
@@ -125,10 +134,10 @@ pub fn leave(namespace: &File, name: &str, reach: Reach) -> io::Result<()> {
     }
 }
 
-/// Removes a barrier that was left. That there is none is no error.
+/// Removes a lock that [`leave`] made. It is no error if there is none.
 ///
 /// # Errors
-/// Where the namespace cannot be entered, or the kernel refuses.
+/// If the namespace cannot be entered, or the kernel refuses.
 pub fn remove(namespace: &File, name: &str) -> io::Result<()> {
     let socket = open_socket(namespace)?;
     let mut batch = Batch::default();
@@ -139,7 +148,8 @@ pub fn remove(namespace: &File, name: &str) -> io::Result<()> {
     }
 }
 
-/// A batch is one message; thousands of sockets need more than the default of 208 KiB.
+/// Size of the send buffer. A batch is one message, and thousands of sockets need more than the
+/// default of 208 KiB.
 const MESSAGE_LIMIT_BYTES: usize = 16 << 20;
 
 const fn families(neighbours: Neighbours) -> &'static [Family] {
@@ -187,7 +197,7 @@ fn open_socket(namespace: &File) -> io::Result<OwnedFd> {
     })
 }
 
-/// All of it or nothing. The kernel has answered when the call returns.
+/// Applies the whole batch or nothing. The kernel has answered when the call returns.
 fn submit(socket: &OwnedFd, batch: Batch) -> io::Result<()> {
     let kernel = NetlinkAddr::new(0, 0);
     sendto(
@@ -218,7 +228,7 @@ mod tests {
     use super::*;
     use crate::sys::network::make_namespace;
 
-    /// Whether a datagram comes through the namespace's loopback interface.
+    /// Whether a datagram passes the namespace's loopback interface.
     fn passes(namespace: &File) -> bool {
         within(namespace.try_clone().unwrap(), || {
             let receiver = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0))?;
@@ -234,13 +244,13 @@ mod tests {
     fn nothing_passes_until_it_opens() {
         let namespace = make_namespace().unwrap();
         for neighbours in [Neighbours::Answered, Neighbours::Ignored] {
-            let barrier = Barrier::prepare(&namespace, neighbours).unwrap();
+            let lock = NetworkLock::prepare(&namespace, neighbours).unwrap();
             assert!(passes(&namespace));
-            barrier.close(Reach::Outside).unwrap();
+            lock.lock(Reach::Outside).unwrap();
             assert!(passes(&namespace));
-            barrier.close(Reach::Everything).unwrap();
+            lock.lock(Reach::Everything).unwrap();
             assert!(!passes(&namespace));
-            barrier.open();
+            lock.unlock();
             assert!(passes(&namespace));
         }
     }
@@ -276,16 +286,16 @@ mod tests {
             .unwrap()
         };
         assert_eq!(reached(), [true; 5]);
-        let barrier = Barrier::prepare(&namespace, Neighbours::Answered).unwrap();
-        barrier.close(Reach::Ends(&ends)).unwrap();
+        let lock = NetworkLock::prepare(&namespace, Neighbours::Answered).unwrap();
+        lock.lock(Reach::Ends(&ends)).unwrap();
         assert_eq!(reached(), [false, false, true, false, false]);
-        // As many as a busy host has.
+        // As many sockets as a busy host has.
         let many: Vec<SocketAddr> = (1..5000)
             .map(|port| ([192, 0, 2, 1], port).into())
             .collect();
         leave(&namespace, "rcm-web", Reach::Ends(&many)).unwrap();
         remove(&namespace, "rcm-web").unwrap();
-        barrier.open();
+        lock.unlock();
         assert_eq!(reached(), [true; 5]);
         drop(listeners);
     }
@@ -293,9 +303,9 @@ mod tests {
     #[test]
     fn it_goes_with_its_owner() {
         let namespace = make_namespace().unwrap();
-        let barrier = Barrier::prepare(&namespace, Neighbours::Ignored).unwrap();
-        barrier.close(Reach::Everything).unwrap();
-        drop(barrier);
+        let lock = NetworkLock::prepare(&namespace, Neighbours::Ignored).unwrap();
+        lock.lock(Reach::Everything).unwrap();
+        drop(lock);
         assert!(passes(&namespace));
     }
 

@@ -14,24 +14,26 @@ use nix::unistd::Pid;
 
 use super::process::{copy_descriptor, pidfd_open};
 
-/// `SIOCUNIXFILE` of linux/un.h (Linux 4.10): opens the file that a Unix socket is bound to, as `O_PATH` does.
+/// `SIOCUNIXFILE` of linux/un.h (Linux 4.10): opens the file that a Unix socket is bound to, like
+/// `O_PATH`.
 const SIOCUNIXFILE: u64 = 0x89e0;
 
-/// What the kernel appends to the path of an open file whose name was removed (fs/d_path.c).
+/// The kernel appends this to the path of an open file whose name was removed (fs/d_path.c).
 const DELETED: &[u8] = b" (deleted)";
 
 /// The file that a Unix socket is bound to.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct BoundFile {
-    /// Where it is in the mount namespace of its process.
+    /// Path in the mount namespace of the socket's process.
     pub path: PathBuf,
-    /// What stat(2) calls it.
+    /// Device and inode.
     pub id: FileId,
-    /// Whether the name that it was bound by was removed, and [`Self::path`] is no path. The file may have others.
+    /// Whether the name that the socket was bound by was removed. [`Self::path`] is no path then.
+    /// The file may still have other names.
     pub is_deleted: bool,
 }
 
-/// A file, whatever its name: device and inode.
+/// Identity of a file, independent of its names: device and inode.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct FileId {
     device: u64,
@@ -39,7 +41,7 @@ pub struct FileId {
 }
 
 impl FileId {
-    /// As stat(2) gives it.
+    /// Takes the identity from the result of stat(2).
     #[must_use]
     pub fn of(meta: &fs::Metadata) -> Self {
         Self {
@@ -49,10 +51,11 @@ impl FileId {
     }
 }
 
-/// The files of all Unix sockets that `processes` have open. What ends meanwhile is left out.
+/// Returns the files of all Unix sockets that `processes` have open. Processes and sockets that end
+/// during the call are left out.
 #[must_use]
 pub fn bound_files(processes: &[Pid]) -> HashSet<BoundFile> {
-    // Asking each socket costs system calls, and most have no name.
+    // Asking about a socket costs system calls, and most sockets have no name.
     let mut tables = HashMap::new();
     let mut files = HashSet::new();
     let mut seen = HashSet::new();
@@ -76,13 +79,14 @@ pub fn bound_files(processes: &[Pid]) -> HashSet<BoundFile> {
     files
 }
 
-/// The inodes of sockets with a name in the file system, in the network namespace of a process.
+/// Inodes of the sockets with a name in the file system, in the network namespace of a process.
 fn named(pid: Pid) -> HashSet<u64> {
     let table = fs::read_to_string(format!("/proc/{pid}/net/unix")).unwrap_or_default();
     named_inodes(&table)
 }
 
-/// The seventh column of `/proc/PID/net/unix` is the inode, the eighth the name, if any; one without a file begins with `@` (unix(7)).
+/// Parses `/proc/PID/net/unix`. The seventh column is the inode. The eighth is the name, if any; a
+/// name that begins with `@` is no file (unix(7)).
 fn named_inodes(table: &str) -> HashSet<u64> {
     let inode = |line: &str| {
         let mut columns = line.split_whitespace().skip(6);
@@ -92,7 +96,7 @@ fn named_inodes(table: &str) -> HashSet<u64> {
     table.lines().skip(1).filter_map(inode).collect()
 }
 
-/// The sockets that a process has open: descriptor and inode.
+/// Sockets that a process has open, as pairs of descriptor and inode.
 fn sockets(pid: Pid) -> impl Iterator<Item = (i32, u64)> {
     let entries = fs::read_dir(format!("/proc/{pid}/fd"));
     entries.into_iter().flatten().filter_map(|entry| {

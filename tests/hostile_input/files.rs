@@ -4,7 +4,7 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 
-use rcm::image::manifest::{Entry, Manifest, ManifestError};
+use rcm::image::manifest::{ImageFile, Manifest, ManifestError};
 use rcm::migrate::record::journal::{self, Journal, Start};
 use rcm::migrate::record::verdict;
 use rcm::migrate::trust::Trust;
@@ -141,7 +141,7 @@ fn names_in_manifests() {
             .map(|_| PARTS[random.below(PARTS.len())])
             .collect();
         let manifest = Manifest {
-            files: vec![Entry::of_pieces(name.clone(), 8, &[1])],
+            files: vec![ImageFile::of_pieces(name.clone(), 8, &[1])],
         };
         for result in [manifest.verify(&dir)] {
             match result {

@@ -112,8 +112,8 @@ impl Tree {
             contents(on_host, &mut line);
         }
         let node = match place {
-            Some((dir, name)) => Dir::open(Path::new(&proc(dir))).and_then(|dir| dir.node(name)),
-            None => Dir::open(on_host).and_then(|dir| dir.as_node()),
+            Some((dir, name)) => Dir::open(Path::new(&proc(dir))).and_then(|dir| dir.object(name)),
+            None => Dir::open(on_host).and_then(|dir| dir.as_object()),
         }
         .expect("it is there");
         let mut names = node.attribute_names().expect("attributes can be listed");

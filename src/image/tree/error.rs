@@ -16,7 +16,7 @@ pub enum TreeError {
         action: &'static str,
         /// Below the root of the tree, or the root itself.
         path: PathBuf,
-        /// Why.
+        /// The system's error.
         #[source]
         source: io::Error,
     },
@@ -29,7 +29,7 @@ pub enum TreeError {
         name: CString,
         /// The file.
         path: PathBuf,
-        /// Why: `ENOTSUP` where the file system has none of that kind.
+        /// The system's error: `ENOTSUP` if the file system has no attributes of that kind.
         #[source]
         source: io::Error,
     },
@@ -40,31 +40,31 @@ pub enum TreeError {
         action: &'static str,
         /// "stream of changes" or "inventory".
         what: &'static str,
-        /// Why.
+        /// The system's error.
         #[source]
         source: io::Error,
     },
-    /// A stream or an inventory breaks the rules of its format.
+    /// A stream or an inventory violates its format.
     #[error("the stream of the tree is damaged after {after}")]
     Malformed {
-        /// The last path that was understood.
+        /// The last valid path.
         after: TreePath,
-        /// What is wrong.
+        /// The violated rule.
         #[source]
         defect: Defect,
     },
-    /// The tree has more than the destination takes.
+    /// The tree is larger than the limits of the destination.
     #[error("the tree exceeds the limit of {limit} {what} at {path}")]
     Limit {
         /// "entries" or "bytes".
         what: &'static str,
         /// The limit.
         limit: u64,
-        /// Where it was exceeded.
+        /// Path at which it was exceeded.
         path: TreePath,
     },
-    /// More directories inside one another than rcm holds open.
-    #[error("{path} lies more than {limit} directories deep")]
+    /// The directories are nested deeper than rcm can hold them open.
+    #[error("{path} is more than {limit} directories deep")]
     Deep {
         /// The directory.
         path: TreePath,
@@ -87,7 +87,7 @@ pub enum TreeError {
         /// The file.
         path: TreePath,
     },
-    /// An upper directory alone does not say what the container sees.
+    /// An upper directory alone does not tell the files that the container sees.
     #[error(
         "{path} refers to a lower layer of its overlay ({attribute}): pack the mounted overlay instead of its upper directory"
     )]
@@ -97,7 +97,7 @@ pub enum TreeError {
         /// `trusted.overlay.redirect` or `trusted.overlay.metacopy`.
         attribute: &'static str,
     },
-    /// The inventory is one of a tree where one of an upper directory is needed, or the other way round.
-    #[error("the inventory that is the base is not one of the same kind of tree")]
+    /// The base inventory is of a tree, but one of an upper directory is needed, or the reverse.
+    #[error("the base inventory was taken of another kind of tree")]
     OtherView,
 }

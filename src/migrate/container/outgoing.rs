@@ -9,7 +9,7 @@ use oci_spec::runtime::Spec;
 
 use super::fence::{Fence, FenceError};
 use crate::criu::stats::DumpStats;
-use crate::criu::{CgroupMode, Criu};
+use crate::criu::{Criu, ManageCgroups};
 use crate::error::{Cause, chain};
 use crate::migrate::source::{self, Held, Target, Workload};
 use crate::migrate::unix_sockets::{Names, Unkept, is_bind};
@@ -68,7 +68,7 @@ pub fn flags(choices: &CriuChoices, images: &Path, work_path: &Path) -> CriuFlag
         ext_unix_sk: choices.ext_unix_sk,
         shell_job: choices.shell_job,
         file_locks: choices.file_locks,
-        manage_cgroups: CgroupMode::of(&choices.manage_cgroups_mode),
+        manage_cgroups: ManageCgroups::of(&choices.manage_cgroups_mode),
         ..CriuFlags::default()
     }
 }

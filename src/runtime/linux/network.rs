@@ -2,7 +2,7 @@
 //!
 //! Its namespace stays where it is: the dump leaves it out, whether the spec names it by a path or had it made, and the restore brings the
 //! container into the one that the destination's spec names, or into a new one; only what is in the host's network comes into the host's network.
-//! As long as the sockets are in two places no packet passes ([`Barrier`]): at the source from just before the freeze, at the destination from
+//! As long as the sockets are in two places no packet passes ([`NetworkLock`]): at the source from just before the freeze, at the destination from
 //! before the first socket is restored until the container goes on.
 //!
 //! From the commit on the source's barrier must outlive rcm: a socket of a container that stands still would acknowledge what belongs to the one
@@ -20,14 +20,14 @@ use oci_spec::runtime::LinuxNamespaceType;
 use procfs::process::{FDTarget, Process};
 
 use super::external;
-use crate::criu::{Criu, InheritedFd, NetworkLock, Version};
+use crate::criu::{Criu, InheritedFd, NetworkLockMethod, Version};
 use crate::runtime::container::Container;
 use crate::runtime::error::{Error, Result};
 use crate::runtime::image_extras::Details;
 use crate::runtime::spec::namespaces::{Namespace, Namespaces};
 use crate::sys;
 use crate::sys::announce::Announcement;
-use crate::sys::network_lock::{self, Barrier, Neighbours, Reach};
+use crate::sys::network_lock::{self, Neighbours, NetworkLock, Reach};
 
 /// Says that a barrier was left in the container's namespace.
 const BARRIER_FILE: &str = "network-barrier";
@@ -53,7 +53,7 @@ pub(crate) enum Given {
 /// The network of a container that leaves.
 #[derive(Debug)]
 pub(crate) struct Departure {
-    barrier: Barrier,
+    barrier: NetworkLock,
     /// In the host's network only the container's own connections are barred: those that it has when it stands still.
     is_host: bool,
     ends: Vec<SocketAddr>,
@@ -73,7 +73,7 @@ impl Departure {
             return None;
         }
         let barrier = of_process(init)
-            .and_then(|namespace| Barrier::prepare(&namespace, Neighbours::Answered))
+            .and_then(|namespace| NetworkLock::prepare(&namespace, Neighbours::Answered))
             .inspect_err(|error| {
                 tracing::warn!(
                     "the network is locked by CRIU, whose rules may stay behind: {error}"
@@ -91,7 +91,7 @@ impl Departure {
     pub(crate) fn bar(&self) -> io::Result<()> {
         match self.is_host {
             true => Ok(()),
-            false => self.barrier.close(Reach::Everything),
+            false => self.barrier.lock(Reach::Everything),
         }
     }
 
@@ -99,14 +99,14 @@ impl Departure {
     pub(crate) fn bar_ends(&mut self, processes: &[Pid]) -> io::Result<Vec<SocketAddr>> {
         if self.is_host {
             self.ends = tcp_ends(processes);
-            self.barrier.close(Reach::Ends(&self.ends))?;
+            self.barrier.lock(Reach::Ends(&self.ends))?;
         }
         Ok(self.ends.clone())
     }
 
     /// Packets pass again.
     pub(crate) fn open(self) {
-        self.barrier.open();
+        self.barrier.unlock();
     }
 
     /// Leaves a barrier like this that stands until [`lift`], even if this process dies.
@@ -159,11 +159,11 @@ pub(crate) fn criu_lock(
     init: Pid,
     namespaces: &Namespaces,
     tcp_established: bool,
-) -> Option<NetworkLock> {
+) -> Option<NetworkLockMethod> {
     let own = namespaces.makes(LinuxNamespaceType::Network);
     let lonely = own && is_lonely(init);
     let skip = lonely || (!own && !tcp_established);
-    (skip && criu.version() >= Version::NETWORK_LOCK_SKIP).then_some(NetworkLock::Skip)
+    (skip && criu.version() >= Version::NETWORK_LOCK_SKIP).then_some(NetworkLockMethod::Skip)
 }
 
 /// Whether a process's network has no interface but the loopback.
@@ -197,7 +197,7 @@ pub(crate) struct Arriving {
 pub(crate) struct Arrival {
     container: Arriving,
     is_host: bool,
-    barrier: Option<Barrier>,
+    barrier: Option<NetworkLock>,
 }
 
 impl Arrival {
@@ -242,7 +242,7 @@ impl Arrival {
     pub(crate) fn bar(&mut self, pid: Pid) -> Result<()> {
         match &self.barrier {
             Some(barrier) if !self.is_host => barrier
-                .close(Reach::Everything)
+                .lock(Reach::Everything)
                 .map_err(error_of("lock", &self.container.id)),
             None if self.container.moves && !self.is_host => {
                 let namespace = of_process(pid).map_err(error_of("lock", &self.container.id))?;
@@ -271,8 +271,8 @@ impl Arrival {
     fn put_up(&mut self, namespace: &File, neighbours: Neighbours, reach: Reach) -> Result<()> {
         // One may have stood here since the container left, if rcm was killed at a bad moment then.
         let barrier = network_lock::remove(namespace, &table(&self.container.id))
-            .and_then(|()| Barrier::prepare(namespace, neighbours))
-            .and_then(|barrier| barrier.close(reach).map(|()| barrier));
+            .and_then(|()| NetworkLock::prepare(namespace, neighbours))
+            .and_then(|barrier| barrier.lock(reach).map(|()| barrier));
         match barrier {
             Ok(barrier) => self.barrier = Some(barrier),
             Err(error) if self.container.has_connections => {
@@ -286,7 +286,7 @@ impl Arrival {
     /// Packets pass again, and the link is told where the addresses are now.
     pub(crate) fn complete(&mut self, pid: Pid) -> Option<Announcement> {
         if let Some(barrier) = self.barrier.take() {
-            barrier.open();
+            barrier.unlock();
         }
         if !self.container.moves || self.is_host {
             return None;
@@ -307,7 +307,7 @@ pub fn try_barrier(path: Option<&Path>) -> io::Result<()> {
         Some(path) => File::open(path)?,
         None => sys::network::make_namespace()?,
     };
-    Barrier::prepare(&namespace, Neighbours::Ignored).map(Barrier::open)
+    NetworkLock::prepare(&namespace, Neighbours::Ignored).map(NetworkLock::unlock)
 }
 
 /// Removes the barrier that was left, if one was.

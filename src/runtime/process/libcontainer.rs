@@ -28,8 +28,8 @@ use crate::runtime::spec::lower;
 use crate::runtime::spec::namespaces::Namespaces;
 use crate::runtime::status::Status;
 use crate::sys;
-use crate::sys::error_capture::Trail;
-use crate::sys::rooted::{Kind, Root};
+use crate::sys::error_capture::ErrorCapture;
+use crate::sys::rooted::{FileKind, Root};
 
 /// Process to be started in a container.
 pub(crate) struct Launch<'a> {
@@ -212,10 +212,10 @@ fn run(
     let process = spec.process().as_ref();
     let oom_score = process.and_then(|process| process.oom_score_adj());
     // Before the fork, so that the events of all three processes are in it.
-    let mut trail = Trail::start().map_err(|errno| errno.to_string())?;
+    let mut capture = ErrorCapture::start().map_err(|errno| errno.to_string())?;
     // Inherited by the children, and this process's own again when this returns.
     let _oom_score = oom_score.map(OomScore::enter).transpose()?;
-    super::launch::launch(outer, at_hooks).map_err(|error| reason(&mut trail, &error, spec))
+    super::launch::launch(outer, at_hooks).map_err(|error| reason(&mut capture, &error, spec))
 }
 
 fn prepare_mounts(
@@ -295,7 +295,7 @@ fn make_working_directory(container: &Container, spec: &Spec, pid: Pid) {
     }
     let made = run_inside(pid, rootfs, || {
         Root::open(rootfs)
-            .and_then(|root| root.make(cwd, Kind::Directory))
+            .and_then(|root| root.make(cwd, FileKind::Directory))
             .map_err(|source| LaunchError::File {
                 action: "make",
                 path: cwd.clone(),
@@ -356,13 +356,13 @@ fn run_creation_hooks(
 }
 
 /// The deepest cause of a failure: runc's sentence where the executor refused, else the first error that the engine logged.
-fn reason(trail: &mut Trail, error: &LaunchError, spec: &Spec) -> String {
+fn reason(capture: &mut ErrorCapture, error: &LaunchError, spec: &Spec) -> String {
     let flat = chain(error);
     // The engine's own wrapping of what rcm's executor said.
     if let Some(at) = flat.find("exec: \"") {
         return format!("error during container init: {}", &flat[at..]);
     }
-    let first = trail.records().into_iter().next().unwrap_or_default();
+    let first = capture.records().into_iter().next().unwrap_or_default();
     if let Some(failure) = first.strip_prefix("failed to chdir") {
         return format!("error during container init: {}", chdir(failure, spec));
     }

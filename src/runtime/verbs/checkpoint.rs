@@ -25,7 +25,9 @@ use std::time::{Duration, Instant};
 use nix::unistd::Pid;
 use oci_spec::runtime::{LinuxNamespaceType, Spec};
 
-use crate::criu::{self, CgroupMode, Common, Criu, DumpOptions, NetworkLock, PageServer, Version};
+use crate::criu::{
+    self, Common, Criu, DumpOptions, ManageCgroups, NetworkLockMethod, PageServer, Version,
+};
 use crate::runtime::container::Container;
 use crate::runtime::criu_flags::CriuFlags;
 use crate::runtime::error::{Error, Result};
@@ -218,12 +220,12 @@ impl<'a> Subject<'a> {
             .flatten();
         // rcm's own lock replaces CRIU's, which costs several program starts within the freeze.
         common.network_lock = match departure {
-            Some(_) => Some(NetworkLock::Skip),
+            Some(_) => Some(NetworkLockMethod::Skip),
             None => network::criu_lock(self.criu, self.init, &self.namespaces, tcp_established),
         };
         // A namespace that CRIU must lock is one that it has to see.
         let leave_network = options.moves
-            && common.network_lock == Some(NetworkLock::Skip)
+            && common.network_lock == Some(NetworkLockMethod::Skip)
             && network::is_left_out(&self.namespaces);
         let network = leave_network
             .then(|| network::of_process(self.init))
@@ -307,10 +309,10 @@ impl<'a> Subject<'a> {
 
     /// Leaves out the control groups if a restore makes them anyway. Returns whether it does.
     fn leave_cgroups(&self, flags: &CriuFlags, common: &mut Common) -> bool {
-        let leave =
-            flags.manage_cgroups == CgroupMode::Default && is_plain(&self.namespaces, &self.cgroup);
+        let leave = flags.manage_cgroups == ManageCgroups::Default
+            && is_plain(&self.namespaces, &self.cgroup);
         if leave {
-            common.manage_cgroups = CgroupMode::Ignore;
+            common.manage_cgroups = ManageCgroups::Ignore;
         }
         leave
     }

@@ -19,7 +19,7 @@ use oci_spec::runtime::{LinuxNamespaceType, Spec};
 
 use super::create::{self, CreateRequest};
 use crate::criu::error::CallbackError;
-use crate::criu::{self, CgroupMode, Criu, InheritedFd, RestoreOptions, Version};
+use crate::criu::{self, Criu, InheritedFd, ManageCgroups, RestoreOptions, Version};
 use crate::runtime::container::{Container, validate_id};
 use crate::runtime::criu_flags::CriuFlags;
 use crate::runtime::error::{Error, Result};
@@ -158,7 +158,7 @@ fn restore(
     spec: &Spec,
     namespaces: &Namespaces,
     wants_terminal: bool,
-) -> Result<criu::HeldRestore<Stages>> {
+) -> Result<criu::PausedRestore<Stages>> {
     require(criu, request)?;
     request.flags.make_work_dir()?;
     let restore = Restore {
@@ -201,7 +201,7 @@ struct Restore<'a> {
 
 impl Restore<'_> {
     /// Restores everything; nothing executes yet.
-    fn run(&self) -> Result<criu::HeldRestore<Stages>> {
+    fn run(&self) -> Result<criu::PausedRestore<Stages>> {
         let Self {
             container,
             spec,
@@ -316,8 +316,8 @@ impl Restore<'_> {
         let mut common = flags.common(self.container, self.spec);
         common.answer_limit_dur = self.request.answer_limit_dur;
         common.root = Some(criu_root.to_path_buf());
-        if self.details.cgroups_left_out && flags.manage_cgroups == CgroupMode::Default {
-            common.manage_cgroups = CgroupMode::Ignore;
+        if self.details.cgroups_left_out && flags.manage_cgroups == ManageCgroups::Default {
+            common.manage_cgroups = ManageCgroups::Ignore;
         }
         common
     }

@@ -1,4 +1,5 @@
-//! What nf_tables is told (linux/netfilter/nfnetlink.h, linux/netfilter/nf_tables.h). Numbers in attributes are big-endian.
+//! Messages for nf_tables (linux/netfilter/nfnetlink.h, linux/netfilter/nf_tables.h). Numbers in
+//! attributes are big-endian.
 
 use std::io;
 use std::net::{IpAddr, SocketAddr};
@@ -21,9 +22,10 @@ const NEW_RULE: u16 = 6;
 const DELETE_RULE: u16 = 8;
 /// `NFT_TABLE_F_OWNER`.
 const OWNED: u32 = 2;
-/// Before defragmentation (-400), connection tracking and the rules of others (linux/netfilter_ipv4.h).
+/// Priority before defragmentation (-400), connection tracking and the rules of other programs
+/// (linux/netfilter_ipv4.h).
 const PRIORITY: i32 = -450;
-/// What CRIU marks its own packets with (`SOCCR_MARK` of criu's soccr/soccr.h).
+/// Mark of CRIU's own packets (`SOCCR_MARK` in soccr/soccr.h, CRIU 4.2).
 const CRIU_MARK: u32 = 0xC114;
 /// `IPPROTO_ICMPV6`.
 const ICMPV6: u8 = 58;
@@ -35,7 +37,7 @@ const META_MARK: u32 = 3;
 const META_INPUT: u32 = 4;
 /// `NFT_META_OIF`.
 const META_OUTPUT: u32 = 5;
-/// In each namespace (linux/net_namespace.h, `LOOPBACK_IFINDEX`).
+/// Index of the loopback interface in every namespace (linux/net_namespace.h, `LOOPBACK_IFINDEX`).
 const LOOPBACK: u32 = 1;
 /// `NFT_META_L4PROTO`.
 const META_PROTOCOL: u32 = 16;
@@ -69,7 +71,7 @@ const TRANSPORT_HEADER: u32 = 2;
 /// The size of a `nlmsghdr`.
 const HEADER_BYTES: usize = 16;
 
-/// Which packets a table sees.
+/// The packets that a table sees.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Family {
     /// IPv4 and IPv6.
@@ -78,20 +80,20 @@ pub(super) enum Family {
     Arp,
 }
 
-/// Where packets are seen.
+/// The direction of packets that a chain sees.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Chain {
     Input,
     Output,
 }
 
-/// What passes nevertheless, or not.
+/// A decision about some packets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Rule {
     AcceptMarkedByCriu,
     AcceptNeighbourDiscovery,
     AcceptLoopback,
-    /// This host's end of TCP connections.
+    /// Drops the packets of a socket of this host, as one end of TCP connections.
     DropEnd(SocketAddr),
 }
 
@@ -154,7 +156,8 @@ impl Batch {
         self.message(DELETE_TABLE, family.number(), 0, &text(1, name));
     }
 
-    /// A chain that drops what no rule accepts, or the other way round.
+    /// Makes a chain. If `drops`, it drops the packets that no rule accepts; otherwise it accepts
+    /// the packets that no rule drops.
     pub(super) fn make_chain(&mut self, family: Family, table: &str, chain: Chain, drops: bool) {
         let hook = [
             number(1, chain.hook(family)),
@@ -220,7 +223,7 @@ impl Batch {
         self.message(NEW_RULE, Family::Inet.number(), flags, &attributes);
     }
 
-    /// What the kernel gets.
+    /// Encodes the batch as one netlink message.
     pub(super) fn finish(mut self) -> Vec<u8> {
         self.boundary(END);
         self.bytes
@@ -235,7 +238,7 @@ impl Batch {
         self.append(SUBSYSTEM << 8 | kind, flags, family, 0, attributes);
     }
 
-    /// A `nlmsghdr` and a `nfgenmsg`, then attributes. Only errors are answered.
+    /// Appends an `nlmsghdr`, an `nfgenmsg` and attributes. The kernel answers only errors.
     fn append(&mut self, kind: u16, flags: i32, family: u8, resource: u16, attributes: &[u8]) {
         let length_bytes = (HEADER_BYTES + 4 + attributes.len()) as u32;
         self.bytes.extend(length_bytes.to_ne_bytes());
@@ -292,7 +295,8 @@ fn load(header: u32, offset_bytes: u32, length_bytes: u32) -> Vec<u8> {
     expression("payload", &attributes)
 }
 
-/// As destination of what comes in, or source of what goes out. Where the headers have them: RFC 791, RFC 8200, RFC 9293.
+/// Matches packets that come in for this end, or that leave from it. The offsets in the headers are
+/// those of RFC 791, RFC 8200 and RFC 9293.
 fn matches_end(chain: Chain, end: SocketAddr) -> Vec<u8> {
     let comes = chain == Chain::Input;
     let mut expressions = [load_meta(META_PROTOCOL), compare(EQUAL, &[TCP])].concat();
@@ -326,7 +330,8 @@ fn decide(verdict: u32) -> Vec<u8> {
     expression("immediate", &[number(1, VERDICT), nested(2, &verdict)])
 }
 
-/// The first error in an answer; its number is negative (netlink(7), `NLMSG_ERROR`).
+/// Returns the first error in an answer, in which its number is negative (netlink(7),
+/// `NLMSG_ERROR`).
 pub(super) fn read_answer(mut answer: &[u8]) -> io::Result<()> {
     let u32_at = |bytes: &[u8], at: usize| {
         let bytes = bytes.get(at..at + 4)?.try_into().ok()?;

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use super::{BulkError, Result};
-use crate::image::manifest::{self, Entry, Manifest, PIECE_BYTES};
+use crate::image::manifest::{self, ImageFile, Manifest, PIECE_BYTES};
 
 /// Pieces of memory that wait for a connection or are on one. With the one that CRIU fills they are all that is held of a container's memory, however many
 /// connections there are.
@@ -175,7 +175,7 @@ impl Directory {
                 0 => Vec::new(),
                 _ => image.digests.iter().copied().flatten().collect(),
             };
-            Entry::of_pieces(name.clone(), image.size_bytes, &digests)
+            ImageFile::of_pieces(name.clone(), image.size_bytes, &digests)
         };
         Manifest {
             files: self.files.iter().map(entry).collect(),

@@ -17,7 +17,7 @@ use super::block::{
 };
 use super::compress::Decoder;
 use super::{BulkError, Result};
-use crate::image::manifest::{Entry, Manifest, ManifestError, PIECE_BYTES, pieces_of};
+use crate::image::manifest::{ImageFile, Manifest, ManifestError, PIECE_BYTES, pieces_of};
 use crate::image::rounds;
 use crate::migrate::link::channel::{Channel, Patience, TransportError};
 
@@ -183,7 +183,7 @@ impl Arrivals {
     }
 
     /// Every piece of the file is here, as it was sent.
-    fn compare(&self, entry: &Entry, dir: &Path) -> Result<()> {
+    fn compare(&self, entry: &ImageFile, dir: &Path) -> Result<()> {
         let path = dir.join(&entry.name);
         let Some(file) = self.files.get(&entry.name) else {
             return Err(BulkError::Incomplete);
@@ -201,7 +201,7 @@ impl Arrivals {
                 _ => return Err(BulkError::Incomplete),
             }
         }
-        let found = Entry::of_pieces(entry.name.clone(), entry.size_bytes, &digests);
+        let found = ImageFile::of_pieces(entry.name.clone(), entry.size_bytes, &digests);
         match found.digest == entry.digest {
             true => Ok(()),
             false => Err(ManifestError::Digest { path }.into()),

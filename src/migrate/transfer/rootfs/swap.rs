@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{CONFIG, Result, RootfsError, file};
 use crate::error::chain;
-use crate::image::tree::{Place, Staging, TreePath};
+use crate::image::tree::{Slot, Staging, TreePath};
 use crate::migrate::record::journal::JournalRecord;
 use crate::migrate::record::paths;
 use crate::migrate::wire::id::{MigrationId, Side};
@@ -58,7 +58,7 @@ impl Targets {
 #[serde(rename_all = "camelCase")]
 struct Record {
     migration: MigrationId,
-    places: Vec<Place>,
+    places: Vec<Slot>,
     /// Directories that did not exist, each above the next one.
     made: Vec<PathBuf>,
 }
@@ -79,14 +79,14 @@ impl Placement {
     ) -> Result<Self> {
         let id = migration.to_string();
         let config_place = bundle.join(CONFIG);
-        let tree = Place::new(rootfs, &id)?;
+        let tree = Slot::new(rootfs, &id)?;
         // A diff goes to a host that has been prepared for the container: its own spec stays.
         let config = match way == RootfsWay::Diff && config_place.exists() {
             true => None,
-            false => Some(Place::new(&config_place, &id)?),
+            false => Some(Slot::new(&config_place, &id)?),
         };
         let files = match config.is_some() && !carried.is_empty() {
-            true => Some(Place::new(&bundle.join(CarriedFile::DIR), &id)?),
+            true => Some(Slot::new(&bundle.join(CarriedFile::DIR), &id)?),
             false => None,
         };
         let mut made = missing(bundle);

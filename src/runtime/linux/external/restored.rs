@@ -11,7 +11,7 @@ use super::{HostMount, MASK_DIR, Source, text};
 use crate::criu::External;
 use crate::runtime::error::{Error, Result};
 use crate::runtime::linux::mounts::{is_bind, place};
-use crate::sys::rooted::{Kind, Root};
+use crate::sys::rooted::{FileKind, Root};
 use crate::sys::tree::Tree;
 
 /// Makes an empty directory below a container's own for each mask among the mounts.
@@ -185,9 +185,9 @@ pub fn make_mount_points(spec: &Spec, bundle: &Path, rootfs: &Path) -> Result<()
             && let Some(source) = mount.source()
             && !bundle.join(source).is_dir()
         {
-            Kind::File
+            FileKind::File
         } else {
-            Kind::Directory
+            FileKind::Directory
         };
         // What is in a tmpfs is in the images; other file systems have their own.
         let Some((base, below)) = place(mounts, index, bundle, rootfs) else {

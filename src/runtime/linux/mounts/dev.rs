@@ -19,7 +19,7 @@ use super::options;
 use super::options::{Options, is_bind};
 use crate::runtime::spec::namespaces::Namespaces;
 use crate::sys::namespace::within_mounts_of;
-use crate::sys::rooted::{Kind, Root};
+use crate::sys::rooted::{FileKind, Root};
 use crate::sys::tree::{Scope, Tree};
 
 const DEV: &str = "/dev";
@@ -108,8 +108,8 @@ impl BoundDev {
             let mut below = Vec::with_capacity(self.below.len());
             for path in self.below {
                 let kind = match path.is_dir() {
-                    true => Kind::Directory,
-                    false => Kind::File,
+                    true => FileKind::Directory,
+                    false => FileKind::File,
                 };
                 below.push((Tree::copy(&path, Scope::Recursive)?, path, kind));
             }

@@ -147,7 +147,7 @@ pub(crate) struct Outer<'a> {
 /// The first process of a container lets `at_hooks` run when its namespaces and mounts are there and its root is still the host's.
 ///
 /// # Errors
-/// [`LaunchError`]. What failed in one of the other processes is in the [trail].
+/// [`LaunchError`]. What failed in one of the other processes is in the [error capture](error_capture).
 pub(crate) fn launch(outer: &Outer, at_hooks: impl FnOnce(Pid) -> Result<()>) -> Result<Pid> {
     let args = outer.args;
     let (mut to_us, mut from_between) = channel::main_channel()?;

@@ -5,7 +5,7 @@ use std::time::Instant;
 use nix::unistd::Pid;
 
 use super::stages::{Stages, thaw_after};
-use crate::criu::HeldDump;
+use crate::criu::PausedDump;
 use crate::runtime::container::Container;
 use crate::runtime::error::Result;
 use crate::sys::process::is_traced;
@@ -17,7 +17,7 @@ pub struct HeldCheckpoint {
     pub(super) container: Container,
     pub(super) init: Pid,
     /// Taken by the decision.
-    pub(super) held: Option<HeldDump<Stages>>,
+    pub(super) held: Option<PausedDump<Stages>>,
     /// Whether the tasks may live after a commit: they shall, or a lazy dump fails while its pages are fetched.
     pub(super) may_run_on: bool,
     pub(super) stopped_at: Instant,

@@ -9,7 +9,7 @@ use std::time::Instant;
 use nix::unistd::Pid;
 
 use crate::criu::error::CallbackError;
-use crate::criu::{Event, Notify, Reply};
+use crate::criu::{Notification, Notify, Reply};
 use crate::runtime::container::Container;
 use crate::runtime::image_extras::Details;
 use crate::runtime::linux::cgroup::Cgroup;
@@ -88,7 +88,7 @@ impl Notify for Recorded<'_> {
         criu_process::record(self.0, pid)
     }
 
-    fn on(&mut self, _event: Event) -> Result<Reply, CallbackError> {
+    fn on(&mut self, _: Notification) -> Result<Reply, CallbackError> {
         Ok(Reply::default())
     }
 }
@@ -98,9 +98,9 @@ impl Notify for Stages {
         criu_process::record(&self.container, pid)
     }
 
-    fn on(&mut self, event: Event) -> Result<Reply, CallbackError> {
-        match event {
-            Event::PreDump => {
+    fn on(&mut self, notification: Notification) -> Result<Reply, CallbackError> {
+        match notification {
+            Notification::PreDump => {
                 if let Some(departure) = &self.departure {
                     departure.bar()?;
                 }
@@ -110,8 +110,8 @@ impl Notify for Stages {
                     self.details.write(&self.images)?;
                 }
             }
-            Event::QueryExternalFiles => return self.find_files(),
-            Event::StatusReady => {
+            Notification::QueryExternalFiles => return self.find_files(),
+            Notification::StatusReady => {
                 if let Some(fd) = self.status_fd.take() {
                     File::from(fd).write_all(&[0])?;
                 }

@@ -37,7 +37,7 @@ pub struct Restored {
 pub struct HeldRestore {
     pub(super) container: Container,
     /// Taken by the decision.
-    pub(super) held: Option<criu::HeldRestore<Stages>>,
+    pub(super) held: Option<criu::PausedRestore<Stages>>,
     pub(super) pid_file: Option<PathBuf>,
 }
 
@@ -53,7 +53,7 @@ impl HeldRestore {
     pub fn pid(&self) -> Pid {
         self.held
             .as_ref()
-            .map_or(Pid::from_raw(-1), criu::HeldRestore::pid)
+            .map_or(Pid::from_raw(-1), criu::PausedRestore::pid)
     }
 
     /// Lets the container execute and registers it as one that was created and started.

@@ -6,7 +6,7 @@ use std::os::unix::net::UnixStream;
 use nix::unistd::Pid;
 
 use crate::criu::error::CallbackError;
-use crate::criu::{Event, Notify, Reply};
+use crate::criu::{Notification, Notify, Reply};
 use crate::runtime::container::Container;
 use crate::runtime::linux::network::Arrival;
 use crate::runtime::process::criu_process;
@@ -60,10 +60,10 @@ impl Notify for Stages {
         criu_process::record(&self.container, pid)
     }
 
-    fn on(&mut self, event: Event) -> Result<Reply, CallbackError> {
-        match event {
-            Event::SetupNamespaces { pid } => self.set_up(pid)?,
-            Event::OrphanPtsMaster(master) => self.take_terminal(master)?,
+    fn on(&mut self, notification: Notification) -> Result<Reply, CallbackError> {
+        match notification {
+            Notification::SetupNamespaces { pid } => self.set_up(pid)?,
+            Notification::OrphanPtsMaster(master) => self.take_terminal(master)?,
             _ => {}
         }
         Ok(Reply::default())
