@@ -112,7 +112,7 @@ fn circles_are_found_however_they_are_closed() {
             ("b.rs", back),
             ("c/mod.rs", "pub use crate::a::X; pub use crate::a::X as Y;"),
         ];
-        assert_eq!(circle_files(&files), [found.clone()], "{back}");
+        assert_eq!(circle_files(&files), std::slice::from_ref(&found), "{back}");
     }
     let named = [
         ("a.rs", "pub struct X; use crate::b::Z;"),
