@@ -129,8 +129,8 @@ $(GUEST): $(TARGET_DIR)/release/%: tests/vm/%.rs
 	@mkdir -p $(@D)
 	rustc --edition 2024 -O -C target-feature=+crt-static -o $@ $<
 
-# Tests of this tree that the scenario "kernel" runs in the machines. Without debugging symbols they are a tenth as large.
-GUEST_TESTS := migrate lifecycle update rootless exec
+# Test program of which the scenario "kernel" runs a part in the machines. Without debugging symbols they are a tenth as large.
+GUEST_TESTS := it
 .PHONY: guest-tests
 guest-tests: deps-vm
 	@mkdir -p $(TARGET_DIR)/guest-tests

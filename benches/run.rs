@@ -16,7 +16,7 @@
 //! process before, so no number is below the need of the small child itself. That need is measured
 //! with `true` and printed.
 
-#[path = "../tests/common/mod.rs"]
+#[path = "../tests/it/common/mod.rs"]
 mod common;
 
 use std::path::{Path, PathBuf};

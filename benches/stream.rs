@@ -9,7 +9,7 @@
 //! They take turns. `RCM_BENCH_MIB` is the memory of the container (1024), `RCM_BENCH_ROUNDS` the
 //! number of rounds (3).
 
-#[path = "../tests/common/mod.rs"]
+#[path = "../tests/it/common/mod.rs"]
 mod common;
 
 use std::fs::{self, File};

@@ -1,8 +1,9 @@
 //! The documentation: its commands work, its links lead somewhere, and no message is missing. What the kinds of its blocks mean is in
 //! CONTRIBUTING.md.
 
-#[path = "../common/mod.rs"]
+#[path = "../it/common/mod.rs"]
 mod common;
+mod examples;
 mod messages;
 mod page;
 

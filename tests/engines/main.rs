@@ -1,6 +1,6 @@
 //! Engines with rcm as their runtime: the real daemons and clients, each with directories, sockets, a control group and a network of the test's own.
 
-#[path = "../common/mod.rs"]
+#[path = "../it/common/mod.rs"]
 mod common;
 mod containerd;
 mod docker;
@@ -8,6 +8,4 @@ mod dockerd;
 mod engine;
 mod migrate;
 #[allow(dead_code, reason = "only its receiver is used here")]
-#[path = "../migrate/pair.rs"]
-mod pair;
 mod podman;

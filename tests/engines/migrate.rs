@@ -3,11 +3,11 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use crate::common::pair::Receiver;
 use crate::common::{Cmd, Host, is_alive, skip, wait_until};
 use crate::containerd::{self, Containerd};
 use crate::dockerd::{Docker, PROGRAMS, Role};
 use crate::engine::{CLIENT_LIMIT_DUR, missing};
-use crate::pair::Receiver;
 use crate::podman::{self, Podman};
 
 /// Counts in its memory and in a file of its writable layer.

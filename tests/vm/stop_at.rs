@@ -1,4 +1,4 @@
-//! Stops a process exactly where a scenario wants it, as the fault matrix of tests/migrate does.
+//! Stops a process exactly where a scenario wants it, as the fault matrix of tests/it/migrate does.
 //!
 //!     stop_at PID FILE TEXT [FILE TEXT]...
 //!

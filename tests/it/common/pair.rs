@@ -1,0 +1,267 @@
+//! Two hosts and a container that counts.
+
+use std::fs;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use super::{Bundle, COMMAND_LIMIT_DUR, Host, Output, Running, wait_until};
+
+/// Counts in its memory. The file stays open; whoever writes `stop` ends it with status 7.
+pub const COUNTER: &str = "exec </dev/null >/dev/null 2>&1 3>>/numbers
+number=0
+while [ ! -e /stop ]; do number=$((number + 1)); echo $number >&3; usleep 5000; done
+exit 7";
+
+/// Two hosts, what they share, and a container that counts at the first.
+pub struct Pair {
+    pub source: Host,
+    pub destination: Host,
+    pub bundle: Bundle,
+}
+
+impl Pair {
+    pub fn new(id: &str) -> Self {
+        Self::with(id, |bundle, _| bundle)
+    }
+
+    /// `change` gets the bundle and a directory that both hosts share.
+    pub fn with(id: &str, change: impl FnOnce(Bundle, &Path) -> Bundle) -> Self {
+        Self::between(Host::new(), Host::new(), id, change)
+    }
+
+    pub fn between(
+        source: Host,
+        destination: Host,
+        id: &str,
+        change: impl FnOnce(Bundle, &Path) -> Bundle,
+    ) -> Self {
+        let store = source.dir().join("store");
+        fs::create_dir(&store).unwrap();
+        let bundle = change(source.bundle(id).script(COUNTER), source.dir());
+        let pair = Self {
+            source,
+            destination,
+            bundle,
+        };
+        pair.source.run_detached(&pair.bundle);
+        wait_until("it counts", || pair.last() > 3);
+        pair
+    }
+
+    pub fn id(&self) -> &str {
+        self.bundle.id()
+    }
+
+    pub fn store(&self) -> PathBuf {
+        self.source.dir().join("store")
+    }
+
+    pub fn numbers(&self) -> Vec<u64> {
+        let text = fs::read_to_string(self.bundle.rootfs().join("numbers")).unwrap_or_default();
+        // The last line may be half written.
+        let whole = text.rfind('\n').map_or("", |end| &text[..end]);
+        whole.lines().map(|line| line.parse().unwrap()).collect()
+    }
+
+    pub fn last(&self) -> u64 {
+        self.numbers().last().copied().unwrap_or(0)
+    }
+
+    /// Every number came once, in order.
+    #[track_caller]
+    pub fn assert_gapless(&self) {
+        let numbers = self.numbers();
+        let expected: Vec<u64> = (1..=numbers.len() as u64).collect();
+        assert_eq!(numbers, expected);
+    }
+
+    #[track_caller]
+    pub fn assert_counts(&self) {
+        let now = self.last();
+        wait_until("it counts", || self.last() > now + 3);
+        self.assert_gapless();
+    }
+
+    /// It is as if nothing had happened: one copy, at the source, and nothing left over.
+    #[track_caller]
+    pub fn assert_at_source(&self) {
+        wait_until("it runs at the source", || {
+            self.source.status(self.id()) == "running"
+        });
+        self.assert_counts();
+        assert_eq!(self.destination.status(self.id()), "gone");
+        wait_until_empty("left at the destination", || self.destination.remains());
+        wait_until_empty("left in the store", || self.left_in_store());
+    }
+
+    #[track_caller]
+    pub fn assert_at_destination(&self) {
+        assert_eq!(self.destination.status(self.id()), "running");
+        self.assert_counts();
+        assert_eq!(self.source.status(self.id()), "gone");
+        assert_eq!(
+            self.source.cgroup_dirs(self.id()),
+            [""; 0].map(PathBuf::from)
+        );
+        wait_until_empty("left in the store", || self.left_in_store());
+    }
+
+    pub fn left_in_store(&self) -> Vec<String> {
+        fs::read_dir(self.store())
+            .unwrap()
+            .map(|entry| entry.unwrap().file_name().into_string().unwrap())
+            .collect()
+    }
+
+    /// `--resolve` at the destination.
+    pub fn resolve_destination(&self) -> Output {
+        self.destination
+            .cmd("live-migrate")
+            .args([self.id(), "--resolve"])
+            .run()
+    }
+
+    pub fn receiver(&self, flags: &[&str]) -> Receiver {
+        Receiver::start(&self.destination, self.id(), &self.store(), flags)
+    }
+
+    pub fn send_to(&self, address: SocketAddr) -> Running {
+        self.send_with(address, &[])
+    }
+
+    pub fn send_with(&self, address: SocketAddr, flags: &[&str]) -> Running {
+        send(&self.source, self.id(), &self.store(), address, flags)
+    }
+}
+
+/// Says what there is if it does not go.
+#[track_caller]
+pub fn wait_until_empty(what: &str, mut list: impl FnMut() -> Vec<String>) {
+    let deadline = Instant::now() + COMMAND_LIMIT_DUR;
+    loop {
+        let left = list();
+        if left.is_empty() {
+            return;
+        }
+        assert!(Instant::now() < deadline, "{what}: {left:#?}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+pub fn send(host: &Host, id: &str, store: &Path, address: SocketAddr, flags: &[&str]) -> Running {
+    host.cmd("live-migrate")
+        .arg(id)
+        .arg("--image-path")
+        .arg(store)
+        .arg("--destination")
+        .arg(address.to_string())
+        .args(flags)
+        .limit(Duration::from_secs(90))
+        .spawn()
+}
+
+pub struct Receiver {
+    pub running: Running,
+    pub address: SocketAddr,
+}
+
+impl Receiver {
+    pub fn start(host: &Host, id: &str, store: &Path, flags: &[&str]) -> Self {
+        Self::with(host, id, store, &[], flags)
+    }
+
+    /// With flags before the command.
+    pub fn with(host: &Host, id: &str, store: &Path, global: &[&str], flags: &[&str]) -> Self {
+        let mut running = host
+            .global(global)
+            .arg("live-migrate")
+            .arg(id)
+            .arg("--image-path")
+            .arg(store)
+            .args(["--cgroup-parent", host.cgroup_parent()])
+            .args(if flags.contains(&"--listen") {
+                &[][..]
+            } else {
+                &["--listen", "127.0.0.1:0"]
+            })
+            .args(flags)
+            .limit(Duration::from_secs(90))
+            .spawn();
+        let mut address = None;
+        wait_until("the receiver listens", || {
+            assert!(running.is_running(), "{}", running.stderr());
+            let stderr = running.stderr();
+            address = stderr
+                .lines()
+                .find_map(|line| line.split_once("waiting on "))
+                .map(|(_, address)| address.parse().unwrap());
+            address.is_some()
+        });
+        Self {
+            running,
+            address: address.unwrap(),
+        }
+    }
+}
+
+/// Lets the restore wait at the destination until the test goes on: a hook that runs on every creation and restore, and waits where `hold` exists.
+pub struct Gate {
+    pub hold: PathBuf,
+    pub reached: PathBuf,
+}
+
+impl Gate {
+    pub fn hook(bundle: Bundle, dir: &Path) -> Bundle {
+        let gate = Self::of(dir);
+        let script = format!(
+            "[ ! -e {hold} ] || {{ touch {reached}; for i in $(seq 400); do [ -e {hold} ] || exit 0; sleep 0.05; done; }}",
+            hold = gate.hold.display(),
+            reached = gate.reached.display()
+        );
+        bundle.hook("createRuntime", &script)
+    }
+
+    pub fn of(dir: &Path) -> Self {
+        Self {
+            hold: dir.join("hold"),
+            reached: dir.join("reached"),
+        }
+    }
+
+    pub fn close(dir: &Path) -> Self {
+        let gate = Self::of(dir);
+        fs::write(&gate.hold, "").unwrap();
+        gate
+    }
+
+    pub fn wait(&self) {
+        wait_until("the restore is under way", || self.reached.exists());
+    }
+
+    pub fn open(&self) {
+        fs::remove_file(&self.hold).unwrap();
+    }
+}
+
+/// A pair whose restore waits, the receiver, and the source in the middle of the migration.
+pub fn in_the_middle(id: &str, flags: &[&str]) -> (Pair, Gate, Receiver, Running) {
+    let pair = Pair::with(id, Gate::hook);
+    let gate = Gate::close(pair.source.dir());
+    let receiver = pair.receiver(&["--detach"]);
+    let sender = pair.send_with(receiver.address, flags);
+    gate.wait();
+    (pair, gate, receiver, sender)
+}
+
+/// The source has failed, said why, and that the container runs on.
+#[track_caller]
+pub fn runs_on(output: Output, why: &str) {
+    let output = output.exits_with(1);
+    let stderr = output.stderr();
+    assert!(
+        stderr.contains("was not moved and runs on here"),
+        "{stderr}"
+    );
+    assert!(stderr.contains(why), "{why:?} not in {stderr}");
+}

@@ -1,0 +1,133 @@
+//! Ending a migration from another process.
+
+use nix::sys::signal::Signal;
+
+use crate::common::pair::{Pair, Receiver, in_the_middle, runs_on};
+use crate::common::{Host, Output, wait_until};
+
+fn cancel(host: &Host, id: &str) -> Output {
+    host.cmd("live-migrate").args([id, "--cancel"]).run()
+}
+
+#[test]
+fn from_the_source() {
+    let (pair, gate, receiver, sender) = in_the_middle("endsource", &[]);
+    let output = cancel(&pair.source, "endsource").ok();
+    assert!(output.stdout().contains("runs on here"), "{output:?}");
+    runs_on(sender.wait(), "stopped by SIGTERM");
+    pair.assert_counts();
+    gate.open();
+    receiver.running.wait().exits_with(1);
+    pair.assert_at_source();
+    // And once more: there is nothing left to end.
+    let output = cancel(&pair.source, "endsource").exits_with(1);
+    assert!(output.stderr().contains("no migration"), "{output:?}");
+}
+
+#[test]
+fn from_the_destination() {
+    let (pair, gate, receiver, sender) = in_the_middle("enddest", &[]);
+    // The restore, which the gate holds up, is not interrupted.
+    let cancelling = pair
+        .destination
+        .cmd("live-migrate")
+        .args(["enddest", "--cancel"])
+        .spawn();
+    // What the handler of the signal has noted is not to be seen from outside.
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    gate.open();
+    let output = cancelling.wait().ok();
+    assert!(output.stdout().contains("at its source"), "{output:?}");
+    runs_on(sender.wait(), "stopped by SIGTERM");
+    receiver.running.wait().exits_with(1);
+    pair.assert_at_source();
+}
+
+#[test]
+fn after_it_there_is_nothing_to_end() {
+    let pair = Pair::new("endlate");
+    let receiver = pair.receiver(&[]);
+    pair.send_to(receiver.address).wait().ok();
+    pair.assert_at_destination();
+    // The receiver is the container's parent now, and would pass a signal on.
+    cancel(&pair.destination, "endlate").exits_with(1);
+    cancel(&pair.source, "endlate").exits_with(1);
+    pair.assert_counts();
+    drop(receiver);
+}
+
+#[test]
+fn a_receiver_to_which_nobody_comes() {
+    let pair = Pair::new("endwait");
+    for (name, status) in [("endwait", 1), ("-", 0)] {
+        let receiver = Receiver::start(&pair.destination, name, &pair.store(), &["--detach"]);
+        // It waits for nobody else.
+        cancel(&pair.destination, "other").exits_with(1);
+        let output = cancel(&pair.destination, name).ok();
+        assert!(output.stdout().contains("nobody waits"), "{output:?}");
+        receiver.running.wait().exits_with(status);
+        cancel(&pair.destination, name).exits_with(1);
+        pair.assert_at_source();
+    }
+    // It goes on waiting after a rehearsal, and can be ended then.
+    let receiver = pair.receiver(&["--detach"]);
+    pair.send_with(receiver.address, &["--rehearse"])
+        .wait()
+        .ok();
+    cancel(&pair.destination, "endwait").ok();
+    receiver.running.wait().exits_with(1);
+    pair.assert_at_source();
+}
+
+/// The destination cannot answer the commit. Whether that arrived nobody knows: it is too late, whatever comes of it.
+#[test]
+fn not_after_the_commit() {
+    let (pair, gate, receiver, sender) = in_the_middle("endcommit", &[]);
+    sender.signal(Signal::SIGSTOP);
+    gate.open();
+    let status = |host: &Host| {
+        let output = host
+            .cmd("live-migrate")
+            .args(["endcommit", "--status"])
+            .run();
+        output.stdout()
+    };
+    wait_until("it is restored", || {
+        status(&pair.destination).contains("peer-ready")
+    });
+    // "Ready" leaves right after that.
+    std::thread::sleep(std::time::Duration::from_millis(300));
+    receiver.running.signal(Signal::SIGSTOP);
+    sender.signal(Signal::SIGCONT);
+    wait_until("it is committing", || {
+        status(&pair.source).contains("committing")
+    });
+    let cancelling = pair
+        .source
+        .cmd("live-migrate")
+        .args(["endcommit", "--cancel"])
+        .spawn();
+    receiver.running.signal(Signal::SIGCONT);
+    let output = cancelling.wait().exits_with(3);
+    assert!(output.stderr().contains("too late"), "{output:?}");
+    sender.wait().ok();
+    receiver.running.wait().ok();
+    pair.assert_at_destination();
+}
+
+#[test]
+fn one_that_nobody_drives_is_settled_otherwise() {
+    let (pair, gate, receiver, sender) = in_the_middle("enddead", &[]);
+    sender.signal(Signal::SIGKILL);
+    sender.wait();
+    let output = cancel(&pair.source, "enddead").exits_with(3);
+    assert!(output.stderr().contains("--resolve"), "{output:?}");
+    gate.open();
+    receiver.running.wait().exits_with(1);
+    pair.source
+        .cmd("live-migrate")
+        .args(["enddead", "--resolve"])
+        .run()
+        .exits_with(1);
+    pair.assert_at_source();
+}

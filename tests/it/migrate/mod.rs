@@ -1,0 +1,30 @@
+//! Live migration with the real binary, real containers and CRIU: what moves, and that every failure leaves exactly one copy.
+//!
+//! Two state directories with two parent cgroups are the hosts, the loopback device is their network. A container counts; each number goes to a
+//! file that both "hosts" see, so a second copy, a restart or a lost step would show as a repetition or a gap.
+
+mod any;
+mod cancel;
+mod ci_script;
+mod connections;
+mod faults;
+mod fence;
+mod hang;
+mod link;
+mod memory;
+mod mode;
+mod moves;
+mod names;
+mod network;
+mod operator;
+mod preflight;
+mod release;
+mod rootfs;
+mod settle;
+mod several;
+mod ssh;
+mod streaming;
+mod tmpfs;
+mod trainer;
+mod trust;
+mod two_workers;

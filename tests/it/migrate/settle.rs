@@ -1,0 +1,234 @@
+//! A commit in doubt, and what `--resolve` makes of what a killed process has left.
+
+use std::fs;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::{Duration, Instant};
+
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+use rcm::migrate::wire::id::Side;
+use rcm::migrate::wire::protocol::Kind;
+
+use super::network::{Cut, WITHOUT_ROUNDS, network};
+use crate::common::pair::{Pair, runs_on};
+use crate::common::{Host, wait_until};
+
+#[test]
+fn a_commit_that_never_arrives_is_given_back() {
+    let pair = Pair::new("lostcommit");
+    let receiver = pair.receiver(&["--detach"]);
+    let address = network(
+        receiver.address,
+        Cut::Before(Kind::Commit),
+        &Arc::new(true.into()),
+    );
+    runs_on(
+        pair.send_with(address, &WITHOUT_ROUNDS).wait(),
+        "gave the container back",
+    );
+    receiver.running.wait().exits_with(1);
+    pair.assert_at_source();
+}
+
+#[test]
+fn a_commit_whose_answer_is_lost_is_settled_by_asking() {
+    let pair = Pair::new("lostanswer");
+    let receiver = pair.receiver(&["--detach"]);
+    let address = network(
+        receiver.address,
+        Cut::After(Kind::Commit),
+        &Arc::new(true.into()),
+    );
+    pair.send_with(address, &WITHOUT_ROUNDS).wait().ok();
+    receiver.running.wait().ok();
+    pair.assert_at_destination();
+}
+
+/// The destination runs it, the source cannot hear that and dies: its copy stays still, and `--resolve` finds the answer in the store.
+#[test]
+fn after_the_commit_the_source_never_runs_by_itself() {
+    let pair = Pair::new("doubt");
+    let receiver = pair.receiver(&[]);
+    let open = Arc::new(AtomicBool::new(false));
+    let address = network(receiver.address, Cut::After(Kind::Commit), &open);
+    let sender = pair.send_with(address, &WITHOUT_ROUNDS);
+    wait_until("it asks", || sender.stderr().contains("asking again"));
+    // At once: after two seconds the receiver leaves its word in the store, and the source would find it there.
+    sender.signal(Signal::SIGKILL);
+    sender.wait();
+    pair.destination.wait_for_status("doubt", "running");
+    // Not even with its keeper dead: there is one copy, and it is not this one.
+    pair.assert_counts();
+    assert_eq!(pair.source.status("doubt"), "paused");
+    let status = pair
+        .source
+        .cmd("live-migrate")
+        .args(["doubt", "--status"])
+        .run()
+        .ok();
+    assert!(status.stdout().contains("is not settled"), "{status:?}");
+    let again = pair.send_to(receiver.address).wait().exits_with(1);
+    assert!(again.stderr().contains("is not settled"), "{again:?}");
+
+    // Nor by mistake.
+    let resumed = pair.source.cmd("resume").arg("doubt").run().exits_with(1);
+    assert!(resumed.stderr().contains("is not settled"), "{resumed:?}");
+    assert_eq!(pair.source.status("doubt"), "paused");
+
+    // The receiver stays as the container's parent and answers for a while beside that; after it, the store has its word.
+    wait_until("the verdict is left", || {
+        fs::read_dir(pair.store())
+            .unwrap()
+            .any(|entry| entry.unwrap().path().join("verdict").exists())
+    });
+    let resolved = pair
+        .source
+        .cmd("live-migrate")
+        .args(["doubt", "--resolve"])
+        .run()
+        .ok();
+    assert!(
+        resolved.stdout().contains("runs at 127.0.0.1:"),
+        "{resolved:?}"
+    );
+    assert_eq!(pair.source.status("doubt"), "gone");
+    pair.assert_counts();
+    fs::write(pair.bundle.rootfs().join("stop"), "").unwrap();
+    receiver.running.wait().exits_with(7);
+}
+
+/// The destination owns the container and cannot start it, until what is in the way is removed.
+#[test]
+fn a_container_that_could_not_be_started_is_restored_by_resolve() {
+    let pair = Pair::new("unstarted");
+    let missing = pair.destination.dir().join("missing");
+    let pid_file = missing.join("pid");
+    let receiver = pair.receiver(&["--detach", "--pid-file", pid_file.to_str().unwrap()]);
+    let sender = pair.send_to(receiver.address);
+    // It answers for a while that it has the container.
+    wait_until("it has tried again", || {
+        let stderr = receiver.running.stderr();
+        stderr.matches("restoring again").count() == 2
+    });
+    assert_eq!(pair.source.status("unstarted"), "paused");
+    receiver.running.signal(Signal::SIGKILL);
+    receiver.running.wait();
+    let output = pair.resolve_destination().exits_with(3);
+    assert!(
+        output
+            .stderr()
+            .contains("cannot be restored from its images"),
+        "{output:?}"
+    );
+    let last = pair.last();
+
+    fs::create_dir(missing).unwrap();
+    let output = pair.resolve_destination().ok();
+    assert!(output.stdout().contains("restored"), "{output:?}");
+    assert!(pair.last() >= last);
+    let pid: i32 = fs::read_to_string(pid_file).unwrap().parse().unwrap();
+    assert_eq!(pid, pair.destination.pid("unstarted"));
+    // The source finds the word in the store.
+    sender.wait().ok();
+    pair.assert_at_destination();
+    let output = pair.resolve_destination().ok();
+    assert!(output.stdout().contains("is this host's"), "{output:?}");
+    pair.assert_counts();
+}
+
+fn phase(host: &Host, id: &str) -> Option<String> {
+    let path = host.root().join(format!("@migrations/{id}.json"));
+    let record: serde_json::Value = serde_json::from_slice(&fs::read(path).ok()?).ok()?;
+    Some(record["phase"].as_str()?.to_owned())
+}
+
+/// Between the commit and the first instruction, or shortly after it: CRIU then destroys the container, or lets it run.
+#[test]
+fn a_receiver_killed_at_the_commit_is_continued_by_resolve() {
+    for delay_dur in [0, 0, 0, 2, 5, 10, 20].map(Duration::from_millis) {
+        let pair = Pair::new("committed");
+        let receiver = pair.receiver(&["--detach"]);
+        let sender = pair.send_with(receiver.address, &WITHOUT_ROUNDS);
+        wait_closely(|| {
+            phase(&pair.destination, "committed").is_some_and(|phase| phase == "committed")
+                || !sender.stderr().is_empty() && sender.stderr().contains("moved to")
+        });
+        std::thread::sleep(delay_dur);
+        // It may have ended already.
+        let _ = kill(Pid::from_raw(receiver.running.pid()), Signal::SIGKILL);
+        receiver.running.wait();
+        pair.resolve_destination().ok();
+        sender.wait().ok();
+        pair.assert_at_destination();
+    }
+}
+
+/// Without the pauses of `wait_until`.
+fn wait_closely(condition: impl Fn() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(30);
+    while !condition() {
+        assert!(Instant::now() < deadline);
+    }
+}
+
+/// Whenever either end is killed, after `--resolve` on both there is exactly one copy, and it has not missed or repeated a step.
+fn one_copy_is_left(victim: Side) {
+    for round in 0..7_u64 {
+        let pair = Pair::new("killed");
+        let receiver = pair.receiver(&["--detach"]);
+        let sender = pair.send_to(receiver.address);
+        std::thread::sleep(Duration::from_millis(30 * (round + 1)));
+        let (killed, survivor) = if victim == Side::Source {
+            (sender, receiver.running)
+        } else {
+            (receiver.running, sender)
+        };
+        // It may have ended already.
+        let _ = kill(Pid::from_raw(killed.pid()), Signal::SIGKILL);
+        killed.wait();
+        let survivor = if victim == Side::Source {
+            // A receiver to whom nobody came, or whose source has died after the commit, would wait on.
+            let mut survivor = survivor;
+            let deadline = Instant::now() + Duration::from_secs(3);
+            while survivor.is_running() && Instant::now() < deadline {
+                std::thread::sleep(Duration::from_millis(10));
+            }
+            if survivor.is_running() {
+                survivor.signal(Signal::SIGTERM);
+            }
+            pair.resolve_destination();
+            survivor
+        } else {
+            // A source that asks a dead receiver learns from the store.
+            pair.resolve_destination();
+            survivor
+        };
+        survivor.wait();
+        pair.resolve_destination();
+        let _ = pair
+            .source
+            .cmd("live-migrate")
+            .args(["killed", "--resolve"])
+            .run();
+        let (at_source, at_destination) = (
+            pair.source.status("killed"),
+            pair.destination.status("killed"),
+        );
+        match (at_source.as_str(), at_destination.as_str()) {
+            ("running", "gone") => pair.assert_at_source(),
+            ("gone", "running") => pair.assert_at_destination(),
+            other => panic!("round {round}: {other:?}"),
+        }
+    }
+}
+
+#[test]
+fn a_source_killed_at_any_time_leaves_exactly_one_copy() {
+    one_copy_is_left(Side::Source);
+}
+
+#[test]
+fn a_receiver_killed_at_any_time_leaves_exactly_one_copy() {
+    one_copy_is_left(Side::Destination);
+}
