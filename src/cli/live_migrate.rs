@@ -18,6 +18,7 @@ mod serve;
 mod settle;
 mod show;
 mod streaming;
+mod time;
 
 pub use args::Args;
 

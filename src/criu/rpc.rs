@@ -6,12 +6,11 @@ use std::os::fd::{AsRawFd, RawFd};
 use protobuf::{EnumOrUnknown, Message, MessageField};
 use rust_criu::rust_criu_protobuf::rpc as pb;
 
-use super::binary::Version;
 use super::error::Action;
-use super::feature::Features;
 use super::options::{
     Common, DumpOptions, ManageCgroups, NetworkLockMethod, PageServer, PreDumpMode, RestoreOptions,
 };
+use super::version::{Features, Version};
 
 /// A response or a notification of CRIU.
 #[derive(Debug, Clone)]

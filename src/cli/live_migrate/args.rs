@@ -7,6 +7,7 @@ use std::time::Duration;
 use super::mode::ModeArgs;
 use super::show::OutputArgs;
 use super::streaming::StreamingArgs;
+use super::time::parse_time;
 use crate::cli::criu_args::CriuArgs;
 use crate::cli::{Globals, absolute};
 use crate::migrate::link::address::Destination;
@@ -170,54 +171,6 @@ impl DumpArgs {
             program: globals.criu.clone(),
             choices: self.common.choices(self.link_remap),
             work_path: self.work_path.clone().map(absolute),
-        }
-    }
-}
-
-/// "90s", "5m", "1h", "300ms", or a number of seconds.
-pub fn parse_time(text: &str) -> Result<Duration, String> {
-    let digits = text
-        .find(|c: char| !c.is_ascii_digit())
-        .unwrap_or(text.len());
-    let (number, unit) = text.split_at(digits);
-    let milliseconds = match unit {
-        "ms" => 1,
-        "" | "s" => 1000,
-        "m" => 60_000,
-        "h" => 3_600_000,
-        _ => return Err("not a time such as 90s or 5m".into()),
-    };
-    number
-        .parse::<u64>()
-        .ok()
-        .and_then(|number| number.checked_mul(milliseconds))
-        .filter(|&total| total > 0)
-        .map(Duration::from_millis)
-        .ok_or_else(|| "not a time such as 90s or 5m".into())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn times() {
-        assert_eq!(parse_time("300ms"), Ok(Duration::from_millis(300)));
-        assert_eq!(parse_time("90"), Ok(Duration::from_secs(90)));
-        assert_eq!(parse_time("90s"), Ok(Duration::from_secs(90)));
-        assert_eq!(parse_time("5m"), Ok(Duration::from_secs(300)));
-        assert_eq!(parse_time("1h"), Ok(Duration::from_secs(3600)));
-        for bad in [
-            "",
-            "s",
-            "0",
-            "-1s",
-            "1.5s",
-            "5 m",
-            "1d",
-            "99999999999999999999s",
-        ] {
-            assert!(parse_time(bad).is_err(), "{bad}");
         }
     }
 }

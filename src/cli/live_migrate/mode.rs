@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use clap::ValueEnum;
 
-use super::args::parse_time;
+use super::time::parse_time;
 use crate::migrate::method::precopy::Limits;
 use crate::migrate::ops::{Aim, Method};
 

@@ -36,6 +36,7 @@ mod attributes;
 mod changes;
 mod codec;
 mod content;
+mod defect;
 mod entry;
 mod error;
 mod frame;
@@ -52,7 +53,8 @@ use std::io;
 use std::path::Path;
 
 pub use changes::Totals;
-pub use error::{Defect, TreeError};
+pub use defect::Defect;
+pub use error::TreeError;
 pub use frame::Compression;
 pub use inventory::Inventory;
 pub use linked::link_copy;

@@ -21,8 +21,8 @@ use crate::migrate::wire::facts::Facts;
 use crate::migrate::wire::preamble::Preamble;
 use crate::migrate::wire::rootfs::RootfsWay;
 use crate::runtime::container::validate_id;
-use crate::runtime::linux::network::Place;
 use crate::runtime::spec;
+use crate::runtime::spec::namespaces::{Namespace, Namespaces};
 use crate::runtime::verbs::restore::{self, HeldRestore, RestoreRequest, Restored};
 
 /// What a receiver was told about the container to come.
@@ -185,12 +185,15 @@ impl Host for Node {
             .and_then(|spec| spec.process().as_ref())
             .and_then(|process| process.terminal())
             .unwrap_or(false);
-        let place = spec.as_ref().map(Place::of);
+        let namespaces = spec.as_ref().map(Namespaces::of);
+        let place = namespaces
+            .as_ref()
+            .map(|namespaces| namespaces.get(LinuxNamespaceType::Network));
         let keeps_connections = preamble.criu.or(&self.choices).tcp_established;
         let network =
             place.and_then(|place| network::judge(&preamble.spec, place, keeps_connections));
         let network_namespace = match place {
-            Some(Place::Existing(path)) => Some(path.to_path_buf()),
+            Some(Namespace::Joined(path)) => Some(path.to_path_buf()),
             _ => None,
         };
         let missing_addresses = match (&network, place) {

@@ -33,7 +33,7 @@ use crate::migrate::unix_sockets::{Names, Unkept};
 use crate::migrate::wire::finding::{Finding, Severity};
 use crate::migrate::wire::id::{MigrationId, Side};
 use crate::migrate::wire::state::Phase;
-use crate::runtime::spec::lower;
+use crate::runtime::spec::namespaces::Namespaces;
 use crate::runtime::verbs::checkpoint::HeldCheckpoint;
 use crate::runtime::verbs::restore::{self, RestoreRequest};
 use crate::text::milliseconds;
@@ -379,7 +379,8 @@ fn say(progress: &mut Progress, would_run_dur: Duration, stood_still_dur: Durati
 /// Why a copy of the container cannot be held beside it: it would need what there is only once on a host, or take it away.
 #[must_use]
 pub fn in_the_way(spec: &Spec, choices: &CriuChoices) -> Vec<Finding> {
-    let own = |kind| lower::namespace(spec, kind).is_some_and(|found| found.path().is_none());
+    let namespaces = Namespaces::of(spec);
+    let own = |kind| namespaces.makes(kind);
     let hooks = spec.hooks().as_ref();
     let has_hooks = hooks.is_some_and(|hooks| {
         #[allow(deprecated, reason = "containers still have them")]

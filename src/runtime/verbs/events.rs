@@ -11,7 +11,6 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::eventfd::{EfdFlags, EventFd};
 use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 
-use super::create::cgroup_error;
 use crate::runtime::container::Container;
 use crate::runtime::error::{Error, Result};
 use crate::runtime::linux::cgroup::{Cgroup, CgroupError};
@@ -51,7 +50,7 @@ impl Watch {
             Err(errno) => return Err(Error::system("watch the container's first process")(errno)),
         };
         let memory = MemoryWatch::start(&container.cgroup())
-            .map_err(cgroup_error("watch", container.id()))?;
+            .map_err(Error::cgroup("watch", container.id()))?;
         Ok(Self {
             id: container.id().to_owned(),
             init,
@@ -70,7 +69,7 @@ impl Watch {
             if let Some(memory) = &mut self.memory
                 && memory
                     .take_kill()
-                    .map_err(cgroup_error("watch", &self.id))?
+                    .map_err(Error::cgroup("watch", &self.id))?
             {
                 return Ok(Occurrence::OutOfMemory);
             }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 use std::fs::{self, File};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::{BulkError, Result};
@@ -23,6 +23,38 @@ pub(super) struct Feed {
     /// For how long memory has waited for a place, and CRIU with it.
     pub waited_dur: Duration,
     pub stopping: bool,
+}
+
+/// Queue between CRIU and the threads of a sender.
+#[derive(Debug, Default)]
+pub(super) struct Queue {
+    feed: Mutex<Feed>,
+    pub changed: Condvar,
+}
+
+impl Queue {
+    pub fn lock(&self) -> MutexGuard<'_, Feed> {
+        self.feed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn wait<'a>(
+        &self,
+        feed: MutexGuard<'a, Feed>,
+        limit_dur: Option<Duration>,
+    ) -> MutexGuard<'a, Feed> {
+        match limit_dur {
+            Some(limit_dur) => {
+                self.changed
+                    .wait_timeout(feed, limit_dur)
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .0
+            }
+            None => self
+                .changed
+                .wait(feed)
+                .unwrap_or_else(PoisonError::into_inner),
+        }
+    }
 }
 
 /// The directory that is being sent.
