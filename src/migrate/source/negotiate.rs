@@ -271,10 +271,7 @@ impl<'a, W: Workload> Negotiated<'a, W> {
         progress: &'a mut Progress,
         interrupt: Option<&'a Interrupt>,
     ) -> Result<Self, SourceError> {
-        let patience = Patience {
-            deadline: None,
-            interrupt,
-        };
+        let patience = Patience::default().or_interrupt(interrupt);
         let began = Instant::now();
         let offer = &plan.offer;
         introduce(plan, progress);
