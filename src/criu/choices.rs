@@ -2,8 +2,6 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::options::ManageCgroups;
-
 /// Flags for CRIU that concern the dump and the restore.
 ///
 /// Either end of a migration may give them; both together count. The names of the members are part
@@ -58,5 +56,35 @@ impl CriuChoices {
     #[must_use]
     pub fn manage_cgroups(&self) -> ManageCgroups {
         ManageCgroups::of(&self.manage_cgroups_mode)
+    }
+}
+
+/// How control groups are treated (criu(8), `--manage-cgroups`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub enum ManageCgroups {
+    /// CRIU's default, which is [`Self::Soft`].
+    #[default]
+    Default,
+    /// Restore properties of groups that CRIU creates only.
+    Soft,
+    /// Restore all groups and their properties.
+    Full,
+    /// As full, and fail if a group exists.
+    Strict,
+    /// Do not touch groups.
+    Ignore,
+}
+
+impl ManageCgroups {
+    /// Returns the mode that criu(8) calls `name`; the default for any other name.
+    #[must_use]
+    pub fn of(name: &str) -> Self {
+        match name {
+            "soft" => Self::Soft,
+            "full" => Self::Full,
+            "strict" => Self::Strict,
+            "ignore" => Self::Ignore,
+            _ => Self::Default,
+        }
     }
 }

@@ -45,12 +45,12 @@ pub mod stats;
 pub mod version;
 
 pub use binary::Criu;
-pub use choices::CriuChoices;
+pub use choices::{CriuChoices, ManageCgroups};
 pub use error::{Action, Error};
 pub use held::{PausedDump, PausedRestore, has_resumed};
 pub use notify::{Notification, Notify, Reply};
 pub use options::{
-    CgroupRoot, Common, DumpOptions, External, InheritedFd, JoinNamespace, ManageCgroups,
-    NetworkLockMethod, PageServer, PreDumpMode, RestoreOptions, Trees,
+    CgroupRoot, Common, DumpOptions, External, InheritedFd, JoinNamespace, NetworkLockMethod,
+    PageServer, PreDumpMode, RestoreOptions, Trees,
 };
 pub use version::{Features, Version};

@@ -8,7 +8,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
-use super::CriuChoices;
+use super::choices::{CriuChoices, ManageCgroups};
 use crate::sys::mount;
 use crate::sys::tree::Tree;
 
@@ -165,36 +165,6 @@ pub struct PageServer {
     pub address: Option<String>,
     /// Its port.
     pub port: u16,
-}
-
-/// How control groups are treated (criu(8), `--manage-cgroups`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum ManageCgroups {
-    /// CRIU's default, which is [`Self::Soft`].
-    #[default]
-    Default,
-    /// Restore properties of groups that CRIU creates only.
-    Soft,
-    /// Restore all groups and their properties.
-    Full,
-    /// As full, and fail if a group exists.
-    Strict,
-    /// Do not touch groups.
-    Ignore,
-}
-
-impl ManageCgroups {
-    /// Returns the mode that criu(8) calls `name`; the default for any other name.
-    #[must_use]
-    pub fn of(name: &str) -> Self {
-        match name {
-            "soft" => Self::Soft,
-            "full" => Self::Full,
-            "strict" => Self::Strict,
-            "ignore" => Self::Ignore,
-            _ => Self::Default,
-        }
-    }
 }
 
 /// How CRIU keeps packets from stopped sockets (criu(8), `--network-lock`).

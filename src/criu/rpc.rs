@@ -6,9 +6,10 @@ use std::os::fd::{AsRawFd, RawFd};
 use protobuf::{EnumOrUnknown, Message, MessageField};
 use rust_criu::rust_criu_protobuf::rpc as pb;
 
+use super::choices::ManageCgroups;
 use super::error::Action;
 use super::options::{
-    Common, DumpOptions, ManageCgroups, NetworkLockMethod, PageServer, PreDumpMode, RestoreOptions,
+    Common, DumpOptions, NetworkLockMethod, PageServer, PreDumpMode, RestoreOptions,
 };
 use super::version::{Features, Version};
 
