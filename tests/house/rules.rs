@@ -91,7 +91,7 @@ const LONG_FUNCTIONS: &[(&str, &str)] = &[
 const TO_BE_SPLIT: &[(&str, &str)] = &[
     ("receive.rs", "take"),
     ("send.rs", "try_send"),
-    ("node.rs", "inspect"),
+    ("incoming.rs", "inspect"),
     ("pack.rs", "contents"),
     ("journal.rs", ""),
     ("resolve.rs", ""),
