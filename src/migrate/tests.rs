@@ -14,7 +14,7 @@ use super::method::precopy::Limits;
 use super::preflight::facts;
 use super::progress::Progress;
 use super::progress::report::Report;
-use super::record::journal;
+use super::record::ledger;
 use super::source::{self, Failure, Plan, SourceError};
 use super::transfer::images;
 use super::trust::Trust;
@@ -211,7 +211,7 @@ fn play(
     let source = sender.join().ok();
     let destination = receiver.join().ok();
     let phase = |root: &Path| {
-        journal::read(root, "web")
+        ledger::latest(root, "web")
             .unwrap()
             .map(|record| record.phase)
     };

@@ -5,7 +5,8 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 
 use rcm::image::manifest::{ImageFile, Manifest, ManifestError};
-use rcm::migrate::record::journal::{self, Journal, Start};
+use rcm::migrate::record::journal::{Journal, Start};
+use rcm::migrate::record::ledger;
 use rcm::migrate::record::verdict;
 use rcm::migrate::trust::Trust;
 use rcm::migrate::trust::rendezvous::{self, Acquaintance, Rendezvous};
@@ -91,7 +92,7 @@ fn journals() {
         let mut text = fs::read(&path).unwrap();
         damage(random, &mut text);
         fs::write(&path, text).unwrap();
-        if let Ok(Some(record)) = journal::read(&root, "web") {
+        if let Ok(Some(record)) = ledger::latest(&root, "web") {
             let _ = record.is_driven();
         }
         scene.assert_nothing_outside();

@@ -11,8 +11,8 @@ use super::time::parse_time;
 use crate::cli::criu_args::CriuArgs;
 use crate::cli::{Globals, absolute};
 use crate::migrate::link::address::Destination;
-use crate::migrate::record::paths::make_work_dir;
-use crate::migrate::trust::{TlsFiles, Trust, TrustSettings};
+use crate::migrate::ops::CriuSettings;
+use crate::migrate::trust::{TlsFiles, TrustSettings};
 use crate::migrate::wire::preamble::CriuChoices;
 
 /// Move a running container to another host
@@ -137,19 +137,19 @@ pub struct TrustArgs {
 }
 
 impl TrustArgs {
-    pub fn trust(&self) -> anyhow::Result<Trust> {
+    pub fn settings(&self) -> TrustSettings {
         let path = |path: &Option<PathBuf>| path.clone().map(absolute);
         let tls = path(&self.tls_ca)
             .zip(path(&self.tls_cert))
             .zip(path(&self.tls_key));
-        Ok(Trust::of(&TrustSettings {
+        TrustSettings {
             token_file: path(&self.token_file),
             tls: tls.map(|((authorities, certificate), key)| TlsFiles {
                 authorities,
                 certificate,
                 key,
             }),
-        })?)
+        }
     }
 }
 
@@ -167,23 +167,20 @@ pub struct DumpArgs {
 }
 
 impl DumpArgs {
-    pub fn choices(&self) -> CriuChoices {
+    pub fn settings(&self, globals: &Globals) -> CriuSettings {
         let common = &self.common;
-        CriuChoices {
-            tcp_established: common.tcp_established,
-            ext_unix_sk: common.ext_unix_sk,
-            shell_job: common.shell_job,
-            file_locks: common.file_locks,
-            link_remap: self.link_remap,
-            manage_cgroups_mode: common.manage_cgroups_mode.clone().unwrap_or_default(),
-            empty_ns: common.empty_ns.clone(),
+        CriuSettings {
+            program: globals.criu.clone(),
+            choices: CriuChoices {
+                tcp_established: common.tcp_established,
+                ext_unix_sk: common.ext_unix_sk,
+                shell_job: common.shell_job,
+                file_locks: common.file_locks,
+                link_remap: self.link_remap,
+                manage_cgroups_mode: common.manage_cgroups_mode.clone().unwrap_or_default(),
+                empty_ns: common.empty_ns.clone(),
+            },
+            work_path: self.work_path.clone().map(absolute),
         }
-    }
-
-    pub fn work_path(&self, globals: &Globals, id: &str) -> anyhow::Result<PathBuf> {
-        Ok(match &self.work_path {
-            Some(path) => absolute(path.clone()),
-            None => make_work_dir(&globals.root, id)?,
-        })
     }
 }

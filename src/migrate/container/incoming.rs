@@ -12,6 +12,7 @@ use crate::migrate::agreement::{Local, plan};
 use crate::migrate::destination::{Held, Host};
 use crate::migrate::ops::resolve::tidy_up;
 use crate::migrate::preflight::{self, network};
+use crate::migrate::record::ledger::Known;
 use crate::migrate::record::lock::Lock;
 use crate::migrate::record::paths;
 use crate::migrate::record::restore_spec::Recipe;
@@ -142,7 +143,7 @@ impl Host for Node {
         };
         let (root, id) = (&self.request.root, &self.request.id);
         let lock = Lock::take(root, id)?;
-        tidy_up(root, id, &lock)?;
+        tidy_up(root, id, Known::open(root, id, &lock)?, &lock)?;
         self.work_path = match &any.work_paths {
             Some(work_paths) => {
                 let path = work_paths.join(id);

@@ -14,9 +14,12 @@ use nix::fcntl::{Flock, FlockArg};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 
+use crate::migrate::fate::{Fate, Fated};
 use crate::migrate::record::doorbell;
 use crate::migrate::record::error::JournalError;
-use crate::migrate::record::journal::{self, JournalRecord};
+use crate::migrate::record::journal::JournalRecord;
+use crate::migrate::record::ledger::{self, Known};
+use crate::migrate::record::lock;
 use crate::migrate::record::paths;
 use crate::migrate::wire::id::Side;
 use crate::migrate::wire::state::Phase;
@@ -81,6 +84,17 @@ pub enum CancelError {
     },
 }
 
+impl Fated for CancelError {
+    fn fate(&self) -> Fate {
+        match self {
+            Self::Moved { .. } => Fate::RunsThere,
+            Self::Arrived { .. } => Fate::RunsHere,
+            Self::NotSettled { .. } => Fate::Unknown,
+            Self::Nothing { .. } | Self::Journal(_) | Self::Signal { .. } => Fate::AsBefore,
+        }
+    }
+}
+
 type Result<T, E = CancelError> = std::result::Result<T, E>;
 
 /// Keeps apart who sends a signal to a driver, and a driver for which signals are about to mean something else.
@@ -123,7 +137,8 @@ pub fn cancel(root: &Path, container: &str) -> Result<Ended> {
         container: container.to_owned(),
     };
     let gate = Gate::hold(root)?.ok_or_else(nothing)?;
-    let Some(record) = under_way(root, container)? else {
+    let known = Known::read(root, container)?;
+    let Some(record) = known.under_way().cloned() else {
         let keeper = doorbell::keeper(root, container).ok_or_else(nothing)?;
         let pidfd = reach(root, container, keeper)?.ok_or_else(nothing)?;
         return end_receiver(root, container, keeper, &pidfd, gate);
@@ -140,7 +155,7 @@ pub fn cancel(root: &Path, container: &str) -> Result<Ended> {
     drop(gate);
     loop {
         let has_ended = ends_within(&pidfd, LOOK_DUR);
-        let now = journal::read(root, container)?
+        let now = ledger::latest(root, container)?
             .filter(|now| now.migration == record.migration)
             .filter(|now| now.phase.is_final());
         match now.map(|now| (now.phase, now.side)) {
@@ -176,7 +191,7 @@ fn reach(root: &Path, container: &str, driver: ProcessId) -> Result<Option<Owned
         Err(source) => return Err(signal_error(container, driver, source)),
     };
     // After the descriptor was opened: what it refers to is the driver, or the driver is gone.
-    let lock = journal::lock_path(root, container);
+    let lock = lock::lock_path(root, container);
     let drives = driver.liveness() == Liveness::Alive && process::holds(driver.pid(), &lock);
     Ok(drives.then_some(pidfd))
 }
@@ -205,7 +220,8 @@ fn end_receiver(
     gate: Gate,
 ) -> Result<Ended> {
     let arrived = || -> Result<Option<JournalRecord>> {
-        let record = journal::read_side(root, container, Side::Destination)?;
+        let known = Known::read(root, container)?;
+        let record = known.destination().cloned();
         Ok(record.filter(|record| record.writer == keeper && !record.phase.may_roll_back()))
     };
     if arrived()?.is_some() {
@@ -229,17 +245,6 @@ fn end_receiver(
             return Ok(Ended::Receiver);
         }
     }
-}
-
-/// The record of this host that is not final; a container that is sent on has two.
-fn under_way(root: &Path, container: &str) -> Result<Option<JournalRecord>> {
-    for side in [Side::Source, Side::Destination] {
-        let record = journal::read_side(root, container, side)?;
-        if let Some(record) = record.filter(|record| !record.phase.is_final()) {
-            return Ok(Some(record));
-        }
-    }
-    Ok(None)
 }
 
 fn ends_within(pidfd: &impl AsFd, limit_dur: Duration) -> bool {

@@ -4,6 +4,7 @@ pub mod boot_stamp;
 pub mod doorbell;
 pub mod error;
 pub mod journal;
+pub mod ledger;
 pub mod lock;
 pub mod paths;
 pub mod receiver;

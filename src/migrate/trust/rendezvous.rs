@@ -33,6 +33,7 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use hmac::{Hmac, Mac};
+use serde::{Deserialize, Serialize};
 use sha2::Sha256;
 
 use super::Trust;
@@ -116,8 +117,9 @@ pub struct Binding {
     pub destination: Bytes32,
 }
 
-/// What both ends remember of each other once they have proved themselves.
-#[derive(Debug, Clone, Copy)]
+/// What both ends remember of each other once they have proved themselves. The journal keeps it for a source that asks again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
 pub struct Acquaintance {
     /// Which receiver it is.
     pub receiver: MigrationId,
@@ -126,7 +128,12 @@ pub struct Acquaintance {
     /// The fingerprint of its certificate.
     pub fingerprint: Bytes32,
     /// Whether the secret of the receiver's file is in it. Without, the trust is that of the flags alone.
+    #[serde(default = "yes")]
     pub knows_secret: bool,
+}
+
+const fn yes() -> bool {
+    true
 }
 
 impl Acquaintance {

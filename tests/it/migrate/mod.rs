@@ -17,6 +17,7 @@ mod moves;
 mod names;
 mod network;
 mod operator;
+mod ops;
 mod preflight;
 mod release;
 mod rootfs;
