@@ -3,7 +3,7 @@
 PREFIX  ?= /usr/local
 DESTDIR ?=
 
-# Where runc's own `make install` puts a runtime: engines look for it on root's PATH.
+# The directory of runc's own `make install`: engines look for a runtime on root's PATH.
 SBINDIR  = $(DESTDIR)$(PREFIX)/sbin
 MANDIR   = $(DESTDIR)$(PREFIX)/share/man/man8
 BASHDIR  = $(DESTDIR)$(PREFIX)/share/bash-completion/completions
@@ -36,7 +36,7 @@ endif
 .PHONY: build
 build: $(ASSETS) ## Build the release binary, its man pages and shell completions (the default)
 
-# A plain file rule, so that `sudo make install` needs no Rust toolchain of root's after `make build`.
+# A plain file rule: after `make build`, `sudo make install` needs no Rust toolchain for root.
 $(BINARY): $(SOURCES)
 	$(CARGO) build --release --locked
 	@touch $@
@@ -59,7 +59,7 @@ install: build ## Install binary, man pages and completions (PREFIX=/usr/local, 
 	@scripts/engines.sh $(PREFIX)/sbin/rcm
 
 .PHONY: uninstall
-uninstall: ## Remove what `make install` put there (same PREFIX and DESTDIR)
+uninstall: ## Remove the files of `make install` (same PREFIX and DESTDIR)
 	rm -f $(SBINDIR)/rcm $(MANDIR)/rcm.8 $(MANDIR)/rcm-*.8
 	rm -f $(BASHDIR)/rcm $(ZSHDIR)/_rcm $(FISHDIR)/rcm.fish
 
@@ -101,10 +101,10 @@ demo: deps build ## Move a running container between two hosts on this machine
 EXAMPLE := $(SUDO) env RCM="$(abspath $(BINARY))" RCM_EXAMPLE_DIR="$(abspath $(TARGET_DIR))/example" $(if $(MNIST),MNIST="$(MNIST)")
 
 .PHONY: deps-example
-deps-example: ## Install what the training job is built with: debootstrap
+deps-example: ## Install the tool that builds the training job: debootstrap
 	@scripts/deps.sh --example
 
-# One that is up to date is kept.
+# A root file system that is up to date is kept.
 .PHONY: example-rootfs
 example-rootfs: deps-example
 	@$(EXAMPLE) examples/mnist-trainer/build.sh rootfs
@@ -120,10 +120,10 @@ example-demo: deps example ## Move that training between two hosts on this machi
 # --- the lab: two virtual machines, see docs/lab.md ---
 
 .PHONY: deps-vm
-deps-vm: ## Install what the lab needs besides `make deps`: QEMU and debootstrap
+deps-vm: ## Install the lab's own requirements: QEMU and debootstrap
 	@scripts/deps.sh --vm
 
-# Static: it runs in a root file system that holds nothing else.
+# Static, because they run in a root file system without libraries.
 GUEST := $(addprefix $(TARGET_DIR)/release/,workload beacon stop_at)
 $(GUEST): $(TARGET_DIR)/release/%: tests/vm/%.rs
 	@mkdir -p $(@D)

@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-/// What packagers set who build from an archive.
+/// Packagers who build from an archive set this.
 const VARIABLE: &str = "RCM_COMMIT";
 
 fn main() {
@@ -16,9 +16,9 @@ fn main() {
     }
 }
 
-/// The commit as git describes it; none outside of a repository.
+/// Returns the commit as git describes it; `None` outside of a repository.
 fn described() -> Option<String> {
-    // Not a repository that the sources only happen to lie in, such as a distribution's.
+    // The sources may lie inside of another repository, such as a distribution's.
     if !Path::new(".git").exists() {
         return None;
     }
@@ -27,7 +27,7 @@ fn described() -> Option<String> {
     if log.exists() {
         println!("cargo:rerun-if-changed={}", log.display());
     }
-    // Whether something is changed that is not committed.
+    // Uncommitted changes count, too.
     for sources in ["src", "Cargo.toml", "Cargo.lock"] {
         println!("cargo:rerun-if-changed={sources}");
     }

@@ -1,16 +1,20 @@
-//! rcm beside runc, crun and youki: how long the verbs take that an engine calls for every container, and how much memory.
+//! Compares rcm with runc, crun and youki: the time and memory of the verbs that an engine calls
+//! for every container.
 //!
-//! One container with busybox's `true`, the same bundle for all; the runtimes take turns in every round, so that a
-//! machine that is busy for a while is busy for all of them. `make bench` provides the others: runc and crun are those of the distribution, youki the
-//! path in `RCM_BENCH_YOUKI`. `RCM_BENCH_ROUNDS` says how many rounds there are (100).
+//! All runtimes use the same bundle with busybox's `true`. They take turns in every round, so that
+//! a temporary load of the machine affects all of them. `make bench` provides the others: runc and
+//! crun are those of the distribution, youki is the path in `RCM_BENCH_YOUKI`. `RCM_BENCH_ROUNDS`
+//! is the number of rounds (100).
 //!
-//! # What counts as memory
+//! # How memory is measured
 //!
-//! Rounds of their own follow, in which every command is started by a small child of this program that then asks getrusage(2) for
-//! `RUSAGE_CHILDREN`: `ru_maxrss` is the largest resident set that the command, or one of its descendants that was waited for, has had at any time,
-//! shared pages of the program and its libraries included. It is the largest of them, not their sum. What is left behind to execute (the
-//! container's first process) is not in it. execve(2) keeps the peak of what was there before, so that no number is below what the small child itself
-//! needs; that is measured with `true` and printed.
+//! Memory is measured in rounds of its own. A small child of this program starts every command and
+//! then asks getrusage(2) for `RUSAGE_CHILDREN`. `ru_maxrss` is the largest resident set that the
+//! command, or one of its descendants that was waited for, has had at any time. It includes shared
+//! pages of the program and its libraries. It is the largest of them, not their sum. The
+//! container's first process keeps running, so it is not included. execve(2) keeps the peak of the
+//! process before, so no number is below the need of the small child itself. That need is measured
+//! with `true` and printed.
 
 #[path = "../tests/it/common/mod.rs"]
 mod common;
@@ -23,15 +27,17 @@ use common::{Bundle, Cmd, Host};
 use nix::sys::resource::{UsageWho, getrusage};
 
 const DEFAULT_ROUNDS: usize = 100;
-/// Memory differs little from time to time.
+/// Memory differs little between rounds.
 const MOST_PEAK_ROUNDS: usize = 20;
-/// Makes this program the small child: a file for the peak follows, and the command.
+/// Makes this program the small child. The file for the peak and the command follow.
 const PEAK: &str = "--peak";
-/// What takes longer hangs; youki 0.7's foreground run does now and then. It is counted, not measured.
+/// Limit for one command. A command that takes longer hangs, as youki 0.7's foreground run
+/// sometimes does. It is counted, not measured.
 const HANG_DUR: Duration = Duration::from_secs(5);
 
-/// What is measured. `run` is the whole life of a container that ends at once, in the foreground; the next four are the life of another, whose
-/// sum without `exec` is the last.
+/// The measured operations. `run` is the whole life of a container that ends at once, in the
+/// foreground. The next four are the life of another container. The last is their sum without
+/// `exec`.
 const OPERATIONS: [&str; 6] = [
     "run",
     "create",
@@ -45,7 +51,7 @@ const CREATE: usize = 1;
 const EXEC: usize = 3;
 const WHOLE: usize = 5;
 
-/// One runtime and what was measured of it, by operation.
+/// One runtime and its measurements, by operation.
 struct Runtime {
     name: &'static str,
     version: String,
@@ -54,9 +60,9 @@ struct Runtime {
     long: Bundle,
     samples: Vec<Vec<Duration>>,
     hangs: Vec<usize>,
-    /// In the rounds for memory, where the small child writes the peak.
+    /// File to which the small child writes the peak, in the rounds for memory.
     peak_path: Option<PathBuf>,
-    /// In KiB.
+    /// Peaks in KiB.
     peaks: Vec<Vec<u64>>,
 }
 
@@ -69,7 +75,7 @@ impl Runtime {
             .and_then(|output| String::from_utf8(output.stdout).ok())
             .and_then(|text| text.lines().next().map(str::to_owned))
             .unwrap_or_default();
-        // The oldest that all take: crun of Debian 12 knows no newer one.
+        // The newest version that all accept: crun of Debian 12 knows no newer one.
         let bundle = |id| host.bundle(id).set("/ociVersion", "1.0.2".into());
         Self {
             name,
@@ -84,7 +90,7 @@ impl Runtime {
         }
     }
 
-    /// Whether it runs a container here; says so where it does not.
+    /// Whether it runs a container here. Prints a line if it does not.
     fn runs_here(&self) -> bool {
         let output = self.host.cmd("run").bundle(&self.short).run();
         let works = !self.version.is_empty() && output.code() == 0;
@@ -95,12 +101,12 @@ impl Runtime {
         works
     }
 
-    /// From now on memory is measured instead of time.
+    /// Measures memory instead of time from now on.
     fn measuring_peaks(self, bench: &Path) -> Self {
         let path = self.host.dir().join("peak");
         let limit = HANG_DUR.as_secs().to_string();
         let words = [bench.as_os_str(), PEAK.as_ref(), path.as_os_str()].map(ToOwned::to_owned);
-        // The small child would not be missed by what hangs.
+        // Killing the small child alone would leave the hanging command behind.
         let within = ["timeout", "--signal=KILL", &limit].map(Into::into);
         Self {
             host: self.host.with_prefix(words.into_iter().chain(within)),
@@ -109,7 +115,7 @@ impl Runtime {
         }
     }
 
-    /// Measures one command. Returns how long it took, or none if it hung.
+    /// Measures one command. Returns its duration; `None` if it hung.
     fn measure(&mut self, operation: usize, command: Cmd) -> Option<Duration> {
         let begin = Instant::now();
         let mut running = command.spawn();
@@ -157,14 +163,14 @@ impl Runtime {
     }
 }
 
-/// What the small child has written; none where the command failed.
+/// Reads the peak that the small child has written; `None` if the command failed.
 fn peak(path: &Path) -> Option<u64> {
     let text = std::fs::read_to_string(path).ok()?;
     let _ = std::fs::remove_file(path);
     text.parse().ok()
 }
 
-/// The small child: executes a command and writes the peak of its memory, if it succeeds.
+/// The small child: executes a command and, if that succeeds, writes the peak of its memory.
 fn be_small_child(mut args: impl Iterator<Item = std::ffi::OsString>) -> Option<()> {
     let path = args.next()?;
     let status = Command::new(args.next()?).args(args).status().ok()?;
@@ -173,7 +179,7 @@ fn be_small_child(mut args: impl Iterator<Item = std::ffi::OsString>) -> Option<
     std::fs::write(path, kib.to_string()).ok()
 }
 
-/// The peak that a command has which needs next to nothing, in KiB.
+/// Returns the peak of a command that needs next to nothing, in KiB.
 fn least_peak(bench: &Path, dir: &Path) -> Option<u64> {
     let path = dir.join("least-peak");
     let mut command = Command::new(bench);
@@ -182,7 +188,7 @@ fn least_peak(bench: &Path, dir: &Path) -> Option<u64> {
     peak(&path)
 }
 
-/// The value below which `part` of a hundred samples lie, in milliseconds.
+/// Returns the value below which `part` of a hundred samples lie, in milliseconds.
 fn percentile(samples: &[Duration], part: usize) -> Option<f64> {
     let mut sorted = samples.to_vec();
     sorted.sort();
@@ -240,7 +246,7 @@ fn print_table(runtimes: &[Runtime], least_peak: Option<u64>) {
     }
 }
 
-/// The program `name` on the PATH.
+/// Finds the program `name` on the PATH.
 fn find(name: &str) -> Option<PathBuf> {
     std::env::split_paths(&std::env::var_os("PATH")?)
         .map(|dir| dir.join(name))

@@ -1,11 +1,13 @@
-//! A streamed migration beside a plain copy of as many bytes over the same link.
+//! Compares a streamed migration with a plain copy of as many bytes over the same link.
 //!
-//! Two hosts are network namespaces joined by a veth pair. On a link shaped to 1 Gbit/s the yardstick is a plain TCP copy, on an unshaped one, where
-//! only the processors limit, a copy over one TLS 1.3 connection. The copies read from memory; the migration dumps a container of random memory. Both write
-//! what arrives to a file, on a tmpfs so that no disk counts. The migration's time is that of `dump` and `ship` in its report: from the freeze to the
-//! last byte.
+//! Two hosts are network namespaces joined by a veth pair. On a link shaped to 1 Gbit/s the
+//! yardstick is a plain TCP copy. On an unshaped one, where only the processors limit, it is a copy
+//! over one TLS 1.3 connection. The copies read from memory; the migration dumps a container of
+//! random memory. Both write to a file on a tmpfs, so that no disk counts. The migration's time is
+//! that of `dump` and `ship` in its report: from the freeze to the last byte.
 //!
-//! They take turns. `RCM_BENCH_MIB` says how much memory the container has (1024), `RCM_BENCH_ROUNDS` how many rounds there are (3).
+//! They take turns. `RCM_BENCH_MIB` is the memory of the container (1024), `RCM_BENCH_ROUNDS` the
+//! number of rounds (3).
 
 #[path = "../tests/it/common/mod.rs"]
 mod common;
@@ -35,7 +37,7 @@ use common::{Bundle, Host, wait_until};
 const SOURCE: &str = "198.18.7.1";
 const DESTINATION: &str = "198.18.7.2";
 const PORT: u16 = 7261;
-/// What a child of this program is told to be.
+/// Role of a child of this program.
 const ROLE: &str = "RCM_BENCH_ROLE";
 const CHUNK_BYTES: usize = 256 << 10;
 
@@ -76,7 +78,7 @@ impl Link {
             &link.source(),
             "ip link add veth-a type veth peer name veth-b",
         );
-        // Only as long as the file is open does the path lead there.
+        // The path is valid only as long as the file is open.
         let far = File::open(link.destination()).unwrap();
         let path = format!("/proc/{}/fd/{}", std::process::id(), far.as_raw_fd());
         run(&link.source(), &format!("ip link set veth-b netns {path}"));
@@ -104,7 +106,7 @@ impl Link {
         self.dir.path().join("destination")
     }
 
-    /// A copy of `count_bytes`, by two processes of this program; how long it took.
+    /// Copies `count_bytes` by two processes of this program. Returns the duration.
     fn copy(&self, kind: &str, count_bytes: u64) -> Duration {
         let this = std::env::current_exe().unwrap();
         let this = this.to_str().unwrap();
@@ -117,7 +119,7 @@ impl Link {
             .stdout(Stdio::piped())
             .spawn()
             .unwrap();
-        // It listens.
+        // The process listens now.
         let mut ready = String::new();
         BufReader::new(sink.stdout.take().unwrap())
             .read_line(&mut ready)
@@ -142,7 +144,7 @@ impl Drop for Link {
     }
 }
 
-/// The roles of children. Returns false for the benchmark itself.
+/// Plays the role of a child. Returns false for the benchmark itself.
 fn play() -> bool {
     let Ok(role) = std::env::var(ROLE) else {
         return false;
@@ -160,20 +162,19 @@ fn sink(tls: bool, store: &Path) {
     let listener = TcpListener::bind((DESTINATION, PORT)).unwrap();
     println!("ready");
     let (socket, _) = listener.accept().unwrap();
-    let mut stream: Box<dyn Stream> = match tls {
-        false => Box::new(socket),
-        true => {
-            let made = rcgen::generate_simple_self_signed(["bench.invalid".to_owned()]).unwrap();
-            let key = PrivatePkcs8KeyDer::from(made.signing_key.serialize_der());
-            let config = ServerConfig::builder_with_provider(Arc::new(default_provider()))
-                .with_protocol_versions(&[&TLS13])
-                .unwrap()
-                .with_no_client_auth()
-                .with_single_cert(vec![made.cert.der().clone()], key.into())
-                .unwrap();
-            let session = ServerConnection::new(Arc::new(config)).unwrap();
-            Box::new(StreamOwned::new(session, socket))
-        }
+    let mut stream: Box<dyn Stream> = if tls {
+        let made = rcgen::generate_simple_self_signed(["bench.invalid".to_owned()]).unwrap();
+        let key = PrivatePkcs8KeyDer::from(made.signing_key.serialize_der());
+        let config = ServerConfig::builder_with_provider(Arc::new(default_provider()))
+            .with_protocol_versions(&[&TLS13])
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![made.cert.der().clone()], key.into())
+            .unwrap();
+        let session = ServerConnection::new(Arc::new(config)).unwrap();
+        Box::new(StreamOwned::new(session, socket))
+    } else {
+        Box::new(socket)
     };
     let mut count = [0; 8];
     stream.read_exact(&mut count).unwrap();
@@ -197,19 +198,18 @@ fn send(tls: bool, count_bytes: u64) {
         .read_exact(&mut memory)
         .unwrap();
     let socket = TcpStream::connect((DESTINATION, PORT)).unwrap();
-    let mut stream: Box<dyn Stream> = match tls {
-        false => Box::new(socket),
-        true => {
-            let config = ClientConfig::builder_with_provider(Arc::new(default_provider()))
-                .with_protocol_versions(&[&TLS13])
-                .unwrap()
-                .dangerous()
-                .with_custom_certificate_verifier(Arc::new(Anybody))
-                .with_no_client_auth();
-            let name = ServerName::try_from("bench.invalid").unwrap();
-            let session = ClientConnection::new(Arc::new(config), name).unwrap();
-            Box::new(StreamOwned::new(session, socket))
-        }
+    let mut stream: Box<dyn Stream> = if tls {
+        let config = ClientConfig::builder_with_provider(Arc::new(default_provider()))
+            .with_protocol_versions(&[&TLS13])
+            .unwrap()
+            .dangerous()
+            .with_custom_certificate_verifier(Arc::new(Anybody))
+            .with_no_client_auth();
+        let name = ServerName::try_from("bench.invalid").unwrap();
+        let session = ClientConnection::new(Arc::new(config), name).unwrap();
+        Box::new(StreamOwned::new(session, socket))
+    } else {
+        Box::new(socket)
     };
     let began = Instant::now();
     stream.write_all(&count_bytes.to_be_bytes()).unwrap();
@@ -229,7 +229,7 @@ fn send(tls: bool, count_bytes: u64) {
 trait Stream: Read + Write {}
 impl<T: Read + Write> Stream for T {}
 
-/// The certificate means nothing here: both ends are this program.
+/// Accepts any certificate: both ends are this program.
 #[derive(Debug)]
 struct Anybody;
 
@@ -294,7 +294,7 @@ impl Drop for Side {
     }
 }
 
-/// Moves a container of `mib` MiB over `link`: how many bytes its images have, and how long they took.
+/// Migrates a container of `mib` MiB over `link`. Returns the bytes of its images and the duration.
 fn migrate(link: &Link, mib: u64) -> (u64, Duration) {
     let source = Side::new(&link.source());
     let destination = Side::new(&link.destination());
@@ -400,7 +400,7 @@ fn main() -> ExitCode {
             median(&mut ratios) * 100.0,
             target * 100.0
         );
-        // A table that grows while one looks at it.
+        // Shows each row of the table at once.
         let _ = io::stdout().flush();
     }
     ExitCode::SUCCESS

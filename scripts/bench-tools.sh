@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 #
-# Provide what the benchmarks compare rcm with, besides the runc that the tests need: crun, a package of the distribution, and youki, the runtime on
-# the same library, which no distribution ships.
+# Provide the runtimes that the benchmarks compare rcm with, besides the runc of the tests: crun, a package of the distribution, and youki,
+# which is built on the same library and which no distribution ships.
 #
 # youki is built from the registry into target/bench-tools, once. The last line of standard output is the path of its binary.
 

@@ -20,7 +20,7 @@ export LC_ALL=C
 
 # The suites of step 3, best first: forky has the version that rcm is tested with.
 readonly SUITES=${RCM_CRIU_SUITES:-forky trixie sid}
-# Where unpacked versions live; one directory per version.
+# The prefix of unpacked versions; one directory for each.
 readonly BASE=/usr/local/lib/rcm
 # sbin, because CRIU is root's tool, and because root's PATH has it before every directory of the distribution.
 readonly LAUNCHER=${RCM_CRIU_LAUNCHER:-/usr/local/sbin/criu}
@@ -102,7 +102,7 @@ if $remove; then
     # The stamp makes sure that no directory is removed but one that was unpacked here.
     if [ -f "$prefix/.rcm-criu" ]; then
         rm -rf "$prefix"
-        # Only where no other version is left.
+        # Only if no other version is left.
         rmdir "$BASE" 2>/dev/null || true
     fi
     say "removed $LAUNCHER and $prefix"
@@ -114,14 +114,14 @@ trap 'rm -rf "$work"' EXIT
 # apt downloads as its own unprivileged user.
 chmod 755 "$work"
 
-# passes COMMAND... - does this CRIU pass its own check? The reason for a "no" is left in $reason.
+# passes COMMAND... - does this CRIU pass its own check? If not, $reason says why.
 reason=
 passes() {
     if "$@" check >"$work/check.log" 2>&1 </dev/null; then
         return 0
     fi
     # CRIU's first error names the cause, those after it are consequences. The one about RLIMIT_NOFILE is harmless:
-    # it stands in every log of a root without CAP_SYS_RESOURCE.
+    # every log of a root without CAP_SYS_RESOURCE has it.
     reason=$(sed -n '/RLIMIT_NOFILE/d; /[Ee]rror/ { p; q }' "$work/check.log")
     reason=${reason:-$(tail -n 1 "$work/check.log")}
     reason=${reason:-no output}
@@ -144,7 +144,7 @@ tools_present() {
     fi
 }
 
-# --- 1. what is installed ----------------------------------------------------
+# --- 1. the installed CRIU ----------------------------------------------------
 
 if found=$(command -v criu); then
     if passes criu; then
@@ -195,7 +195,7 @@ unpack() {
         dpkg-deb -x "$deb" "$tree" || return 1
     done
     rm -f "$dir"/cache/archives/*.deb
-    # Where the launcher makes CRIU look for plugins; CRIU fails every dump when the directory is absent.
+    # The launcher makes CRIU look for plugins here; without the directory CRIU fails every dump.
     mkdir -p "$tree/usr/lib/criu"
 }
 
@@ -329,7 +329,7 @@ newer_keyring() {
 }
 
 for suite in $SUITES; do
-    # That one was step 2's.
+    # Step 2 has tried that one.
     if [ "$suite" = "$codename" ]; then continue; fi
 
     state=$work/$suite
@@ -363,7 +363,7 @@ for suite in $SUITES; do
     mkdir -p "$(dirname "$prefix")" "$(dirname "$LAUNCHER")"
     printf 'criu %s of Debian %s\n' "$version" "$suite" >"$tree/.rcm-criu"
     chmod 755 "$tree"
-    # Complete before it has its name, so that an interrupted run leaves nothing that looks finished.
+    # It gets its name when it is complete, so that an interrupted run leaves nothing that looks finished.
     rm -rf "$prefix.new"
     cp -a "$tree" "$prefix.new"
     rm -rf "$prefix"

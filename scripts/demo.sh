@@ -4,8 +4,8 @@
 #
 # The container counts in its memory, and writes each number with the time to a file that it holds open.
 #
-# The numbers must go on without a repetition or a gap. The distance in time between the last one at the source and the first one at
-# the destination is the downtime that the application sees, with its own pause of 10 ms in it.
+# The numbers must continue without a repetition or a gap. The time between the last number at the source and the first one at the
+# destination is the downtime that the application sees, including its own pause of 10 ms.
 
 set -euo pipefail
 export LC_ALL=C
@@ -31,8 +31,8 @@ cp "$busybox" "$rootfs/bin/busybox"
 for applet in sh usleep; do
     ln -s busybox "$rootfs/bin/$applet"
 done
-# The number lives in the shell's memory, the file is open all the time. The time is the wall clock's: CRIU gives the restored container
-# a time namespace in which the monotonic clock did not go on.
+# The number is in the shell's memory, and the file is always open. The time is the wall clock's: CRIU gives the restored container a time
+# namespace in which the monotonic clock did not advance.
 cat >"$rootfs/count" <<'COUNT'
 exec 3>>/tmp/numbers
 number=0

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 #
-# Install what building, running and testing rcm needs, on Debian 12/13 and Ubuntu 22.04/24.04.
+# Install the requirements for building, running and testing rcm, on Debian 12/13 and Ubuntu 22.04/24.04.
 #
-# Installs only what is missing and says nothing when that is nothing. What exists in another form stays
-# (Docker's own packages, a container runtime built by hand): a requirement is a command or a library, not a package.
+# Installs only missing requirements, and prints nothing if none is missing. A requirement is a command or a library, not a
+# package, so other forms of it stay (Docker's own packages, a container runtime built by hand).
 
 set -euo pipefail
 export LC_ALL=C
@@ -11,7 +11,7 @@ export LC_ALL=C
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 . scripts/lib.sh
 
-# Where root's tools are; an ordinary user's PATH lacks it.
+# The directory of root's tools; an ordinary user's PATH lacks it.
 export PATH="$PATH:/usr/local/sbin:/usr/sbin:/sbin"
 
 usage() {
@@ -50,13 +50,13 @@ done
 
 have_command() { command -v "$1" >/dev/null; }
 have_file() { [ -e "$1" ]; }
-# have_library MODULE [VERSION] - as the build scripts of the crates ask.
+# have_library MODULE [VERSION] - asks as the build scripts of the crates do.
 have_library() { pkg-config --exists "$1${2:+ >= $2}" 2>/dev/null; }
-# have_static COMMAND - a program that runs in a root file system that holds nothing else.
+# have_static COMMAND - is it static, so that it runs in a root file system without libraries?
 have_static() { have_command "$1" && ! ldd "$(command -v "$1")" >/dev/null 2>&1; }
 
-# One line per requirement: package(s), and the question whether it is there already.
-# Of several packages, separated by "|", the first that the distribution has is taken.
+# One line per requirement: package(s), and the test whether it is installed.
+# Of several packages, separated by "|", the first that the distribution has is installed.
 requirements() {
     cat <<'LIST'
 # building: the linker, libseccomp, and the libbpf that libbpf-sys compiles from its own copy
@@ -69,7 +69,7 @@ libseccomp-dev            have_library libseccomp 2.5
 libelf-dev                have_library libelf
 zlib1g-dev                have_library zlib
 ca-certificates           have_file /etc/ssl/certs/ca-certificates.crt
-# running: what CRIU and rcm execute
+# running: the programs that CRIU and rcm execute
 tar                       have_command tar
 iproute2                  have_command ip
 iptables                  have_command iptables-restore
@@ -111,7 +111,7 @@ LIST
     fi
     if $with_vm; then
         cat <<'LIST'
-# the lab: machines, what makes their image, and the way into them
+# the lab: machines, the tools that make their image, and ssh into them
 qemu-system-x86           have_command qemu-system-x86_64
 e2fsprogs                 have_command mkfs.ext4
 cpio                      have_command cpio

@@ -11,7 +11,7 @@ if [ $# -ne 1 ]; then
 fi
 
 echo "To let engines run containers with rcm (docs/engines.md explains it):"
-# The block below each heading that is a path.
+# The code block below each heading that is a path.
 awk -v rcm="$1" '
     /^### \// { file = $2; next }
     /^```/ && file { inside = !inside; if (inside) { printf "\n%s:\n\n", file } else { file = "" }; next }

@@ -1,15 +1,15 @@
-# Two hosts on one machine, for the demonstrations. Sourced, never run; the script sets RCM, and TAG, which all that is made is named after.
+# Two hosts on one machine, for the demonstrations. Sourced, never run. The script sets RCM, and TAG, which is part of every name made here.
 #
-# The hosts are network namespaces joined by a veth pair, each with a state directory and a place in the cgroup tree of its own; they share
-# what lies below $work, as two machines with an NFS mount do.
+# The hosts are network namespaces joined by a veth pair. Each has its own state directory and its own place in the cgroup tree. They share
+# the files below $work, as two machines with an NFS mount do.
 # shellcheck shell=bash
 
 readonly SOURCE_ADDRESS=198.18.0.1
 readonly DESTINATION_ADDRESS=198.18.0.2
-# Kept per host: a receiver that waits.
+# The receiver that waits, for each host.
 receiver=
 
-# hosts_up - check what is needed, make $work and the two hosts.
+# hosts_up - checks the requirements, makes $work and the two hosts.
 hosts_up() {
     local tool
     [ "$(id -u)" -eq 0 ] || die "containers need root: run it as root or with sudo"
@@ -44,7 +44,7 @@ make_host() {
     on "$1" ip link set lo up
 }
 
-# Everything is named after $TAG or lies below $work, so that nothing else can be hit.
+# Only names with $TAG and files below $work are removed, so nothing else can be hit.
 hosts_down() {
     local status=$? host top id
     trap - EXIT INT TERM
@@ -95,7 +95,7 @@ wait_for_container() {
     grep -q 'waiting on' "$work/receiver.log" || die "the receiver does not listen: $(cat "$work/receiver.log")"
 }
 
-# container_arrived - wait for the receiver's end, and show what it said.
+# container_arrived - waits for the receiver's end, and shows its output.
 container_arrived() {
     local status=0
     wait "$receiver" || status=$?

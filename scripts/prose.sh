@@ -2,7 +2,7 @@
 #
 # prose.sh [PATH...] - counts how often "what" stands in the comments of Rust sources, and how wide they are.
 #
-# A comment full of "what" is one of headless clauses, which have to be read twice. At most 2 of 1000 words may be one, in each path and
+# Many "what" are a sign of headless clauses, which have to be read twice. At most 2 of 1000 words may be one, in each path and
 # over all of them, and no comment may end beyond column 100. Without arguments: src, tests and benches.
 
 set -euo pipefail

@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 #
-# Run the runc project's integration suite against a runtime and print a table: per file, what passed, failed and was skipped.
+# Run the runc project's integration suite against a runtime and print a table: for each file, the tests that passed, failed and were skipped.
 #
-# Nothing of runc is part of this repository: its sources are an argument, and only copied. What only the suite needs is no dependency
-# of rcm: its packages are installed here, and the Go that runc asks for is unpacked beside the copy.
+# Nothing of runc is part of this repository: its sources are an argument, and only copied. Requirements of the suite alone are no
+# dependency of rcm: their packages are installed here, and the Go that runc asks for is unpacked beside the copy.
 
 set -euo pipefail
 export LC_ALL=C
@@ -81,7 +81,7 @@ provide_go() {
     export GOTOOLCHAIN=local GOFLAGS=-mod=vendor GOCACHE=$work/go-cache
 }
 
-# make_images - what get-images.sh would download, under the names that it looks for, but not compressed: each test unpacks one.
+# make_images - the images that get-images.sh would download, under the same names, but not compressed: each test unpacks one.
 make_images() {
     local arch root applet
     arch=$(go env GOARCH)
@@ -123,7 +123,7 @@ quietly make -C "$tree" RUNC_BUILDTAGS=-libpathrs COMMIT="v$(cat "$tree/VERSION"
 mkdir -p "$work/bin"
 ln -sfT "$runtime" "$work/bin/runc"
 
-# A pipe that nobody writes to and that does not end.
+# A pipe without a writer's data and without an end.
 mkfifo "$work/silence.$$"
 exec {silence}<>"$work/silence.$$"
 rm "$work/silence.$$"
@@ -135,13 +135,13 @@ total=(0 0 0)
 for file in "$@"; do
     log=$logs/${file%.bats}.tap
     status=0
-    # Some tests open /dev/tty: script(1) gives them one, and its end hangs them up. An end of its input it would type as a ^D.
+    # Some tests open /dev/tty: script(1) gives them one, and hangs them up when it ends. It would turn the end of its input into a ^D.
     RUNC=$work/bin/runc timeout --kill-after=10 "${RUNC_SUITE_TIMEOUT:-600}" \
         script -qec "bats -t 'tests/integration/$file' >'$log' 2>&1" /dev/null >/dev/null <&"$silence" || status=$?
     count=("$(grep -c '^ok ' "$log")" "$(grep -c '^not ok ' "$log")" "$(grep -c '^ok .* # skip' "$log")") || true
     count[0]=$((count[0] - count[2]))
     planned=$(sed -n 's/^1\.\.\([0-9]*\)$/\1/p' "$log")
-    # What a file did not get to has failed.
+    # The tests that a file did not reach count as failed.
     count[1]=$((${planned:-1} - count[0] - count[2]))
     printf '%-30s %6d %6d %7d%s\n' "$file" "${count[@]}" "$([ "$status" -ne 124 ] || echo '  timed out')"
     for i in 0 1 2; do total[i]=$((total[i] + count[i])); done

@@ -1,7 +1,8 @@
-//! Log records in runc's shape.
+//! Log records in runc's format.
 //!
-//! Engines read the last error record of the log file that they gave (`--log`, usually with `--log-format json`) and show its message to
-//! the user. So there is exactly one error record for a failed command, and its JSON has exactly `level`, `msg` and `time`.
+//! Engines read the last error record of the log file that they passed (`--log`, usually with
+//! `--log-format json`) and show its message to the user. So a failed command writes exactly one
+//! error record, and its JSON has exactly `level`, `msg` and `time`.
 
 use std::fmt::{self, Write as _};
 use std::fs::{File, OpenOptions};
@@ -17,9 +18,9 @@ use tracing::{Event, Level, Subscriber};
 use tracing_subscriber::Layer;
 use tracing_subscriber::layer::{Context, SubscriberExt};
 
-use crate::sys::trail;
+use crate::sys::error_capture;
 
-/// How records look.
+/// Format of the records.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum LogFormat {
     /// `time="..." level=... msg="..."`.
@@ -29,7 +30,7 @@ pub enum LogFormat {
     Json,
 }
 
-/// Where records go.
+/// Destination of the records.
 #[derive(Debug)]
 enum Sink {
     Stderr,
@@ -43,10 +44,11 @@ struct RuncLayer {
     debug: bool,
 }
 
-/// Sends log records to `path`, appending, or to stderr. `debug` also shows what rcm and its engine do in detail.
+/// Sends log records to `path`, appending, or to stderr. `debug` also shows the details of rcm and
+/// libcontainer.
 ///
 /// # Errors
-/// Where the file cannot be opened.
+/// If the file cannot be opened.
 pub fn init(path: Option<&Path>, format: LogFormat, debug: bool) -> io::Result<()> {
     let sink = match path {
         None => Sink::Stderr,
@@ -69,7 +71,8 @@ pub fn init(path: Option<&Path>, format: LogFormat, debug: bool) -> io::Result<(
     Ok(())
 }
 
-/// Whether an event comes from the engine. Its error events are causes of a failure that rcm reports itself, with its own record.
+/// Whether an event comes from libcontainer. Its error events are causes of a failure that rcm
+/// reports itself, with its own record.
 fn is_engines(target: &str) -> bool {
     target.starts_with("libcontainer") || target.starts_with("libcgroups")
 }
@@ -89,7 +92,7 @@ impl<S: Subscriber> Layer<S> for RuncLayer {
         event.record(&mut message);
         let text = message.finish();
         if engines && level == Level::ERROR {
-            trail::record(&text);
+            error_capture::record(&text);
             if !self.debug {
                 return;
             }
@@ -109,7 +112,8 @@ impl<S: Subscriber> Layer<S> for RuncLayer {
 impl RuncLayer {
     fn write(&self, level: Level, message: &str) {
         let record = render(self.format, level, message);
-        // One write per record: several processes append to the same file. A log that cannot be written stops no container.
+        // One write per record, because several processes append to the same file. A log that
+        // cannot be written must not stop a container.
         let _ = match &self.sink {
             Sink::Stderr => io::stderr().write_all(record.as_bytes()),
             Sink::File(file) => (&*file).write_all(record.as_bytes()),
@@ -117,7 +121,7 @@ impl RuncLayer {
     }
 }
 
-/// logrus's names.
+/// Returns logrus's name of a level.
 fn level_name(level: Level) -> &'static str {
     match level {
         Level::ERROR => "error",
@@ -153,7 +157,7 @@ fn render(format: LogFormat, level: Level, message: &str) -> String {
     }
 }
 
-/// logrus quotes what is not made of harmless characters only.
+/// Quotes a message as logrus does: if it has other than harmless characters.
 fn quote(message: &str) -> String {
     let plain = !message.is_empty()
         && message

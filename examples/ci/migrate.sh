@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
 #
-# Move a container in a CI job: fails the job with rcm's exit status, and says why from the document of --json.
+# Move a container in a CI job. Fails the job with rcm's exit status, and prints the reason from the document of --json.
 #
 # usage: migrate.sh CONTAINER DESTINATION IMAGE_PATH [FLAG...]
 #
-# The receiver waits at the destination, for this container or for any (rcm live-migrate --any). FLAGs are passed on, such as --token-file.
+# A receiver waits at the destination, for this container or for any (rcm live-migrate --any). FLAGs are passed on, such as --token-file.
 #
-#   RCM               the command, "rcm" unless said otherwise: "sudo rcm", "ssh node1 sudo rcm"
-#   MAX_DOWNTIME_MS   the job fails, although the container has moved, if it stood still for longer
+#   RCM               the command, "rcm" by default: "sudo rcm", "ssh node1 sudo rcm"
+#   MAX_DOWNTIME_MS   the job fails, although the container has moved, if the downtime was longer
 #
-# exit status: 0 moved; 1 not moved, runs on at the source; 2 wrong usage; 3 not settled; 4 moved, but it stood still for too long
+# exit status: 0 moved; 1 not moved, runs on at the source; 2 wrong usage; 3 not settled; 4 moved, but the downtime was too long
 
 set -euo pipefail
 
@@ -21,7 +21,7 @@ container=$1 destination=$2 image_path=$3
 shift 3
 read -ra rcm <<<"${RCM:-rcm}"
 
-# The log and the progress stay on stderr, where the job shows them; the document is all that is on stdout.
+# The job shows the log and the progress, which stay on stderr. stdout has only the document.
 status=0
 document=$("${rcm[@]}" live-migrate "$container" --image-path="$image_path" --destination="$destination" --json "$@") || status=$?
 
@@ -45,7 +45,7 @@ case $(field .outcome) in
         ;;
 esac
 
-# rcm's status and its document are one answer.
+# rcm's exit status and its document belong together.
 [ "$status" -eq 0 ] && [ "$(field .exitStatus)" -eq 0 ] || { echo "migrate: moved, with status $status" >&2 && exit 1; }
 
 echo "migrate: $container runs at $(field .peer): downtime $(field .downtimeMs) ms, total $(field .totalMs) ms"

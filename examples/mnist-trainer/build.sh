@@ -2,12 +2,12 @@
 #
 # Build the bundle of the training job: root file system and config.json, in target/example (or RCM_EXAMPLE_DIR).
 #
-# With Docker where an engine runs (or RCM_EXAMPLE_WITH=docker), else with debootstrap and pip (RCM_EXAMPLE_WITH=debootstrap), from the mirror that this
+# With Docker if an engine runs (or RCM_EXAMPLE_WITH=docker), else with debootstrap and pip (RCM_EXAMPLE_WITH=debootstrap), from the mirror that this
 # machine's apt is configured with (or RCM_DEBIAN_MIRROR) and the index of its pip. A root file system that was built from the same files is kept.
 #
 #   build.sh           the bundle
 #   build.sh rootfs    only its root file system, which needs no rcm
-#   MNIST=DIR          a directory with MNIST's IDX files, which the container gets as /data
+#   MNIST=DIR          a directory with MNIST's IDX files, which the container sees as /data
 
 set -euo pipefail
 export LC_ALL=C DEBIAN_FRONTEND=noninteractive
@@ -28,7 +28,7 @@ engine_runs() { command -v docker >/dev/null && docker info >/dev/null 2>&1; }
 
 with_docker() {
     local container
-    # With this machine's network, as debootstrap has it.
+    # With this machine's network, as with debootstrap.
     docker build --network host --quiet --tag rcm-mnist-trainer "$HERE" >/dev/null
     container=$(docker create rcm-mnist-trainer)
     mkdir -p "$ROOTFS"
@@ -44,11 +44,11 @@ machine_mirror() {
 
 logged() { "$@" >>"$OUT/build.log" 2>&1 || die "$1 failed; the end of $OUT/build.log: $(tail -n 3 "$OUT/build.log")"; }
 
-# install_wheels NAME REQUIREMENTS - into an environment /opt/NAME of the tree.
+# install_wheels NAME REQUIREMENTS - installs them into an environment /opt/NAME of the tree.
 install_wheels() {
     local version pip wheels=$OUT/wheels
-    # The tree's own pip is executed by this machine's Python, which has the network and the configuration of an index; the wheels are those for the
-    # tree's Python.
+    # This machine's Python runs the tree's pip, because it has the network and the configuration of an index. The wheels are for the tree's
+    # Python.
     logged chroot "$ROOTFS" python3 -m venv "/opt/$1"
     version=$(chroot "$ROOTFS" python3 -c 'import sys; print("%d.%d" % sys.version_info[:2])')
     pip=$ROOTFS/opt/$1/lib/python$version/site-packages
@@ -100,7 +100,7 @@ mkdir -p "$ROOTFS/data"
 [ -x "$RCM" ] || die "$RCM does not exist: run \`make build\`, or set RCM"
 RCM=$(readlink -f "$RCM")
 command -v jq >/dev/null || die "jq is missing: run \`make deps\`"
-# As in the Dockerfile.
+# The same settings as in the Dockerfile.
 rm -f "$OUT/bundle/config.json"
 "$RCM" spec --bundle "$OUT/bundle"
 jq --arg mnist "${MNIST:+$(readlink -f "${MNIST:-/}")}" '

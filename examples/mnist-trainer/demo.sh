@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 #
-# Train twice with the same seed: once on one host, and once with a migration to another host in the middle of an epoch. What the two print must be
-# the same, to the last digit of every loss. Leaves what they printed, the report of the migration and a picture of the losses in
+# Train twice with the same seed: once on one host, and once with a migration to another host in the middle of an epoch. Both must print the
+# same lines, to the last digit of every loss. Their output, the report of the migration and a picture of the losses are left in
 # target/example/results.
 
 set -euo pipefail
@@ -15,7 +15,7 @@ SEED=${RCM_EXAMPLE_SEED:-7}
 EPOCHS=${RCM_EXAMPLE_EPOCHS:-5}
 # More than one pass over the digits of scikit-learn, so that an epoch lasts a while.
 STEPS=${RCM_EXAMPLE_STEPS:-200}
-# The steps after which it is sent away: in the middle of the third epoch.
+# The steps after which it is moved: in the middle of the third epoch.
 MOVE_AFTER=${RCM_EXAMPLE_MOVE_AFTER:-450}
 
 readonly TAG=rcm-example-$$

@@ -29,7 +29,7 @@ def main():
     moved, unmoved = read_losses(options.moved), read_losses(options.unmoved)
     with open(options.times, encoding="ascii") as file:
         times = [float(line) for line in file]
-    # It stood still where the time between two steps is longest.
+    # The freeze is the longest time between two steps.
     gaps = [after - before for before, after in zip(times, times[1:])]
     at = max(range(len(gaps)), key=gaps.__getitem__) + 1
     steps = range(1, len(moved) + 1)

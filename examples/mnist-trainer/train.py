@@ -19,7 +19,7 @@ import sys
 import threading
 import time
 
-# Before keras is imported, which reads it once.
+# Set before the import of keras, which reads it once.
 os.environ.setdefault("KERAS_BACKEND", "jax")
 
 import keras  # noqa: E402
@@ -27,7 +27,7 @@ import numpy as np  # noqa: E402
 
 CLASSES = 10
 SIDE = 28
-# How many batches the loader is ahead.
+# Number of batches that the loader prepares in advance.
 AHEAD = 4
 
 
@@ -131,12 +131,12 @@ def main():
     images, labels = load_mnist(options.data) if options.data else load_digits()
     loader = Loader(images, labels, options.batch, options.seed)
     model = build(options.rate)
-    # The wall clock: a restored container has a time namespace in which the monotonic one did not go on.
+    # The wall clock: a restored container has a time namespace in which the monotonic clock did not advance.
     times = open(options.times, "w", encoding="ascii") if options.times else None
 
     for epoch in range(1, options.epochs + 1):
         for step in range(1, (options.steps or len(loader)) + 1):
-            # Of this batch alone: the metrics would otherwise be means over all steps.
+            # For this batch alone: otherwise the metrics would be means over all steps.
             model.reset_metrics()
             loss, accuracy = (float(value) for value in model.train_on_batch(*loader.next()))
             print(f"epoch {epoch} step {step} loss {loss:.9f} accuracy {accuracy:.4f}", flush=True)

@@ -4,9 +4,10 @@ use std::path::PathBuf;
 use anyhow::{Context, bail};
 
 use crate::criu::{Criu, PageServer};
-use crate::runtime::checkpoint::{self, CheckpointOptions};
+use crate::error::chain;
 use crate::runtime::criu_flags::CriuFlags;
-use crate::runtime::{delete, engine};
+use crate::runtime::verbs::checkpoint::{self, CheckpointOptions};
+use crate::runtime::verbs::delete;
 
 use super::criu_args::CriuArgs;
 use super::{Globals, absolute};
@@ -119,11 +120,7 @@ pub fn run(globals: &Globals, args: Args) -> anyhow::Result<i32> {
         && let Err(error) = delete::destroy(&container)
     {
         // As runc: the images are complete, which is what was asked for.
-        tracing::warn!(
-            "cannot delete container {}: {}",
-            args.id,
-            engine::chain(&error)
-        );
+        tracing::warn!("cannot delete container {}: {}", args.id, chain(&error));
     }
     Ok(0)
 }

@@ -1,7 +1,7 @@
 use std::path::PathBuf;
 
-use crate::runtime::create::CreateRequest;
-use crate::runtime::notify::Manager;
+use crate::runtime::process::notify::Manager;
+use crate::runtime::verbs::create::CreateRequest;
 
 use super::{Globals, absolute};
 
@@ -64,6 +64,6 @@ pub struct Args {
 }
 
 pub fn run(globals: &Globals, args: Args) -> anyhow::Result<i32> {
-    crate::runtime::create::create(&args.create.request(globals, true))?;
+    crate::runtime::verbs::create::create(&args.create.request(globals, true))?;
     Ok(0)
 }

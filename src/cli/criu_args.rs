@@ -1,6 +1,6 @@
 use clap::builder::PossibleValuesParser;
 
-use crate::criu::CgroupMode;
+use crate::criu::ManageCgroups;
 
 /// CRIU's flags that `checkpoint`, `restore` and `live-migrate` have in common.
 #[derive(Debug, clap::Args)]
@@ -27,7 +27,7 @@ pub struct CriuArgs {
 
 impl CriuArgs {
     /// How control groups are treated.
-    pub fn manage_cgroups(&self) -> CgroupMode {
-        CgroupMode::of(self.manage_cgroups_mode.as_deref().unwrap_or_default())
+    pub fn manage_cgroups(&self) -> ManageCgroups {
+        ManageCgroups::of(self.manage_cgroups_mode.as_deref().unwrap_or_default())
     }
 }

@@ -14,6 +14,6 @@ pub struct Args {
 }
 
 pub fn run(globals: &Globals, args: Args) -> anyhow::Result<i32> {
-    crate::runtime::delete::delete(&globals.root, &args.id, args.force)?;
+    crate::runtime::verbs::delete::delete(&globals.root, &args.id, args.force)?;
     Ok(0)
 }

@@ -4,10 +4,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use serde::Serialize;
 
+use crate::error::chain;
 use crate::runtime::Status;
-use crate::runtime::engine;
-use crate::runtime::events::{Occurrence, Watch};
-use crate::runtime::stats::{Reader, Stats};
+use crate::runtime::linux::stats::{Reader, Stats};
+use crate::runtime::verbs::events::{Occurrence, Watch};
 
 use super::Globals;
 
@@ -89,7 +89,7 @@ pub fn run(globals: &Globals, args: Args) -> anyhow::Result<i32> {
                 match reader.read() {
                     Ok(stats) => Event::stats(id, stats).print()?,
                     // The next time may be better.
-                    Err(error) => tracing::warn!("{}", engine::chain(&error)),
+                    Err(error) => tracing::warn!("{}", chain(&error)),
                 }
             }
         }

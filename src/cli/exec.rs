@@ -3,9 +3,9 @@ use std::path::PathBuf;
 use anyhow::{Context, anyhow, ensure};
 use oci_spec::runtime::Process;
 
-use crate::runtime::cgroup::SubCgroups;
-use crate::runtime::exec::{self, ExecRequest};
-use crate::runtime::foreground::Foreground;
+use crate::runtime::linux::cgroup::SubCgroups;
+use crate::runtime::process::foreground::Foreground;
+use crate::runtime::verbs::exec::{self, ExecRequest};
 use crate::runtime::{Container, spec};
 
 use super::{Globals, absolute};

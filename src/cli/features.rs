@@ -1,7 +1,7 @@
 use serde::Serialize;
 use serde_json::ser::{PrettyFormatter, Serializer};
 
-use crate::runtime::features;
+use crate::runtime::verbs::features;
 
 use super::version;
 

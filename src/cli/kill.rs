@@ -1,6 +1,7 @@
 use anyhow::anyhow;
 
-use crate::runtime::{Error, kill};
+use crate::runtime::Error;
+use crate::runtime::verbs::kill;
 
 use super::Globals;
 

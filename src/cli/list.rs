@@ -3,7 +3,8 @@ use std::io::ErrorKind;
 use anyhow::Context;
 use comfy_table::{Table, presets};
 
-use crate::runtime::{Container, engine};
+use crate::error::chain;
+use crate::runtime::Container;
 
 use super::Globals;
 use super::state::{StateJson, format_time};
@@ -52,7 +53,7 @@ fn load(globals: &Globals) -> anyhow::Result<Vec<StateJson>> {
         match Container::load(&globals.root, &id) {
             Ok(container) => states.push(StateJson::of(&container)),
             // One damaged container must not hide the others.
-            Err(error) => eprintln!("load container {id}: {}", engine::chain(&error)),
+            Err(error) => eprintln!("load container {id}: {}", chain(&error)),
         }
     }
     Ok(states)

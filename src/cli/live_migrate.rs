@@ -4,18 +4,20 @@ use anyhow::bail;
 
 use super::Globals;
 use crate::criu::{self, Criu, Features, Version};
-use crate::migrate::cancel::CancelError;
+use crate::engines::detect;
 use crate::migrate::destination::DestinationError;
-use crate::migrate::facts;
-use crate::migrate::journal;
-use crate::migrate::local::LocalTestError;
-use crate::migrate::preamble::Facts;
-use crate::migrate::protocol::{ANY, Side};
-use crate::migrate::relay;
-use crate::migrate::resolve::ResolveError;
+use crate::migrate::link::ssh_helper;
+use crate::migrate::ops::cancel::CancelError;
+use crate::migrate::ops::local_test::LocalTestError;
+use crate::migrate::ops::resolve::ResolveError;
+use crate::migrate::preflight::facts;
+use crate::migrate::record::journal;
+use crate::migrate::record::paths;
 use crate::migrate::source::Failure;
+use crate::migrate::wire::facts::Facts;
+use crate::migrate::wire::id::Side;
+use crate::migrate::wire::protocol::ANY;
 use crate::runtime::container::validate_id;
-use crate::runtime::engines;
 
 mod args;
 mod mode;
@@ -101,7 +103,7 @@ pub fn run(globals: &Globals, mut args: Args) -> anyhow::Result<i32> {
         return cancel(globals, &args.id);
     }
     if args.relay {
-        relay::run(&globals.root, &args.id)?;
+        ssh_helper::run(&globals.root, &args.id)?;
         return Ok(0);
     }
     let Some(image_path) = &args.image_path else {
@@ -125,7 +127,7 @@ pub fn run(globals: &Globals, mut args: Args) -> anyhow::Result<i32> {
 }
 
 /// Where a container that this host has, or had, is not known by this name: the engine that knows it. With `--root` nobody is asked.
-fn engine_of(globals: &Globals, args: &Args) -> anyhow::Result<Option<engines::Found>> {
+fn engine_of(globals: &Globals, args: &Args) -> anyhow::Result<Option<detect::Found>> {
     let (root, id) = (&globals.root, &args.id);
     let receives = args.destination.is_none()
         && !(args.local_test || args.status || args.resolve || args.cancel);
@@ -135,8 +137,8 @@ fn engine_of(globals: &Globals, args: &Args) -> anyhow::Result<Option<engines::F
         return Ok(None);
     }
     let journals = !(args.destination.is_some() || args.local_test);
-    Ok(engines::find(root, id, |root| match journals {
-        true => journal::names(root),
+    Ok(detect::find(root, id, |root| match journals {
+        true => paths::names(root),
         false => Vec::new(),
     })?)
 }

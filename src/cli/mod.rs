@@ -361,7 +361,7 @@ fn protect_binary(globals: &Globals) -> std::io::Result<()> {
 
 /// Reports a failure: one error record, and the sentence on stderr where the log is elsewhere.
 fn fail(globals: &Globals, status: u8, error: &anyhow::Error) -> ExitCode {
-    let sentence = crate::runtime::engine::chain(error.as_ref());
+    let sentence = crate::error::chain(error.as_ref());
     tracing::error!("{sentence}");
     if globals.log_to_file {
         eprintln!("{sentence}");

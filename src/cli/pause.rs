@@ -9,6 +9,6 @@ pub struct Args {
 }
 
 pub fn run(globals: &Globals, args: Args) -> anyhow::Result<i32> {
-    crate::runtime::pause::pause(&globals.load(&args.id)?)?;
+    crate::runtime::verbs::pause::pause(&globals.load(&args.id)?)?;
     Ok(0)
 }

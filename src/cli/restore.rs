@@ -1,9 +1,10 @@
 use std::path::PathBuf;
 
 use crate::criu::Criu;
-use crate::runtime::foreground::Foreground;
-use crate::runtime::restore::{self, RestoreRequest};
-use crate::runtime::{delete, engine};
+use crate::error::chain;
+use crate::runtime::process::foreground::Foreground;
+use crate::runtime::verbs::delete;
+use crate::runtime::verbs::restore::{self, RestoreRequest};
 use crate::sys::process::become_subreaper;
 
 use super::Globals;
@@ -81,7 +82,7 @@ pub fn run(globals: &Globals, args: Args) -> anyhow::Result<i32> {
         tracing::warn!(
             "cannot remove container {}: {}",
             restored.container.id(),
-            engine::chain(&error)
+            chain(&error)
         );
     }
     Ok(status)

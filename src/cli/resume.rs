@@ -12,6 +12,6 @@ pub fn run(globals: &Globals, args: Args) -> anyhow::Result<i32> {
     let container = globals.load(&args.id)?;
     // Frozen because it was given away is not paused.
     super::live_migrate::refuse_if_open(globals, &args.id)?;
-    crate::runtime::pause::resume(&container)?;
+    crate::runtime::verbs::pause::resume(&container)?;
     Ok(0)
 }

@@ -2,10 +2,12 @@ use std::thread;
 
 use nix::unistd::Pid;
 
-use crate::runtime::create::{self, Created};
-use crate::runtime::foreground::Foreground;
-use crate::runtime::notify::Manager;
-use crate::runtime::{Container, delete, engine, start};
+use crate::error::chain;
+use crate::runtime::Container;
+use crate::runtime::process::foreground::Foreground;
+use crate::runtime::process::notify::Manager;
+use crate::runtime::verbs::create::{self, Created};
+use crate::runtime::verbs::{delete, start};
 use crate::sys::process::become_subreaper;
 
 use super::Globals;
@@ -83,7 +85,7 @@ fn remove(container: &Container) {
         tracing::warn!(
             "cannot remove container {}: {}",
             container.id(),
-            engine::chain(&error)
+            chain(&error)
         );
     }
 }

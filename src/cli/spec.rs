@@ -7,7 +7,7 @@ use anyhow::{Context, bail};
 use serde::Serialize;
 use serde_json::ser::{PrettyFormatter, Serializer};
 
-use crate::runtime::example;
+use crate::runtime::spec::template;
 
 /// The name of a bundle's specification.
 const SPEC_FILE: &str = "config.json";
@@ -27,9 +27,9 @@ pub struct Args {
 
 pub fn run(args: Args) -> anyhow::Result<i32> {
     let spec = if args.rootless {
-        example::rootless_example()
+        template::rootless_example()
     } else {
-        example::example()
+        template::example()
     };
     let mut text = Vec::new();
     let formatter = PrettyFormatter::with_indent(b"\t");

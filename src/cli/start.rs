@@ -1,5 +1,5 @@
-use crate::runtime::notify::Manager;
-use crate::runtime::start;
+use crate::runtime::process::notify::Manager;
+use crate::runtime::verbs::start;
 
 use super::Globals;
 

@@ -4,7 +4,7 @@ use std::str::FromStr;
 
 use anyhow::{Context, anyhow};
 
-use crate::runtime::update::{self, Request, Resources};
+use crate::runtime::verbs::update::{self, Request, Resources};
 
 use super::Globals;
 

@@ -1,7 +1,7 @@
 use std::path::Path;
 
 use crate::criu::Criu;
-use crate::runtime::features;
+use crate::runtime::verbs::features;
 
 /// The version of this build.
 pub(super) const VERSION: &str = env!("CARGO_PKG_VERSION");

@@ -1,4 +1,4 @@
-//! Which CRIU, and what version it is.
+//! Finds CRIU and asks for its version.
 
 use std::env;
 use std::fmt;
@@ -6,17 +6,18 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use super::error::{Action, Error};
-use super::knowledge::Knowledge;
+use super::kerndat::Kerndat;
 use super::rpc;
-use super::session::{Job, Session, Surroundings};
+use super::session::{CriuSession, Job, Surroundings};
 
 /// The environment variable that names a CRIU.
 pub const VARIABLE: &str = "RCM_CRIU";
 
-/// The oldest CRIU that rcm works with: the first whose RPC tells its version, the limit that runc has too.
+/// The oldest CRIU that rcm works with. It is the first whose RPC tells its version; runc has the
+/// same limit.
 pub const OLDEST: Version = Version::new(3, 0, 0);
 
-/// A version of CRIU. Ordered.
+/// A version of CRIU. Versions are ordered.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Version {
     /// 4 of 4.2.1.
@@ -28,20 +29,21 @@ pub struct Version {
 }
 
 impl Version {
-    /// First with external pid namespaces and the `status-ready` notification.
+    /// First version with external pid namespaces and the `status-ready` notification.
     pub const EXTERNAL_PID_NAMESPACE: Self = Self::new(3, 15, 0);
-    /// First with external network namespaces.
+    /// First version with external network namespaces.
     pub const EXTERNAL_NET_NAMESPACE: Self = Self::new(3, 11, 0);
-    /// First whose LSM options work (earlier ones ignore another profile).
+    /// First version whose LSM options work. Earlier ones ignore another profile.
     pub const LSM: Self = Self::new(3, 16, 0);
-    /// First that can be told not to lock the network.
+    /// First version that can leave the network unlocked.
     pub const NETWORK_LOCK_SKIP: Self = Self::new(3, 18, 0);
-    /// First that asks, with the tasks stopped, for open files that are not to be saved (`query-ext-files`).
+    /// First version that asks, with the tasks stopped, for open files that it must not save
+    /// (`query-ext-files`).
     pub const EXTERNAL_FILES_QUERY: Self = Self::new(3, 19, 0);
-    /// First that knows the freezer of cgroup v2.
+    /// First version that knows the freezer of cgroup v2.
     pub const FREEZER_V2: Self = Self::new(3, 14, 0);
 
-    /// `major.minor.sublevel`.
+    /// Makes the version `major.minor.sublevel`.
     #[must_use]
     pub const fn new(major: u32, minor: u32, sublevel: u32) -> Self {
         Self {
@@ -62,16 +64,17 @@ impl fmt::Display for Version {
     }
 }
 
-/// A CRIU that was found and has told its version.
+/// A CRIU whose version is known.
 #[derive(Debug, Clone)]
 pub struct Criu {
     path: PathBuf,
     version: Version,
-    pub(super) knowledge: Knowledge,
+    pub(super) kerndat: Kerndat,
 }
 
 impl Criu {
-    /// Finds CRIU: `named` (`--criu`), else [`VARIABLE`], else the first `criu` in PATH; asks for its version.
+    /// Finds CRIU: `named` (`--criu`), else [`VARIABLE`], else the first `criu` in PATH. Asks for
+    /// its version.
     ///
     /// # Errors
     /// One sentence that says which CRIU was found, what it lacks and what to install.
@@ -82,23 +85,23 @@ impl Criu {
             env::var_os("PATH").as_deref(),
         )?;
         let version = version_of(&path)?;
-        let knowledge = Knowledge::default();
+        let kerndat = Kerndat::default();
         let criu = Self {
             path,
             version,
-            knowledge,
+            kerndat,
         };
         criu.require(OLDEST, "rcm")?;
         Ok(criu)
     }
 
-    /// The executable.
+    /// Returns the path of the executable.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Its version.
+    /// Returns its version.
     #[must_use]
     pub fn version(&self) -> Version {
         self.version
@@ -140,7 +143,8 @@ fn locate(
         return in_search_path(Path::new("criu")).ok_or(Error::NotFound);
     };
     let path = Path::new(path);
-    // As a shell does: only a name without a slash is looked for in PATH. The default of `--criu` in runc's days was such a name.
+    // As in a shell, only a name without a slash is searched in PATH. The default of runc's former
+    // option `--criu` was such a name.
     let found = if path.components().count() == 1 && !path.is_absolute() {
         in_search_path(path)
     } else {
@@ -158,7 +162,7 @@ fn is_executable(path: &Path) -> bool {
 }
 
 fn version_of(path: &Path) -> Result<Version, Error> {
-    let mut session = Session::start(
+    let mut session = CriuSession::start(
         path,
         Job::query(Action::Version, path),
         Surroundings::default(),

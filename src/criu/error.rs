@@ -1,4 +1,4 @@
-//! What can go wrong with CRIU.
+//! Errors of CRIU and of talking to it.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -9,18 +9,18 @@ use nix::errno::Errno;
 
 use super::binary::Version;
 
-/// What CRIU was asked to do.
+/// A request to CRIU.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Action {
-    /// Dump and keep stopped until the answer to `post-dump`.
+    /// Dump, and keep the tasks stopped until the answer to `post-dump`.
     Dump,
     /// Copy the memory of running tasks.
     PreDump,
     /// Restore from images.
     Restore,
-    /// Tell its version.
+    /// Tell the version.
     Version,
-    /// Tell what it and the kernel can do.
+    /// Tell the features of CRIU and the kernel.
     FeatureCheck,
     /// Describe the processor.
     CpuinfoDump,
@@ -62,7 +62,7 @@ pub enum Error {
     NotThere {
         /// `--criu` or `RCM_CRIU`.
         origin: &'static str,
-        /// What it names.
+        /// The path that it names.
         path: PathBuf,
     },
     /// The CRIU that was found cannot be used.
@@ -70,47 +70,47 @@ pub enum Error {
         "{path} is CRIU {found}, but {needed_for} needs {needed} or newer: install a newer package criu or name another with --criu"
     )]
     TooOld {
-        /// Which was found.
+        /// Path of CRIU.
         path: PathBuf,
-        /// What it is.
+        /// Version of that CRIU.
         found: Version,
-        /// What is asked for.
+        /// The oldest version that would do.
         needed: Version,
-        /// By what.
+        /// The feature that needs it.
         needed_for: &'static str,
     },
     /// CRIU or the kernel lacks a feature.
     #[error("{path} (CRIU {version}) cannot {feature} on this kernel: {remedy}")]
     Lacks {
-        /// Which CRIU.
+        /// Path of CRIU.
         path: PathBuf,
         /// Its version.
         version: Version,
-        /// What it cannot do.
+        /// The missing feature.
         feature: &'static str,
-        /// What to do.
+        /// Advice for the operator.
         remedy: &'static str,
     },
-    /// The page server of a lazy dump would not get its pipe.
+    /// The kernel refuses the pipe that the page server of a lazy dump needs.
     #[error(
         "a lazy dump needs a pipe of {needed_bytes} bytes, and the kernel refuses it: raise the limit (`sysctl -w fs.pipe-max-size={limit_bytes}`) or \
          give rcm CAP_SYS_RESOURCE"
     )]
     Pipe {
-        /// What it needs.
+        /// Size of the pipe, in bytes.
         needed_bytes: usize,
-        /// What `/proc/sys/fs/pipe-max-size` must have.
+        /// Value that `/proc/sys/fs/pipe-max-size` needs.
         limit_bytes: usize,
-        /// What the kernel says.
+        /// The system's error.
         #[source]
         source: Errno,
     },
     /// CRIU could not be started.
     #[error("cannot start {path}")]
     Start {
-        /// Which CRIU.
+        /// Path of CRIU.
         path: PathBuf,
-        /// Why.
+        /// The system's error.
         #[source]
         source: std::io::Error,
     },
@@ -119,9 +119,9 @@ pub enum Error {
     Directory {
         /// "image directory", "work directory".
         what: &'static str,
-        /// Which.
+        /// Path of the directory.
         path: PathBuf,
-        /// Why.
+        /// The system's error.
         #[source]
         source: std::io::Error,
     },
@@ -130,7 +130,7 @@ pub enum Error {
     Rootfs {
         /// The root file system.
         path: PathBuf,
-        /// Why.
+        /// The system's error.
         #[source]
         source: std::io::Error,
     },
@@ -139,38 +139,38 @@ pub enum Error {
     Socket {
         /// "send to", "receive from", "wait for".
         action: &'static str,
-        /// Why.
+        /// The system's error.
         #[source]
         source: Errno,
     },
-    /// CRIU sent what its protocol does not have.
+    /// CRIU sent a message that its protocol does not have.
     #[error("CRIU answered a {action} with a message that cannot be understood: {what}")]
     Protocol {
-        /// What was asked for.
+        /// The request.
         action: Action,
-        /// What is wrong with it.
+        /// The defect of the message.
         what: &'static str,
     },
-    /// CRIU failed. Its first error is in the sentence.
+    /// CRIU failed. The sentence contains CRIU's first error.
     #[error("criu {action} of {subject} failed: {failure}")]
     Failed {
-        /// What was asked for.
+        /// The request.
         action: Action,
-        /// Of what: `container "web"`.
+        /// The dumped or restored object: `container "web"`.
         subject: String,
-        /// What CRIU said.
+        /// CRIU's error.
         failure: Box<super::log::Failure>,
     },
-    /// CRIU ended in the middle.
+    /// CRIU ended before the request was done.
     #[error("criu {action} of {subject}: CRIU ended unexpectedly ({status}): {failure}")]
     Died {
-        /// What was asked for.
+        /// The request.
         action: Action,
-        /// Of what.
+        /// The dumped or restored object.
         subject: String,
-        /// How it ended.
+        /// Exit status of CRIU.
         status: ExitStatus,
-        /// What it said before.
+        /// CRIU's error before it ended.
         failure: Box<super::log::Failure>,
     },
     /// CRIU did not answer in time. The connection is closed, so that it rolls back.
@@ -178,32 +178,32 @@ pub enum Error {
         "criu {action} of {subject}: no answer within {waited_dur:?}; the connection was closed, so that CRIU rolls back"
     )]
     Timeout {
-        /// What was asked for.
+        /// The request.
         action: Action,
-        /// Of what.
+        /// The dumped or restored object.
         subject: String,
-        /// How long was waited.
+        /// Time since the last message.
         waited_dur: Duration,
     },
     /// rcm itself refused at a stage that CRIU reported.
     #[error("{action} of {subject} stopped at {stage}")]
     Refused {
-        /// What was asked for.
+        /// The request.
         action: Action,
-        /// Of what.
+        /// The dumped or restored object.
         subject: String,
         /// CRIU's name of the stage.
         stage: String,
-        /// Why.
+        /// The caller's error.
         #[source]
         source: CallbackError,
     },
     /// A stats file cannot be read.
     #[error("cannot read CRIU's statistics {path}")]
     Stats {
-        /// The file.
+        /// Path of the statistics file.
         path: PathBuf,
-        /// Why.
+        /// The system's error.
         #[source]
         source: std::io::Error,
     },

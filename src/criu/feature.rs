@@ -1,45 +1,48 @@
-//! What CRIU can do with this kernel.
+//! Asks what CRIU can do on this kernel.
 //!
-//! CRIU finds out what the kernel can do by trying (criu/kerndat.c), which takes 20 to 45 ms, and remembers it (`knowledge.rs`) from a feature check on. A
-//! dump asks before anything is stopped, so that costs no downtime there; a restore asks while the tasks are stopped, so whoever waits for
-//! the images of a migration calls [`Criu::features`] beforehand.
+//! CRIU probes the kernel (criu/kerndat.c, CRIU 4.2), which takes 20 to 45 ms. A feature check
+//! makes CRIU keep the result (see `kerndat`). A dump asks before anything is stopped, so the probe
+//! costs no downtime. A restore would probe while the tasks are stopped. So a destination calls
+//! [`Criu::features`] before the images arrive.
 
 use super::binary::{Criu, Version};
 use super::error::{Action, Error};
 use super::rpc;
-use super::session::{Job, Session, Surroundings};
+use super::session::{CriuSession, Job, Surroundings};
 use crate::sys::pipe;
 
-/// The features that CRIU's feature check knows.
+/// Results of CRIU's feature check.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Features {
-    /// Changed memory is tracked (`CONFIG_MEM_SOFT_DIRTY` or the pagemap scan): pre-dumps and incremental dumps.
+    /// The kernel tracks changed memory (`CONFIG_MEM_SOFT_DIRTY` or the pagemap scan): for
+    /// pre-dumps and incremental dumps.
     pub memory_tracking: bool,
-    /// Missing memory can be fetched when touched (userfaultfd with its non-cooperative events).
+    /// Missing memory can be fetched on access (userfaultfd with its non-cooperative events).
     pub lazy_pages: bool,
-    /// Processes are told apart by pidfds across pre-dumps.
+    /// Pidfds tell processes apart across pre-dumps.
     pub pidfd_store: bool,
 }
 
-/// The pipe through which the page server of a lazy dump reads (criu/include/page-pipe.h, `PIPE_MAX_SIZE` pages; 3.2 MiB with pages of 4 KiB).
+/// Size of the pipe through which the page server of a lazy dump reads: `PIPE_MAX_SIZE` pages
+/// (criu/include/page-pipe.h, CRIU 4.2), or 3.2 MiB with pages of 4 KiB.
 fn page_server_pipe_bytes() -> usize {
-    // 2^PAGE_ALLOC_COSTLY_ORDER pages of `struct pipe_buffer`s, of 40 bytes each on 64 bits.
+    // 2^PAGE_ALLOC_COSTLY_ORDER pages of `struct pipe_buffer`s, each of 40 bytes on 64 bits.
     let page_bytes = pipe::page_bytes();
     (page_bytes << 3) / 40 * page_bytes
 }
 
 impl Criu {
-    /// Asks CRIU what it can do on this kernel, and fills CRIU's cache of that.
+    /// Asks CRIU for its features on this kernel, and fills CRIU's cache of them.
     ///
     /// # Errors
-    /// Where CRIU cannot be started or does not answer.
+    /// If CRIU cannot be started or does not answer.
     pub fn features(&self) -> Result<Features, Error> {
         let ask = || {
             let job = Job::query(Action::FeatureCheck, self.path());
-            let mut session = Session::start(self.path(), job, Surroundings::default())?;
+            let mut session = CriuSession::start(self.path(), job, Surroundings::default())?;
             session.ask(&rpc::feature_request())
         };
-        let response = self.knowledge.gather(self.path(), ask)?;
+        let response = self.kerndat.gather(self.path(), ask)?;
         rpc::features(&response).ok_or(Error::Protocol {
             action: Action::FeatureCheck,
             what: "it names no features",
@@ -70,11 +73,13 @@ impl Criu {
         )
     }
 
-    /// Checks that a dump can keep memory back and serve it: as [`Self::require_lazy_pages`], and that its page server gets its pipe.
+    /// Checks that a dump can keep memory back and serve it. This needs
+    /// [`Self::require_lazy_pages`], and a pipe for CRIU's page server.
     ///
-    /// Without it CRIU goes on and fails at the first request that does not begin where one of its buffers does: `splice: Bad file descriptor`
-    /// (criu/page-xfer.c, `page_server_serve` does not look at what `pipe_read_dest_init` returns). The container was stopped then, and the restored one
-    /// lacks memory.
+    /// Without the pipe, CRIU continues and fails only at a page request that does not begin at one
+    /// of its buffers, with `splice: Bad file descriptor`: `page_server_serve` ignores the result
+    /// of `pipe_read_dest_init` (criu/page-xfer.c, CRIU 4.2). By then the container is stopped, and
+    /// the restored one lacks memory.
     ///
     /// # Errors
     /// [`Error::Pipe`], or as [`Self::require_lazy_pages`].
@@ -83,7 +88,7 @@ impl Criu {
         let needed_bytes = page_server_pipe_bytes();
         pipe::try_size(needed_bytes).map_err(|source| Error::Pipe {
             needed_bytes,
-            // As the kernel rounds (fs/pipe.c, `round_pipe_size`).
+            // The kernel rounds in this way (fs/pipe.c, `round_pipe_size`).
             limit_bytes: needed_bytes.next_power_of_two(),
             source,
         })
@@ -106,7 +111,8 @@ impl Criu {
         })
     }
 
-    /// Whether this CRIU announces a lazy dump's page server with a notification (older ones write to a descriptor).
+    /// Whether this CRIU announces a lazy dump's page server with a notification. Older versions
+    /// write to a descriptor.
     #[must_use]
     pub fn has_status_ready(&self) -> bool {
         self.version() >= Version::EXTERNAL_PID_NAMESPACE

@@ -1,4 +1,4 @@
-//! Dumps and restores that are held at the moment of decision.
+//! Dumps and restores that wait for a yes or no.
 
 use std::fs::File;
 use std::io::ErrorKind;
@@ -9,20 +9,25 @@ use nix::unistd::Pid;
 
 use super::binary::Criu;
 use super::error::{Action, CallbackError, Error};
+use super::notify::Notify;
 use super::options::{Common, DumpOptions, RestoreOptions, Trees};
 use super::rpc::{self, Directories};
-use super::session::{Job, Notify, Pause, Session, Surroundings};
+use super::session::{CriuSession, Job, Pause, Surroundings};
 use crate::sys::mount;
 
 const RESTORE_LOG: &str = "restore.log";
 
-/// Opens the directories of a request. CRIU reads them through `/proc/PID/fd` of this process, so they must stay open.
+/// Opens the directories of a request. CRIU reads them through `/proc/PID/fd` of this process, so
+/// they must stay open.
 fn open_directories(common: &Common) -> Result<(File, Option<File>), Error> {
     let open = |what, path: &Path| {
         File::open(path)
-            .and_then(|file| match file.metadata()?.is_dir() {
-                true => Ok(file),
-                false => Err(ErrorKind::NotADirectory.into()),
+            .and_then(|file| {
+                if file.metadata()?.is_dir() {
+                    Ok(file)
+                } else {
+                    Err(ErrorKind::NotADirectory.into())
+                }
             })
             .map_err(|source| Error::Directory {
                 what,
@@ -46,7 +51,7 @@ fn numbers(images: &File, work: Option<&File>) -> Directories {
     }
 }
 
-/// The log of a failed earlier attempt must not be taken for this one's.
+/// Removes the log of a failed earlier attempt, so that it is not taken for this one's.
 fn remove_old_log(job: &Job) {
     if let Some(log) = job.log()
         && let Err(error) = std::fs::remove_file(log)
@@ -56,30 +61,33 @@ fn remove_old_log(job: &Job) {
     }
 }
 
-/// A complete dump whose tasks are stopped and wait for the answer. Dropping it refuses.
+/// A complete dump. The tasks are stopped, and CRIU waits for the answer. Dropping it refuses.
 #[derive(Debug)]
 #[must_use = "dropping a held dump lets the tasks run on"]
-pub struct HeldDump<N> {
-    pub(super) session: Session,
+pub struct PausedDump<N> {
+    pub(super) session: CriuSession,
     pub(super) notify: N,
 }
 
-/// A complete restore of which nothing has executed yet. Dropping it refuses.
+/// A complete restore. No restored task has executed yet, and CRIU waits for the answer. Dropping
+/// it refuses.
 #[derive(Debug)]
 #[must_use = "dropping a held restore kills the restored tasks"]
-pub struct HeldRestore<N> {
-    session: Session,
+pub struct PausedRestore<N> {
+    session: CriuSession,
     notify: N,
     pid: i32,
 }
 
-/// Whether the last restore that logged to `work_dir` came to the point at which the tasks execute. Only for a CRIU that has ended.
+/// Whether the last restore that logged to `work_dir` reached the point at which the tasks execute.
+/// To be asked only after that CRIU has ended.
 ///
-/// The sentence is criu/cr-restore.c's, at a level that rcm's restores have.
+/// The sentence is from criu/cr-restore.c, CRIU 4.2. rcm's restores have a log level that includes
+/// it.
 #[must_use]
 pub fn has_resumed(work_dir: &Path) -> bool {
     const SENTENCE: &[u8] = b"Restore finished successfully. Tasks resumed.";
-    // Names in a log need not be UTF-8.
+    // Names in a log may be other than UTF-8.
     std::fs::read(work_dir.join(RESTORE_LOG))
         .is_ok_and(|log| log.windows(SENTENCE.len()).any(|window| window == SENTENCE))
 }
@@ -97,25 +105,26 @@ fn dump_surroundings(options: &DumpOptions) -> Surroundings<'_> {
 }
 
 impl Criu {
-    /// Dumps, and holds when the images are complete and the tasks are still stopped.
+    /// Dumps, and pauses when the images are complete and the tasks are still stopped.
     ///
     /// # Errors
-    /// CRIU's first error, or that of `notify`. The tasks run on then, unless they were stopped or frozen before.
+    /// CRIU's first error, or that of `notify`. CRIU has resumed the tasks then, unless they were
+    /// stopped or frozen before.
     pub fn dump<N: Notify>(
         &self,
         options: &DumpOptions,
         mut notify: N,
-    ) -> Result<HeldDump<N>, Error> {
+    ) -> Result<PausedDump<N>, Error> {
         const LOG: &str = "dump.log";
         let job = Job::work(Action::Dump, &options.common, LOG);
         let (images, work) = open_directories(&options.common)?;
         remove_old_log(&job);
-        let mut session = Session::start(self.path(), job, dump_surroundings(options))?;
+        let mut session = CriuSession::start(self.path(), job, dump_surroundings(options))?;
         session.introduce(&mut notify, |_| Ok(()))?;
         let directories = numbers(&images, work.as_ref());
         session.send(&rpc::dump_request(options, directories, LOG, false))?;
         match session.talk(&mut notify, Some("post-dump"))? {
-            Pause::Held { .. } => Ok(HeldDump { session, notify }),
+            Pause::Held { .. } => Ok(PausedDump { session, notify }),
             Pause::Finished => Err(Error::Protocol {
                 action: Action::Dump,
                 what: "it finished without asking at post-dump",
@@ -123,7 +132,7 @@ impl Criu {
         }
     }
 
-    /// Copies the memory of the tasks, which are stopped only for moments.
+    /// Copies the memory of the tasks, which CRIU stops only for moments.
     ///
     /// # Errors
     /// As [`Self::dump`].
@@ -132,29 +141,31 @@ impl Criu {
         let job = Job::work(Action::PreDump, &options.common, LOG);
         let (images, work) = open_directories(&options.common)?;
         remove_old_log(&job);
-        let mut session = Session::start(self.path(), job, dump_surroundings(options))?;
+        let mut session = CriuSession::start(self.path(), job, dump_surroundings(options))?;
         session.introduce(notify, |_| Ok(()))?;
         let directories = numbers(&images, work.as_ref());
         session.send(&rpc::dump_request(options, directories, LOG, true))?;
         session.talk(notify, None).map(drop)
     }
 
-    /// Restores, and holds when everything is restored and nothing has executed. The restored first process is a child of this one.
+    /// Restores, and pauses when everything is restored but no task has executed. The restored
+    /// first process is a child of this one.
     ///
-    /// `prepare` is called with the process id of CRIU before it is told anything, to put it where the tasks shall be (its control group),
-    /// and may then still change the options.
+    /// `prepare` is called with the process id of CRIU before CRIU gets its request. It can move
+    /// CRIU to the control group of the future tasks, and may still change the options.
     ///
     /// # Errors
-    /// CRIU's first error, or that of `prepare` or `notify`. Nothing is left of the restored tasks then.
+    /// CRIU's first error, or that of `prepare` or `notify`. Nothing is left of the restored tasks
+    /// then.
     pub fn restore<N: Notify>(
         &self,
         mut options: RestoreOptions,
         mut notify: N,
         prepare: impl FnOnce(i32, &mut RestoreOptions) -> Result<(), CallbackError>,
-    ) -> Result<HeldRestore<N>, Error> {
+    ) -> Result<PausedRestore<N>, Error> {
         const LOG: &str = RESTORE_LOG;
         let mut job = Job::work(Action::Restore, &options.common, LOG);
-        // A shell job shares the session and the process group of the one who restores it.
+        // A shell job shares the session and the process group of the shell that restores it.
         job.foreground = options.common.shell_job;
         remove_old_log(&job);
         let start = || {
@@ -167,22 +178,25 @@ impl Criu {
                 stdin: options.stdin.as_ref().map(AsFd::as_fd),
                 network: options.network.as_ref().map(AsFd::as_fd),
             };
-            // CRIU works in these directories and mounts there, so they must be opened where CRIU sees them.
+            // CRIU works in these directories and mounts there, so they must be opened in CRIU's
+            // mount namespace.
             let (images, work) = open_directories(&options.common)?;
             Ok((
-                Session::start(self.path(), job, surroundings)?,
+                CriuSession::start(self.path(), job, surroundings)?,
                 images,
                 work,
             ))
         };
-        let known = self.knowledge.provide();
+        let known = self.kerndat.provide();
         let started = match (&options.rootfs, &options.common.root) {
             (Some(rootfs), Some(root)) => {
                 let trees = options.trees.take();
                 let prepare = || {
                     mount::bind(rootfs, root)?;
-                    // An engine's root file system passes mounts on to its container, which CRIU restores by taking the sharing of this one. Where the
-                    // host's is private it has none, and CRIU fails (criu/mount-v2.c, restore_one_sharing).
+                    // The root file system of an engine is shared, so that its mounts reach the
+                    // container. CRIU restores that from the sharing of this mount, and fails if
+                    // the host's mount is private (restore_one_sharing in criu/mount-v2.c, CRIU
+                    // 4.2).
                     mount::share(root)?;
                     if let Some(known) = &known {
                         known.attach();
@@ -203,7 +217,7 @@ impl Criu {
         let directories = numbers(&images, work.as_ref());
         session.send(&rpc::restore_request(&options, directories, LOG))?;
         match session.talk(&mut notify, Some("post-restore"))? {
-            Pause::Held { pid: Some(pid) } => Ok(HeldRestore {
+            Pause::Held { pid: Some(pid) } => Ok(PausedRestore {
                 session,
                 notify,
                 pid,
@@ -220,41 +234,43 @@ impl Criu {
     }
 }
 
-impl<N: Notify> HeldDump<N> {
-    /// Answers yes: CRIU kills the tasks, or lets them run on if that was asked for. For a lazy dump this serves pages until all were
-    /// fetched.
+impl<N: Notify> PausedDump<N> {
+    /// Answers yes. CRIU kills the tasks, or resumes them if the options say so. For a lazy dump
+    /// this call serves pages until all were fetched.
     ///
     /// # Errors
-    /// Where CRIU fails or dies on the way; whether the tasks still execute must be looked up then.
+    /// If CRIU fails or dies on the way. The caller must then find out whether the tasks still
+    /// execute.
     pub fn commit(mut self) -> Result<N, Error> {
         self.session.send(&rpc::answer(true, &[]))?;
         self.session.talk(&mut self.notify, None)?;
         Ok(self.notify)
     }
 
-    /// Answers no and returns when CRIU has let the tasks go. They run on unless their cgroup is frozen.
+    /// Answers no, and returns when CRIU has released the tasks. They run on unless their cgroup is
+    /// frozen.
     pub fn refuse(mut self) -> N {
         self.session.refuse();
         self.notify
     }
 
-    /// What gets the notifications.
+    /// Returns the receiver of the notifications.
     pub fn notify_mut(&mut self) -> &mut N {
         &mut self.notify
     }
 }
 
-impl<N: Notify> HeldRestore<N> {
-    /// The restored first process.
+impl<N: Notify> PausedRestore<N> {
+    /// Returns the restored first process.
     #[must_use]
     pub fn pid(&self) -> Pid {
         Pid::from_raw(self.pid)
     }
 
-    /// Answers yes and returns when the tasks execute.
+    /// Answers yes, and returns when the tasks execute.
     ///
     /// # Errors
-    /// Where CRIU fails or dies on the way; it then kills what it restored.
+    /// If CRIU fails or dies on the way; it then kills the restored tasks.
     pub fn resume(mut self) -> Result<N, Error> {
         self.session.send(&rpc::answer(true, &[]))?;
         self.session.talk(&mut self.notify, None)?;
@@ -262,13 +278,14 @@ impl<N: Notify> HeldRestore<N> {
         Ok(self.notify)
     }
 
-    /// Answers no and returns when CRIU has killed what it restored. The first process is waited for.
+    /// Answers no, and returns when CRIU has killed the restored tasks. The first process is waited
+    /// for.
     pub fn refuse(mut self) -> N {
         self.session.refuse();
         self.notify
     }
 
-    /// What gets the notifications.
+    /// Returns the receiver of the notifications.
     pub fn notify_mut(&mut self) -> &mut N {
         &mut self.notify
     }

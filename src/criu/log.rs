@@ -1,21 +1,21 @@
-//! CRIU's own words: the first error of its log, and what can be done about it.
+//! Finds the first error in CRIU's log, and a hint that helps.
 
 use std::fmt;
 use std::fs::File;
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 
-/// Why CRIU failed, as it said itself.
+/// CRIU's own reason for a failure.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Failure {
     /// The first error, without the time stamp.
     pub first_error: Option<String>,
-    /// The log it comes from, where there is more.
+    /// Path of the log, if there is one.
     pub log: Option<PathBuf>,
 }
 
 impl Failure {
-    /// Looks for the first error in `log`, then takes what CRIU kept for its answer, then what it wrote to stderr.
+    /// Looks for the first error in `log`, then in CRIU's answer, then in CRIU's stderr.
     #[must_use]
     pub fn find(log: Option<&Path>, answered: Option<&str>, stderr: &str) -> Self {
         let file = log.and_then(|path| File::open(path).ok().map(|file| (path, file)));
@@ -35,7 +35,7 @@ impl Failure {
         }
     }
 
-    /// What can be done about it, where that is known.
+    /// Returns a hint for the operator, if one is known.
     #[must_use]
     pub fn hint(&self) -> Option<&'static str> {
         hint(self.first_error.as_deref()?)
@@ -58,7 +58,7 @@ impl fmt::Display for Failure {
     }
 }
 
-/// Errors that CRIU logs although it goes on, or that only say that something failed before.
+/// Errors that do not stop CRIU, or that only say that something failed before.
 const NOISE: &[&str] = &[
     "action scripts failed",
     "RPC client reported script error",
@@ -69,14 +69,15 @@ const NOISE: &[&str] = &[
     "Killing processes because of failure on restore",
     "Can't find pipe fd", // the plugin directory is optional
     "Could not open /proc/config",
-    // It only tries to get more descriptors than it will need.
+    // CRIU asks for more descriptors than it will need.
     "RLIMIT_NOFILE for self",
 ];
 
-/// The first line that is an error of CRIU's; one that merely reports an earlier failure only if there is no other.
+/// Returns the first error line of CRIU. A line that only reports an earlier failure counts if
+/// there is no other.
 fn first_error(log: impl BufRead) -> Option<String> {
     let mut only_noise = None;
-    // Logs of names and paths of containers need not be UTF-8.
+    // Names and paths of containers in a log may be other than UTF-8.
     for line in log.split(b'\n').map_while(Result::ok) {
         let line = String::from_utf8_lossy(&line);
         let Some(error) = error_in(&line) else {
@@ -90,17 +91,18 @@ fn first_error(log: impl BufRead) -> Option<String> {
     only_noise
 }
 
-/// `(00.012345)      1: Error (criu/files-reg.c:1790): Can't ...` without what comes before `Error`.
+/// Returns `(00.012345)      1: Error (criu/files-reg.c:1790): Can't ...` without the part before
+/// `Error`.
 fn error_in(line: &str) -> Option<&str> {
     let at = line.find("Error (")?;
-    // What comes before is the time and, in a restore, the task.
+    // That part is the time and, in a restore, the task.
     let is_prefix = line[..at]
         .chars()
         .all(|char| char.is_ascii_digit() || " ().:pie".contains(char));
     is_prefix.then(|| line[at..].trim_end())
 }
 
-/// Parts of CRIU's messages and what helps. The first match counts.
+/// Parts of CRIU's messages, each with a hint. The first match counts.
 const HINTS: &[(&str, &str)] = &[
     (
         "rt vDSO area bounds",

@@ -1,29 +1,30 @@
-//! CRIU: finding it, asking it what it can, and dumping and restoring through its RPC protocol.
+//! CRIU: finds it, asks for its features, and dumps and restores through its RPC protocol.
 //!
-//! rcm starts `criu swrk FD`, a worker for one request that speaks protobuf messages over a `SOCK_SEQPACKET` socket, one message per
-//! packet (criu/cr-service.c). It reports stages of its work as notifications and waits for an answer to each, which is what makes a migration
+//! rcm starts `criu swrk FD`, a worker for one request. It speaks protobuf messages over a
+//! `SOCK_SEQPACKET` socket, one message per packet (criu/cr-service.c, CRIU 4.2). CRIU reports
+//! stages of its work as notifications and waits for an answer to each. This makes a migration
 //! possible without a patched CRIU:
 //!
 //! ```text
 //!  rcm                                   criu swrk
 //!   | -------- DUMP, options -------------> |
-//!   | <------- pre-dump ------------------- |   start-up is over, nothing is stopped yet: the cgroup is frozen here
+//!   | <------- pre-dump ------------------- |   start-up is over, nothing is stopped yet: rcm freezes the cgroup here
 //!   | <------- network-lock, query-ext-files|   tasks stopped
 //!   | <------- post-dump ------------------ |   images complete; tasks stopped
-//!   |          HeldDump                     |
+//!   |          PausedDump                   |
 //!   | -------- yes: commit() -------------> |   kills the tasks (or lets them run, leave_running)
-//!   | -------- no:  refuse() -------------> |   lets the tasks run on
+//!   | -------- no:  refuse() -------------> |   resumes the tasks
 //!
 //!   | -------- RESTORE, options ----------> |
 //!   | <------- pre-restore, setup-namespaces, orphan-pts-master, ...
 //!   | <------- post-restore --------------- |   everything is restored, nothing has executed
-//!   |          HeldRestore                  |
+//!   |          PausedRestore                |
 //!   | -------- yes: resume() -------------> |   unlocks the network and lets the tasks run
 //!   | -------- no:  refuse() -------------> |   kills them
 //! ```
 //!
-//! If rcm dies, CRIU finds the socket closed and does what a refusal makes it do. CRIU itself is never killed by rcm: its code would stay in the
-//! tasks that it holds.
+//! If rcm dies, CRIU finds the socket closed and acts as after a refusal. rcm never kills the CRIU
+//! of a dump: CRIU's parasite code would stay in the tasks.
 //!
 //! No protobuf type leaves this module.
 
@@ -31,8 +32,9 @@ pub mod binary;
 pub mod error;
 pub mod feature;
 pub mod held;
-mod knowledge;
+mod kerndat;
 pub mod log;
+pub mod notify;
 pub mod options;
 pub mod page_server;
 pub mod processor;
@@ -43,9 +45,9 @@ pub mod stats;
 pub use binary::{Criu, Version};
 pub use error::{Action, Error};
 pub use feature::Features;
-pub use held::{HeldDump, HeldRestore, has_resumed};
+pub use held::{PausedDump, PausedRestore, has_resumed};
+pub use notify::{Notification, Notify, Reply};
 pub use options::{
-    CgroupMode, CgroupRoot, Common, DumpOptions, External, InheritedFd, JoinNamespace, NetworkLock,
-    PageServer, PreDumpMode, RestoreOptions, Trees,
+    CgroupRoot, Common, DumpOptions, External, InheritedFd, JoinNamespace, ManageCgroups,
+    NetworkLockMethod, PageServer, PreDumpMode, RestoreOptions, Trees,
 };
-pub use session::{Event, Notify, Reply};

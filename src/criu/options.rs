@@ -1,4 +1,5 @@
-//! What CRIU is told, typed. One field per option of `criu.proto` that rcm uses; criu(8) describes them.
+//! Typed options for CRIU. There is one field for each option of `criu.proto` that rcm uses;
+//! criu(8) describes them.
 
 use std::fmt;
 use std::io;
@@ -10,19 +11,20 @@ use std::time::Duration;
 use crate::sys::mount;
 use crate::sys::tree::Tree;
 
-/// What dumps and restores have in common.
+/// Options that dumps and restores have in common.
 #[derive(Debug, Clone, Default)]
 pub struct Common {
-    /// What is dumped or restored, for messages: `container "web"`.
+    /// The dumped or restored object, for messages: `container "web"`.
     pub subject: String,
     /// The directory of the images. It must exist.
     pub images_dir: PathBuf,
-    /// Where logs and statistics go; the image directory if none. It must exist.
+    /// Directory of logs and statistics; `None`: the image directory. It must exist.
     pub work_dir: Option<PathBuf>,
-    /// The root file system as CRIU sees it; none without a mount namespace. For a restore it must be a mount point whose parent is not
-    /// overmounted, see [`RestoreOptions::rootfs`].
+    /// The root file system as CRIU sees it; `None` without a mount namespace. For a restore it
+    /// must be a mount point whose parent is not overmounted, see [`RestoreOptions::rootfs`].
     pub root: Option<PathBuf>,
-    /// Verbosity of the log, 0 to 4; 4 is what runc uses, 2 (errors and warnings) costs least inside the freeze.
+    /// Verbosity of the log, 0 to 4. runc uses 4; 2 (errors and warnings) costs least during the
+    /// freeze.
     pub log_level: i32,
     /// Keep established TCP connections.
     pub tcp_established: bool,
@@ -33,31 +35,33 @@ pub struct Common {
     /// Keep file locks.
     pub file_locks: bool,
     /// How control groups are treated.
-    pub manage_cgroups: CgroupMode,
-    /// Do not save what is inside the network namespace: devices and addresses are the engine's business.
+    pub manage_cgroups: ManageCgroups,
+    /// Do not save the contents of the network namespace. The engine makes devices and addresses.
     pub empty_network_namespace: bool,
-    /// Resources that are not saved but found again at the restore.
+    /// Resources that are not saved, but found again at the restore.
     pub external: Vec<External>,
     /// A CRIU configuration file that overrides all of this.
     pub config_file: Option<PathBuf>,
-    /// Memory stays behind and is fetched when touched.
+    /// Memory stays at the source and is fetched on access.
     pub lazy_pages: bool,
     /// Punch superseded pages out of parent images (dump), or out of the images while restoring.
     pub auto_dedup: bool,
-    /// How the network is locked while tasks are stopped. `None`: CRIU's default (iptables); a restore finds the method in the images.
-    pub network_lock: Option<NetworkLock>,
-    /// How long rcm waits for each message of CRIU. `None`: as long as it takes; large memory takes long.
+    /// How CRIU locks the network while tasks are stopped. `None`: CRIU's default (iptables). A
+    /// restore finds the method in the images.
+    pub network_lock: Option<NetworkLockMethod>,
+    /// How long rcm waits for each message of CRIU. `None`: no limit, because large memory takes
+    /// long.
     pub answer_limit_dur: Option<Duration>,
 }
 
-/// What a dump needs.
+/// Options of a dump.
 #[derive(Debug, Clone, Default)]
 pub struct DumpOptions {
-    /// What every request has.
+    /// Options that restores have, too.
     pub common: Common,
-    /// The first process, its id as rcm sees it.
+    /// The first process, by its id in rcm's pid namespace.
     pub pid: i32,
-    /// Let the tasks run on after the dump instead of killing them.
+    /// Resume the tasks after the dump instead of killing them.
     pub leave_running: bool,
     /// Leave out TCP connections that are not yet established.
     pub tcp_skip_in_flight: bool,
@@ -65,38 +69,42 @@ pub struct DumpOptions {
     pub link_remap: bool,
     /// The previous images of the chain, relative to the image directory.
     pub parent_images: Option<PathBuf>,
-    /// Track changed memory from now on, so that another dump can be incremental.
+    /// Track changed memory from now on, so that the next dump can be incremental.
     pub track_memory: bool,
-    /// The directory with the freezer's files. CRIU freezes it in steps of 100 ms unless it finds it frozen already.
+    /// Directory of the freezer's files. CRIU freezes the cgroup in steps of 100 ms unless it is
+    /// frozen already.
     pub freeze_cgroup: Option<PathBuf>,
-    /// Where memory goes instead of the image directory.
+    /// The page server that gets the memory instead of the image directory.
     pub page_server: Option<PageServer>,
-    /// A connection to a page server ([`super::page_server`]), which counts more than [`Self::page_server`].
+    /// Connection to a page server of [`super::page_server`]. It takes precedence over
+    /// [`Self::page_server`].
     pub page_connection: Option<Arc<OwnedFd>>,
-    /// Largest deleted file, in bytes, that is put into the images. `None`: CRIU's 1 MiB.
+    /// Size limit in bytes for deleted files that go into the images. `None`: CRIU's 1 MiB.
     pub ghost_limit_bytes: Option<u32>,
     /// How a pre-dump copies memory.
     pub pre_dump_mode: Option<PreDumpMode>,
-    /// The network namespace of the tasks, where it is to be left out: CRIU is started in it, and takes it for the host's. Of a namespace that it knows to be another
-    /// one, even of an [`External::Namespace`], it saves the connection tracking, for which the kernel walks through its whole table twice: 20 ms of the
-    /// freeze (criu/net.c, `dump_net_ns`).
+    /// The network namespace of the tasks, if CRIU must not save it. rcm starts CRIU in it, so that
+    /// CRIU takes it for the host's. CRIU saves the connection tracking of any other namespace,
+    /// even of an [`External::Namespace`]. For that the kernel walks through its whole table twice:
+    /// 20 ms of the freeze (`dump_net_ns` in criu/net.c, CRIU 4.2).
     pub network: Option<Arc<OwnedFd>>,
 }
 
-/// What a restore needs.
+/// Options of a restore.
 #[derive(Debug, Default)]
 pub struct RestoreOptions {
-    /// What every request has.
+    /// Options that dumps have, too.
     pub common: Common,
-    /// What is bound at [`Common::root`], where only CRIU sees it: CRIU wants a mount point whose parent is not overmounted.
+    /// Directory to bind at [`Common::root`] where only CRIU sees it: CRIU wants a mount point
+    /// whose parent is not overmounted.
     pub rootfs: Option<PathBuf>,
-    /// Mounts that only CRIU sees, for [`External::Mount`]; where there is a [`Self::rootfs`].
+    /// Mounts that only CRIU sees, for [`External::Mount`]. They need a [`Self::rootfs`].
     pub trees: Option<Trees>,
-    /// Open descriptors that take the place of resources by key.
+    /// Open descriptors that replace resources, by key.
     pub inherited: Vec<InheritedFd>,
     /// Namespaces that are joined instead of made.
     pub join_namespaces: Vec<JoinNamespace>,
-    /// Control groups that take the place of those in the images.
+    /// Control groups that replace those in the images.
     pub cgroup_roots: Vec<CgroupRoot>,
     /// Another LSM profile, `TYPE:NAME`.
     pub lsm_profile: Option<String>,
@@ -104,23 +112,23 @@ pub struct RestoreOptions {
     pub lsm_mount_context: Option<String>,
     /// Skip the file mode comparison (criu(8), `--skip-file-rwx-check`).
     pub skip_file_rwx_check: bool,
-    /// What CRIU has as stdin. With [`Common::shell_job`] it is the terminal that tasks get.
+    /// Stdin of CRIU. With [`Common::shell_job`] it is the terminal of the tasks.
     pub stdin: Option<OwnedFd>,
-    /// The network namespace that the tasks get, if the dump had one in [`DumpOptions::network`].
+    /// The network namespace for the tasks, if the dump had one in [`DumpOptions::network`].
     pub network: Option<OwnedFd>,
 }
 
 /// Mount trees that are attached below an empty directory, each by its number.
 #[derive(Debug)]
 pub struct Trees {
-    /// The directory.
+    /// The empty directory.
     pub place: PathBuf,
-    /// The trees.
+    /// The trees, in the order of their numbers.
     pub trees: Vec<Tree>,
 }
 
 impl Trees {
-    /// Attaches them, in a mount namespace of this thread's own.
+    /// Attaches the trees, in a mount namespace of this thread's own.
     pub(super) fn attach(self) -> io::Result<()> {
         mount::cover(&self.place)?;
         for (number, tree) in self.trees.into_iter().enumerate() {
@@ -130,25 +138,25 @@ impl Trees {
     }
 }
 
-/// A descriptor that CRIU takes for the resource `key`.
+/// A descriptor that CRIU uses as the resource `key`.
 #[derive(Debug)]
 pub struct InheritedFd {
     /// `pipe:[INODE]`, `file[MOUNT:INODE]`, `extRootNetNS`, ...
     pub key: String,
-    /// What takes its place.
+    /// The descriptor.
     pub fd: OwnedFd,
 }
 
-/// A namespace that is joined.
+/// A namespace that the tasks join.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct JoinNamespace {
     /// `net`, `ipc`, `uts`, `user`, `time`, `mnt`.
     pub kind: &'static str,
-    /// Its file.
+    /// Path of its file.
     pub path: PathBuf,
 }
 
-/// A control group that takes the place of the dumped root group.
+/// A control group that replaces the dumped root group.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct CgroupRoot {
     /// The controllers of the hierarchy as `/proc/PID/cgroup` has them; `None` for all.
@@ -160,7 +168,7 @@ pub struct CgroupRoot {
 /// A page server.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct PageServer {
-    /// Its address; none to listen on all.
+    /// Its address; `None`: listen on all addresses.
     pub address: Option<String>,
     /// Its port.
     pub port: u16,
@@ -168,7 +176,7 @@ pub struct PageServer {
 
 /// How control groups are treated (criu(8), `--manage-cgroups`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum CgroupMode {
+pub enum ManageCgroups {
     /// CRIU's default, which is [`Self::Soft`].
     #[default]
     Default,
@@ -182,8 +190,8 @@ pub enum CgroupMode {
     Ignore,
 }
 
-impl CgroupMode {
-    /// The mode that criu(8) calls `name`; the default for any other name.
+impl ManageCgroups {
+    /// Returns the mode that criu(8) calls `name`; the default for any other name.
     #[must_use]
     pub fn of(name: &str) -> Self {
         match name {
@@ -196,9 +204,9 @@ impl CgroupMode {
     }
 }
 
-/// How packets are kept from stopped sockets.
+/// How CRIU keeps packets from stopped sockets (criu(8), `--network-lock`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum NetworkLock {
+pub enum NetworkLockMethod {
     /// With iptables-restore.
     Iptables,
     /// With libnftables.
@@ -216,27 +224,28 @@ pub enum PreDumpMode {
     Read,
 }
 
-/// A resource that is not saved; [`fmt::Display`] gives it as `--external` takes it.
+/// A resource that is not saved. [`fmt::Display`] formats it for `--external`.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum External {
-    /// On a dump: the mount at `path` in the container is called `name`.
-    /// On a restore: the mount called `path` is made from `name`, a path on the host.
+    /// For a dump: a mount at `path` in the container gets the name `name`. For a restore: the
+    /// mount named `path` is made from `name`, a path on the host.
     Mount {
-        /// Where it is, or what it is called.
+        /// Dump: path in the container. Restore: name of the mount.
         path: String,
-        /// What it is called, or from what it is made.
+        /// Dump: name of the mount. Restore: path on the host.
         name: String,
     },
-    /// A namespace that is not saved: its kind, its inode and what it is called.
+    /// A namespace that is not saved.
     Namespace {
         /// `net` or `pid`.
         kind: &'static str,
         /// Its inode.
         inode: u64,
-        /// What it is called.
+        /// Name for the restore.
         name: &'static str,
     },
-    /// An open file of a mount that the container does not have, as criu/files-reg.c calls it.
+    /// An open file of a mount that the container does not have, in the form of criu/files-reg.c,
+    /// CRIU 4.2.
     File {
         /// `mnt_id` of `/proc/PID/fdinfo/FD`.
         mount_id: i32,

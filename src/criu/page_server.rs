@@ -1,17 +1,22 @@
 //! A page server: takes the memory that CRIU dumps, instead of the image directory.
 //!
-//! CRIU sends records of 32 bytes, older ones of 24, followed by the pages where there are any, over a socket that it inherits (criu/page-xfer.c). This end writes
-//! the maps, which say what lies where, into the image directory as CRIU itself would, because they are small and the next dump of a chain asks
-//! for them; the pages go to a [`PageSink`].
+//! CRIU inherits a socket and sends records of 32 bytes over it (24 bytes before CRIU 4.2). Some
+//! records are followed by pages (criu/page-xfer.c, CRIU 4.2). This end writes the maps, which tell
+//! the address of each page, into the image directory as CRIU itself would: they are small, and the
+//! next dump of a chain asks for them. The pages go to a [`PageSink`].
 //!
-//! CRIU does not copy the pages: it has the parasite put references to them into a pipe, and splices these into the socket (splice(2)), which on a stream socket leaves them
-//! references until somebody reads. CRIU does not wait for that. It removes the parasite with a system call that it writes over the first bytes of code that the
-//! process has, for a moment (compel/src/lib/infect.c, `compel_execute_syscall`), and where that page is still unread, this is what the image gets: a restore that
-//! fails, where it is the head of the vDSO, or code that is no longer the program's. A socket that keeps packets copies what is sent, so [`connection`] is one.
+//! The socket is `SOCK_SEQPACKET` for a reason. CRIU vmsplices the pages, then cures the parasite
+//! by writing a syscall instruction over the task's code (`compel_execute_syscall` in
+//! compel/src/lib/infect.c, CRIU 4.2). If such a page is still only referenced by the socket, the
+//! image gets the patched bytes: a broken vDSO, which makes the restore fail, or corrupted code. A
+//! stream socket keeps such references until somebody reads. SEQPACKET copies, so [`connection`]
+//! uses it.
+//!
+//! CRIU 4.2 and newer have the wide layout. All numbers are in the byte order of the machine.
 //!
 //! ```text
-//! wide    command:u32 (flags in the upper half)  padding:u32  pages:u64  address:u64  image:u64   in the byte order of the machine
-//! narrow  command:u32                            pages:u32               address:u64  image:u64   before CRIU 4.2
+//! wide    command:u32 (flags in the upper half)  padding:u32  pages:u64  address:u64  image:u64
+//! narrow  command:u32                            pages:u32               address:u64  image:u64
 //! ```
 
 use std::collections::HashMap;
@@ -26,17 +31,18 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, setsockopt, socketpair
 use nix::unistd::{SysconfVar, sysconf};
 use protobuf::CodedOutputStream;
 
-/// criu/include/magic.h
+/// criu/include/magic.h, CRIU 4.2
 const IMG_COMMON_MAGIC: u32 = 0x5456_4319;
 const PAGEMAP_MAGIC: u32 = 0x5608_4025;
 
-/// More than a packet has: what CRIU sends by itself is smaller than a record's 32 bytes, and splice(2) makes packets of at most 16 pages (fs/splice.c,
-/// `splice_to_socket`), one page each in older kernels. What does not fit into a read is lost.
+/// Size of a read, which must be larger than any packet: the rest of a packet would be lost. CRIU's
+/// own packets are not larger than a record's 32 bytes. splice(2) makes packets of at most 16 pages
+/// (fs/splice.c, `splice_to_socket`), in older kernels of one page.
 const PACKET_BYTES: usize = 256 << 10;
-/// CRIU and this end take turns on the processors for each buffer that is full.
+/// Buffer of CRIU's socket. CRIU and this end take turns on the processors for each full buffer.
 const BUFFER_BYTES: usize = 4 << 20;
 
-/// A record of an older CRIU, and what a newer one has more.
+/// Bytes of a narrow record, and the additional bytes of a wide one.
 const NARROW_BYTES: usize = 24;
 const MORE_BYTES: usize = 8;
 const ADD: u16 = 1;
@@ -47,46 +53,46 @@ const ADD_F: u16 = 6;
 const CLOSE: u16 = 0x1023;
 const FORCE_CLOSE: u16 = 0x1024;
 
-/// Flags of an entry in a map (criu/include/pagemap.h).
+/// Flags of an entry in a map (criu/include/pagemap.h, CRIU 4.2).
 const PE_PARENT: u32 = 1 << 0;
 const PE_PRESENT: u32 = 1 << 2;
 
-/// The memory of a process, and memory that processes share.
+/// Kinds of memory: of one process, or shared by several.
 const TYPE_PROCESS: u64 = 1;
 const TYPE_SHARED: u64 = 2;
 
-/// Takes the contents of the files of pages.
+/// Receives the contents of the page files.
 pub trait PageSink: Send {
     /// Appends the next `count_bytes` of `input` to the file `name`, such as `pages-1.img`.
     ///
     /// # Errors
-    /// Whatever prevents it: the dump fails then.
+    /// Any error makes the dump fail.
     fn append(&mut self, name: &str, input: &mut dyn Read, count_bytes: u64) -> io::Result<()>;
 
-    /// Nothing more comes for any file.
+    /// Ends all files.
     ///
     /// # Errors
     /// As [`Self::append`].
     fn finish(&mut self) -> io::Result<()>;
 }
 
-/// CRIU and this end do not understand each other, or the pages find no place.
+/// CRIU and this end do not understand each other, or the pages cannot be stored.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum PageServerError {
     /// CRIU ended, or the sink failed.
     #[error("cannot take the memory from CRIU")]
     Connection {
-        /// Why.
+        /// The system's error.
         #[source]
         source: io::Error,
     },
     /// A map cannot be written.
     #[error("cannot write {path}")]
     Map {
-        /// The file.
+        /// Path of the map.
         path: PathBuf,
-        /// Why.
+        /// The system's error.
         #[source]
         source: io::Error,
     },
@@ -97,21 +103,21 @@ pub enum PageServerError {
     Unknown {
         /// The command, without flags.
         command: u16,
-        /// Of which memory.
+        /// Number and kind of the memory.
         image: u64,
     },
 }
 
 type Result<T, E = PageServerError> = std::result::Result<T, E>;
 
-/// One image: a map, and the file of its pages.
+/// One image: a map, and the name of its page file.
 struct Image {
     map: BufWriter<File>,
     path: PathBuf,
     pages: String,
 }
 
-/// How CRIU lays out its records.
+/// Layout of CRIU's records.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Layout {
     Narrow,
@@ -126,7 +132,7 @@ struct Record {
     image: u64,
 }
 
-/// A connection for [`serve`]: this end's, and CRIU's.
+/// Makes a connection for [`serve`]: this end's socket, and CRIU's.
 ///
 /// # Errors
 /// As socketpair(2).
@@ -137,25 +143,27 @@ pub fn connection() -> io::Result<(UnixStream, UnixStream)> {
         None,
         SockFlag::SOCK_CLOEXEC,
     )?;
-    // Where a larger one is refused it only goes slower.
+    // If the kernel refuses a larger buffer, the transfer is only slower.
     let _ = setsockopt(&theirs, sockopt::SndBufForce, &BUFFER_BYTES);
     Ok((ours.into(), theirs.into()))
 }
 
-/// Serves one dump or pre-dump into the image directory `dir`, whose parent in the chain is `parent`, until CRIU says that it was all.
+/// Serves one dump or pre-dump into the image directory `dir`, whose parent in the chain is
+/// `parent`, until CRIU says that all was sent.
 ///
 /// # Errors
-/// [`PageServerError`]; CRIU's dump fails too, because its connection ends.
+/// [`PageServerError`]. CRIU's dump fails too, because its connection ends.
 pub fn serve(
     socket: UnixStream,
     dir: &Path,
     parent: Option<&Path>,
     sink: &mut dyn PageSink,
 ) -> Result<()> {
-    // It never reads less than its capacity at once.
+    // The reader reads its whole capacity at once, so it never cuts a packet.
     let mut packets = BufReader::with_capacity(PACKET_BYTES, socket);
     let served = serve_all(&mut packets, dir, parent, sink);
-    // Closing it is not enough where this process has another descriptor of it, and CRIU would wait for an answer for ever.
+    // Closing is not enough: this process may have another descriptor of the socket, and CRIU would
+    // wait for an answer for ever.
     let _ = packets.get_ref().shutdown(Shutdown::Both);
     served
 }
@@ -233,7 +241,7 @@ fn map_error(path: &Path) -> impl FnOnce(io::Error) -> PageServerError {
     move |source| PageServerError::Map { path, source }
 }
 
-/// Whether the images before these have that memory: then CRIU leaves out what has not changed.
+/// Whether the parent images have that memory. If so, CRIU leaves out the unchanged pages.
 fn has_parent(record: &Record, parent: Option<&Path>) -> Result<bool> {
     let map = map_name(record)?;
     Ok(parent.is_some_and(|parent| fs::symlink_metadata(parent.join(map)).is_ok()))
@@ -249,8 +257,8 @@ fn map_name(record: &Record) -> Result<String> {
 }
 
 impl Record {
-    /// The first record tells the layout: it opens or asks about an image, and has no address. Where the narrow layout has the image's number, the wide one
-    /// has that address, 0.
+    /// Reads a record. The first one tells the layout: it opens an image or asks about one, and its
+    /// address is 0. The wide layout has this address where the narrow one has the image's number.
     fn read(socket: &mut BufReader<UnixStream>, layout: &mut Option<Layout>) -> Result<Self> {
         let mut bytes = [0; NARROW_BYTES + MORE_BYTES];
         let (narrow, more) = bytes.split_at_mut(NARROW_BYTES);
@@ -260,7 +268,8 @@ impl Record {
             0 => Layout::Wide,
             _ => Layout::Narrow,
         });
-        // A dump without any memory begins with the end, whose other numbers are 0 in both.
+        // A dump without any memory begins with the end. All its other numbers are 0 in both
+        // layouts.
         let is_only_end = layout.is_none() && matches!(command as u16, CLOSE | FORCE_CLOSE);
         if found == Layout::Wide && !is_only_end {
             socket.read_exact(more).map_err(lost)?;
@@ -307,13 +316,14 @@ impl Image {
             .map
             .write_all(&magic)
             .map_err(map_error(&image.path))?;
-        // pagemap_head (images/pagemap.proto)
+        // pagemap_head (images/pagemap.proto, CRIU 4.2)
         image.write(|out| out.write_uint32(1, number as u32))?;
         Ok(image)
     }
 
     fn add(&mut self, record: &Record, flags: u32) -> Result<()> {
-        // pagemap_entry. CRIU before 4.1 knows the number of pages as field 2 only; newer ones have field 5 for more than that holds.
+        // pagemap_entry. CRIU before 4.1 knows the number of pages only as field 2. Newer versions
+        // have field 5 for larger numbers.
         self.write(|out| {
             out.write_uint64(1, record.address)?;
             out.write_uint32(2, record.pages.try_into().unwrap_or(u32::MAX))?;
@@ -322,7 +332,7 @@ impl Image {
         })
     }
 
-    /// Appends one message with its length.
+    /// Appends one message after its length.
     fn write(
         &mut self,
         fill: impl FnOnce(&mut CodedOutputStream) -> protobuf::Result<()>,
@@ -416,7 +426,7 @@ mod tests {
         criu.write_all(&sent).unwrap();
         let mut taken = Taken::default();
         serve(ours, dir.path(), Some(parent.path()), &mut taken).unwrap();
-        // CRIU asks for each by itself.
+        // CRIU asks for each of them separately.
         for said in [&[1][..], &[0; 4], &[0], &[0; 4]] {
             let mut answer = [9; 32];
             let count = criu.read(&mut answer).unwrap();
@@ -468,7 +478,8 @@ mod tests {
         }
     }
 
-    /// As CRIU sends them: the page changes after it was given to the socket, and before anybody has read it.
+    /// Like CRIU, changes a page after it was spliced into the socket and before anybody has read
+    /// it.
     #[test]
     fn pages_are_what_they_were_when_they_were_sent() {
         let page = tempfile::tempfile().unwrap();

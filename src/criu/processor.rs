@@ -1,4 +1,4 @@
-//! Whether what runs on one host's processor runs on another's.
+//! Checks whether programs of one host's processor can run on another's.
 
 use std::fs::{self, File};
 use std::io;
@@ -8,17 +8,18 @@ use std::path::Path;
 use super::binary::Criu;
 use super::error::{Action, Error};
 use super::rpc;
-use super::session::{Job, Session, Surroundings};
+use super::session::{CriuSession, Job, Surroundings};
 use crate::sys::mount;
 
-/// What CRIU calls its description of a processor.
+/// CRIU's name of the file that describes a processor.
 const IMAGE: &str = "cpuinfo.img";
 
 impl Criu {
-    /// CRIU's description of this host's processor. `place` is any directory: what CRIU writes there, only CRIU sees.
+    /// Returns CRIU's description of this host's processor. `place` is any directory; only CRIU
+    /// sees the files that CRIU writes there.
     ///
     /// # Errors
-    /// Where CRIU fails: it knows some architectures and vendors only.
+    /// If CRIU fails: it knows only some architectures and vendors.
     pub fn processor(&self, place: &Path) -> Result<Vec<u8>, Error> {
         self.covered(Action::CpuinfoDump, place, |ask| {
             ask()?;
@@ -30,11 +31,12 @@ impl Criu {
         })
     }
 
-    /// Whether processes from a host whose processor is described by `theirs` ([`Self::processor`]) can execute here: instructions, and the sizes of the
-    /// registers that are saved. A processor that can do more is no obstacle.
+    /// Checks whether processes from a host can execute here. `theirs` is the description of its
+    /// processor ([`Self::processor`]). CRIU compares the instructions and the sizes of the saved
+    /// registers. A processor here that can do more is no obstacle.
     ///
     /// # Errors
-    /// CRIU's first error where not.
+    /// CRIU's first error if they cannot.
     pub fn check_processor(&self, theirs: &[u8], place: &Path) -> Result<(), Error> {
         self.covered(Action::CpuinfoCheck, place, |ask| {
             let path = place.join(IMAGE);
@@ -47,7 +49,7 @@ impl Criu {
         })
     }
 
-    /// `work` has an empty directory at `place`, and asks CRIU there.
+    /// Calls `work` with an empty directory mounted at `place`. `work` asks CRIU there.
     fn covered<T: Send>(
         &self,
         action: Action,
@@ -62,7 +64,7 @@ impl Criu {
         let ask = || {
             let images = File::open(place).map_err(directory_error)?;
             let job = Job::query(action, self.path());
-            let mut session = Session::start(self.path(), job, Surroundings::default())?;
+            let mut session = CriuSession::start(self.path(), job, Surroundings::default())?;
             let request = rpc::processor_request(action, images.as_raw_fd());
             session.ask(&request).map(drop)
         };

@@ -1,4 +1,5 @@
-//! The messages: typed options to protobuf and protobuf back. The only place that names a protobuf type.
+//! The messages: converts typed options to protobuf and protobuf back. This is the only place that
+//! names a protobuf type.
 
 use std::os::fd::{AsRawFd, RawFd};
 
@@ -9,10 +10,10 @@ use super::binary::Version;
 use super::error::Action;
 use super::feature::Features;
 use super::options::{
-    CgroupMode, Common, DumpOptions, NetworkLock, PageServer, PreDumpMode, RestoreOptions,
+    Common, DumpOptions, ManageCgroups, NetworkLockMethod, PageServer, PreDumpMode, RestoreOptions,
 };
 
-/// A response or a notification.
+/// A response or a notification of CRIU.
 #[derive(Debug, Clone)]
 pub(super) struct Response(pb::Criu_resp);
 
@@ -21,7 +22,7 @@ impl Response {
         pb::Criu_resp::parse_from_bytes(packet).ok().map(Self)
     }
 
-    /// The stage's name and the process that goes with some of them, if this is a notification.
+    /// Returns the name of the stage if this is a notification. Some stages also tell a process.
     pub(super) fn notification(&self) -> Option<(&str, Option<i32>)> {
         let notify = self.0.notify.as_ref()?;
         (self.0.type_() == pb::Criu_req_type::NOTIFY).then(|| (notify.script(), notify.pid))
@@ -31,7 +32,7 @@ impl Response {
         self.0.success()
     }
 
-    /// The first error that CRIU kept for the answer.
+    /// Returns the first error that CRIU kept for the answer.
     pub(super) fn message(&self) -> Option<&str> {
         self.0.cr_errmsg.as_deref().filter(|text| !text.is_empty())
     }
@@ -44,7 +45,7 @@ fn request(kind: pb::Criu_req_type) -> pb::Criu_req {
 }
 
 fn bytes(request: &pb::Criu_req) -> Vec<u8> {
-    // Encoding fails only where a required field is missing, and each is set above.
+    // Encoding fails only if a required field is missing, and each is set above.
     request.write_to_bytes().unwrap_or_default()
 }
 
@@ -81,9 +82,11 @@ pub(super) fn features(response: &Response) -> Option<Features> {
     })
 }
 
-/// To describe the processor in the image directory, or to check it against the description there.
+/// Makes the request to describe the processor in the image directory, or to check it against the
+/// description there.
 pub(super) fn processor_request(action: Action, images: RawFd) -> Vec<u8> {
-    /// `CPU_CAP_FPU` and `CPU_CAP_INS` of criu/include/cr_options.h, CRIU's default where it restores. Without a word it wants the same processor here.
+    /// `CPU_CAP_FPU` and `CPU_CAP_INS`, which are CRIU's default for a restore
+    /// (criu/include/cr_options.h, CRIU 4.2). Without them the check wants the same processor here.
     const CAN_EXECUTE: u32 = 1 | 4;
     let mut opts = pb::Criu_opts::new();
     opts.set_images_dir_fd(images);
@@ -96,7 +99,7 @@ pub(super) fn processor_request(action: Action, images: RawFd) -> Vec<u8> {
     bytes(&request)
 }
 
-/// The answer to a notification. `external` is only looked at after `query-ext-files`.
+/// Makes the answer to a notification. CRIU reads `external` only after `query-ext-files`.
 pub(super) fn answer(yes: bool, external: &[String]) -> Vec<u8> {
     let mut request = request(pb::Criu_req_type::NOTIFY);
     request.set_notify_success(yes);
@@ -145,7 +148,7 @@ pub(super) fn dump_request(
             PreDumpMode::Read => pb::Criu_pre_dump_mode::VM_READ,
         })
     });
-    // PRE_DUMP would make CRIU wait for more of them on the same connection.
+    // PRE_DUMP would make CRIU wait for more requests on the same connection.
     let mut request = request(if pre_dump {
         pb::Criu_req_type::SINGLE_PRE_DUMP
     } else {
@@ -162,7 +165,8 @@ pub(super) fn restore_request(
 ) -> Vec<u8> {
     let mut opts = common(&options.common, directories, log_file);
     opts.evasive_devices = Some(true);
-    // The restored first process becomes this process's child, so that its exit status can be waited for.
+    // The restored first process becomes this process's child, so that its exit status can be
+    // waited for.
     opts.rst_sibling = Some(true);
     opts.lsm_profile.clone_from(&options.lsm_profile);
     opts.lsm_mount_context
@@ -218,14 +222,14 @@ fn common(options: &Common, directories: Directories, log_file: &str) -> pb::Cri
     opts.set_file_locks(options.file_locks);
     opts.set_lazy_pages(options.lazy_pages);
     opts.set_auto_dedup(options.auto_dedup);
-    // Older versions know only the flag.
-    opts.set_manage_cgroups(options.manage_cgroups != CgroupMode::Ignore);
+    // Older versions know only this flag.
+    opts.set_manage_cgroups(options.manage_cgroups != ManageCgroups::Ignore);
     opts.manage_cgroups_mode = Some(EnumOrUnknown::new(match options.manage_cgroups {
-        CgroupMode::Default => pb::Criu_cg_mode::DEFAULT,
-        CgroupMode::Soft => pb::Criu_cg_mode::SOFT,
-        CgroupMode::Full => pb::Criu_cg_mode::FULL,
-        CgroupMode::Strict => pb::Criu_cg_mode::STRICT,
-        CgroupMode::Ignore => pb::Criu_cg_mode::IGNORE,
+        ManageCgroups::Default => pb::Criu_cg_mode::DEFAULT,
+        ManageCgroups::Soft => pb::Criu_cg_mode::SOFT,
+        ManageCgroups::Full => pb::Criu_cg_mode::FULL,
+        ManageCgroups::Strict => pb::Criu_cg_mode::STRICT,
+        ManageCgroups::Ignore => pb::Criu_cg_mode::IGNORE,
     }));
     if options.empty_network_namespace {
         opts.set_empty_ns(libc::CLONE_NEWNET as u32);
@@ -234,9 +238,9 @@ fn common(options: &Common, directories: Directories, log_file: &str) -> pb::Cri
     opts.config_file = options.config_file.as_ref().map(path);
     opts.network_lock = options.network_lock.map(|method| {
         EnumOrUnknown::new(match method {
-            NetworkLock::Iptables => pb::Criu_network_lock_method::IPTABLES,
-            NetworkLock::Nftables => pb::Criu_network_lock_method::NFTABLES,
-            NetworkLock::Skip => pb::Criu_network_lock_method::SKIP,
+            NetworkLockMethod::Iptables => pb::Criu_network_lock_method::IPTABLES,
+            NetworkLockMethod::Nftables => pb::Criu_network_lock_method::NFTABLES,
+            NetworkLockMethod::Skip => pb::Criu_network_lock_method::SKIP,
         })
     });
     opts
@@ -249,12 +253,13 @@ fn page_server(server: &PageServer) -> pb::Criu_page_server_info {
     message
 }
 
-/// The protocol's strings are UTF-8; another path cannot be named to CRIU at all.
+/// Formats a path for the protocol, whose strings are UTF-8. CRIU's protocol cannot name any other
+/// path.
 fn path(path: impl AsRef<std::path::Path>) -> String {
     path.as_ref().to_string_lossy().into_owned()
 }
 
-/// The fields of an encoded message that the generated types do not know, for the statistics.
+/// Parses the fields of an encoded message for which there is no generated type: the statistics.
 pub(super) fn fields(message: &[u8]) -> Option<Vec<(u32, FieldValue)>> {
     let mut input = protobuf::CodedInputStream::from_bytes(message);
     let mut fields = Vec::new();
@@ -282,7 +287,7 @@ pub(super) enum FieldValue {
     Bytes(Vec<u8>),
 }
 
-/// What the fake CRIU of the unit tests says and hears.
+/// Messages of the fake CRIU of the unit tests.
 #[cfg(test)]
 pub(super) mod fake {
     use super::*;
@@ -309,7 +314,8 @@ pub(super) mod fake {
         response
     }
 
-    /// Whether an answer to a notification was a yes, and what it named as external.
+    /// Parses an answer to a notification: whether it was a yes, and which external resources it
+    /// named.
     pub(crate) fn parse_answer(packet: &[u8]) -> (bool, Vec<String>) {
         let request = pb::Criu_req::parse_from_bytes(packet).unwrap();
         assert_eq!(request.type_(), pb::Criu_req_type::NOTIFY);
@@ -341,8 +347,8 @@ mod tests {
             common: Common {
                 tcp_established: true,
                 empty_network_namespace: true,
-                manage_cgroups: CgroupMode::Full,
-                network_lock: Some(NetworkLock::Skip),
+                manage_cgroups: ManageCgroups::Full,
+                network_lock: Some(NetworkLockMethod::Skip),
                 external: vec![External::File {
                     mount_id: 1,
                     inode: 2,

@@ -18,82 +18,20 @@ use nix::unistd::Pid;
 
 use super::error::{Action, CallbackError, Error};
 use super::log::Failure;
+use super::notify::{Notification, Notify};
 use super::options::Common;
 use super::rpc::{self, Response};
 use crate::sys::{process, socket, spawn};
 
-/// Larger than any message: the longest part of one is CRIU's first error, 512 bytes (criu/log.c).
+/// Buffer for one message. The longest part of a message is CRIU's first error, 512 bytes
+/// (criu/log.c, CRIU 4.2).
 const PACKET_BYTES: usize = 64 * 1024;
-/// How long questions that need no work may take; a cold start probes the kernel.
+/// Time limit for queries. A cold start probes the kernel.
 const QUERY_LIMIT_DUR: Duration = Duration::from_secs(30);
-/// How long CRIU may take to end after its last message, and to roll back after a refusal.
+/// Time limit for CRIU to end after its last message, and to roll back after a refusal.
 const END_LIMIT_DUR: Duration = Duration::from_secs(60);
 
-/// A stage that CRIU reports and at which it waits for an answer.
-#[derive(Debug)]
-#[non_exhaustive]
-pub enum Event {
-    /// Nothing is stopped yet, start-up is over: the time to freeze the cgroup.
-    PreDump,
-    /// All tasks are stopped. The answer may name further [`External`](super::External) resources.
-    QueryExternalFiles,
-    /// The tasks of a network namespace of their own are about to be cut off.
-    NetworkLock,
-    /// They are about to be reachable again.
-    NetworkUnlock,
-    /// Nothing was restored yet.
-    PreRestore,
-    /// The namespaces exist; `pid` is the first process.
-    SetupNamespaces {
-        /// The first process, its id as rcm sees it.
-        pid: i32,
-    },
-    /// The namespaces are set up.
-    PostSetupNamespaces,
-    /// The tasks will execute. Too late to refuse: CRIU only logs a refusal.
-    PreResume,
-    /// The tasks execute.
-    PostResume,
-    /// The master of a restored terminal.
-    OrphanPtsMaster(OwnedFd),
-    /// The page server of a lazy dump listens.
-    StatusReady,
-    /// A stage that this version of rcm does not know.
-    Other(String),
-}
-
-/// The answer "yes" to an [`Event`].
-#[derive(Debug, Default)]
-pub struct Reply {
-    /// After [`Event::QueryExternalFiles`]: what is not to be saved.
-    pub external: Vec<super::External>,
-}
-
-/// Gets CRIU's notifications.
-pub trait Notify {
-    /// CRIU was started as process `pid` and told nothing yet. It ends by itself when the conversation does.
-    ///
-    /// # Errors
-    /// An error ends the conversation and comes out as [`Error::Refused`].
-    fn started(&mut self, _pid: Pid) -> Result<(), CallbackError> {
-        Ok(())
-    }
-
-    /// Is called at each stage except `post-dump` and `post-restore`, at which the conversation is held instead.
-    ///
-    /// # Errors
-    /// An error is a "no": CRIU rolls back, and the error comes out as [`Error::Refused`].
-    fn on(&mut self, event: Event) -> Result<Reply, CallbackError>;
-}
-
-/// Agrees to everything.
-impl Notify for () {
-    fn on(&mut self, _event: Event) -> Result<Reply, CallbackError> {
-        Ok(Reply::default())
-    }
-}
-
-/// What a conversation is about.
+/// The subject and the limits of a conversation.
 #[derive(Debug, Clone)]
 pub(super) struct Job {
     action: Action,
@@ -115,7 +53,7 @@ impl Job {
         }
     }
 
-    /// Where CRIU logs.
+    /// Returns the path of CRIU's log.
     pub(super) fn log(&self) -> Option<&Path> {
         self.log.as_deref()
     }
@@ -132,14 +70,14 @@ impl Job {
     }
 }
 
-/// What a worker finds when it starts.
+/// The environment in which a worker starts.
 #[derive(Debug, Default)]
 pub(super) struct Surroundings<'a> {
-    /// Descriptors, under the numbers that they have here.
+    /// Descriptors for the worker, under the numbers that they have here.
     pub descriptors: Vec<BorrowedFd<'a>>,
-    /// What it has as stdin; `/dev/null` if none.
+    /// Stdin of the worker; `None`: `/dev/null`.
     pub stdin: Option<BorrowedFd<'a>>,
-    /// The network namespace that it is in; this process's if none.
+    /// Network namespace of the worker; `None`: this process's.
     pub network: Option<BorrowedFd<'a>>,
 }
 
@@ -151,28 +89,29 @@ struct Worker {
     stderr: File,
 }
 
-/// A conversation. Dropped in the middle it hangs up, upon which CRIU rolls back, and waits for CRIU's end.
+/// A conversation. If it is dropped in the middle, it closes the connection, upon which CRIU rolls
+/// back, and waits for CRIU's end.
 #[derive(Debug)]
-pub(super) struct Session {
+pub(super) struct CriuSession {
     job: Job,
-    /// `None` once hung up.
+    /// `None` once the connection is closed.
     socket: Option<OwnedFd>,
-    /// `None` where the unit tests play CRIU.
+    /// `None` in the unit tests, which play CRIU.
     worker: Option<Worker>,
     /// The restored first process, our child, as long as it may have to be killed.
     restored: Option<Pid>,
 }
 
-/// Where [`Session::talk`] stopped.
+/// The result of [`CriuSession::talk`].
 #[derive(Debug)]
 pub(super) enum Pause {
-    /// At the stage that the caller wants to hold.
+    /// CRIU waits for an answer at the stage `hold`.
     Held { pid: Option<i32> },
     /// CRIU has finished successfully.
     Finished,
 }
 
-impl Session {
+impl CriuSession {
     /// Starts a worker.
     pub(super) fn start(criu: &Path, job: Job, surroundings: Surroundings) -> Result<Self, Error> {
         let (ours, theirs) = socketpair(
@@ -186,7 +125,7 @@ impl Session {
             path: criu.to_path_buf(),
             source,
         };
-        // What CRIU says before it has opened its log goes to stderr.
+        // CRIU writes to stderr until it has opened its log.
         let stderr = memfd_create(c"criu-stderr", MemFdCreateFlag::MFD_CLOEXEC)
             .map(File::from)
             .map_err(socket_error("make a file for"))?;
@@ -211,7 +150,7 @@ impl Session {
             spawn::enter_network(&mut command, network);
         }
         let child = command.spawn().map_err(start_error)?;
-        // Only CRIU has it now, so that its death is noticed.
+        // Only CRIU may have its end of the socket, so that its death is noticed.
         drop(theirs);
         let pidfd =
             process::pidfd_open(Pid::from_raw(child.id() as i32)).map_err(socket_error("watch"))?;
@@ -227,7 +166,7 @@ impl Session {
         })
     }
 
-    /// Tells `notify` and `prepare` the worker's process id, before it is told anything.
+    /// Tells `notify` and `prepare` the worker's process id, before the worker gets its request.
     pub(super) fn introduce(
         &self,
         notify: &mut dyn Notify,
@@ -248,7 +187,7 @@ impl Session {
             })
     }
 
-    /// One question, one answer.
+    /// Sends one request and receives its response.
     pub(super) fn ask(&mut self, request: &[u8]) -> Result<Response, Error> {
         self.send(request)?;
         let (response, _) = self.receive()?;
@@ -260,7 +199,8 @@ impl Session {
         Ok(response)
     }
 
-    /// Passes notifications on until CRIU finishes or reports the stage `hold`, which is left unanswered.
+    /// Passes notifications on until CRIU finishes or reports the stage `hold`, which is left
+    /// unanswered.
     pub(super) fn talk(
         &mut self,
         notify: &mut dyn Notify,
@@ -285,16 +225,18 @@ impl Session {
             if hold == Some(stage) {
                 return Ok(Pause::Held { pid });
             }
-            let answered = self
-                .event(stage, pid, fd)
-                .and_then(|event| match notify.on(event) {
-                    Ok(reply) => Ok(reply),
-                    Err(source) => Err(Error::Refused {
+            let answered = Notification::parse(stage, pid, fd)
+                .map_err(|what| Error::Protocol {
+                    action: self.job.action,
+                    what,
+                })
+                .and_then(|notification| {
+                    notify.on(notification).map_err(|source| Error::Refused {
                         action: self.job.action,
                         subject: self.job.subject.clone(),
                         stage: stage.to_owned(),
                         source,
-                    }),
+                    })
                 });
             match answered {
                 Ok(reply) => {
@@ -309,34 +251,9 @@ impl Session {
         }
     }
 
-    /// What was restored is alive and nobody's to kill.
+    /// Keeps the restored tasks alive: from now on they belong to the caller.
     pub(super) fn keep_restored(&mut self) {
         self.restored = None;
-    }
-
-    fn event(&self, stage: &str, pid: Option<i32>, fd: Option<OwnedFd>) -> Result<Event, Error> {
-        let protocol = |what| Error::Protocol {
-            action: self.job.action,
-            what,
-        };
-        Ok(match stage {
-            "pre-dump" => Event::PreDump,
-            "query-ext-files" => Event::QueryExternalFiles,
-            "network-lock" => Event::NetworkLock,
-            "network-unlock" => Event::NetworkUnlock,
-            "pre-restore" => Event::PreRestore,
-            "setup-namespaces" => Event::SetupNamespaces {
-                pid: pid.ok_or_else(|| protocol("setup-namespaces without a process"))?,
-            },
-            "post-setup-namespaces" => Event::PostSetupNamespaces,
-            "pre-resume" => Event::PreResume,
-            "post-resume" => Event::PostResume,
-            "orphan-pts-master" => Event::OrphanPtsMaster(
-                fd.ok_or_else(|| protocol("orphan-pts-master without a descriptor"))?,
-            ),
-            "status-ready" => Event::StatusReady,
-            other => Event::Other(other.to_owned()),
-        })
     }
 
     pub(super) fn send(&mut self, packet: &[u8]) -> Result<(), Error> {
@@ -380,7 +297,8 @@ impl Session {
                 return Err(self.died());
             };
             let mut waited = vec![PollFd::new(socket.as_fd(), PollFlags::POLLIN)];
-            // Restored tasks have copies of CRIU's end of the socket for a while, so its closing does not tell of CRIU's death.
+            // Restored tasks have copies of CRIU's end of the socket for a while. So CRIU's death
+            // does not close the socket.
             if let Some(worker) = &self.worker {
                 waited.push(PollFd::new(worker.pidfd.as_fd(), PollFlags::POLLIN));
             }
@@ -397,7 +315,8 @@ impl Session {
                         .answer_limit_dur
                         .is_some_and(|limit_dur| started.elapsed() >= limit_dur)
                     {
-                        // Hung up on, CRIU rolls back at its next report. It is not waited for: it may be the kernel that hangs.
+                        // CRIU rolls back at its next report, when it finds the connection closed.
+                        // rcm does not wait for that, because the kernel itself may hang.
                         self.hang_up();
                         if self.job.action == Action::Restore {
                             self.destroy();
@@ -419,7 +338,7 @@ impl Session {
     /// Says no to a notification and waits until CRIU has rolled back.
     pub(super) fn refuse(&mut self) {
         if self.send(&rpc::answer(false, &[])).is_ok() {
-            // CRIU may report `network-unlock` while it rolls back, and then says that it failed.
+            // CRIU may report `network-unlock` while it rolls back. At the end it reports failure.
             while let Ok((response, _)) = self.receive() {
                 if response.notification().is_none() {
                     break;
@@ -434,19 +353,20 @@ impl Session {
         self.reap_restored();
     }
 
-    /// Sees to it that nothing is left of a restore that did not succeed. CRIU kills what it restored, but cannot if it was killed itself; and the
-    /// first process is ours to wait for.
+    /// Removes the rest of a restore that did not succeed. CRIU kills the restored tasks itself,
+    /// unless CRIU was killed. But the first process is our child, so we have to wait for it.
     fn reap_restored(&mut self) {
         if let Some(pid) = self.restored.take() {
-            // Our child: until it was waited for its id belongs to nobody else.
+            // A child keeps its id until it was waited for, so this cannot hit another process.
             if nix::sys::signal::kill(pid, Signal::SIGKILL).is_ok() {
                 while waitpid(pid, None) == Err(Errno::EINTR) {}
             }
         }
     }
 
-    /// Ends a restore that does not get on. Nothing that it has made has executed, so unlike the CRIU of a dump this one may be killed; and it must be,
-    /// because what it traces cannot be waited for before.
+    /// Ends a restore that makes no progress. None of its tasks has executed, so unlike the CRIU of
+    /// a dump this one may be killed. It also must be killed: nobody can wait for the tasks that it
+    /// traces before that.
     fn destroy(&mut self) {
         if let Some(pid) = self.restored {
             // As in `reap_restored`.
@@ -465,7 +385,8 @@ impl Session {
         self.socket = None;
     }
 
-    /// Waits for the worker's end. CRIU is never killed: the tasks that it holds would keep its code.
+    /// Waits for the worker's end. It does not kill CRIU: CRIU's code would stay in the tasks of a
+    /// dump.
     fn wait_for_end(&mut self) -> Option<ExitStatus> {
         let worker = self.worker.as_mut()?;
         let started = Instant::now();
@@ -485,7 +406,7 @@ impl Session {
         status.ok()
     }
 
-    /// The error of a response that reports failure.
+    /// Makes the error of a response that reports failure.
     fn failure(&mut self, message: Option<&str>) -> Error {
         self.hang_up();
         self.wait_for_end();
@@ -497,7 +418,7 @@ impl Session {
         }
     }
 
-    /// The error of a worker that ended or hung up in the middle.
+    /// Makes the error of a worker that ended or closed the connection in the middle.
     fn died(&mut self) -> Error {
         self.hang_up();
         let ended = self.wait_for_end();
@@ -510,7 +431,7 @@ impl Session {
                 failure: Box::new(self.find_failure(None)),
             },
             None => Error::Socket {
-                action: "go on talking to",
+                action: "keep talking to",
                 source: Errno::EPIPE,
             },
         }
@@ -535,7 +456,7 @@ impl Session {
     }
 }
 
-impl Drop for Session {
+impl Drop for CriuSession {
     fn drop(&mut self) {
         if self.socket.is_some() {
             self.hang_up();
@@ -547,7 +468,7 @@ impl Drop for Session {
 
 fn remaining(started: Instant, limit_dur: Duration) -> PollTimeout {
     let left_dur = limit_dur.saturating_sub(started.elapsed());
-    // A poll that ends a little too early is repeated; rounding up keeps that from spinning.
+    // A poll that ends a little too early would be repeated. Rounding up keeps it from spinning.
     let left_ms = left_dur.as_millis().saturating_add(1);
     PollTimeout::try_from(left_ms).unwrap_or(PollTimeout::MAX)
 }

@@ -1,4 +1,4 @@
-//! The conversation against a CRIU that the tests play.
+//! Tests of the conversation, in which the tests play CRIU.
 
 use std::sync::mpsc;
 use std::thread::{self, JoinHandle};
@@ -7,7 +7,7 @@ use nix::sys::socket::recv;
 
 use super::rpc::fake;
 use super::*;
-use crate::criu::{External, HeldDump};
+use crate::criu::{External, PausedDump, Reply};
 
 fn job(answer_limit_dur: Option<Duration>) -> Job {
     Job {
@@ -19,10 +19,10 @@ fn job(answer_limit_dur: Option<Duration>) -> Job {
     }
 }
 
-/// A session, and a thread that plays CRIU's part.
+/// Makes a session, and a thread that plays CRIU's part.
 fn with_peer<T: Send + 'static>(
     play: impl FnOnce(Peer) -> T + Send + 'static,
-) -> (Session, JoinHandle<T>) {
+) -> (CriuSession, JoinHandle<T>) {
     let (ours, theirs) = socketpair(
         AddressFamily::Unix,
         SockType::SeqPacket,
@@ -30,7 +30,7 @@ fn with_peer<T: Send + 'static>(
         SockFlag::SOCK_CLOEXEC,
     )
     .unwrap();
-    let session = Session {
+    let session = CriuSession {
         job: job(Some(Duration::from_secs(10))),
         socket: Some(ours),
         worker: None,
@@ -46,7 +46,7 @@ impl Peer {
         send(self.0.as_raw_fd(), packet, MsgFlags::MSG_NOSIGNAL).unwrap();
     }
 
-    /// The next packet; empty once the session has hung up.
+    /// Returns the next packet; empty once the session has closed the connection.
     fn hear(&self) -> Vec<u8> {
         let mut packet = vec![0; PACKET_BYTES];
         let length = recv(self.0.as_raw_fd(), &mut packet, MsgFlags::empty()).unwrap_or(0);
@@ -67,14 +67,14 @@ struct Script {
 }
 
 impl Notify for Script {
-    fn on(&mut self, event: Event) -> Result<Reply, CallbackError> {
-        let name = format!("{event:?}");
+    fn on(&mut self, notification: Notification) -> Result<Reply, CallbackError> {
+        let name = format!("{notification:?}");
         self.seen.send(name.clone()).unwrap();
         if self.refuse == Some(name.as_str()) {
             return Err("no room".into());
         }
-        let external = match event {
-            Event::QueryExternalFiles => vec![External::File {
+        let external = match notification {
+            Notification::QueryExternalFiles => vec![External::File {
                 mount_id: 1,
                 inode: 2,
             }],
@@ -122,7 +122,7 @@ fn a_held_dump_that_is_dropped_is_hung_up_on() {
         peer.hear()
     });
     session.talk(&mut (), Some("post-dump")).unwrap();
-    drop(HeldDump {
+    drop(PausedDump {
         session,
         notify: (),
     });
@@ -138,7 +138,7 @@ fn a_refusal_waits_until_criu_has_rolled_back() {
         (refused.0, unlocked.0)
     });
     session.talk(&mut (), Some("post-dump")).unwrap();
-    HeldDump {
+    PausedDump {
         session,
         notify: (),
     }

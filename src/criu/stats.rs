@@ -1,4 +1,5 @@
-//! CRIU's statistics of a dump or a restore: the files `stats-dump` and `stats-restore` (images/stats.proto).
+//! CRIU's statistics of a dump or a restore: the files `stats-dump` and `stats-restore`
+//! (images/stats.proto, CRIU 4.2).
 
 use std::fs;
 use std::io;
@@ -8,40 +9,41 @@ use std::time::Duration;
 use super::error::Error;
 use super::rpc::{self, FieldValue};
 
-/// Heads every service image (criu/include/magic.h).
+/// First magic number of every service image (criu/include/magic.h, CRIU 4.2).
 const SERVICE_MAGIC: u32 = 0x5510_5940;
-/// Heads a statistics image (criu/include/magic.h).
+/// Second magic number of a statistics image (criu/include/magic.h, CRIU 4.2).
 const STATS_MAGIC: u32 = 0x5709_3306;
 /// Bytes of a page, the unit that CRIU counts in.
 pub const PAGE_BYTES: u64 = 4096;
 
-/// What a dump or pre-dump cost.
+/// Cost of a dump or pre-dump.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct DumpStats {
     /// From the first attempt to stop tasks until all were stopped.
     pub freezing_dur: Duration,
-    /// For how long the tasks were stopped. It ends with the answer to `post-dump`, so a hold is part of it.
+    /// Time for which the tasks were stopped. It ends with the answer to `post-dump`, so it
+    /// includes a pause there.
     pub frozen_dur: Duration,
     /// Collecting memory.
     pub memdump_dur: Duration,
     /// Writing memory.
     pub memwrite_dur: Duration,
-    /// Memory looked at.
+    /// Memory that CRIU has examined.
     pub scanned_bytes: u64,
     /// Memory left out because the parent images have it.
     pub skipped_parent_bytes: u64,
     /// Memory written.
     pub written_bytes: u64,
-    /// Memory that stays behind for a lazy restore.
+    /// Memory that stays at the source for a lazy restore.
     pub lazy_bytes: u64,
 }
 
-/// What a restore cost.
+/// Cost of a restore.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct RestoreStats {
     /// Making the processes.
     pub forking_dur: Duration,
-    /// The whole restore, a hold at `post-restore` included.
+    /// The whole restore, including a pause at `post-restore`.
     pub restore_dur: Duration,
     /// Memory restored.
     pub restored_bytes: u64,
@@ -51,7 +53,7 @@ impl DumpStats {
     /// Reads `stats-dump` in CRIU's work directory.
     ///
     /// # Errors
-    /// [`Error::Stats`], also where the file is no such image.
+    /// [`Error::Stats`], also if the file is no such image.
     pub fn read(work_dir: &Path) -> Result<Self, Error> {
         let entry = read(&work_dir.join("stats-dump"), 1)?;
         let duration = |number| Duration::from_micros(number_of(&entry, number));
@@ -61,7 +63,7 @@ impl DumpStats {
             frozen_dur: duration(2),
             memdump_dur: duration(3),
             memwrite_dur: duration(4),
-            // 12 to 14 count shared memory apart.
+            // Fields 12 to 14 count shared memory separately.
             scanned_bytes: bytes(5) + bytes(12),
             skipped_parent_bytes: bytes(6) + bytes(13),
             written_bytes: bytes(7) + bytes(14),
@@ -74,7 +76,7 @@ impl RestoreStats {
     /// Reads `stats-restore` in CRIU's work directory.
     ///
     /// # Errors
-    /// [`Error::Stats`], also where the file is no such image.
+    /// [`Error::Stats`], also if the file is no such image.
     pub fn read(work_dir: &Path) -> Result<Self, Error> {
         let entry = read(&work_dir.join("stats-restore"), 2)?;
         Ok(Self {
@@ -85,10 +87,10 @@ impl RestoreStats {
     }
 }
 
-type Entry = Vec<(u32, FieldValue)>;
+type Fields = Vec<(u32, FieldValue)>;
 
-/// The nested message `number` of a statistics image.
-fn read(path: &Path, number: u32) -> Result<Entry, Error> {
+/// Returns the nested message `number` of a statistics image.
+fn read(path: &Path, number: u32) -> Result<Fields, Error> {
     fs::read(path)
         .and_then(|image| entry(&image, number).ok_or_else(|| io::ErrorKind::InvalidData.into()))
         .map_err(|source| Error::Stats {
@@ -97,8 +99,9 @@ fn read(path: &Path, number: u32) -> Result<Entry, Error> {
         })
 }
 
-/// An image is two magic numbers, then a little-endian length before each message (criu/image.c, criu/protobuf.c).
-fn entry(image: &[u8], number: u32) -> Option<Entry> {
+/// Parses an image: two magic numbers, then a little-endian length before each message
+/// (criu/image.c and criu/protobuf.c, CRIU 4.2).
+fn entry(image: &[u8], number: u32) -> Option<Fields> {
     let word = |index: usize| {
         let bytes = image.get(4 * index..4 * index + 4)?;
         Some(u32::from_le_bytes(bytes.try_into().ok()?))
@@ -117,7 +120,7 @@ fn entry(image: &[u8], number: u32) -> Option<Entry> {
     rpc::fields(&nested)
 }
 
-fn number_of(entry: &Entry, number: u32) -> u64 {
+fn number_of(entry: &Fields, number: u32) -> u64 {
     entry
         .iter()
         .find_map(|field| match field {

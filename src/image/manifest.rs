@@ -1,12 +1,15 @@
 //! The list of a dump's files, with digests.
 //!
-//! The source writes it when CRIU has written the images, the destination checks it before CRIU reads them: a file system that several hosts
-//! share may show the other host an old length or a hole, and CRIU restores what it gets.
+//! The source writes it when CRIU has written the images. The destination checks it before CRIU
+//! reads them. A file system that several hosts share may show the other host an old length or a
+//! hole, and CRIU would restore that.
 //!
-//! The digest finds damage, not malice: who can write to the image store owns the container anyway. It is computed while the container
-//! stands still, at both ends, so it is XXH3-64 (twenty times the speed of SHA-256), over pieces of [`PIECE_BYTES`] that
-//! the processors share; a file's digest is that of its pieces' digests in order. Reading the images brings them into the page
-//! cache of the destination, where CRIU needs them next: over a network file system the check costs no second transfer.
+//! The digest finds damage, not malice: anybody who can write to the image store controls the
+//! container anyway. Both ends compute it while the container is frozen. So it is XXH3-64 (twenty
+//! times the speed of SHA-256) over pieces of [`PIECE_BYTES`], which the processors share. A file's
+//! digest is that of its pieces' digests in order. Reading the images brings them into the page
+//! cache of the destination, where CRIU needs them next. So over a network file system the check
+//! costs no second transfer.
 
 use std::fs::{self, File};
 use std::io;
@@ -18,14 +21,15 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
 
-/// The unit of work: large enough that a thread's start does not count, small enough that one file keeps all threads busy.
+/// The unit of work. It is so large that a thread's start does not count, and so small that one
+/// file keeps all threads busy.
 pub const PIECE_BYTES: u64 = 4 << 20;
-/// What a thread holds in memory at a time.
+/// Memory of a thread.
 const BUFFER_BYTES: usize = 256 << 10;
-/// More threads than this do not read any faster.
+/// More threads do not read any faster.
 const MAX_THREADS: usize = 8;
 
-/// Images cannot be listed, or are not what the manifest says.
+/// Images cannot be listed, or differ from the manifest.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ManifestError {
@@ -36,7 +40,7 @@ pub enum ManifestError {
         action: &'static str,
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The system's error.
         #[source]
         source: io::Error,
     },
@@ -46,19 +50,19 @@ pub enum ManifestError {
         /// The name.
         name: String,
     },
-    /// A file has another length than the manifest says.
+    /// A file has another length than in the manifest.
     #[error(
         "image {path} has {found_bytes} bytes instead of {expected_bytes}: the image store does not show what the source wrote"
     )]
     Length {
         /// The file.
         path: PathBuf,
-        /// According to the manifest.
+        /// Length in the manifest.
         expected_bytes: u64,
-        /// Found.
+        /// Length of the file.
         found_bytes: u64,
     },
-    /// A file has other contents than the manifest says.
+    /// A file has other contents than in the manifest.
     #[error("image {path} is damaged: its digest is not that of the source")]
     Digest {
         /// The file.
@@ -72,14 +76,14 @@ type Result<T, E = ManifestError> = std::result::Result<T, E>;
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Manifest {
-    /// In the order of their names.
-    pub files: Vec<Entry>,
+    /// The files, in the order of their names.
+    pub files: Vec<ImageFile>,
 }
 
-/// One file.
+/// One file of a dump.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Entry {
+pub struct ImageFile {
     /// Its name in the image directory; never a path.
     pub name: String,
     /// Its length.
@@ -101,7 +105,7 @@ impl Manifest {
             .into_iter()
             .zip(&opened)
             .zip(digests)
-            .map(|((name, image), digest)| Entry {
+            .map(|((name, image), digest)| ImageFile {
                 name,
                 size_bytes: image.size_bytes,
                 digest: text_of(digest),
@@ -113,7 +117,7 @@ impl Manifest {
     /// Compares the files in `dir` with the manifest.
     ///
     /// # Errors
-    /// The first difference that is found.
+    /// The first difference.
     pub fn verify(&self, dir: &Path) -> Result<()> {
         for entry in &self.files {
             if entry.name.contains('/') || !is_image(&entry.name) {
@@ -144,10 +148,10 @@ impl Manifest {
         Ok(())
     }
 
-    /// Waits until the files are on the store's disks, where a crash of this host does not reach them.
+    /// Waits until the files are on the store's disks, so that they survive a crash of this host.
     ///
-    /// Another host needs no waiting: CRIU has closed the files, and what was closed here is seen by who opens it there (close-to-open
-    /// consistency, nfs(5)).
+    /// Another host need not wait for that. CRIU has closed the files, and a host that opens them
+    /// afterwards sees them (close-to-open consistency, nfs(5)).
     ///
     /// # Errors
     /// [`ManifestError::File`].
@@ -161,15 +165,15 @@ impl Manifest {
             .map_err(file("sync", dir))
     }
 
-    /// The length of all files together.
+    /// Returns the length of all files together.
     #[must_use]
     pub fn total_bytes(&self) -> u64 {
         self.files.iter().map(|entry| entry.size_bytes).sum()
     }
 }
 
-impl Entry {
-    /// That of a file whose pieces have the XXH3-64 digests `pieces`, in order.
+impl ImageFile {
+    /// Makes the entry of a file from the XXH3-64 digests of its pieces, in order.
     #[must_use]
     pub fn of_pieces(name: String, size_bytes: u64, pieces: &[u64]) -> Self {
         Self {
@@ -180,7 +184,7 @@ impl Entry {
     }
 }
 
-/// How many pieces a file has.
+/// Returns the number of pieces of a file.
 #[must_use]
 pub const fn pieces_of(size_bytes: u64) -> u64 {
     size_bytes.div_ceil(PIECE_BYTES)
@@ -198,7 +202,7 @@ fn text_of(digest: u64) -> String {
     format!("{digest:016x}")
 }
 
-/// Names and lengths of the images in `dir`, in the order of their names.
+/// Lists names and lengths of the images in `dir`, in the order of their names.
 ///
 /// # Errors
 /// [`ManifestError::File`].
@@ -207,7 +211,7 @@ pub fn list(dir: &Path) -> Result<Vec<(String, u64)>> {
     for entry in fs::read_dir(dir).map_err(file("list", dir))? {
         let entry = entry.map_err(file("list", dir))?;
         let metadata = entry.metadata().map_err(file("read", &entry.path()))?;
-        // CRIU's file names are ASCII; logs are not part of the dump and still grow.
+        // CRIU's file names are ASCII. Logs are not part of the dump and still grow.
         if let Ok(name) = entry.file_name().into_string()
             && metadata.is_file()
             && is_image(&name)
@@ -441,7 +445,7 @@ mod tests {
         let dir = store();
         for name in ["../core-1.img", "/etc/passwd", "", ".", "..", "a/b"] {
             let manifest = Manifest {
-                files: vec![Entry {
+                files: vec![ImageFile {
                     name: name.into(),
                     size_bytes: 0,
                     digest: String::new(),

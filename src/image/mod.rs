@@ -1,4 +1,4 @@
-//! What lies in an image store.
+//! The image store: images of dumps, their manifests, and root file systems as streams.
 pub mod manifest;
 pub mod rounds;
 pub mod tree;
@@ -9,14 +9,15 @@ use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
-/// How often the removal of a directory is tried that another host still writes to.
+/// Attempts to remove a directory to which another host still writes.
 const REMOVE_ATTEMPTS: u32 = 20;
-/// The pause between two attempts.
+/// Pause between two attempts.
 const REMOVE_PAUSE_DUR: Duration = Duration::from_millis(10);
 
-/// Removes a directory of the image store with everything in it; one that is gone is no error.
+/// Removes a directory of the image store with everything in it. It is no error if the directory is
+/// gone.
 ///
-/// The other end may write its last word into it at this moment.
+/// The other end may write its last file into it at this moment, so the removal is repeated.
 ///
 /// # Errors
 /// As rmdir(2) and unlink(2).
@@ -33,7 +34,7 @@ pub fn remove_dir(dir: &Path) -> io::Result<()> {
     fs::remove_dir_all(dir)
 }
 
-/// As [`remove_dir`]; it is gone after a power failure, too.
+/// As [`remove_dir`], and syncs the removal: the directory stays gone after a power failure.
 ///
 /// # Errors
 /// As rmdir(2), unlink(2) and fsync(2).

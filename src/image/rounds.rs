@@ -2,45 +2,46 @@
 //!
 //! ```text
 //! STORE/MIGRATION/0/                   the first round: all memory
-//! STORE/MIGRATION/1/parent -> ../0     what has changed since
-//! STORE/MIGRATION/2/parent -> ../1     the final dump: all state, and the memory that has changed since
+//! STORE/MIGRATION/1/parent -> ../0     the memory that has changed since
+//! STORE/MIGRATION/2/parent -> ../1     the final dump: all state, and memory changed since
 //! ```
 //!
-//! Without pre-copy the final dump is number 0. CRIU reads a page from the newest images that have it, and follows the link `parent` to the
-//! older ones (criu/pagemap.c). A link that leads nowhere makes a dump complete without a word, and one that leads elsewhere makes
-//! a restore take other memory, so [`check_link`] is called at both ends.
+//! Without pre-copy the final dump is number 0. CRIU reads a page from the newest images that have
+//! it, and follows the link `parent` to the older ones (criu/pagemap.c, CRIU 4.2). If the link
+//! leads nowhere, CRIU silently makes a complete dump. If it leads to other images, a restore takes
+//! the wrong memory. So both ends call [`check_link`].
 
 use std::fs;
 use std::io::{self, ErrorKind};
 use std::path::{Path, PathBuf};
 
-/// CRIU's name of the link (criu/include/crtools.h, `CR_PARENT_LINK`).
+/// CRIU's name of the link (`CR_PARENT_LINK` in criu/include/crtools.h, CRIU 4.2).
 pub const PARENT: &str = "parent";
 
-/// Images do not form the chain that they should.
+/// Images do not form the expected chain.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ChainError {
-    /// A link is missing, leads elsewhere, or should not be.
+    /// A link is missing, has another target, or should not exist.
     #[error(
-        "the images in {dir} build on {}, and should on {}: their memory would be incomplete",
+        "the images in {dir} build on {}, but should build on {}: their memory would be incomplete",
         name(found.as_ref()),
         name(wanted.as_ref())
     )]
     Link {
         /// The directory of the images.
         dir: PathBuf,
-        /// Where the link leads, if there is one.
+        /// Target of the link, if there is one.
         found: Option<PathBuf>,
-        /// Where it should lead, if there should be one.
+        /// Target that the link should have, if there should be one.
         wanted: Option<PathBuf>,
     },
     /// The link cannot be read.
     #[error("cannot read the link {path}")]
     Unreadable {
-        /// The link.
+        /// Path of the link.
         path: PathBuf,
-        /// Why.
+        /// The system's error.
         #[source]
         source: io::Error,
     },
@@ -50,19 +51,20 @@ fn name(link: Option<&PathBuf>) -> String {
     link.map_or_else(|| "nothing".into(), |link| link.display().to_string())
 }
 
-/// The directory with the number `number`.
+/// Returns the directory with the number `number`.
 #[must_use]
 pub fn directory(images: &Path, number: u32) -> PathBuf {
     images.join(number.to_string())
 }
 
-/// What directory `number` has as its parent, relative to itself as CRIU wants it.
+/// Returns the target of the parent link in directory `number`: a path relative to that directory,
+/// as CRIU wants it.
 #[must_use]
 pub fn parent(number: u32) -> Option<PathBuf> {
     Some(Path::new("..").join(number.checked_sub(1)?.to_string()))
 }
 
-/// The directory with the greatest number: the final dump, once it is written.
+/// Returns the directory with the greatest number, which is the final dump once that is written.
 #[must_use]
 pub fn last(images: &Path) -> Option<PathBuf> {
     let numbers = fs::read_dir(images).ok()?.filter_map(|entry| {

@@ -7,13 +7,17 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use super::lobby::Lobby;
-use super::progress::{Progress, milliseconds};
-use super::protocol::{Message, Phase, Running, Verdict};
-use super::rendezvous::Rendezvous;
-use super::transport::{Patience, TransportError};
-use super::{chain, journal};
+use super::link::channel::{Patience, TransportError};
+use super::link::listener::Lobby;
+use super::progress::Progress;
+use super::record::journal;
+use super::trust::rendezvous::Rendezvous;
+use super::wire::payload::Running;
+use super::wire::protocol::Message;
+use super::wire::state::{Phase, Verdict};
+use crate::error::chain;
 use crate::sys::interrupt::Interrupt;
+use crate::text::milliseconds;
 
 mod agree;
 mod error;

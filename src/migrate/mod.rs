@@ -68,7 +68,7 @@
 //! | --- | --- | --- |
 //! | Restored | CRIU holds its tasks at `post-restore` | CRIU gets a "no", or nobody is there to answer it |
 //!
-//! So the death of either process rolls back before the commit, and lets nothing run after it ([`fence`]).
+//! So the death of either process rolls back before the commit, and lets nothing run after it ([`container::fence`]).
 //!
 //! # The commit in doubt
 //!
@@ -77,63 +77,37 @@
 //! container runs on at the source. Without an answer it stands still, and `--resolve` asks again later. It never runs on a guess.
 //!
 //! A destination that is killed after "committed" is in its journal may have let the container run or not. Its `--resolve` waits for CRIU's end, by which
-//! that is decided ([`crate::runtime::worker`]), and restores the container again if nothing of it has executed.
+//! that is decided ([`crate::runtime::process::criu_process`]), and restores the container again if nothing of it has executed.
 //!
-//! # Modules
+//! # Modules, from the bottom up
 //!
-//! * [`protocol`], [`codec`], [`preamble`]: what is said, as bytes, and how it is judged. No input or output.
-//! * [`trust`], [`rendezvous`], [`handshake`], [`lobby`], [`tls`], [`transport`], [`address`]: who may say it, and the connection.
-//! * [`source`], [`destination`]: the states, over traits for the container and the host; neither knows the other.
-//! * [`workload`], [`node`]: those traits for real containers.
-//! * [`journal`], [`verdict`], [`claim`], [`recipe`], [`resolve`]: what is left of a migration after a crash, and settling it.
-//! * [`cancel`]: ending one from another process.
-//! * [`preflight`]: what is found out before anything is stopped.
-//! * [`local`]: a dump and a restore on one host, as a test.
-//! * [`bulk`], [`rootfs`]: images and trees that cross the network; [`luggage`]: what a container of an engine takes along.
-//! * [`names`]: what a restore on a shared file system takes from the container that it may have to give back.
-//! * [`precopy`]: when the rounds end.
-//! * [`progress`], [`report`]: what can be seen of it, and what came of it.
-//! * [`fence`], [`facts`]: what their names say.
+//! * [`wire`]: messages and their encoding; no input or output.
+//! * [`trust`]: authentication. [`progress`]: events, meters and the report.
+//! * [`record`]: files that survive a crash.
+//! * [`link`]: connections. [`unix_sockets`]: socket files that a restore on a shared file system
+//!   takes from the container and may have to put back.
+//! * [`transfer`]: images and trees that cross the network. [`preflight`]: probes, before anything
+//!   is stopped.
+//! * [`agreement`]: judgement on the findings; no input or output.
+//! * [`source`], [`destination`]: the states, over traits for the container and the host; neither
+//!   knows the other. [`method`]: when the rounds end.
+//! * [`container`]: those traits for real containers.
+//! * [`ops`]: operations that a command or an agent asks for.
 
-pub mod address;
-pub mod answering;
-pub mod bulk;
-pub mod cancel;
-pub mod claim;
-pub mod codec;
+pub mod agreement;
+pub mod container;
 pub mod destination;
-pub mod facts;
-pub mod fence;
-pub mod handshake;
-pub mod journal;
-pub mod lobby;
-pub mod local;
-pub mod luggage;
-pub mod names;
-pub mod node;
-pub mod preamble;
-pub mod precopy;
+pub mod link;
+pub mod method;
+pub mod ops;
 pub mod preflight;
 pub mod progress;
-pub mod protocol;
-pub mod recipe;
-pub mod relay;
-pub mod rendezvous;
-pub mod report;
-pub mod resolve;
-pub mod rootfs;
+pub mod record;
 pub mod source;
-mod ssh;
-pub mod tls;
-pub mod transport;
+pub mod transfer;
 pub mod trust;
-pub mod verdict;
-pub mod workload;
+pub mod unix_sockets;
+pub mod wire;
 
 #[cfg(test)]
 mod tests;
-
-use crate::runtime::engine::chain;
-
-/// Why something outside this module failed.
-pub type Cause = Box<dyn std::error::Error + Send + Sync>;

@@ -4,12 +4,15 @@
 use nix::unistd::Pid;
 use oci_spec::runtime::Spec;
 
-use super::names::{Names, Unkept};
-use super::preamble::{CriuChoices, Finding, Observed};
-use super::protocol::{MigrationId, Side};
+use super::unix_sockets::{Names, Unkept};
+use super::wire::finding::Finding;
+use super::wire::id::{MigrationId, Side};
+use super::wire::observed::Observed;
+use super::wire::preamble::CriuChoices;
 use crate::runtime::container::Container;
 
 mod descriptors;
+pub mod facts;
 mod host;
 pub mod network;
 mod processes;

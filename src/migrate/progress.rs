@@ -8,11 +8,12 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
-use super::preamble::Finding;
-use super::report::Report;
+use super::wire::finding::Finding;
+use report::Report;
 
 mod event;
 mod meter;
+pub mod report;
 
 pub use event::{Event, Lap, Round, TreePass, bytes_per_second};
 pub use meter::Meter;
@@ -143,32 +144,6 @@ impl Progress {
     }
 }
 
-/// "12.3 ms".
-#[must_use]
-pub fn milliseconds(dur: impl std::borrow::Borrow<Duration>) -> String {
-    format!("{:.1} ms", dur.borrow().as_secs_f64() * 1e3)
-}
-
-/// "1.4 GiB", "318 KiB".
-#[must_use]
-pub fn bytes(count: u64) -> String {
-    const UNITS: [&str; 4] = ["KiB", "MiB", "GiB", "TiB"];
-    if count < 1024 {
-        return format!("{count} B");
-    }
-    let mut value = count as f64 / 1024.0;
-    let mut unit = 0;
-    while value >= 1024.0 && unit + 1 < UNITS.len() {
-        value /= 1024.0;
-        unit += 1;
-    }
-    if value < 10.0 {
-        format!("{value:.1} {}", UNITS[unit])
-    } else {
-        format!("{value:.0} {}", UNITS[unit])
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -229,14 +204,5 @@ mod tests {
             .map(|lap| lap.bytes)
             .collect();
         assert_eq!(counts, [Some(7), None]);
-    }
-
-    #[test]
-    fn sizes() {
-        assert_eq!(bytes(1023), "1023 B");
-        assert_eq!(bytes(1536), "1.5 KiB");
-        assert_eq!(bytes(318 << 10), "318 KiB");
-        assert_eq!(bytes(1 << 40), "1.0 TiB");
-        assert_eq!(bytes(u64::MAX), "16777216 TiB");
     }
 }

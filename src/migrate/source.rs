@@ -7,14 +7,17 @@
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
-use super::address::Destination;
-use super::bulk;
-use super::preamble::{Finding, Preamble};
-use super::precopy::Limits;
+use super::link::address::Destination;
+use super::link::channel::{Patience, TransportError};
+use super::method::precopy::Limits;
 use super::progress::Progress;
-use super::protocol::{Commit, Message, Phase};
-use super::transport::{Patience, TransportError};
+use super::transfer::images;
 use super::trust::Trust;
+use super::wire::finding::Finding;
+use super::wire::payload::Commit;
+use super::wire::preamble::Preamble;
+use super::wire::protocol::Message;
+use super::wire::state::Phase;
 use crate::image::manifest::Manifest;
 use crate::sys::interrupt::Interrupt;
 
@@ -63,7 +66,7 @@ pub struct Plan {
     /// How many connections carry the images where the ends share no store.
     pub streams: u32,
     /// How they are sent over them.
-    pub sending: bulk::Settings,
+    pub sending: images::Settings,
     /// How long the container may stand still before it is let go again.
     pub freeze_limit_dur: Duration,
     /// How long an unanswered commit is asked about.

@@ -9,16 +9,22 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use super::destination::{self, DestinationError, Prepared, Setup};
-use super::lobby::{Lobby, listen};
-use super::preamble::{CriuChoices, Observed, Preamble, RootfsOffer};
-use super::precopy::Limits;
+use super::link::listener::{Lobby, listen};
+use super::method::precopy::Limits;
+use super::preflight::facts;
 use super::progress::Progress;
-use super::protocol::{Kind, MigrationId, Phase};
-use super::rendezvous::{Rendezvous, random};
-use super::report::Report;
+use super::progress::report::Report;
+use super::record::journal;
 use super::source::{self, Failure, Plan, SourceError};
+use super::transfer::images;
 use super::trust::Trust;
-use super::{bulk, facts, journal};
+use super::trust::rendezvous::{Rendezvous, random};
+use super::wire::id::MigrationId;
+use super::wire::observed::Observed;
+use super::wire::preamble::{CriuChoices, Preamble};
+use super::wire::protocol::Kind;
+use super::wire::rootfs::RootfsOffer;
+use super::wire::state::Phase;
 
 mod network;
 mod played;
@@ -163,7 +169,7 @@ fn play(
         rootfs: PathBuf::new(),
         config: None,
         streams: 2,
-        sending: bulk::Settings::default(),
+        sending: images::Settings::default(),
         root: source_root.clone(),
         destination: address.to_string().parse().unwrap(),
         trust: Trust::fresh().unwrap(),
@@ -272,7 +278,7 @@ fn a_failed_restore_leaves_it_running_and_the_source_says_why() {
         panic!("{:?}", outcome.source)
     };
     assert!(
-        super::chain(failure).contains("Error (criu): cannot restore"),
+        crate::error::chain(failure).contains("Error (criu): cannot restore"),
         "{failure:?}"
     );
 }

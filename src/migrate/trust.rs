@@ -11,7 +11,7 @@
 //! Where the ends share no store, one of the flags is needed.
 //!
 //! The session is always TLS 1.3 with a certificate on each side: a fresh self-signed one for each process unless the files say otherwise. What a
-//! self-signed certificate is worth is settled by [`super::rendezvous`]: the receiver's is pinned by its file, and both are in the proofs.
+//! self-signed certificate is worth is settled by [`super::trust::rendezvous`]: the receiver's is pinned by its file, and both are in the proofs.
 
 use std::fs;
 use std::io::{self, Read};
@@ -32,9 +32,10 @@ use rustls::{CipherSuite, ClientConfig, RootCertStore, ServerConfig};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::protocol::{Bytes32, hex, unhex_all};
+use super::wire::id::{Bytes32, hex, unhex_all};
 
 mod pinned;
+pub mod rendezvous;
 
 use pinned::Unverified;
 

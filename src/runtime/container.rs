@@ -6,7 +6,7 @@
 //! | --- | --- |
 //! | `state.json` | the [`Record`], replaced atomically |
 //! | `config.json` | the OCI spec as the bundle had it when the container was created |
-//! | `criu.json` | the [CRIU](super::worker) that works on it, or did last |
+//! | `criu.json` | the [CRIU](super::process::criu_process) that works on it, or did last |
 //! | `notify.sock` | the socket that `start` writes to; it is there as long as the container was not started |
 //!
 //! The [`Status`] is never stored: it follows from whether the first process executes, from the freezer and from the socket, so
@@ -24,8 +24,8 @@ use nix::unistd::Pid;
 use oci_spec::runtime::Spec;
 use serde::{Deserialize, Serialize};
 
-use super::cgroup::Cgroup;
 use super::error::{Error, Result};
+use super::linux::cgroup::Cgroup;
 use crate::sys;
 use crate::sys::process::{Liveness, ProcessId};
 

@@ -8,7 +8,7 @@ use oci_spec::runtime::Spec;
 
 use super::container::Container;
 use super::error::{Error, Result};
-use crate::criu::{CgroupMode, Common};
+use crate::criu::{Common, ManageCgroups};
 
 /// The annotation that names a CRIU configuration file; an empty one means none.
 const CONFIG_ANNOTATION: &str = "org.criu.config";
@@ -35,7 +35,7 @@ pub struct CriuFlags {
     /// Leave memory behind, to be fetched when touched.
     pub lazy_pages: bool,
     /// How control groups are treated.
-    pub manage_cgroups: CgroupMode,
+    pub manage_cgroups: ManageCgroups,
 }
 
 impl CriuFlags {

@@ -140,10 +140,10 @@ pub enum Error {
     },
     /// The spec asks for what no runtime can do.
     #[error(transparent)]
-    Invalid(#[from] super::lower::InvalidSpec),
+    Invalid(#[from] super::spec::lower::InvalidSpec),
     /// A mount could not be made again for a restore.
     #[error(transparent)]
-    Mount(#[from] super::mounts::StageError),
+    Mount(#[from] super::linux::mounts::StageError),
     /// `--console-socket` is missing.
     #[error("cannot allocate tty if rcm will detach without setting console socket")]
     ConsoleSocketNeeded,
@@ -198,7 +198,7 @@ pub enum Error {
         id: String,
         /// Why.
         #[source]
-        source: super::cgroup::CgroupError,
+        source: super::linux::cgroup::CgroupError,
     },
     /// Somebody else's processes are in the cgroup; the first half is runc's sentence.
     #[error(
@@ -228,7 +228,7 @@ pub enum Error {
     },
     /// A hook failed.
     #[error(transparent)]
-    Hook(#[from] super::hooks::HookError),
+    Hook(#[from] super::linux::hooks::HookError),
     /// CRIU is missing, unfit, or failed.
     #[error(transparent)]
     Criu(#[from] crate::criu::Error),
@@ -314,7 +314,7 @@ pub enum Error {
     },
     /// The container's limits could not be changed.
     #[error(transparent)]
-    Update(#[from] super::update::UpdateError),
+    Update(#[from] super::verbs::update::UpdateError),
     /// The state directory cannot be used.
     #[error("cannot use the state directory {path} (--root)")]
     Root {

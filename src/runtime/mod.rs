@@ -1,52 +1,31 @@
-//! Containers on this host: the facade over `libcontainer`, completed where it lacks what runc does.
+//! Containers on this host: the facade over `libcontainer`, completed where it lacks a feature of
+//! runc.
 //!
-//! Five places complete the engine, none of them a fork of it:
+//! Five places complete libcontainer, and none of them is a fork of it:
 //!
-//! * **before it**, [`lower`]: the OCI spec is validated as runc does and turned into an equivalent that the engine runs;
-//! * **beside it**, [`mounts`]: mounts that it cannot make are made for it to bind;
-//! * **outside the container**, `launch`: the processes that join the cgroup, run hooks and fork the one in which the engine sets up a container;
-//! * **inside the container**, [`executor`]: rcm's code just before `execve`;
-//! * **around it**: state, cgroups, terminals, hooks' and error texts in the other modules.
+//! * **before it**, [`spec::lower`]: an OCI spec is validated as runc does and turned into an
+//!   equivalent one that libcontainer runs;
+//! * **beside it**, [`linux::mounts`]: prepares the mounts that libcontainer cannot make, for it to
+//!   bind;
+//! * **outside the container**, `process::launch`: the processes that join the cgroup, run hooks
+//!   and fork the one in which libcontainer sets up a container;
+//! * **inside the container**, [`process::executor`]: rcm's code just before `execve`;
+//! * **around it**: state, cgroups, terminals, and the texts of hooks and errors.
+//!
+//! * [`verbs`]: one module for each command of runc.
+//! * [`spec`]: reading, normalising and lowering OCI specs.
+//! * [`linux`]: cgroups, mounts, networks and other kernel objects of a container.
+//! * [`process`]: starting and accompanying a container's processes.
 
-pub mod cgroup;
-pub mod checkpoint;
 pub mod container;
-pub mod create;
 pub mod criu_flags;
-pub mod delete;
-pub mod engine;
-pub mod engines;
 pub mod error;
-pub mod events;
-pub mod example;
-pub mod exec;
-pub mod executor;
-pub mod external;
-pub mod features;
-pub mod foreground;
-pub mod hooks;
-pub mod host_file;
-pub mod kill;
-mod launch;
-pub mod lower;
-pub mod mounts;
-pub mod network;
-pub mod notify;
-pub mod pause;
-pub mod quiesce;
-pub mod resctrl;
-pub mod restore;
-pub mod seccomp;
-pub mod snapshot;
+pub mod image_extras;
+pub mod linux;
+pub mod process;
 pub mod spec;
-pub mod start;
-pub mod stats;
-mod stdio;
-pub mod terminal;
-pub mod update;
-mod wording;
-pub mod worker;
+pub mod verbs;
 
-pub use cgroup::Cgroup;
 pub use container::{Container, Record, Status};
 pub use error::{Error, Result};
+pub use linux::cgroup::Cgroup;

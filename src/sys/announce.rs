@@ -1,7 +1,8 @@
-//! Telling a link where addresses are now: gratuitous ARP and unsolicited neighbour advertisements.
+//! Announces where addresses are now: gratuitous ARP and unsolicited neighbour advertisements.
 //!
-//! Switches and neighbours go on sending to the old place until they hear from the new one. As QEMU does for virtual machines, it is said several
-//! times with growing pauses, because a single frame may be lost and nobody answers it.
+//! Switches and neighbours keep sending to the old host until they hear from the new one. A single
+//! frame may be lost, and nobody answers it. So rcm repeats the announcement with growing pauses,
+//! as QEMU does for virtual machines.
 
 use std::fs::File;
 use std::io;
@@ -18,28 +19,28 @@ use nix::sys::socket::{AddressFamily, LinkAddr, MsgFlags, SockFlag, SockType, se
 
 use super::network::{enter, ip_address};
 
-/// The pauses after the first announcement (those of QEMU's `announce-self`).
+/// Pauses after the first announcement (those of QEMU's `announce-self`).
 const PAUSES_DUR: [Duration; 4] = [
     Duration::from_millis(50),
     Duration::from_millis(150),
     Duration::from_millis(250),
     Duration::from_millis(350),
 ];
-/// How long [`Announcement::begun`] waits at most: to send takes well below a millisecond.
+/// Limit for [`Announcement::begun`]. Sending takes well below a millisecond.
 const BEGIN_LIMIT_DUR: Duration = Duration::from_secs(1);
 
 const BROADCAST: [u8; 6] = [0xff; 6];
-/// Where frames to all nodes of the link go (RFC 2464, 7).
+/// Ethernet address of all nodes of the link (RFC 2464, 7).
 const ALL_NODES_FRAME: [u8; 6] = [0x33, 0x33, 0, 0, 0, 1];
-/// RFC 4291, 2.7.1.
+/// IPv6 address of all nodes of the link (RFC 4291, 2.7.1).
 const ALL_NODES: Ipv6Addr = Ipv6Addr::new(0xff02, 0, 0, 0, 0, 0, 0, 1);
 const ETHERTYPE_ARP: u16 = 0x0806;
 const ETHERTYPE_IPV6: u16 = 0x86dd;
 const ICMPV6: u8 = 58;
-/// An advertisement of fewer hops is not believed (RFC 4861, 7.1.2).
+/// Receivers reject an advertisement with a smaller hop limit (RFC 4861, 7.1.2).
 const HOP_LIMIT: u8 = 255;
 
-/// Announcements that are being made.
+/// Announcements in progress.
 #[derive(Debug)]
 pub struct Announcement {
     thread: JoinHandle<()>,
@@ -47,14 +48,15 @@ pub struct Announcement {
 }
 
 impl Announcement {
-    /// Begins to announce every address of the namespace on the interface that has it. Interfaces that are down or not Ethernet have no neighbours
-    /// to tell.
+    /// Begins to announce every address of the namespace, each on the interface that has it.
+    /// Interfaces that are down or not Ethernet are left out: they have no neighbours to tell.
     ///
     /// # Errors
-    /// Where no thread can be started. What goes wrong later is only logged: the addresses are found by asking, too.
+    /// If no thread can be started. Later failures are only logged, because neighbours also find
+    /// the addresses by asking for them.
     pub fn begin(namespace: File) -> io::Result<Self> {
         let (told, first) = mpsc::sync_channel(1);
-        // Signals are for the threads that wait for them: the new one inherits the mask.
+        // The new thread inherits the mask. Signals must go to the threads that wait for them.
         let mask = SigSet::all().thread_swap_mask(SigmaskHow::SIG_BLOCK)?;
         let thread = thread::Builder::new().spawn(move || {
             let result = Announcer::new(&namespace).and_then(|announcer| {
@@ -80,13 +82,13 @@ impl Announcement {
         })
     }
 
-    /// Returns when all was announced once.
+    /// Returns when every address was announced once.
     pub fn begun(&self) {
-        // An error was logged.
+        // The thread has logged its error.
         let _ = self.first.recv_timeout(BEGIN_LIMIT_DUR);
     }
 
-    /// Returns when there is nothing more to announce, after 800 ms at most.
+    /// Returns when the last announcement is sent, after 800 ms at most.
     pub fn finish(self) {
         let _ = self.thread.join();
     }
@@ -101,7 +103,7 @@ impl Announcer {
     /// Moves the calling thread into the namespace.
     fn new(namespace: &File) -> io::Result<Self> {
         enter(namespace)?;
-        // It receives nothing: packet(7) gives a socket without a protocol none.
+        // A socket without a protocol receives nothing (packet(7)), and this one only sends.
         let socket = socket(
             AddressFamily::Packet,
             SockType::Raw,
@@ -164,7 +166,8 @@ fn ethernet(to: [u8; 6], from: [u8; 6], kind: u16) -> Vec<u8> {
     frame
 }
 
-/// An ARP announcement (RFC 5227, 2.3): a request for the address that is announced. Unlike a reply, every kind of neighbour heeds it.
+/// An ARP announcement (RFC 5227, 2.3): a request for the announced address. Every kind of
+/// neighbour accepts a request, but some ignore a reply.
 fn gratuitous_arp(own: [u8; 6], address: Ipv4Addr) -> Vec<u8> {
     let mut frame = ethernet(BROADCAST, own, ETHERTYPE_ARP);
     // Ethernet, IPv4, the lengths of their addresses, a request (RFC 826).
@@ -178,7 +181,8 @@ fn gratuitous_arp(own: [u8; 6], address: Ipv4Addr) -> Vec<u8> {
 
 /// An unsolicited neighbour advertisement (RFC 4861, 4.4 and 7.2.6).
 fn advertisement(own: [u8; 6], address: Ipv6Addr) -> Vec<u8> {
-    // Type, code, checksum; the flag "override"; the address; the option "target link-layer address".
+    // Type, code, checksum; flag "override". The address and the option "target link-layer address"
+    // follow.
     let mut message = vec![136, 0, 0, 0, 0x20, 0, 0, 0];
     message.extend(address.octets());
     message.extend([2, 1]);
@@ -197,7 +201,8 @@ fn advertisement(own: [u8; 6], address: Ipv6Addr) -> Vec<u8> {
     frame
 }
 
-/// Over the pseudo-header, too (RFC 4443, 2.3). The length of `message` is even.
+/// Computes the checksum, which covers the pseudo-header, too (RFC 4443, 2.3). The length of
+/// `message` is even.
 fn checksum(from: Ipv6Addr, to: Ipv6Addr, message: &[u8]) -> u16 {
     let words = message
         .chunks_exact(2)

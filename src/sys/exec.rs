@@ -1,4 +1,4 @@
-//! Replacing the process.
+//! Replaces the process.
 
 use std::convert::Infallible;
 use std::ffi::{CStr, CString};
@@ -9,7 +9,8 @@ use std::path::Path;
 use nix::fcntl::{AtFlags, FcntlArg, FdFlag, fcntl};
 use nix::unistd::{AccessFlags, close, execve, faccessat};
 
-/// Replaces this process by `path` with the given arguments and environment. Returns only on failure.
+/// Replaces this process by `path` with the given arguments and environment. Returns only on
+/// failure.
 ///
 /// # Errors
 /// As execve(2).
@@ -17,14 +18,15 @@ pub fn replace_process(path: &CStr, args: &[CString], env: &[CString]) -> nix::R
     execve(path, args, env)
 }
 
-/// Whether this process, with the user it has now, may execute the file: what faccessat(2) says of the effective user, so that user,
-/// groups and capabilities count. access(2) leaves out the capabilities of all but root.
+/// Whether this process may execute the file as the user that it is now. faccessat(2) with
+/// `AT_EACCESS` regards the effective user, its groups and its capabilities; access(2) regards only
+/// root's capabilities.
 #[must_use]
 pub fn may_execute(path: &Path) -> bool {
     faccessat(None, path, AccessFlags::X_OK, AtFlags::AT_EACCESS).is_ok()
 }
 
-/// The highest descriptor that this process has open.
+/// Returns the highest descriptor that this process has open.
 #[must_use]
 pub fn highest_descriptor() -> RawFd {
     let names = fs::read_dir("/proc/self/fd")
@@ -35,8 +37,10 @@ pub fn highest_descriptor() -> RawFd {
     numbers.max().unwrap_or(2)
 }
 
-/// Closes now what execve(2) would close: all up to `last` from the first on that is not inherited, but for `kept`. Until then the program's own path could
-/// lead through them, `/proc/self/fd/N/bin/sh`. Does without system calls that a seccomp filter might not expect.
+/// Closes the descriptors that execve(2) would close, up to `last`, except `kept`. Otherwise the
+/// program's own path could lead through them, such as `/proc/self/fd/N/bin/sh`. Descriptors that
+/// the program inherits form the lower range and stay open. The function uses no system call that a
+/// seccomp filter might not expect.
 pub fn close_private(last: RawFd, kept: Option<RawFd>) {
     let is_inherited = |fd: RawFd| {
         fcntl(fd, FcntlArg::F_GETFD)

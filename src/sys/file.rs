@@ -1,4 +1,4 @@
-//! Files that are either the old or the new version, never half of one.
+//! Replaces files so that a reader finds either the old or the new version, never a part.
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Write};
@@ -7,16 +7,18 @@ use std::path::{Path, PathBuf};
 
 /// Replaces `path` with `contents` atomically and durably.
 ///
-/// The contents go to a temporary file beside `path` with permission bits `mode`, are synced, and are renamed over
-/// `path`; then the directory is synced, so that after a crash either the old or the new file is there (rename(2)).
+/// The contents go to a temporary file beside `path` with permission bits `mode`. That file is
+/// synced and renamed over `path`. Then the directory is synced, so that after a crash either the
+/// old or the new file is there (rename(2)).
 ///
 /// # Errors
-/// Any error of creating, writing, syncing or renaming; the temporary file is removed then.
+/// Any error of creating, writing, syncing or renaming. The temporary file is removed then.
 pub fn write_atomic(path: &Path, contents: &[u8], mode: u32) -> io::Result<()> {
     replace(path, contents, mode, true)
 }
 
-/// As [`write_atomic`], without waiting for the disk: for files on tmpfs or files that only matter while the machine is up.
+/// As [`write_atomic`], without waiting for the disk. For files on tmpfs, and for files that matter
+/// only until the machine goes down.
 ///
 /// # Errors
 /// As [`write_atomic`].

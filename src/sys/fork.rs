@@ -1,21 +1,22 @@
-//! Forking without executing another program.
+//! Forks without executing another program.
 #![allow(unsafe_code)]
 
 use nix::errno::Errno;
 use nix::unistd::Pid;
 
-/// Whose child a forked process is.
+/// The parent of a forked process.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Parent {
-    /// This process's.
+    /// This process.
     This,
-    /// That of this process's parent, which can wait for it when this process is gone.
+    /// The parent of this process, which can still wait for the child after this process has ended.
     OfThis,
 }
 
-/// Forks; the child executes `body` and ends with the status that it returns. No destructors and no exit handlers run then.
+/// Forks. The child executes `body` and ends with the status that `body` returns. No destructors
+/// and no exit handlers run then.
 ///
-/// No other thread may execute: the child would find the locks that it holds held for ever.
+/// No other thread may run: the child would find the locks of that thread held for ever.
 ///
 /// # Errors
 /// As clone3(2), Linux 5.3.
@@ -24,11 +25,12 @@ pub fn fork(parent: Parent, body: impl FnOnce() -> i32) -> nix::Result<Pid> {
     let mut args: libc::clone_args = unsafe { std::mem::zeroed() };
     match parent {
         Parent::This => args.exit_signal = libc::SIGCHLD as u64,
-        // A sibling tells its end by the signal that this process would, and must name none.
+        // A sibling signals its end with this process's own exit signal and must name none.
         Parent::OfThis => args.flags = libc::CLONE_PARENT as u64,
     }
-    // SAFETY: without CLONE_VM and with no stack of its own the child goes on as after fork(2), on a copy of this memory; the kernel only reads
-    // the arguments, which outlive the call.
+    // SAFETY: without CLONE_VM and without a stack of its own, the child continues as after
+    // fork(2), on a copy of this memory. The kernel only reads the arguments, which outlive the
+    // call.
     let pid = Errno::result(unsafe {
         libc::syscall(
             libc::SYS_clone3,
@@ -39,9 +41,9 @@ pub fn fork(parent: Parent, body: impl FnOnce() -> i32) -> nix::Result<Pid> {
     if pid != 0 {
         return Ok(Pid::from_raw(pid as libc::pid_t));
     }
-    // A panic must not unwind into the parent's code, which this copy would go on with.
+    // A panic must not unwind into the parent's code: the child would execute that as well.
     let status = std::panic::catch_unwind(std::panic::AssertUnwindSafe(body)).unwrap_or(-1);
-    // SAFETY: the process ends here; what the parent would flush or remove at its end is left to it.
+    // SAFETY: the process ends here. The parent flushes and removes its own things at its own end.
     unsafe { libc::_exit(status) }
 }
 
@@ -52,7 +54,7 @@ mod tests {
     use super::*;
     use crate::sys::process::wait;
 
-    // Other tests execute beside these: the children allocate nothing.
+    // Other tests run at the same time, so the children allocate nothing.
 
     #[test]
     fn a_child_ends_with_its_status() {

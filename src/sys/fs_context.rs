@@ -1,4 +1,5 @@
-//! File systems that are made without being mounted anywhere (fsopen(2), fsconfig(2), fsmount(2); Linux 5.2).
+//! Makes file systems without mounting them anywhere (fsopen(2), fsconfig(2), fsmount(2); Linux
+//! 5.2).
 #![allow(unsafe_code)]
 
 use std::ffi::CStr;
@@ -16,7 +17,7 @@ const CMD_CREATE: libc::c_uint = 6;
 pub struct FsContext(OwnedFd);
 
 impl FsContext {
-    /// Begins one of the type `kind`, such as `tmpfs`.
+    /// Begins a file system of the type `kind`, such as `tmpfs`.
     ///
     /// # Errors
     /// As fsopen(2).
@@ -29,12 +30,12 @@ impl FsContext {
     /// Gives an option a value.
     ///
     /// # Errors
-    /// As fsconfig(2); `EINVAL` for an option or a value that the file system does not have.
+    /// As fsconfig(2); `EINVAL` if the file system does not have that option or value.
     pub fn set(&self, key: &CStr, value: &CStr) -> nix::Result<()> {
         self.configure(SET_STRING, key.as_ptr(), value.as_ptr())
     }
 
-    /// Makes it, and a mount of it with these `MOUNT_ATTR_*` (mount_setattr(2)).
+    /// Makes the file system, and a mount of it with these `MOUNT_ATTR_*` (mount_setattr(2)).
     ///
     /// # Errors
     /// As fsconfig(2) and fsmount(2).
@@ -58,7 +59,8 @@ impl FsContext {
         key: *const libc::c_char,
         value: *const libc::c_char,
     ) -> nix::Result<()> {
-        // SAFETY: the callers pass NUL-terminated strings that outlive the call and are only read, or null for the command that takes none.
+        // SAFETY: the callers pass NUL-terminated strings that outlive the call and are only read,
+        // or null for the command that takes none.
         let result = unsafe {
             libc::syscall(
                 libc::SYS_fsconfig,

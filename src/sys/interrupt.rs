@@ -1,4 +1,4 @@
-//! Being asked to stop: SIGINT, SIGTERM and SIGHUP as something that can be waited for.
+//! SIGINT, SIGTERM and SIGHUP as a descriptor that can be waited for.
 #![allow(unsafe_code)]
 
 use std::os::fd::{AsFd, BorrowedFd, IntoRawFd, OwnedFd};
@@ -15,8 +15,8 @@ const SIGNALS: [Signal; 3] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP];
 
 /// Turns the signals into a descriptor that becomes readable, until [`Self::restore_defaults`].
 ///
-/// Handlers, not blocked signals: a handler ends with execve(2), so the programs that rcm starts are not affected, while a blocked
-/// signal would stay blocked in them.
+/// It installs handlers instead of blocking the signals. execve(2) removes a handler, so the
+/// programs that rcm starts are not affected. A blocked signal would stay blocked in them.
 #[derive(Debug)]
 pub struct Interrupt {
     readable: OwnedFd,
@@ -26,7 +26,8 @@ extern "C" fn note(signal: libc::c_int) {
     RECEIVED.store(signal, Ordering::Relaxed);
     let fd = NOTIFY.load(Ordering::Relaxed);
     let errno = nix::errno::Errno::last();
-    // SAFETY: write is async-signal-safe (signal-safety(7)); the byte outlives the call; the descriptor is never closed.
+    // SAFETY: write is async-signal-safe (signal-safety(7)); the byte outlives the call; the
+    // descriptor is never closed.
     unsafe { libc::write(fd, [0_u8].as_ptr().cast(), 1) };
     errno.set();
 }
@@ -38,7 +39,7 @@ impl Interrupt {
     /// As pipe2(2) and sigaction(2).
     pub fn install() -> nix::Result<Self> {
         let (readable, writable) = nix::unistd::pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)?;
-        // The write end lives as long as a handler may run: for ever.
+        // A handler may run at any time until the process ends, so the write end is never closed.
         NOTIFY.store(writable.into_raw_fd(), Ordering::Relaxed);
         let action = SigAction::new(
             SigHandler::Handler(note),
@@ -46,19 +47,20 @@ impl Interrupt {
             SigSet::empty(),
         );
         for signal in SIGNALS {
-            // SAFETY: the handler only stores to an atomic and calls write, which are async-signal-safe.
+            // SAFETY: the handler only stores to an atomic and calls write, which are
+            // async-signal-safe.
             unsafe { sigaction(signal, &action)? };
         }
         Ok(Self { readable })
     }
 
-    /// The signal that came, if one did.
+    /// Returns the last signal that was received, if any.
     #[must_use]
     pub fn received(&self) -> Option<Signal> {
         Signal::try_from(RECEIVED.load(Ordering::Relaxed)).ok()
     }
 
-    /// From here on the signals have their default action again: there is nothing left to roll back.
+    /// Gives the signals their default action again, once there is nothing left to roll back.
     ///
     /// # Errors
     /// As sigaction(2).

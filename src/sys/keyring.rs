@@ -8,11 +8,11 @@ use nix::errno::Errno;
 /// `KEYCTL_JOIN_SESSION_KEYRING` of `<linux/keyctl.h>`.
 const KEYCTL_JOIN_SESSION_KEYRING: libc::c_long = 1;
 
-/// Joins the session keyring called `name`, creating it where it does not exist, so that the keys of the caller's
-/// session stay out of the container.
+/// Joins the session keyring `name`, creating it if it does not exist, so that the keys of the
+/// caller's session stay out of the container.
 ///
 /// # Errors
-/// `ENOSYS` where the kernel has no keyrings, `EDQUOT` where the user's quota of keys is used up.
+/// `ENOSYS` if the kernel has no keyrings, `EDQUOT` if the user's quota of keys is used up.
 pub fn join_session(name: &CStr) -> nix::Result<()> {
     // SAFETY: the kernel reads the NUL-terminated name and keeps no pointer to it.
     let result =

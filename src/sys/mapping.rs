@@ -1,4 +1,4 @@
-//! A file that is written to through memory, as programs do: for tests of what notices it.
+//! Writes to a file through memory, as programs do. For tests of code that must notice such writes.
 #![allow(unsafe_code)]
 
 use std::fs::File;
@@ -9,7 +9,7 @@ use std::ptr::NonNull;
 
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 
-/// The first bytes of a file, shared with everybody who has it open.
+/// The first bytes of a file, shared with every process that has it open.
 #[derive(Debug)]
 pub struct Mapping {
     start: NonNull<libc::c_void>,
@@ -23,7 +23,8 @@ impl Mapping {
     /// As mmap(2).
     pub fn new(file: &File, length: NonZeroUsize) -> io::Result<Self> {
         let protection = ProtFlags::PROT_READ | ProtFlags::PROT_WRITE;
-        // SAFETY: the kernel chooses a free place for the mapping, so that no other memory is replaced.
+        // SAFETY: the kernel chooses a free place for the mapping, so that no other memory is
+        // replaced.
         let start = unsafe {
             mmap(
                 None,
@@ -40,8 +41,8 @@ impl Mapping {
     /// Writes a byte.
     pub fn write(&mut self, offset: usize, byte: u8) {
         assert!(offset < self.length.get());
-        // SAFETY: `offset` lies within the mapping, which lives as long as `self`; other writers of the file do not make
-        // a write of one byte invalid.
+        // SAFETY: `offset` lies within the mapping, which lives as long as `self`. Other writers of
+        // the file do not make a write of one byte invalid.
         unsafe { self.start.cast::<u8>().add(offset).write_volatile(byte) }
     }
 }

@@ -1,8 +1,8 @@
 //! Thin, safe wrappers around system calls. Every `unsafe` block of the crate lives here.
 
 pub mod announce;
-pub mod barrier;
-pub mod bound;
+pub mod beneath;
+pub mod error_capture;
 pub mod exec;
 pub mod file;
 pub mod fork;
@@ -14,7 +14,7 @@ pub mod mapping;
 pub mod mount;
 pub mod namespace;
 pub mod network;
-pub mod node;
+pub mod network_lock;
 pub mod pipe;
 pub mod process;
 pub mod rooted;
@@ -23,6 +23,6 @@ pub mod socket;
 pub mod spawn;
 pub mod terminal;
 pub mod thaw_guard;
-pub mod trail;
 pub mod tree;
+pub mod unix_file;
 pub mod xattr;

@@ -7,14 +7,16 @@ use std::thread;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 
-/// Calls `work` where it alone sees what `prepare` has mounted. Programs that `work` starts and paths that it opens stay in that view. The mounts are
-/// gone when the last of those programs has ended, however they end.
+/// Calls `work` in a view in which the mounts of `prepare` exist. Programs that `work` starts and
+/// paths that it opens stay in that view. The mounts disappear when the last of these programs has
+/// ended, in any way.
 ///
-/// Both run on a thread of their own in a mount namespace of its own, in which every mount is a slave of the one that it was copied from: what is
-/// mounted on the host later is seen, what is mounted here is not seen on the host (mount_namespaces(7)).
+/// `prepare` and `work` run on a thread of their own in a new mount namespace. Every mount in it is
+/// a slave of the mount that it was copied from: later mounts of the host appear in the namespace,
+/// but its own mounts do not appear on the host (mount_namespaces(7)).
 ///
 /// # Errors
-/// As unshare(2) and mount(2), and what `prepare` returns.
+/// As unshare(2) and mount(2), and the error of `prepare`.
 pub fn with_private_mounts<T: Send>(
     prepare: impl FnOnce() -> io::Result<()> + Send,
     work: impl FnOnce() -> T + Send,
@@ -22,7 +24,7 @@ pub fn with_private_mounts<T: Send>(
     thread::scope(|scope| {
         let thread = thread::Builder::new().spawn_scoped(scope, || {
             let none = None::<&str>;
-            // Takes the thread's working and root directory apart from the process's, too.
+            // Also separates the thread's working and root directory from the process's.
             unshare(CloneFlags::CLONE_NEWNS)?;
             mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_SLAVE, none)?;
             prepare()?;
@@ -34,7 +36,7 @@ pub fn with_private_mounts<T: Send>(
     })
 }
 
-/// Makes what is at and below `source` seen also at `target`, a directory.
+/// Binds `source` with all mounts below it to the directory `target`.
 ///
 /// # Errors
 /// As mount(2).
@@ -44,7 +46,7 @@ pub fn bind(source: &Path, target: &Path) -> io::Result<()> {
     Ok(mount(Some(source), target, none, flags, none)?)
 }
 
-/// Lets the mount at `target` pass what is mounted on it on to its copies.
+/// Makes the mount at `target` shared, so that it propagates mounts to its copies.
 ///
 /// # Errors
 /// As mount(2).
@@ -53,7 +55,7 @@ pub fn share(target: &Path) -> io::Result<()> {
     Ok(mount(none, target, none, MsFlags::MS_SHARED, none)?)
 }
 
-/// Mounts an empty file system on a directory, for mount points.
+/// Mounts an empty file system for mount points on a directory.
 ///
 /// # Errors
 /// As mount(2).

@@ -1,7 +1,8 @@
-//! User and mount namespaces that are made before anything lives in them.
+//! Makes user and mount namespaces before any process lives in them.
 //!
-//! A namespace is entered by whoever makes it, and a user namespace is never left again. So a child makes it, and this process takes a descriptor that
-//! keeps it when the child has ended.
+//! The process that makes a namespace is in it, and no process can leave a user namespace. So a
+//! child makes the namespace. This process takes a descriptor, which keeps the namespace when the
+//! child has ended.
 #![allow(unsafe_code)]
 
 use std::fs::{self, File};
@@ -16,23 +17,23 @@ use nix::unistd::{ForkResult, Gid, Pid, Uid, fork, setresgid, setresuid};
 
 use super::process;
 
-/// What of a namespace could not be made.
+/// A namespace could not be made.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum NamespaceError {
     /// This process could not do its part.
     #[error("cannot {action}")]
     System {
-        /// What was tried.
+        /// The operation.
         action: &'static str,
-        /// Why it failed.
+        /// The system's error.
         #[source]
         source: io::Error,
     },
     /// The child failed.
     #[error("{reason}")]
     Child {
-        /// Its sentence.
+        /// The child's error sentence.
         reason: String,
     },
 }
@@ -44,21 +45,22 @@ fn system<E: Into<io::Error>>(action: &'static str) -> impl FnOnce(E) -> Namespa
     }
 }
 
-/// Ids inside a user namespace and those outside that they stand for: a line of `/proc/PID/uid_map` (user_namespaces(7)).
+/// Ids inside a user namespace and the ids outside that they stand for: a line of
+/// `/proc/PID/uid_map` (user_namespaces(7)).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct IdRange {
-    /// The first one inside.
+    /// First id inside.
     pub inside: u32,
-    /// The first one outside.
+    /// First id outside.
     pub outside: u32,
-    /// How many.
+    /// Number of ids.
     pub count: u32,
 }
 
-/// Makes a user namespace with these ids and nobody in it.
+/// Makes a user namespace with these ids and no process in it.
 ///
 /// # Errors
-/// Where the kernel refuses a namespace or the ids, e.g. because they overlap.
+/// If the kernel refuses a namespace or the ids, e.g. because they overlap.
 pub fn user_namespace(uids: &[IdRange], gids: &[IdRange]) -> Result<OwnedFd, NamespaceError> {
     let child = Paused::fork(|| {
         unshare(CloneFlags::CLONE_NEWUSER)
@@ -76,11 +78,12 @@ pub fn user_namespace(uids: &[IdRange], gids: &[IdRange]) -> Result<OwnedFd, Nam
     child.namespace("user")
 }
 
-/// Lets `work` prepare a mount namespace in which nothing executes afterwards: a new one, a copy of this process's, or the existing `mount`; as root of
-/// the user namespace `user` where one is given, to which a new one belongs then. `work` runs in a child of this process.
+/// Lets `work` prepare a mount namespace in which no process stays. It is the existing namespace
+/// `mount`, or a new copy of this process's. `work` runs in a child of this process. If `user` is
+/// given, the child is root of that user namespace, and a new mount namespace belongs to it.
 ///
 /// # Errors
-/// Where a namespace cannot be entered or made, and what `work` says.
+/// If a namespace cannot be entered or made, and the error of `work`.
 pub fn mount_namespace(
     user: Option<BorrowedFd>,
     mount: Option<BorrowedFd>,
@@ -105,7 +108,7 @@ pub fn mount_namespace(
     child.namespace("mnt")
 }
 
-/// A child that has done its work and waits for this process to drop it, or to end.
+/// A child that has done its work. It ends when this process drops it or ends.
 #[derive(Debug)]
 struct Paused {
     pid: Pid,
@@ -113,11 +116,12 @@ struct Paused {
 }
 
 impl Paused {
-    /// Forks a child for `work`. Returns when it is done.
+    /// Forks a child for `work`. Returns when the work is done.
     fn fork(work: impl FnOnce() -> Result<(), String>) -> Result<Self, NamespaceError> {
         let (stream, childs) = UnixStream::pair().map_err(system("make a socket pair"))?;
-        // SAFETY: the child never returns from this block: it calls `work`, which touches nothing that the parent waits for, and _exit(2), which runs
-        // no destructor of what both have.
+        // SAFETY: the child never returns from this block. It calls `work`, which touches nothing
+        // that the parent waits for, and _exit(2), which runs no destructor of values that both
+        // processes have.
         let pid = match unsafe { fork() }.map_err(system("fork"))? {
             ForkResult::Parent { child } => child,
             ForkResult::Child => {
@@ -125,7 +129,7 @@ impl Paused {
                 let result = catch_unwind(AssertUnwindSafe(work))
                     .unwrap_or_else(|_| Err("the child panicked".into()));
                 report(childs, result);
-                // SAFETY: ends this process, and nothing else of it.
+                // SAFETY: ends this process only.
                 unsafe { libc::_exit(0) }
             }
         };
@@ -163,7 +167,7 @@ impl Drop for Paused {
 const DONE: [u8; 1] = [b'+'];
 const FAILED: [u8; 1] = [b'-'];
 
-/// The child's side: tells the result and, if it is good, waits until nobody wants this process any longer.
+/// The child's side: sends the result. After success it waits until the parent drops it.
 fn report(mut stream: UnixStream, result: Result<(), String>) {
     match result {
         Ok(()) => {
@@ -177,10 +181,11 @@ fn report(mut stream: UnixStream, result: Result<(), String>) {
     }
 }
 
-/// Calls `work` on a thread in the mount namespace of a process, with its root directory. What other threads see stays as it is.
+/// Calls `work` on a thread in the mount namespace and root directory of a process. The other
+/// threads stay in theirs.
 ///
 /// # Errors
-/// Where the namespace cannot be entered, and what `work` returns.
+/// If the namespace cannot be entered, and the error of `work`.
 pub fn within_mounts_of<T: Send>(
     pid: Pid,
     work: impl FnOnce() -> io::Result<T> + Send,
@@ -189,7 +194,7 @@ pub fn within_mounts_of<T: Send>(
     std::thread::scope(|scope| {
         std::thread::Builder::new()
             .spawn_scoped(scope, || {
-                // Threads share their root and working directory, which setns(2) changes, too.
+                // Threads share their root and working directory, and setns(2) changes these, too.
                 unshare(CloneFlags::CLONE_FS)?;
                 setns(namespace.as_fd(), CloneFlags::CLONE_NEWNS)?;
                 work()
@@ -232,7 +237,7 @@ mod tests {
             let there = format!("/proc/{}/ns/mnt", nix::unistd::getppid());
             match fs::read_link(there) {
                 Ok(there) if there == here => Err("the same namespace".into()),
-                // In a user namespace the parent may not be looked into.
+                // From a user namespace the parent's files in `/proc` are not readable.
                 _ => Ok(()),
             }
         })

@@ -21,19 +21,20 @@ use nix::unistd::Pid;
 
 use super::process::{copy_descriptor, pidfd_open};
 
-/// Brings the loopback interface of a process's network namespace up (netdevice(7), `SIOCSIFFLAGS`).
+/// Brings the loopback interface of a process's network namespace up (netdevice(7),
+/// `SIOCSIFFLAGS`).
 ///
 /// # Errors
-/// Where the namespace cannot be entered or has no loopback interface.
+/// If the namespace cannot be entered or has no loopback interface.
 pub fn bring_loopback_up(pid: Pid) -> io::Result<()> {
     let namespace = File::open(format!("/proc/{pid}/ns/net"))?;
     within(namespace, bring_own_loopback_up)
 }
 
-/// As [`bring_loopback_up`], in the network namespace that this thread is in.
+/// As [`bring_loopback_up`], in the network namespace of this thread.
 ///
 /// # Errors
-/// Where it has no loopback interface, or this thread no right to change it.
+/// If it has no loopback interface, or this thread has no right to change it.
 pub fn bring_own_loopback_up() -> io::Result<()> {
     let socket = socket(
         AddressFamily::Inet,
@@ -44,7 +45,8 @@ pub fn bring_own_loopback_up() -> io::Result<()> {
     set_up(&socket)
 }
 
-/// Namespaces are a matter of threads: a thread of its own leaves the others where they are.
+/// Calls `work` in a network namespace, on a thread of its own. A namespace is a property of a
+/// thread, so the others stay in theirs.
 pub(super) fn within<T: Send + 'static>(
     namespace: File,
     work: impl FnOnce() -> io::Result<T> + Send + 'static,
@@ -63,7 +65,8 @@ pub(super) fn enter(namespace: &File) -> io::Result<()> {
     Ok(setns(namespace, CloneFlags::CLONE_NEWNET)?)
 }
 
-/// Makes a network namespace, with its loopback interface up. It lives as long as the file is open or a process is in it.
+/// Makes a network namespace with its loopback interface up. It lives as long as the file is open
+/// or a process is in it.
 ///
 /// # Errors
 /// As unshare(2).
@@ -76,17 +79,18 @@ pub fn make_namespace() -> io::Result<File> {
     })
 }
 
-/// Whether an open file is a namespace, and not what its name stood for before something was mounted on it.
+/// Whether an open file is a namespace. It is none if nothing is mounted on its name any more.
 #[must_use]
 pub fn is_namespace(file: &File) -> bool {
     fstatfs(file).is_ok_and(|stats| stats.filesystem_type() == NSFS_MAGIC)
 }
 
-/// Puts the TCP connections of a process that stands still into repair mode: when they are closed then, no packet tells their peers (tcp(7) does not
-/// know `TCP_REPAIR`; Linux, net/ipv4/tcp.c, `__tcp_close`).
+/// Puts the TCP connections of a frozen process into repair mode. If they are closed then, no
+/// packet tells their peers (`__tcp_close` in net/ipv4/tcp.c, Linux; tcp(7) does not describe
+/// `TCP_REPAIR`).
 ///
 /// # Errors
-/// Where the process is gone or its descriptors cannot be had.
+/// If the process is gone or its descriptors cannot be copied.
 pub fn mute_connections(pid: Pid) -> io::Result<()> {
     let process = pidfd_open(pid)?;
     for entry in fs::read_dir(format!("/proc/{pid}/fd"))? {
@@ -95,16 +99,17 @@ pub fn mute_connections(pid: Pid) -> io::Result<()> {
             continue;
         };
         let copy = copy_descriptor(&process, fd)?;
-        // What is no connection refuses.
+        // Fails for descriptors that are no TCP connection.
         let _ = setsockopt(&copy, TcpRepair, &1);
     }
     Ok(())
 }
 
-/// The addresses of all interfaces, in the network namespace at `namespace` or in this process's.
+/// Returns the addresses of all interfaces, in the network namespace at `namespace` or in this
+/// process's.
 ///
 /// # Errors
-/// Where the namespace cannot be entered or getifaddrs(3) fails.
+/// If the namespace cannot be entered or getifaddrs(3) fails.
 pub fn addresses(namespace: Option<&Path>) -> io::Result<Vec<IpAddr>> {
     let list = || -> io::Result<Vec<IpAddr>> {
         Ok(getifaddrs()?
@@ -128,16 +133,16 @@ pub(super) fn ip_address(address: &SockaddrStorage) -> Option<IpAddr> {
 /// A Unix socket and the one that it is connected to, by their inodes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct UnixPeer {
-    /// Of the socket.
+    /// Inode of the socket.
     pub inode: u32,
-    /// Of its peer; 0 for one that nobody has accepted yet.
+    /// Inode of its peer; 0 if the connection is not accepted yet.
     pub peer: u32,
 }
 
-/// The connected Unix sockets of a process's network namespace (sock_diag(7)).
+/// Returns the connected Unix sockets of a process's network namespace (sock_diag(7)).
 ///
 /// # Errors
-/// Where the namespace cannot be entered, or the kernel has no `CONFIG_UNIX_DIAG`.
+/// If the namespace cannot be entered, or the kernel has no `CONFIG_UNIX_DIAG`.
 pub fn unix_peers(pid: Pid) -> io::Result<Vec<UnixPeer>> {
     within(File::open(format!("/proc/{pid}/ns/net"))?, || {
         let socket = socket(
@@ -165,7 +170,7 @@ const SHOW_PEER: u32 = 4;
 /// `UNIX_DIAG_PEER` of linux/unix_diag.h.
 const ATTRIBUTE_PEER: u16 = 2;
 
-/// A `nlmsghdr` and a `unix_diag_req`.
+/// An `nlmsghdr` and a `unix_diag_req`.
 fn unix_request() -> Vec<u8> {
     let mut request = Vec::with_capacity(40);
     request.extend(40_u32.to_ne_bytes());
@@ -184,7 +189,7 @@ fn unix_request() -> Vec<u8> {
     request
 }
 
-/// Returns whether more is to come.
+/// Returns whether more messages follow.
 fn read_unix_answer(mut answer: &[u8], peers: &mut Vec<UnixPeer>) -> io::Result<bool> {
     let u16_at = |bytes: &[u8], at: usize| {
         let bytes = bytes.get(at..at + 2)?.try_into().ok()?;
@@ -208,7 +213,8 @@ fn read_unix_answer(mut answer: &[u8], peers: &mut Vec<UnixPeer>) -> io::Result<
             _ => {}
         }
         let (message, rest) = answer.split_at(length);
-        // After nlmsghdr: family, type, state and padding, the inode, the cookie; then attributes.
+        // After the nlmsghdr: family, type, state and padding, the inode, the cookie; then
+        // attributes.
         let (inode, mut attributes) = (u32_at(message, 20), message.get(32..).unwrap_or(&[]));
         while let (Some(size), Some(name)) = (u16_at(attributes, 0), u16_at(attributes, 2)) {
             if size < 4 {
@@ -237,7 +243,7 @@ fn set_up(socket: &OwnedFd) -> io::Result<()> {
         *to = *from as libc::c_char;
     }
     request.ifr_ifru.ifru_flags = (libc::IFF_UP | libc::IFF_RUNNING) as libc::c_short;
-    // SAFETY: the kernel reads one ifreq from the one that outlives the call.
+    // SAFETY: the kernel reads one ifreq, which outlives the call.
     let result = unsafe { libc::ioctl(socket.as_raw_fd(), libc::SIOCSIFFLAGS, &raw const request) };
     Errno::result(result)?;
     Ok(())

@@ -6,7 +6,7 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::unistd::{SysconfVar, pipe2, sysconf};
 
-/// The size of a page of memory.
+/// Size of a page of memory, in bytes.
 #[must_use]
 pub fn page_bytes() -> usize {
     let page_bytes = sysconf(SysconfVar::PAGE_SIZE).ok().flatten();
@@ -15,10 +15,12 @@ pub fn page_bytes() -> usize {
         .unwrap_or(4096)
 }
 
-/// Tries whether this process, and those that it starts, may have a pipe of `size_bytes` (`F_SETPIPE_SZ` in fcntl(2), `fs.pipe-max-size`).
+/// Checks that this process, and those that it starts, may have a pipe of `size_bytes`
+/// (`F_SETPIPE_SZ` in fcntl(2), `fs.pipe-max-size`).
 ///
 /// # Errors
-/// `EPERM` where that is above the limit and `CAP_SYS_RESOURCE` is missing, `ENOMEM`, `EINVAL` where no pipe is so large.
+/// `EPERM` if that is above the limit and `CAP_SYS_RESOURCE` is missing, `ENOMEM`, `EINVAL` if no
+/// pipe can be so large.
 pub fn try_size(size_bytes: usize) -> nix::Result<()> {
     let (read, _write) = pipe2(OFlag::O_CLOEXEC)?;
     let size = i32::try_from(size_bytes).map_err(|_| Errno::EINVAL)?;

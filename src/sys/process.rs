@@ -13,7 +13,7 @@ use nix::unistd::Pid;
 use procfs::ProcError;
 use procfs::process::{ProcState, Process};
 
-/// What identifies one process for as long as the machine is up: a pid alone may be used again.
+/// Identity of one process until the machine goes down. A pid alone may be used again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ProcessId {
@@ -36,7 +36,7 @@ impl ProcessId {
     /// Reads the identity of the process with the id `pid`.
     ///
     /// # Errors
-    /// [`ProcError::NotFound`] where there is no such process, other errors where `/proc` cannot be read.
+    /// [`ProcError::NotFound`] if there is no such process, other errors if `/proc` cannot be read.
     pub fn of(pid: Pid) -> Result<Self, ProcError> {
         let stat = Process::new(pid.as_raw())?.stat()?;
         Ok(Self {
@@ -58,28 +58,30 @@ impl ProcessId {
         }
     }
 
-    /// The pid as `nix` has it.
+    /// Returns the pid in the type of `nix`.
     #[must_use]
     pub fn pid(self) -> Pid {
         Pid::from_raw(self.pid)
     }
 }
 
-/// The id of a process in the pid namespace that it is in itself.
+/// Returns the id of a process in its own pid namespace.
 ///
 /// # Errors
-/// [`ProcError::NotFound`] where there is no such process, other errors where `/proc` cannot be read.
+/// [`ProcError::NotFound`] if there is no such process, other errors if `/proc` cannot be read.
 pub fn innermost_pid(pid: Pid) -> Result<Pid, ProcError> {
     let status = Process::new(pid.as_raw())?.status()?;
-    // From the outermost namespace to the innermost (proc_pid_status(5)).
+    // The list goes from the outermost namespace to the innermost (proc_pid_status(5)).
     let innermost = status.nspid.unwrap_or_default().last().copied();
     Ok(Pid::from_raw(innermost.unwrap_or(pid.as_raw())))
 }
 
-/// A signal as the C library says it, in lower case, as Go prints it: "killed", "bad system call".
+/// Returns the C library's text for a signal in lower case, as Go prints it: "killed", "bad system
+/// call".
 #[must_use]
 pub fn signal_text(signal: i32) -> String {
-    // SAFETY: strsignal(3) returns null or a NUL-terminated text that stays until its next call in this thread.
+    // SAFETY: strsignal(3) returns null or a NUL-terminated text that stays until its next call in
+    // this thread.
     let text = unsafe {
         let text = libc::strsignal(signal);
         (!text.is_null()).then(|| {
@@ -91,16 +93,17 @@ pub fn signal_text(signal: i32) -> String {
     text.unwrap_or_else(|| signal.to_string())
 }
 
-/// Whether this process is in a user namespace other than the first: root there is not root of the host.
+/// Whether this process is in a user namespace other than the first. Root there is not root of the
+/// host.
 #[must_use]
 pub fn in_user_namespace() -> bool {
-    // What the first one has (user_namespaces(7)): all ids, mapped to themselves.
+    // The first namespace maps all ids to themselves (user_namespaces(7)).
     const ALL_IDS: [&str; 3] = ["0", "0", "4294967295"];
     std::fs::read_to_string("/proc/self/uid_map")
         .is_ok_and(|map| !map.split_whitespace().eq(ALL_IDS))
 }
 
-/// Whether another process traces `pid` (`TracerPid`, proc_pid_status(5)). One that is gone is not traced.
+/// Whether another process traces `pid` (`TracerPid`, proc_pid_status(5)). False if `pid` is gone.
 #[must_use]
 pub fn is_traced(pid: Pid) -> bool {
     Process::new(pid.as_raw())
@@ -108,10 +111,11 @@ pub fn is_traced(pid: Pid) -> bool {
         .is_ok_and(|status| status.tracerpid != 0)
 }
 
-/// Opens a descriptor that refers to the process and becomes readable when it ends (pidfd_open(2), Linux 5.3).
+/// Opens a descriptor that refers to the process and becomes readable when it ends (pidfd_open(2),
+/// Linux 5.3).
 ///
 /// # Errors
-/// `ESRCH` where there is no such process.
+/// `ESRCH` if there is no such process.
 pub fn pidfd_open(pid: Pid) -> nix::Result<OwnedFd> {
     // SAFETY: pidfd_open takes two integers and touches no memory of ours.
     let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid.as_raw(), 0) };
@@ -120,10 +124,11 @@ pub fn pidfd_open(pid: Pid) -> nix::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
 }
 
-/// A copy of a descriptor of another process (pidfd_getfd(2), Linux 5.6); `process` is from [`pidfd_open`].
+/// Copies a descriptor of another process (pidfd_getfd(2), Linux 5.6). `process` is from
+/// [`pidfd_open`].
 ///
 /// # Errors
-/// `EBADF` where the process does not have it, `EPERM` without the right to trace it.
+/// `EBADF` if the process does not have it, `EPERM` without the right to trace the process.
 pub fn copy_descriptor(process: &OwnedFd, number: RawFd) -> nix::Result<OwnedFd> {
     // SAFETY: three integers go to the kernel; no memory of ours is touched.
     let fd = unsafe { libc::syscall(libc::SYS_pidfd_getfd, process.as_raw_fd(), number, 0) };
@@ -132,11 +137,11 @@ pub fn copy_descriptor(process: &OwnedFd, number: RawFd) -> nix::Result<OwnedFd>
     Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
 }
 
-/// Sends a signal through a descriptor of [`pidfd_open`]; it cannot hit another process that got the same id.
-/// `None` only checks that the process exists.
+/// Sends a signal through a descriptor of [`pidfd_open`], so that it cannot reach another process
+/// with the same id. `None` only checks that the process exists.
 ///
 /// # Errors
-/// `ESRCH` where the process has ended and was waited for.
+/// `ESRCH` if the process has ended and was waited for.
 pub fn pidfd_send_signal(pidfd: &OwnedFd, signal: Option<i32>) -> nix::Result<()> {
     // SAFETY: the siginfo pointer may be null (pidfd_send_signal(2)); no memory is touched.
     let result = unsafe {
@@ -151,8 +156,8 @@ pub fn pidfd_send_signal(pidfd: &OwnedFd, signal: Option<i32>) -> nix::Result<()
     Errno::result(result).map(drop)
 }
 
-/// Sends any signal number, including the real-time ones that [`Signal`] has no name for. 0 only checks that the
-/// process exists.
+/// Sends any signal number, including the real-time ones that [`Signal`] has no name for. 0 only
+/// checks that the process exists.
 ///
 /// # Errors
 /// As kill(2).
@@ -163,14 +168,15 @@ pub fn kill(pid: Pid, signal: i32) -> nix::Result<()> {
 
 /// Waits until the child has ended and takes its exit status.
 ///
-/// `nix` knows no real-time signals: its waitpid fails with `EINVAL` on a child that one of them ended.
+/// `nix` knows no real-time signals: its waitpid fails with `EINVAL` on a child that one of them
+/// ended.
 ///
 /// # Errors
-/// `ECHILD` where it is no child of this process.
+/// `ECHILD` if it is no child of this process.
 pub fn wait(child: Pid) -> nix::Result<ExitStatus> {
     let mut status = 0;
     loop {
-        // SAFETY: the kernel writes one integer into the one that outlives the call.
+        // SAFETY: the kernel writes one integer into `status`, which outlives the call.
         match Errno::result(unsafe { libc::waitpid(child.as_raw(), &mut status, 0) }) {
             Ok(_) => return Ok(ExitStatus::from_raw(status)),
             Err(Errno::EINTR) => {}
@@ -179,15 +185,16 @@ pub fn wait(child: Pid) -> nix::Result<ExitStatus> {
     }
 }
 
-/// Takes the children that have ended off the process table, up to `kept`, whose exit status somebody still wants.
+/// Takes children that have ended off the process table, until it meets `kept`, whose exit status
+/// the caller still needs.
 pub fn reap_others(kept: Pid) {
     loop {
         // SAFETY: siginfo_t is plain data, for which zeros are a value.
         let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
         let options = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
-        // SAFETY: the kernel writes one siginfo_t into the one that outlives the call.
+        // SAFETY: the kernel writes one siginfo_t into `info`, which outlives the call.
         let looked = Errno::result(unsafe { libc::waitid(libc::P_ALL, 0, &mut info, options) });
-        // SAFETY: waitid fills in the member, or leaves its zero where no child has ended (waitid(2)).
+        // SAFETY: waitid fills in the member, or leaves its zero if no child has ended (waitid(2)).
         let pid = unsafe { info.si_pid() };
         if looked.is_err() || pid == 0 || pid == kept.as_raw() {
             return;
@@ -197,10 +204,11 @@ pub fn reap_others(kept: Pid) {
     }
 }
 
-/// Living processes that have the file at `path` open, this one left out. Those that may not be looked into are, too.
+/// Returns the living processes that have the file at `path` open, except this one and those that
+/// this one may not inspect.
 ///
 /// # Errors
-/// Where the file or `/proc` is not there.
+/// If the file or `/proc` does not exist.
 pub fn holders(path: &Path) -> io::Result<Vec<Pid>> {
     let path = path.canonicalize()?;
     let mut pids = Vec::new();
@@ -221,7 +229,8 @@ pub fn holders(path: &Path) -> io::Result<Vec<Pid>> {
     Ok(pids)
 }
 
-/// Whether the process has the file at `path` open, a path without symbolic links. Not, if it may not be looked into.
+/// Whether the process has the file at `path` open. `path` has no symbolic links. False if this
+/// process may not inspect the other.
 #[must_use]
 pub fn holds(pid: Pid, path: &Path) -> bool {
     let Ok(descriptors) = std::fs::read_dir(format!("/proc/{pid}/fd")) else {
@@ -232,7 +241,8 @@ pub fn holds(pid: Pid, path: &Path) -> bool {
         .any(|fd| std::fs::read_link(fd.path()).is_ok_and(|target| target == path))
 }
 
-/// Makes orphaned descendants children of this process instead of init's (PR_SET_CHILD_SUBREAPER, prctl(2)).
+/// Makes orphaned descendants children of this process instead of init's (PR_SET_CHILD_SUBREAPER,
+/// prctl(2)).
 ///
 /// # Errors
 /// As prctl(2).
@@ -240,8 +250,8 @@ pub fn become_subreaper() -> nix::Result<()> {
     nix::sys::prctl::set_child_subreaper(true)
 }
 
-/// Unblocks every signal and gives those that the runtime caught their default action back: what a container's
-/// first process must start with.
+/// Unblocks every signal and gives those that the runtime caught their default action again. A
+/// container's first process must start so.
 ///
 /// # Errors
 /// As sigprocmask(2).
@@ -254,8 +264,9 @@ pub fn reset_signals() -> io::Result<()> {
     Ok(())
 }
 
-/// Lets the signals that ask a process to end do so also with the first process of a pid namespace, which they otherwise do not reach
-/// (pid_namespaces(7)). What is executed next has their default action again; those that are ignored stay so.
+/// Lets the signals that ask a process to end do so, too, if this is the first process of a pid
+/// namespace. The kernel would otherwise not deliver them to it (pid_namespaces(7)). The next
+/// executed program has their default action again. Ignored signals stay ignored.
 ///
 /// # Errors
 /// As sigaction(2).
@@ -281,8 +292,8 @@ pub fn end_on_signals() -> nix::Result<()> {
     Ok(())
 }
 
-/// Lets this process end, as a program in a pipeline does, when it writes to a pipe that nobody reads. Rust programs start
-/// with SIGPIPE ignored and panic in `println!` instead.
+/// Lets this process end when it writes to a pipe without a reader, as programs in a pipeline do.
+/// Rust programs start with SIGPIPE ignored and panic in `println!` instead.
 ///
 /// # Errors
 /// As signal(2).
@@ -291,8 +302,8 @@ pub fn end_on_broken_pipe() -> nix::Result<()> {
     unsafe { nix::sys::signal::signal(Signal::SIGPIPE, SigHandler::SigDfl) }.map(drop)
 }
 
-/// Marks every descriptor from `first` on close-on-exec, so that none leaks into what is executed next
-/// (close_range(2), Linux 5.11).
+/// Marks every descriptor from `first` on close-on-exec, so that the next executed program inherits
+/// none of them (close_range(2), Linux 5.11).
 ///
 /// # Errors
 /// As close_range(2).

@@ -1,4 +1,5 @@
-//! Paths inside a root directory whose contents are not trusted: symbolic links never lead out of it (openat2(2), `RESOLVE_IN_ROOT`).
+//! Paths inside a root directory whose contents are not trusted. Symbolic links never lead out of
+//! it (openat2(2), `RESOLVE_IN_ROOT`).
 #![allow(unsafe_code)]
 
 use std::ffi::{OsStr, OsString};
@@ -10,30 +11,31 @@ use nix::errno::Errno;
 use nix::fcntl::{OFlag, OpenHow, ResolveFlag, open, openat, openat2};
 use nix::sys::stat::{Mode, mkdirat};
 
-/// What to make where a path ends.
+/// The kind of file to make at the end of a path.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Kind {
+pub enum FileKind {
     /// A directory, mode 0755.
     Directory,
     /// An empty file, mode 0644.
     File,
 }
 
-/// A root directory that is held open.
+/// An open root directory.
 #[derive(Debug)]
 pub struct Root {
     fd: OwnedFd,
     path: PathBuf,
 }
 
-/// A directory that is held open: its entries are reached whatever becomes of the names that led to it.
+/// An open directory. Its entries stay reachable if the names on the way to it change.
 #[derive(Debug)]
 pub struct Directory {
     fd: OwnedFd,
 }
 
 impl Directory {
-    /// A path to the entry `name`, for this process and as long as `self` lives. The entry itself may be a symbolic link.
+    /// Returns a path to the entry `name`. It is valid in this process and as long as `self` lives.
+    /// The entry itself may be a symbolic link.
     #[must_use]
     pub fn entry(&self, name: &OsStr) -> PathBuf {
         Path::new("/proc/self/fd")
@@ -59,22 +61,24 @@ impl Root {
         Ok(Self { fd, path })
     }
 
-    /// Where `path` leads inside the root, as an absolute path below it and without symbolic links.
+    /// Resolves `path` inside the root. The result is an absolute path below the root without
+    /// symbolic links.
     ///
     /// # Errors
-    /// `ENOENT` where it does not exist.
+    /// `ENOENT` if it does not exist.
     pub fn resolve(&self, path: &Path) -> io::Result<PathBuf> {
         let found = link(&self.look_up(path)?)?;
         let below = found.strip_prefix(&self.path).map_err(|_| Errno::EXDEV)?;
         Ok(Path::new("/").join(below))
     }
 
-    /// As [`Self::resolve`], also for what does not exist: links on the way are followed, and what is missing is taken by its name.
+    /// As [`Self::resolve`], also for paths that do not exist: links on the way are followed, and
+    /// missing parts keep their names.
     ///
     /// # Errors
     /// `ELOOP`, and other errors than that something is missing.
     pub fn resolve_missing(&self, path: &Path) -> io::Result<PathBuf> {
-        /// As many as path_resolution(7) allows.
+        /// The limit of path_resolution(7).
         const MOST_LINKS: usize = 40;
         let mut links = 0;
         let mut found = PathBuf::from("/");
@@ -97,7 +101,7 @@ impl Root {
                     }
                     rest.extend(names(target).rev());
                 }
-                // No link, or nothing.
+                // The name is no link, or does not exist.
                 Err(Some(libc::EINVAL | libc::ENOENT | libc::ENOTDIR)) => found.push(name),
                 Err(_) => return Err(target.unwrap_err()),
             }
@@ -105,7 +109,7 @@ impl Root {
         Ok(found)
     }
 
-    /// The directory `path`, held open.
+    /// Opens the directory `path`.
     ///
     /// # Errors
     /// As open(2).
@@ -115,11 +119,11 @@ impl Root {
         })
     }
 
-    /// Makes `path` and the directories on the way to it, where they are missing.
+    /// Makes `path` and the directories on the way to it, if they are missing.
     ///
     /// # Errors
     /// As mkdir(2) and open(2).
-    pub fn make(&self, path: &Path, kind: Kind) -> io::Result<()> {
+    pub fn make(&self, path: &Path, kind: FileKind) -> io::Result<()> {
         let mut made = PathBuf::new();
         let names: Vec<_> = path
             .components()
@@ -137,7 +141,7 @@ impl Root {
                 Err(errno) => return Err(errno.into()),
             }
             let parent = parent.as_raw_fd();
-            if index + 1 < names.len() || kind == Kind::Directory {
+            if index + 1 < names.len() || kind == FileKind::Directory {
                 mkdirat(Some(parent), *name, Mode::from_bits_truncate(0o755))?;
             } else {
                 let flags = OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_CLOEXEC;
@@ -150,9 +154,10 @@ impl Root {
     }
 
     fn look_up(&self, path: &Path) -> nix::Result<OwnedFd> {
-        let path = match path.as_os_str().is_empty() {
-            true => Path::new("/"),
-            false => path,
+        let path = if path.as_os_str().is_empty() {
+            Path::new("/")
+        } else {
+            path
         };
         let how = OpenHow::new()
             .flags(OFlag::O_PATH | OFlag::O_CLOEXEC)
@@ -163,7 +168,7 @@ impl Root {
     }
 }
 
-/// What a path names one after another, ".." included.
+/// The components of a path, ".." included.
 fn names(path: &Path) -> impl DoubleEndedIterator<Item = OsString> {
     path.components().filter_map(|component| match component {
         Component::Normal(name) => Some(name.to_owned()),
@@ -189,12 +194,12 @@ mod tests {
         symlink(outside.path(), dir.path().join("absolute")).unwrap();
         symlink("../../../..", dir.path().join("up")).unwrap();
         let root = Root::open(dir.path()).unwrap();
-        // An absolute link is one from the root: its target does not exist there.
+        // An absolute link starts at the root: its target does not exist there.
         assert!(
-            root.make(Path::new("/absolute/x"), Kind::Directory)
+            root.make(Path::new("/absolute/x"), FileKind::Directory)
                 .is_err()
         );
-        root.make(Path::new("/up/x/y"), Kind::File).unwrap();
+        root.make(Path::new("/up/x/y"), FileKind::File).unwrap();
         assert!(dir.path().join("x/y").is_file());
         assert_eq!(fs::read_dir(outside.path()).unwrap().count(), 0);
     }
@@ -225,9 +230,9 @@ mod tests {
         fs::create_dir_all(dir.path().join("run/a")).unwrap();
         symlink("/run", dir.path().join("var-run")).unwrap();
         let root = Root::open(dir.path()).unwrap();
-        root.make(Path::new("/var-run/a/b"), Kind::Directory)
+        root.make(Path::new("/var-run/a/b"), FileKind::Directory)
             .unwrap();
-        root.make(Path::new("/var-run/a/b"), Kind::Directory)
+        root.make(Path::new("/var-run/a/b"), FileKind::Directory)
             .unwrap();
         assert_eq!(
             root.resolve(Path::new("/var-run/a/b")).unwrap(),

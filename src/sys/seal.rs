@@ -1,9 +1,11 @@
-//! Protecting rcm's binary from the containers that it enters.
+//! Protects rcm's binary from the containers that it enters.
 //!
-//! While rcm's code executes inside a container, a process there can reach the binary through `/proc/PID/exe` and, being root, overwrite it
-//! for the host's next use (CVE-2019-5736). So rcm first executes itself again from where nobody can write: through a private, read-only
-//! overlay file system that is mounted nowhere, or, where that cannot be made, from a sealed copy in memory. The overlay copies nothing and
-//! takes a tenth of the time of the copy, which counts in every `run`.
+//! While rcm's code executes inside a container, a process there can reach the binary through
+//! `/proc/PID/exe`. As root, that process could overwrite the binary for the host's next use
+//! (CVE-2019-5736). So rcm first executes itself again from a place that nobody can write to: a
+//! private, read-only overlay file system that is mounted nowhere. If the overlay cannot be made,
+//! rcm uses a sealed copy in memory. The overlay copies nothing and takes a tenth of the copy's
+//! time, which counts in every `run`.
 #![allow(unsafe_code)]
 
 use std::env;
@@ -18,39 +20,40 @@ use nix::sys::stat::Mode;
 
 use super::fs_context::FsContext;
 
-/// Tells the second execution that it is one. Its value is the process id, which execve(2) keeps and no child shares, so that a
-/// caller's environment cannot carry it on.
+/// Marks the second execution. The value is the process id, which execve(2) keeps and no child
+/// shares, so a caller's environment cannot pass the mark on.
 const MARK: &str = "RCM_SEALED";
 
 /// `MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV` of `<linux/mount.h>`.
 const READ_ONLY: libc::c_uint = 1 | 2 | 4;
 
-/// Makes sure that this process executes from where a container cannot write. Returns where it does; otherwise the process starts
-/// anew with the same arguments.
+/// Makes sure that this process executes from a place that a container cannot write to. Returns if
+/// it does. Otherwise the process starts anew with the same arguments.
 ///
-/// `lower` is a directory for the overlay's second, meaningless layer: an overlay of a single layer would be writable.
+/// `lower` is a directory for the overlay's second, meaningless layer: an overlay of a single layer
+/// would be writable.
 ///
 /// # Errors
-/// Where neither way works.
+/// If neither the overlay nor the copy works.
 pub fn ensure_sealed(lower: &Path) -> io::Result<()> {
     if env::var(MARK).is_ok_and(|mark| mark == std::process::id().to_string()) {
         return Ok(());
     }
     match overlay(lower) {
         Ok(binary) => Err(execute(&binary)),
-        // Without the privilege, or on a file system that no overlay takes as a layer.
+        // The privilege is missing, or the file system cannot be a layer of an overlay.
         Err(_) => pentacle::ensure_sealed(),
     }
 }
 
-/// Whether this process executes from a copy in memory, see memfd_create(2).
+/// Whether this process executes from a copy in memory (memfd_create(2)).
 #[must_use]
 pub fn is_copied() -> bool {
     std::fs::read_link("/proc/self/exe")
         .is_ok_and(|binary| binary.as_os_str().as_bytes().starts_with(b"/memfd:"))
 }
 
-/// The running binary, opened through a fresh overlay.
+/// Opens the running binary through a new overlay.
 fn overlay(lower: &Path) -> io::Result<OwnedFd> {
     let binary = env::current_exe()?;
     let (Some(dir), Some(name)) = (binary.parent(), binary.file_name()) else {
@@ -63,7 +66,7 @@ fn overlay(lower: &Path) -> io::Result<OwnedFd> {
 
     let context = FsContext::open(c"overlay")?;
     context.set(c"lowerdir", &layers)?;
-    // Only keeps a line out of the kernel's log where the layers are on different file systems.
+    // Only avoids a line in the kernel's log if the layers are on different file systems.
     let _ = context.set(c"xino", c"off");
     let mount = context.mount(READ_ONLY)?;
     let fd = openat(
@@ -76,7 +79,7 @@ fn overlay(lower: &Path) -> io::Result<OwnedFd> {
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
-/// Colons separate layers, and a backslash escapes (Documentation/filesystems/overlayfs.rst).
+/// Escapes the separators of layers with a backslash (Documentation/filesystems/overlayfs.rst).
 fn escape(path: &OsStr) -> Vec<u8> {
     let mut escaped = Vec::with_capacity(path.len() + 1);
     for byte in path.as_bytes() {

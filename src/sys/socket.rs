@@ -1,4 +1,4 @@
-//! Descriptors over Unix sockets.
+//! Passes descriptors over Unix sockets.
 #![allow(unsafe_code)]
 
 use std::io::{IoSlice, IoSliceMut};
@@ -11,7 +11,7 @@ use nix::sys::socket::{
     recvmsg, sendmsg, socketpair,
 };
 
-/// A connected pair of close-on-exec stream sockets.
+/// Makes a connected pair of close-on-exec stream sockets.
 ///
 /// # Errors
 /// As socketpair(2).
@@ -82,8 +82,8 @@ pub fn recv_fd(socket: BorrowedFd, capacity: usize) -> nix::Result<(Vec<u8>, Opt
     for control in message.cmsgs()? {
         if let ControlMessageOwned::ScmRights(fds) = control {
             for fd in fds {
-                // SAFETY: the kernel has just installed this descriptor for us; nobody else owns it. One that is
-                // replaced by a later one is closed here.
+                // SAFETY: the kernel has just installed this descriptor for us; nobody else owns
+                // it. A descriptor that a later one replaces is closed here.
                 received = Some(unsafe { OwnedFd::from_raw_fd(fd) });
             }
         }

@@ -1,4 +1,4 @@
-//! Starting helper programs with descriptors of this process.
+//! Starts helper programs with descriptors of this process.
 #![allow(unsafe_code)]
 
 use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
@@ -9,19 +9,20 @@ use nix::errno::Errno;
 use nix::sys::signal::Signal;
 use nix::unistd::{ForkResult, Pid, fork};
 
-/// Hands `descriptors` to the program that `command` starts, each under the number that it has in this process.
+/// Hands `descriptors` to the program that `command` starts, each under the number that it has in
+/// this process.
 ///
-/// They keep their close-on-exec flag here, so that nothing else that this process starts inherits them. They must be open when
-/// the program is started.
+/// They keep their close-on-exec flag here, so that no other program of this process inherits them.
+/// They must be open when the program is started.
 pub fn pass_descriptors(command: &mut Command, descriptors: &[BorrowedFd]) {
     let numbers: Vec<RawFd> = descriptors.iter().map(AsRawFd::as_raw_fd).collect();
     let clear = move || numbers.iter().copied().try_for_each(clear_close_on_exec);
-    // SAFETY: the closure runs between fork and exec and only calls fcntl(2), which is async-signal-safe; it allocates nothing
-    // and takes no lock.
+    // SAFETY: the closure runs between fork and exec and only calls fcntl(2), which is
+    // async-signal-safe; it allocates nothing and takes no lock.
     unsafe { command.pre_exec(clear) };
 }
 
-/// Starts the program of `command` in a network namespace, which must be open then.
+/// Lets `command` start its program in a network namespace, which must still be open then.
 pub fn enter_network(command: &mut Command, namespace: BorrowedFd) {
     let number = namespace.as_raw_fd();
     let enter = move || {
@@ -29,21 +30,25 @@ pub fn enter_network(command: &mut Command, namespace: BorrowedFd) {
         Errno::result(unsafe { libc::setns(number, libc::CLONE_NEWNET) })?;
         Ok(())
     };
-    // SAFETY: the closure runs between fork and exec and only calls setns(2), which is async-signal-safe; it allocates nothing and takes no lock.
+    // SAFETY: the closure runs between fork and exec and only calls setns(2), which is
+    // async-signal-safe; it allocates nothing and takes no lock.
     unsafe { command.pre_exec(enter) };
 }
 
-/// Lets the program that `command` starts receive signals as if a shell had started it, whichever this process has blocked.
+/// Lets the program that `command` starts receive signals as if a shell had started it, even if
+/// this process has blocked them.
 pub fn unblock_signals(command: &mut Command) {
-    // SAFETY: the closure runs between fork and exec and only changes the signal mask and actions, which is async-signal-safe; it allocates
-    // nothing and takes no lock.
+    // SAFETY: the closure runs between fork and exec and only changes the signal mask and actions,
+    // which is async-signal-safe; it allocates nothing and takes no lock.
     unsafe { command.pre_exec(super::process::reset_signals) };
 }
 
-/// Executes `work` in a copy of this process, which ends with the status that it returns. The copy is asked to stop (SIGTERM) when this process ends.
+/// Executes `work` in a copy of this process. The copy ends with the status that `work` returns,
+/// and gets SIGTERM when this process ends.
 ///
 /// # Errors
-/// `EBUSY` where this process has other threads: the copy would not have them, but the locks that they hold. As fork(2) otherwise.
+/// `EBUSY` if this process has other threads: the copy would have their locks, but not the threads.
+/// As fork(2) otherwise.
 pub fn copy_process(work: impl FnOnce() -> i32) -> nix::Result<Pid> {
     let threads = std::fs::read_dir("/proc/self/task").map_or(1, Iterator::count);
     if threads != 1 {
@@ -55,10 +60,11 @@ pub fn copy_process(work: impl FnOnce() -> i32) -> nix::Result<Pid> {
         ForkResult::Parent { child } => Ok(child),
         ForkResult::Child => {
             let watched = nix::sys::prctl::set_pdeathsig(Signal::SIGTERM);
-            // A parent that was gone before that would not be noticed.
+            // Detects a parent that ended before prctl(2) took effect.
             let status = match watched {
                 Ok(()) if Pid::parent() == parent => {
-                    // A panic must not return to the caller's caller, who is there twice.
+                    // A panic must not return to the caller, because that code runs in the parent,
+                    // too.
                     std::panic::catch_unwind(std::panic::AssertUnwindSafe(work)).unwrap_or(101)
                 }
                 _ => 101,
@@ -85,7 +91,7 @@ mod tests {
         let (mut reader, writer) = pipe().unwrap();
         let number = writer.as_raw_fd();
         let mut command = Command::new("sh");
-        // Shells need not know numbers of two digits.
+        // Some shells do not know descriptor numbers of two digits.
         command
             .arg("-c")
             .arg(format!("echo here >/proc/self/fd/{number}"));

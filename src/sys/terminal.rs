@@ -21,10 +21,10 @@ pub struct WindowSize {
     pub columns: u16,
 }
 
-/// The terminal's size.
+/// Returns the terminal's size.
 ///
 /// # Errors
-/// `ENOTTY` where the descriptor is no terminal.
+/// `ENOTTY` if the descriptor is no terminal.
 pub fn window_size(terminal: BorrowedFd) -> nix::Result<WindowSize> {
     let mut size = winsize {
         ws_row: 0,
@@ -32,7 +32,7 @@ pub fn window_size(terminal: BorrowedFd) -> nix::Result<WindowSize> {
         ws_xpixel: 0,
         ws_ypixel: 0,
     };
-    // SAFETY: the kernel writes one winsize into the one that outlives the call.
+    // SAFETY: the kernel writes one winsize into `size`, which outlives the call.
     unsafe { ioctl::get_window_size(terminal.as_raw_fd(), &mut size)? };
     Ok(WindowSize {
         rows: size.ws_row,
@@ -40,10 +40,10 @@ pub fn window_size(terminal: BorrowedFd) -> nix::Result<WindowSize> {
     })
 }
 
-/// Sets the terminal's size; its foreground processes get SIGWINCH.
+/// Sets the terminal's size. Its foreground processes get SIGWINCH.
 ///
 /// # Errors
-/// `ENOTTY` where the descriptor is no terminal.
+/// `ENOTTY` if the descriptor is no terminal.
 pub fn set_window_size(terminal: BorrowedFd, size: WindowSize) -> nix::Result<()> {
     let size = winsize {
         ws_row: size.rows,
@@ -56,7 +56,8 @@ pub fn set_window_size(terminal: BorrowedFd, size: WindowSize) -> nix::Result<()
     Ok(())
 }
 
-/// Keeps a terminal in raw mode, but for the translation of its output; its former settings come back when this is dropped.
+/// Keeps a terminal in raw mode, except for the translation of its output. Dropping it restores the
+/// former settings.
 #[derive(Debug)]
 pub struct RawMode {
     terminal: OwnedFd,
@@ -67,13 +68,13 @@ impl RawMode {
     /// Switches the terminal to raw mode.
     ///
     /// # Errors
-    /// `ENOTTY` where the descriptor is no terminal.
+    /// `ENOTTY` if the descriptor is no terminal.
     pub fn enter(terminal: BorrowedFd) -> io::Result<Self> {
         let terminal = terminal.try_clone_to_owned()?;
         let former = tcgetattr(&terminal)?;
         let mut raw = former.clone();
         cfmakeraw(&mut raw);
-        // What comes from a container's terminal has plain newlines ([`clear_onlcr`]).
+        // The output of a container's terminal has plain newlines ([`clear_onlcr`]).
         raw.output_flags
             .insert(nix::sys::termios::OutputFlags::OPOST);
         tcsetattr(&terminal, SetArg::TCSANOW, &raw)?;
@@ -83,16 +84,16 @@ impl RawMode {
 
 impl Drop for RawMode {
     fn drop(&mut self) {
-        // Nothing can be done about a terminal that has gone away.
+        // The terminal may be gone. Nothing can be done about that.
         let _ = tcsetattr(&self.terminal, SetArg::TCSANOW, &self.former);
     }
 }
 
-/// Switches off the translation of newlines to CR-LF on output (ONLCR), as runc does for a container's terminal: the
-/// terminal at the other end of the copy translates already.
+/// Switches off the translation of newlines to CR-LF on output (ONLCR), as runc does for a
+/// container's terminal. The terminal at the other end of the copy translates already.
 ///
 /// # Errors
-/// `ENOTTY` where the descriptor is no terminal.
+/// `ENOTTY` if the descriptor is no terminal.
 pub fn clear_onlcr(terminal: BorrowedFd) -> nix::Result<()> {
     let mut settings = tcgetattr(terminal)?;
     settings

@@ -1,4 +1,4 @@
-//! A process that thaws a cgroup if this one dies while it has it frozen.
+//! A process that thaws a cgroup if this one dies while the cgroup is frozen.
 #![allow(unsafe_code)]
 
 use std::ffi::c_int;
@@ -13,26 +13,28 @@ use nix::unistd::{ForkResult, Pid, fork};
 
 /// Watches over a frozen cgroup as long as it lives.
 ///
-/// A frozen cgroup stays frozen when the process that froze it is killed. The guard is a forked child that waits at a pipe: if
-/// the pipe closes without a word, its parent is gone, and it writes the word that thaws. Dropping the guard sends it home without
-/// doing anything.
+/// A frozen cgroup stays frozen if the process that froze it is killed. The guard is a forked child
+/// that reads from a pipe. If the pipe closes and nothing was sent, the parent is gone, and the
+/// guard thaws the cgroup. Dropping the guard sends a byte, and the child ends without doing
+/// anything.
 #[derive(Debug)]
 pub struct ThawGuard {
     child: Pid,
-    /// Written to once; `None` after that.
+    /// The write end of the pipe; `None` after the byte was sent.
     leash: Option<OwnedFd>,
 }
 
 impl ThawGuard {
-    /// Starts the guard for the control file `path` (`freezer.state` or `cgroup.freeze`), which `word` thaws.
+    /// Starts the guard. Writing `word` to the control file `path` (`freezer.state` or
+    /// `cgroup.freeze`) thaws the cgroup.
     ///
     /// # Errors
-    /// Where the file cannot be opened for writing or no process can be started.
+    /// If the file cannot be opened for writing or no process can be started.
     pub fn start(path: &Path, word: &'static [u8]) -> io::Result<Self> {
         let control = OpenOptions::new().write(true).open(path)?;
         let (watched, leash) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
-        // SAFETY: between fork and _exit the child makes async-signal-safe system calls only and allocates nothing, so it is sound even
-        // if another thread of this process holds a lock.
+        // SAFETY: between fork and _exit the child makes async-signal-safe system calls only and
+        // allocates nothing, so it is sound even if another thread of this process holds a lock.
         match unsafe { fork()? } {
             ForkResult::Parent { child } => Ok(Self {
                 child,
@@ -46,20 +48,21 @@ impl ThawGuard {
 impl Drop for ThawGuard {
     fn drop(&mut self) {
         if let Some(leash) = self.leash.take() {
-            // Were the guard gone, there would be nothing to call off.
+            // If the guard is gone already, it cannot act any more.
             let _ = nix::unistd::write(&leash, b".");
         }
         while waitpid(self.child, None) == Err(Errno::EINTR) {}
     }
 }
 
-/// The child: never returns, never unwinds.
+/// The child's code. It never returns and never unwinds.
 fn guard(watched: RawFd, control: RawFd, word: &'static [u8]) -> ! {
     let (low, high) = (watched.min(control), watched.max(control));
-    // SAFETY: only integers, and a buffer that outlives the call, go to the kernel. Every descriptor but the two is closed: a copy of
-    // a socket here would hide from its other end that the parent has died. Nobody in this process uses them again.
+    // SAFETY: only integers, and a buffer that outlives the call, go to the kernel. Every
+    // descriptor but the two is closed: a copy of a socket here would hide from its other end that
+    // the parent has died. Nobody in this process uses them again.
     unsafe {
-        // Ctrl-C and the like reach the parent, not the one that cleans up after it.
+        // Ctrl-C must reach the parent only: the guard has to survive it.
         libc::setsid();
         close_range(0, low - 1);
         close_range(low + 1, high - 1);
@@ -78,7 +81,7 @@ fn guard(watched: RawFd, control: RawFd, word: &'static [u8]) -> ! {
     }
 }
 
-/// Closes the descriptors `first..=last`; does nothing where the range is empty.
+/// Closes the descriptors `first..=last`. Does nothing if the range is empty.
 ///
 /// # Safety
 /// Nobody may use them afterwards.

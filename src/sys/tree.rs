@@ -1,5 +1,5 @@
-//! Mount trees that are attached nowhere: copied or made, changed, then moved to where they are wanted (open_tree(2), fsopen(2), mount_setattr(2),
-//! move_mount(2); Linux 5.12).
+//! Mount trees that are not attached to any directory. They are copied or made, changed, and then
+//! moved to their place (open_tree(2), fsopen(2), mount_setattr(2), move_mount(2); Linux 5.12).
 #![allow(unsafe_code)]
 
 use std::ffi::{CStr, CString};
@@ -16,16 +16,16 @@ use nix::sys::stat::{Mode, SFlag, fstat};
 
 use super::fs_context::FsContext;
 
-/// Detached mounts. Dropped, they are gone.
+/// A detached tree of mounts. Dropping it unmounts them.
 #[derive(Debug)]
 pub struct Tree(OwnedFd);
 
-/// To which mounts of a tree a change applies.
+/// The mounts of a tree that a change applies to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Scope {
-    /// The one at its root.
+    /// The mount at the root of the tree.
     Top,
-    /// All.
+    /// All mounts of the tree.
     Recursive,
 }
 
@@ -38,17 +38,18 @@ impl Scope {
     }
 }
 
-/// Attributes of mounts as bits of `MOUNT_ATTR_*` (mount_setattr(2)); what is in both is set.
+/// A change of mount attributes: bits of `MOUNT_ATTR_*` (mount_setattr(2)). A bit that is in both
+/// is set.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Attributes {
-    /// What is set.
+    /// Attributes to set.
     pub set: u64,
-    /// What is cleared.
+    /// Attributes to clear.
     pub clear: u64,
 }
 
 impl Attributes {
-    /// Whether nothing is changed.
+    /// Whether nothing changes.
     #[must_use]
     pub fn is_empty(self) -> bool {
         self == Self::default()
@@ -56,7 +57,8 @@ impl Attributes {
 }
 
 impl Tree {
-    /// Copies the mount at `path`, from this path on, alone or with what is mounted below. The copies belong to the peer groups of the originals.
+    /// Copies the mount at `path`, from this path on, with or without the mounts below. The copies
+    /// belong to the peer groups of the originals.
     ///
     /// # Errors
     /// As open_tree(2).
@@ -71,7 +73,8 @@ impl Tree {
         Ok(Self(unsafe { OwnedFd::from_raw_fd(fd as RawFd) }))
     }
 
-    /// Makes a tmpfs with these options (tmpfs(5)). The table of mounts has `name` for its device.
+    /// Makes a tmpfs with these options (tmpfs(5)). `name` becomes its device in the table of
+    /// mounts.
     ///
     /// # Errors
     /// As fsopen(2), fsconfig(2) and fsmount(2); `EINVAL` for an option that tmpfs does not have.
@@ -88,13 +91,13 @@ impl Tree {
         context.mount(0).map(Self)
     }
 
-    /// Where this process finds what is in it, as long as it sees its own `/proc`.
+    /// Returns a path to the tree's root for this process, as long as it sees its own `/proc`.
     #[must_use]
     pub fn path(&self) -> PathBuf {
         PathBuf::from(format!("/proc/self/fd/{}", self.0.as_raw_fd()))
     }
 
-    /// The number of the device that its files are on.
+    /// Returns the device number of its files.
     ///
     /// # Errors
     /// As fstat(2).
@@ -110,7 +113,7 @@ impl Tree {
     /// Changes attributes.
     ///
     /// # Errors
-    /// As mount_setattr(2); `EPERM` where an attribute is locked (mount_namespaces(7)).
+    /// As mount_setattr(2); `EPERM` if an attribute is locked (mount_namespaces(7)).
     pub fn change(&self, attributes: Attributes, scope: Scope) -> nix::Result<()> {
         if attributes.is_empty() {
             return Ok(());
@@ -118,10 +121,11 @@ impl Tree {
         self.set(scope, attributes, MsFlags::empty(), 0)
     }
 
-    /// Makes the ids of its files those that they are mapped to in a user namespace.
+    /// Maps the ids of its files through a user namespace.
     ///
     /// # Errors
-    /// As mount_setattr(2); `EINVAL` where the file system cannot have that, `EPERM` where it has a mapping already.
+    /// As mount_setattr(2); `EINVAL` if the file system does not support that, `EPERM` if it has a
+    /// mapping already.
     pub fn map_ids(&self, user_namespace: BorrowedFd, scope: Scope) -> nix::Result<()> {
         let attributes = Attributes {
             set: libc::MOUNT_ATTR_IDMAP,
@@ -131,7 +135,8 @@ impl Tree {
         self.set(scope, attributes, MsFlags::empty(), fd)
     }
 
-    /// Sets the propagation of all its mounts: one of `MS_PRIVATE`, `MS_SLAVE`, `MS_SHARED` and `MS_UNBINDABLE`.
+    /// Sets the propagation of all its mounts: one of `MS_PRIVATE`, `MS_SLAVE`, `MS_SHARED` and
+    /// `MS_UNBINDABLE`.
     ///
     /// # Errors
     /// As mount_setattr(2).
@@ -152,7 +157,8 @@ impl Tree {
             propagation: propagation.bits(),
             userns_fd,
         };
-        // SAFETY: the empty path is NUL-terminated, `change` has the size that is told; both outlive the call and are only read.
+        // SAFETY: the empty path is NUL-terminated, and `change` has the size that is passed. Both
+        // outlive the call and are only read.
         let result = unsafe {
             libc::syscall(
                 libc::SYS_mount_setattr,
@@ -166,19 +172,21 @@ impl Tree {
         Errno::result(result).map(drop)
     }
 
-    /// Makes a directory at `target`, or a file where its root is one, and attaches it there.
+    /// Makes a directory at `target`, or a file if the tree's root is a file, and attaches the tree
+    /// there.
     ///
     /// # Errors
     /// As mkdir(2), open(2) and move_mount(2).
     pub fn attach(self, target: &Path) -> io::Result<()> {
-        match self.is_directory()? {
-            true => fs::create_dir(target)?,
-            false => drop(File::create(target)?),
+        if self.is_directory()? {
+            fs::create_dir(target)?
+        } else {
+            drop(File::create(target)?)
         }
         self.cover(target)
     }
 
-    /// Attaches it at `target`, which is there. Symbolic links are followed.
+    /// Attaches the tree at the existing `target`. Symbolic links are followed.
     ///
     /// # Errors
     /// As move_mount(2).

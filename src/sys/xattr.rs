@@ -1,13 +1,15 @@
-//! Extended attributes (xattr(7)) of whatever a path leads to.
+//! Extended attributes (xattr(7)) of files. Symbolic links in a path are followed.
 #![allow(unsafe_code)]
 
 use std::ffi::{CStr, CString};
 use std::io;
 
-/// The kernel's limit for the list of names and for one value (`XATTR_LIST_MAX`, `XATTR_SIZE_MAX` of linux/limits.h).
+/// The kernel's limit for the list of names and for one value (`XATTR_LIST_MAX`, `XATTR_SIZE_MAX`
+/// of linux/limits.h).
 pub const MAX_BYTES: usize = 64 << 10;
 
-/// The names of all attributes, in no particular order. Empty where the file system has none.
+/// Returns the names of all attributes, in no particular order; none if the file system has no
+/// attributes.
 ///
 /// # Errors
 /// As listxattr(2), except `ENOTSUP`.
@@ -27,7 +29,8 @@ pub fn names(path: &CStr) -> io::Result<Vec<CString>> {
         }
     };
     let mut list = vec![0_u8; size];
-    // SAFETY: `path` ends with a NUL and the kernel writes at most `size` bytes, the length of `list`.
+    // SAFETY: `path` ends with a NUL and the kernel writes at most `size` bytes, the length of
+    // `list`.
     let length = unsafe { libc::listxattr(path.as_ptr(), list.as_mut_ptr().cast(), size) };
     list.truncate(usize::try_from(length).map_err(|_| io::Error::last_os_error())?);
     Ok(list
@@ -37,13 +40,14 @@ pub fn names(path: &CStr) -> io::Result<Vec<CString>> {
         .collect())
 }
 
-/// The value of an attribute.
+/// Returns the value of an attribute.
 ///
 /// # Errors
-/// As getxattr(2): `ENODATA` where it does not exist.
+/// As getxattr(2): `ENODATA` if it does not exist.
 pub fn get(path: &CStr, name: &CStr) -> io::Result<Vec<u8>> {
     let mut value = vec![0_u8; MAX_BYTES];
-    // SAFETY: both strings end with a NUL and the kernel writes at most `MAX_BYTES` bytes, the length of `value`.
+    // SAFETY: both strings end with a NUL and the kernel writes at most `MAX_BYTES` bytes, the
+    // length of `value`.
     let length = unsafe {
         libc::getxattr(
             path.as_ptr(),

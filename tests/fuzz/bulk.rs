@@ -7,9 +7,9 @@ use std::os::unix::net::UnixStream;
 use std::thread;
 use std::time::Duration;
 
-use rcm::image::manifest::{Entry, Manifest};
-use rcm::migrate::bulk::{BulkError, Receiver};
-use rcm::migrate::transport::{Channel, Patience};
+use rcm::image::manifest::{ImageFile, Manifest};
+use rcm::migrate::link::channel::{Channel, Patience};
+use rcm::migrate::transfer::images::{BulkError, Receiver};
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::common::random::Random;
@@ -112,7 +112,7 @@ fn streams_into_a_receiver() {
                 true => Vec::new(),
                 false => vec![xxh3_64(contents)],
             };
-            Entry::of_pieces((*name).to_owned(), contents.len() as u64, &digests)
+            ImageFile::of_pieces((*name).to_owned(), contents.len() as u64, &digests)
         };
         let manifest = Manifest {
             files: files.iter().map(entry).collect(),

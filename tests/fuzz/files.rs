@@ -4,14 +4,16 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 
-use rcm::image::manifest::{Entry, Manifest, ManifestError};
-use rcm::migrate::codec::{Decoder, decode_opening, encode, encode_opening};
-use rcm::migrate::journal::{self, Journal, Start};
-use rcm::migrate::preamble::Preamble;
-use rcm::migrate::protocol::{Bytes32, Kind, Message, MigrationId, Side, Verdict};
-use rcm::migrate::rendezvous::{self, Acquaintance, Rendezvous};
+use rcm::image::manifest::{ImageFile, Manifest, ManifestError};
+use rcm::migrate::record::journal::{self, Journal, Start};
+use rcm::migrate::record::verdict;
 use rcm::migrate::trust::Trust;
-use rcm::migrate::verdict;
+use rcm::migrate::trust::rendezvous::{self, Acquaintance, Rendezvous};
+use rcm::migrate::wire::codec::{Decoder, decode_opening, encode, encode_opening};
+use rcm::migrate::wire::id::{Bytes32, MigrationId, Side};
+use rcm::migrate::wire::preamble::Preamble;
+use rcm::migrate::wire::protocol::{Kind, Message};
+use rcm::migrate::wire::state::Verdict;
 use serde_json::json;
 
 use crate::{Scene, cases, damage};
@@ -139,7 +141,7 @@ fn names_in_manifests() {
             .map(|_| PARTS[random.below(PARTS.len())])
             .collect();
         let manifest = Manifest {
-            files: vec![Entry::of_pieces(name.clone(), 8, &[1])],
+            files: vec![ImageFile::of_pieces(name.clone(), 8, &[1])],
         };
         for result in [manifest.verify(&dir)] {
             match result {

@@ -222,15 +222,15 @@ fn the_protocol_does_no_io() {
         "use crate::sys::file;",
         "fn f() { std::env::args(); }",
     ] {
-        assert_breach("migrate/codec.rs", text, 1, "migrate::codec does I/O");
+        assert_breach(
+            "migrate/wire/codec.rs",
+            text,
+            1,
+            "migrate::wire::codec does I/O",
+        );
     }
-    assert_breach(
-        "migrate/protocol/frame.rs",
-        "use std::process;",
-        1,
-        "does I/O",
-    );
-    assert_clean("migrate/codec.rs", "use std::io::{Read, Write};");
+    assert_breach("migrate/wire/frame.rs", "use std::process;", 1, "does I/O");
+    assert_clean("migrate/wire/codec.rs", "use std::io::{Read, Write};");
     assert_clean("migrate/transport.rs", "use std::net::TcpStream;");
 }
 

@@ -9,10 +9,10 @@ use super::show::OutputArgs;
 use super::streaming::StreamingArgs;
 use crate::cli::criu_args::CriuArgs;
 use crate::cli::{Globals, absolute};
-use crate::migrate::address::Destination;
-use crate::migrate::journal::make_work_dir;
-use crate::migrate::preamble::CriuChoices;
+use crate::migrate::link::address::Destination;
+use crate::migrate::record::paths::make_work_dir;
 use crate::migrate::trust::{TlsFiles, Trust, TrustSettings};
+use crate::migrate::wire::preamble::CriuChoices;
 
 /// Move a running container to another host
 ///

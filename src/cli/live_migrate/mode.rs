@@ -6,8 +6,8 @@ use clap::ValueEnum;
 
 use super::args::parse_time;
 use crate::criu::Criu;
-use crate::migrate::preamble::Facts;
-use crate::migrate::precopy::Limits;
+use crate::migrate::method::precopy::Limits;
+use crate::migrate::wire::facts::Facts;
 
 /// The modes of `--mode`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]

@@ -9,20 +9,25 @@ use nix::unistd::Pid;
 
 use super::{Args, LINGER_DUR, PROMPT_DUR, SETTLE_LIMIT_DUR, look_around};
 use crate::cli::{Globals, absolute};
-use crate::migrate::cancel::Gate;
-use crate::migrate::claim::{self, Boot};
+use crate::error::chain;
+use crate::migrate::container::incoming::{Any, Node};
 use crate::migrate::destination::{self, Arrived, Prepared, Setup};
-use crate::migrate::journal::{self, Lock};
-use crate::migrate::lobby::{self, Lobby};
-use crate::migrate::node::{Any, Node};
+use crate::migrate::link::listener::{self, Lobby};
+use crate::migrate::ops::cancel::Gate;
+use crate::migrate::ops::resolve::tidy_up;
+use crate::migrate::progress::report::Outcome;
 use crate::migrate::progress::{Event, Progress};
-use crate::migrate::protocol::{ANY, MigrationId, Side};
-use crate::migrate::rendezvous::Rendezvous;
-use crate::migrate::report::Outcome;
-use crate::migrate::resolve::tidy_up;
-use crate::runtime::foreground::Foreground;
-use crate::runtime::restore::{RestoreRequest, Restored};
-use crate::runtime::{Error, delete, engine};
+use crate::migrate::record::boot_stamp::{self, Boot};
+use crate::migrate::record::journal;
+use crate::migrate::record::lock::Lock;
+use crate::migrate::record::paths;
+use crate::migrate::trust::rendezvous::Rendezvous;
+use crate::migrate::wire::id::{MigrationId, Side};
+use crate::migrate::wire::protocol::ANY;
+use crate::runtime::Error;
+use crate::runtime::process::foreground::Foreground;
+use crate::runtime::verbs::delete;
+use crate::runtime::verbs::restore::{RestoreRequest, Restored};
 use crate::sys::interrupt::Interrupt;
 use crate::sys::process::{ProcessId, become_subreaper};
 
@@ -95,7 +100,7 @@ pub fn take(
         tracing::warn!("cannot become a subreaper: {errno}");
     }
     let (criu, facts) = look_around(globals)?;
-    let criu = criu.map_err(|error| engine::chain(&error));
+    let criu = criu.map_err(|error| chain(&error));
     if let Err(error) = &criu {
         // A source hears it, with what else speaks against a migration.
         progress.say(&format!("error: {error}"));
@@ -129,7 +134,7 @@ pub fn take(
         },
     };
     if let Some(here) = Boot::current()
-        && !claim::find(image_path, &args.id, &here).is_empty()
+        && !boot_stamp::find(image_path, &args.id, &here).is_empty()
     {
         progress.say(&format!(
             "note: this host was started again in the middle of an earlier migration: `rcm live-migrate {} --resolve --image-path={}` gives the container back to a source that still waits for an answer",
@@ -140,10 +145,10 @@ pub fn take(
     let interrupt = Interrupt::install().context("cannot catch signals")?;
     let trust = args.trust.trust()?;
     let mut rendezvous = Rendezvous::leave(image_path, &args.id, &trust)?;
-    let note = journal::remember_litter(&globals.root, &args.id, rendezvous.path())?;
+    let note = paths::remember_litter(&globals.root, &args.id, rendezvous.path())?;
     rendezvous.go_with(note);
     let listener = match port {
-        Port::At(address) => lobby::listen(address)?,
+        Port::At(address) => listener::listen(address)?,
         Port::Open(listener) => listener,
     };
     let mut lobby = Lobby::new(listener, rendezvous.acquaintance(), trust);
@@ -189,7 +194,7 @@ fn lock(globals: &Globals, id: &str) -> anyhow::Result<Lock> {
 /// Nobody will ask any more. If that cannot be noted, the next `--resolve` waits for a source in vain, and no more.
 fn forget_receiver(root: &Path, migration: MigrationId, container: &str) {
     if let Err(error) = journal::forget_receiver(root, migration, container) {
-        tracing::warn!("{}", engine::chain(&error));
+        tracing::warn!("{}", chain(&error));
     }
 }
 
@@ -226,7 +231,7 @@ fn stay(root: &Path, arrived: Arrived<Restored>, interrupt: Interrupt) -> anyhow
         tracing::warn!(
             "cannot remove container {}: {}",
             container.id(),
-            engine::chain(&error)
+            chain(&error)
         );
     }
     Ok(status?)

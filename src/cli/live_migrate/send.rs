@@ -6,23 +6,26 @@ use anyhow::{Context, bail};
 
 use super::{Args, SETTLE_LIMIT_DUR, look_around, refuse_if_open};
 use crate::cli::Globals;
-use crate::migrate::address::Destination;
-use crate::migrate::claim;
-use crate::migrate::journal::{self, Lock};
-use crate::migrate::local;
-use crate::migrate::luggage::Luggage;
-use crate::migrate::preamble::{Finding, Preamble, Severity, lacking};
+use crate::error::chain;
+use crate::migrate::agreement::lacking;
+use crate::migrate::container::engine_bundle::Luggage;
+use crate::migrate::container::outgoing::{RunningContainer, preamble};
+use crate::migrate::link::address::Destination;
+use crate::migrate::ops::local_test;
+use crate::migrate::ops::resolve::tidy_up;
 use crate::migrate::preflight::{self, offer, survey};
 use crate::migrate::progress::Progress;
-use crate::migrate::protocol::{MigrationId, Side};
-use crate::migrate::rendezvous::random;
-use crate::migrate::report::Outcome;
-use crate::migrate::resolve::tidy_up;
-use crate::migrate::rootfs::remove_nonce;
+use crate::migrate::progress::report::Outcome;
+use crate::migrate::record::boot_stamp;
+use crate::migrate::record::journal;
+use crate::migrate::record::lock::Lock;
 use crate::migrate::source::{self, Plan};
-use crate::migrate::workload::{RunningContainer, preamble};
+use crate::migrate::transfer::rootfs::remove_nonce;
+use crate::migrate::trust::rendezvous::random;
+use crate::migrate::wire::finding::{Finding, Severity};
+use crate::migrate::wire::id::{MigrationId, Side};
+use crate::migrate::wire::preamble::Preamble;
 use crate::runtime::container::{Container, Status};
-use crate::runtime::engine;
 use crate::sys::interrupt::Interrupt;
 
 pub fn send(
@@ -64,11 +67,11 @@ fn try_send(
             // Only the destination can say whether it matters that CRIU does not know this processor.
             processor = criu.processor(&globals.root).unwrap_or_default();
         }
-        Err(error) => survey.findings.push(Finding::error(
-            Side::Source,
-            engine::chain(error),
-            "then try again",
-        )),
+        Err(error) => {
+            survey
+                .findings
+                .push(Finding::error(Side::Source, chain(error), "then try again"))
+        }
     }
     let migration = MigrationId::new(random()?);
     let luggage = Luggage::of(&container, &spec);
@@ -137,7 +140,7 @@ fn claim(globals: &Globals, id: &str) -> anyhow::Result<(Container, Lock)> {
     let lock = Lock::take(&globals.root, id)?;
     refuse_if_open(globals, id)?;
     tidy_up(&globals.root, id, &lock)?;
-    claim::keep(&globals.root, id)?;
+    boot_stamp::keep(&globals.root, id)?;
     match container.status() {
         Status::Running => Ok((container, lock)),
         Status::Paused => bail!("container {id:?} is paused: `rcm resume {id}` first"),
@@ -172,7 +175,7 @@ fn try_locally(
     let (observed, room) = (&survey.observed, preflight::room(image_path));
     let lacking = lacking(Side::Source, observed, true, room, image_path);
     survey.findings.extend(lacking);
-    let plan = local::Plan {
+    let plan = local_test::Plan {
         root: globals.root.clone(),
         image_path: image_path.to_path_buf(),
         migration: MigrationId::new(random()?),
@@ -189,7 +192,7 @@ fn try_locally(
     };
     // It takes moments and is never committed: a signal only must not end it in the middle.
     let _interrupt = Interrupt::install().context("cannot catch signals")?;
-    Ok(local::test(&plan, subject, &spec, progress)?)
+    Ok(local_test::test(&plan, subject, &spec, progress)?)
 }
 
 /// Says what speaks against the migration, each finding on a line of stdout: 0 where it would begin, 1 where not. With `quiet` the report says it.

@@ -16,11 +16,13 @@ use nix::unistd::Pid;
 use super::receive::{Port, take};
 use super::{Args, SETTLE_LIMIT_DUR, failure_status};
 use crate::cli::{FAILED, Globals};
-use crate::migrate::journal::{self, Lock};
-use crate::migrate::lobby;
-use crate::migrate::protocol::{ANY, Side};
-use crate::migrate::report::Outcome;
-use crate::runtime::engine::chain;
+use crate::error::chain;
+use crate::migrate::link::listener;
+use crate::migrate::progress::report::Outcome;
+use crate::migrate::record::lock::Lock;
+use crate::migrate::record::paths;
+use crate::migrate::wire::id::Side;
+use crate::migrate::wire::protocol::ANY;
 use crate::sys::interrupt::Interrupt;
 use crate::sys::process;
 use crate::sys::spawn::copy_process;
@@ -32,8 +34,8 @@ const PAUSE_DUR: Duration = Duration::from_millis(500);
 pub fn serve(globals: &Globals, args: &Args, image_path: &Path) -> anyhow::Result<i32> {
     args.output.check()?;
     let _lock = Lock::take(&globals.root, ANY)?;
-    journal::remove_litter(&globals.root, ANY)?;
-    let listener = lobby::listen(args.receiver.listen)?;
+    paths::remove_litter(&globals.root, ANY)?;
+    let listener = listener::listen(args.receiver.listen)?;
     let interrupt = Interrupt::install().context("cannot catch signals")?;
     loop {
         let worker = copy_process(|| receive_one(globals, args, image_path, &listener))

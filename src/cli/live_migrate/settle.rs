@@ -10,11 +10,14 @@ use serde::Serialize;
 use super::Args;
 use super::show::lines;
 use crate::cli::{Globals, absolute};
-use crate::migrate::answering;
-use crate::migrate::cancel::{self, Ended};
-use crate::migrate::journal::{self, JournalRecord, Lock};
-use crate::migrate::protocol::{ANY, MigrationId, Phase, Side};
-use crate::migrate::resolve::{Means, Resolution, resolve};
+use crate::migrate::ops::answer;
+use crate::migrate::ops::cancel::{self, Ended};
+use crate::migrate::ops::resolve::{Means, Resolution, resolve};
+use crate::migrate::record::journal::{self, JournalRecord};
+use crate::migrate::record::lock::Lock;
+use crate::migrate::wire::id::{MigrationId, Side};
+use crate::migrate::wire::protocol::ANY;
+use crate::migrate::wire::state::Phase;
 use crate::runtime::{Container, Status};
 use crate::sys::interrupt::Interrupt;
 use crate::sys::process::become_subreaper;
@@ -170,7 +173,7 @@ fn tell_source(globals: &Globals, id: &str) {
         TELL_DUR.as_secs()
     );
     let interrupt = Interrupt::install().ok();
-    let told = answering::answer(&globals.root, &record, TELL_DUR, interrupt.as_ref());
+    let told = answer::answer(&globals.root, &record, TELL_DUR, interrupt.as_ref());
     let noted = match told {
         Ok(Some(true)) => journal::forget_receiver(&globals.root, record.migration, id)
             .map_err(anyhow::Error::from),

@@ -9,10 +9,10 @@ use clap::ValueEnum;
 
 use super::{NOT_SETTLED, failure_status};
 use crate::cli::absolute;
+use crate::error::chain;
+use crate::migrate::progress::report::{Outcome, Report};
 use crate::migrate::progress::{Observer, Progress};
-use crate::migrate::protocol::Side;
-use crate::migrate::report::{Outcome, Report};
-use crate::runtime::engine::chain;
+use crate::migrate::wire::id::Side;
 
 mod bar;
 pub(super) mod lines;

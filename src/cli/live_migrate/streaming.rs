@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use clap::ValueEnum;
 
-use crate::migrate::bulk::{self, MAX_STREAMS, Pace};
-use crate::migrate::preamble::RootfsWish;
+use crate::migrate::transfer::images::{self, MAX_STREAMS, Pace};
+use crate::migrate::wire::rootfs::RootfsWish;
 
 /// More connections than this gain nothing, and cost memory.
 const DEFAULT_STREAMS: usize = 4;
@@ -74,13 +74,13 @@ impl StreamingArgs {
         }
     }
 
-    pub fn settings(&self) -> bulk::Settings {
-        bulk::Settings {
+    pub fn settings(&self) -> images::Settings {
+        images::Settings {
             compression: match self.compress {
-                Compress::Auto => bulk::Compression::Auto,
-                Compress::None => bulk::Compression::None,
-                Compress::Zstd => bulk::Compression::Zstd,
-                Compress::Gzip => bulk::Compression::Gzip,
+                Compress::Auto => images::Compression::Auto,
+                Compress::None => images::Compression::None,
+                Compress::Zstd => images::Compression::Zstd,
+                Compress::Gzip => images::Compression::Gzip,
             },
             pace: self.bandwidth.map(|rate| Arc::new(Pace::new(rate))),
         }

@@ -1,4 +1,4 @@
-//! Giving a file the attributes that it should have.
+//! Sets the attributes of a file.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -6,25 +6,28 @@ use std::path::Path;
 use super::entry::{Attributes, is_carried};
 use super::error::TreeError;
 use super::file_error;
-use crate::sys::node::Node;
+use crate::sys::beneath::Object;
 
-/// Gives `node` its attributes and no others. `path` is where it lies on this host, for messages.
+/// Gives `object` these attributes and no others. `path` is its path on this host, for messages.
 ///
-/// The order matters: chown(2) drops set-user-ID bits and capabilities, an access ACL changes the group's bits, and everything changes the times.
-pub(super) fn set(node: &Node, path: &Path, attributes: &Attributes) -> Result<(), TreeError> {
-    let metadata = node.metadata().map_err(file_error("read", path))?;
+/// The order matters: chown(2) drops set-user-ID bits and capabilities, an access ACL changes the
+/// group's bits, and every call changes the times.
+pub(super) fn set(object: &Object, path: &Path, attributes: &Attributes) -> Result<(), TreeError> {
+    let metadata = object.metadata().map_err(file_error("read", path))?;
     if (metadata.uid(), metadata.gid()) != (attributes.uid, attributes.gid) {
-        node.set_owner(attributes.uid, attributes.gid)
+        object
+            .set_owner(attributes.uid, attributes.gid)
             .map_err(file_error("change the owner of", path))?;
     }
-    let present = node
+    let present = object
         .attribute_names()
         .map_err(file_error("list the extended attributes of", path))?;
     let wanted = &attributes.extended;
     for name in present.iter().filter(|name| is_carried(name)) {
-        // One that a default ACL has left here, or an old one.
+        // A default ACL has left it here, or it is an old one.
         if wanted.iter().all(|(wanted, _)| wanted != name) {
-            node.remove_attribute(name)
+            object
+                .remove_attribute(name)
                 .map_err(|source| TreeError::Attribute {
                     action: "remove",
                     name: name.clone(),
@@ -34,10 +37,11 @@ pub(super) fn set(node: &Node, path: &Path, attributes: &Attributes) -> Result<(
         }
     }
     for (name, value) in wanted {
-        if present.contains(name) && node.attribute(name).is_ok_and(|found| found == *value) {
+        if present.contains(name) && object.attribute(name).is_ok_and(|found| found == *value) {
             continue;
         }
-        node.set_attribute(name, value)
+        object
+            .set_attribute(name, value)
             .map_err(|source| TreeError::Attribute {
                 action: "set",
                 name: name.clone(),
@@ -46,9 +50,11 @@ pub(super) fn set(node: &Node, path: &Path, attributes: &Attributes) -> Result<(
             })?;
     }
     if !metadata.is_symlink() {
-        node.set_mode(attributes.mode)
+        object
+            .set_mode(attributes.mode)
             .map_err(file_error("change the mode of", path))?;
     }
-    node.set_modified(attributes.modified_seconds, attributes.modified_nanoseconds)
+    object
+        .set_modified(attributes.modified_seconds, attributes.modified_nanoseconds)
         .map_err(file_error("set the times of", path))
 }

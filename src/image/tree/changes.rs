@@ -3,12 +3,12 @@
 use std::io::Write;
 
 use super::codec;
-use super::entry::Entry;
+use super::entry::TreeEntry;
 use super::error::TreeError;
 use super::frame::{Compression, FrameWriter, MAX_PAYLOAD_BYTES, Purpose, Put};
 use super::path::TreePath;
 
-/// An entry, after how it is made ([`How`]).
+/// An entry: how it is made ([`How`]), then its description.
 pub(super) const ENTRY: u8 = 1;
 /// The entry is removed, with everything inside it.
 pub(super) const DELETE: u8 = 2;
@@ -22,11 +22,11 @@ pub(super) const END: u8 = 5;
 /// How an entry is made.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum How {
-    /// In the place of whatever is there. A directory that is there keeps what is in it.
+    /// Replaces an existing file. An existing directory keeps its contents.
     Whole,
-    /// A file that is there gets the changes of its contents that follow, and the attributes.
+    /// Keeps an existing file. Changes of its contents follow, then it gets the attributes.
     Patch,
-    /// A directory, which loses what is in it.
+    /// Makes a directory empty, or makes an empty one.
     Clear,
 }
 
@@ -41,10 +41,10 @@ impl How {
     }
 }
 
-/// What was sent or applied.
+/// Amount that was sent or applied.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Totals {
-    /// Entries, also those of which only the attributes changed.
+    /// Entries, including those of which only the attributes changed.
     pub entries: u64,
     /// Entries that were removed, each with everything inside it.
     pub deletions: u64,
@@ -56,9 +56,9 @@ pub struct Totals {
 pub(super) struct ChangeWriter<W: Write> {
     frames: FrameWriter<W>,
     totals: Totals,
-    /// The unchanged directories above the current place. They are sent when something inside them is: it changes
-    /// their times, and the reader's way leads through them.
-    above: Vec<Entry>,
+    /// The unchanged directories above the current place. They are sent once something inside them
+    /// is: it changes their times, and the reader needs them on its way.
+    above: Vec<TreeEntry>,
 }
 
 impl<W: Write> ChangeWriter<W> {
@@ -70,13 +70,13 @@ impl<W: Write> ChangeWriter<W> {
         })
     }
 
-    /// A directory that did not change itself.
-    pub(super) fn unchanged_directory(&mut self, entry: &Entry) {
+    /// Notes a directory that did not change itself.
+    pub(super) fn unchanged_directory(&mut self, entry: &TreeEntry) {
         self.leave(&entry.path);
         self.above.push(entry.clone());
     }
 
-    pub(super) fn entry(&mut self, how: How, entry: &Entry) -> Result<(), TreeError> {
+    pub(super) fn entry(&mut self, how: How, entry: &TreeEntry) -> Result<(), TreeError> {
         self.enter(&entry.path)?;
         self.write_entry(how, entry)
     }
@@ -89,7 +89,7 @@ impl<W: Write> ChangeWriter<W> {
         Ok(())
     }
 
-    /// Contents of the last entry, at most a chunk.
+    /// Writes contents of the last entry, at most a chunk.
     pub(super) fn data(&mut self, offset: u64, bytes: &[u8]) -> Result<(), TreeError> {
         self.frames.frame(DATA, |payload| {
             payload.put_number(offset);
@@ -136,7 +136,7 @@ impl<W: Write> ChangeWriter<W> {
         Ok(())
     }
 
-    fn write_entry(&mut self, how: How, entry: &Entry) -> Result<(), TreeError> {
+    fn write_entry(&mut self, how: How, entry: &TreeEntry) -> Result<(), TreeError> {
         let written = self.frames.frame(ENTRY, |payload| {
             payload.push(how as u8);
             codec::put_entry(payload, entry);

@@ -1,9 +1,9 @@
-//! Entries as bytes.
+//! Encodes entries as bytes.
 
 use std::ffi::CString;
 use std::os::unix::ffi::OsStrExt;
 
-use super::entry::{Attributes, Entry, Kind, Stamp};
+use super::entry::{Attributes, EntryKind, Stamp, TreeEntry};
 use super::error::Defect;
 use super::frame::{Fields, Put};
 use super::path::{Order, TreePath};
@@ -22,19 +22,20 @@ const OPAQUE: u8 = 1;
 const LINKED: u8 = 2;
 const STAMPED: u8 = 4;
 
-/// A symbolic link's target is shorter (`PATH_MAX`).
+/// Limit of a symbolic link's target (`PATH_MAX`).
 const MAX_TARGET_BYTES: usize = 4096;
 
-/// The kernel lists at most 64 KiB of names, and the shortest is `user.` with one letter and a NUL.
+/// Limit of attributes for one file. The kernel lists at most 64 KiB of names, and the shortest is
+/// `user.` with one letter and a NUL.
 const MAX_ATTRIBUTES: u64 = (64 << 10) / 7;
 
-/// Appends where an entry stands: its depth and its name.
+/// Appends the position of an entry: its depth and its name.
 pub(super) fn put_place(payload: &mut Vec<u8>, path: &TreePath) {
     payload.put_number(path.depth() as u64);
     payload.put_bytes(path.name().as_bytes());
 }
 
-/// Takes where an entry stands, in its `order`.
+/// Takes the position of an entry, checked against `order`.
 pub(super) fn place(
     fields: &mut Fields<'_>,
     order: &mut Order,
@@ -47,17 +48,17 @@ pub(super) fn place(
 }
 
 /// Appends an entry.
-pub(super) fn put_entry(payload: &mut Vec<u8>, entry: &Entry) {
+pub(super) fn put_entry(payload: &mut Vec<u8>, entry: &TreeEntry) {
     let (tag, opaque) = match &entry.kind {
-        Kind::Directory { opaque } => (DIRECTORY, *opaque),
-        Kind::File { .. } => (FILE, false),
-        Kind::Symlink { .. } => (SYMLINK, false),
-        Kind::Character { .. } => (CHARACTER, false),
-        Kind::Block { .. } => (BLOCK, false),
-        Kind::Fifo => (FIFO, false),
-        Kind::Socket => (SOCKET, false),
-        Kind::Link { .. } => (LINK, false),
-        Kind::Whiteout => (WHITEOUT, false),
+        EntryKind::Directory { opaque } => (DIRECTORY, *opaque),
+        EntryKind::File { .. } => (FILE, false),
+        EntryKind::Symlink { .. } => (SYMLINK, false),
+        EntryKind::Character { .. } => (CHARACTER, false),
+        EntryKind::Block { .. } => (BLOCK, false),
+        EntryKind::Fifo => (FIFO, false),
+        EntryKind::Socket => (SOCKET, false),
+        EntryKind::Link { .. } => (LINK, false),
+        EntryKind::Whiteout => (WHITEOUT, false),
     };
     let flag = |set, bit| if set { bit } else { 0 };
     payload.push(tag);
@@ -66,12 +67,14 @@ pub(super) fn put_entry(payload: &mut Vec<u8>, entry: &Entry) {
     );
     put_place(payload, &entry.path);
     match &entry.kind {
-        Kind::File { size_bytes } => payload.put_number(*size_bytes),
-        Kind::Symlink { target } => payload.put_bytes(target),
-        Kind::Character { device } | Kind::Block { device } => payload.put_number(*device),
-        Kind::Link { to } => return payload.put_bytes(to.as_bytes()),
-        Kind::Whiteout => return,
-        Kind::Directory { .. } | Kind::Fifo | Kind::Socket => {}
+        EntryKind::File { size_bytes } => payload.put_number(*size_bytes),
+        EntryKind::Symlink { target } => payload.put_bytes(target),
+        EntryKind::Character { device } | EntryKind::Block { device } => {
+            payload.put_number(*device)
+        }
+        EntryKind::Link { to } => return payload.put_bytes(to.as_bytes()),
+        EntryKind::Whiteout => return,
+        EntryKind::Directory { .. } | EntryKind::Fifo | EntryKind::Socket => {}
     }
     let attributes = &entry.attributes;
     payload.put_number(attributes.mode.into());
@@ -93,8 +96,8 @@ pub(super) fn put_entry(payload: &mut Vec<u8>, entry: &Entry) {
     }
 }
 
-/// Takes an entry in its `order`.
-pub(super) fn entry(fields: &mut Fields<'_>, order: &mut Order) -> Result<Entry, Defect> {
+/// Takes an entry, checked against `order`.
+pub(super) fn entry(fields: &mut Fields<'_>, order: &mut Order) -> Result<TreeEntry, Defect> {
     let tag = fields.byte()?;
     let flags = fields.byte()?;
     if flags & !(OPAQUE | LINKED | STAMPED) != 0 {
@@ -102,44 +105,45 @@ pub(super) fn entry(fields: &mut Fields<'_>, order: &mut Order) -> Result<Entry,
     }
     let path = place(fields, order, tag == DIRECTORY)?;
     let kind = match tag {
-        DIRECTORY => Kind::Directory {
+        DIRECTORY => EntryKind::Directory {
             opaque: flags & OPAQUE != 0,
         },
-        FILE => Kind::File {
+        FILE => EntryKind::File {
             size_bytes: fields.below(i64::MAX as u64)?,
         },
-        SYMLINK => Kind::Symlink {
+        SYMLINK => EntryKind::Symlink {
             target: target(fields.bytes()?)?,
         },
-        CHARACTER => Kind::Character {
+        CHARACTER => EntryKind::Character {
             device: fields.number()?,
         },
-        BLOCK => Kind::Block {
+        BLOCK => EntryKind::Block {
             device: fields.number()?,
         },
-        FIFO => Kind::Fifo,
-        SOCKET => Kind::Socket,
+        FIFO => EntryKind::Fifo,
+        SOCKET => EntryKind::Socket,
         LINK => {
             let to = TreePath::from_bytes(fields.bytes()?)?;
-            // A link to what does not exist yet, or to the directory that it lies in.
+            // The link's target does not exist yet, or is the directory of the link.
             if to >= path {
                 return Err(Defect::Order);
             }
-            Kind::Link { to }
+            EntryKind::Link { to }
         }
-        WHITEOUT => Kind::Whiteout,
+        WHITEOUT => EntryKind::Whiteout,
         _ => return Err(Defect::Field),
     };
-    let bare = matches!(kind, Kind::Link { .. } | Kind::Whiteout);
-    let attributes = match bare {
-        true => Attributes::default(),
-        false => attributes(fields)?,
+    let bare = matches!(kind, EntryKind::Link { .. } | EntryKind::Whiteout);
+    let attributes = if bare {
+        Attributes::default()
+    } else {
+        attributes(fields)?
     };
     let stamp = match flags & STAMPED {
         0 => None,
         _ => Some(stamp(fields)?),
     };
-    Ok(Entry {
+    Ok(TreeEntry {
         path,
         kind,
         attributes,
@@ -149,9 +153,10 @@ pub(super) fn entry(fields: &mut Fields<'_>, order: &mut Order) -> Result<Entry,
 }
 
 fn target(bytes: &[u8]) -> Result<Vec<u8>, Defect> {
-    match bytes.is_empty() || bytes.len() >= MAX_TARGET_BYTES || bytes.contains(&0) {
-        true => Err(Defect::Name),
-        false => Ok(bytes.to_vec()),
+    if bytes.is_empty() || bytes.len() >= MAX_TARGET_BYTES || bytes.contains(&0) {
+        Err(Defect::Name)
+    } else {
+        Ok(bytes.to_vec())
     }
 }
 
@@ -164,7 +169,7 @@ fn attributes(fields: &mut Fields<'_>) -> Result<Attributes, Defect> {
     let modified_seconds = fields.signed()?;
     let modified_nanoseconds = fields.below(1_000_000_000)? as u32;
     let mut extended: Vec<(CString, Vec<u8>)> = Vec::new();
-    // Not reserved: the count is the peer's word.
+    // Not reserved: the count comes from the peer.
     for _ in 0..fields.below(MAX_ATTRIBUTES + 1)? {
         let name = CString::new(fields.bytes()?).map_err(|_| Defect::Name)?;
         let value = fields.bytes()?.to_vec();

@@ -9,17 +9,18 @@ use std::os::unix::fs::FileExt;
 use nix::errno::Errno;
 use nix::unistd::{Whence, lseek};
 
-/// What is compared, and sent, as a whole. The digests of a file are 1/16384 of its size.
+/// Size of a chunk, the unit that is compared and sent. The digests of a file take 1/16384 of its
+/// size.
 pub(super) const CHUNK_BYTES: u64 = 256 << 10;
 
-/// The first half of a BLAKE3 digest. Two chunks with the same one could only be made on purpose, by whoever writes to the container's
-/// files, who would thereby keep the old contents of one of them.
+/// The first half of a BLAKE3 digest. Only somebody who writes to the container's files could make
+/// two chunks with the same digest, and would only keep the old contents of one of them.
 pub(super) type Digest = [u8; 16];
 
-/// In the place of a digest: the chunk has no data.
+/// Stands for the digest of a chunk without data.
 pub(super) const HOLE: Digest = [0; 16];
 
-/// The first data at or after `from`, or nothing up to `size_bytes`.
+/// Returns the first range of data at or after `from`; `None` if there is none up to `size_bytes`.
 pub(super) fn next_data(file: &File, from: u64, size_bytes: u64) -> io::Result<Option<Range<u64>>> {
     if from >= size_bytes {
         return Ok(None);
@@ -28,13 +29,13 @@ pub(super) fn next_data(file: &File, from: u64, size_bytes: u64) -> io::Result<O
     let start = match seek(from, Whence::SeekData) {
         Ok(start) => start as u64,
         Err(Errno::ENXIO) => return Ok(None),
-        // A file system that knows no holes.
+        // The file system knows no holes.
         Err(Errno::EINVAL) => return Ok(Some(from..size_bytes)),
         Err(errno) => return Err(errno.into()),
     };
     let end = match seek(start, Whence::SeekHole) {
         Ok(end) => end as u64,
-        // Cut at this moment.
+        // The file was cut at this moment.
         Err(Errno::ENXIO) => return Ok(None),
         Err(errno) => return Err(errno.into()),
     };
@@ -42,15 +43,15 @@ pub(super) fn next_data(file: &File, from: u64, size_bytes: u64) -> io::Result<O
     Ok((!range.is_empty()).then_some(range))
 }
 
-/// The next part of a file.
+/// A part of a file.
 pub(super) enum Part {
-    /// So many chunks without data.
+    /// A number of chunks without data.
     Holes { chunks: u64 },
-    /// One chunk; its contents are in the [`Chunks`] that it came from.
+    /// One chunk. [`Chunks`] has its contents.
     Chunk { digest: Digest },
 }
 
-/// Reads a file that may change meanwhile. It has no more bytes than it had at the beginning.
+/// Reads a file that may change during the reading. Bytes beyond the initial size are not read.
 pub(super) struct Chunks {
     file: File,
     size_bytes: u64,
@@ -74,18 +75,18 @@ impl Chunks {
         }
     }
 
-    /// The size; less than at the beginning where the file was cut meanwhile.
+    /// Returns the size. It is less than the initial size if the file was cut during the reading.
     pub(super) fn size_bytes(&self) -> u64 {
         self.size_bytes
     }
 
-    /// Where the last part lies in the file.
+    /// Returns the range of the last part in the file.
     pub(super) fn range(&self) -> Range<u64> {
         let start = self.position.saturating_sub(1) / CHUNK_BYTES * CHUNK_BYTES;
         start..self.position
     }
 
-    /// The data of the last chunk, each extent with its offset in the file.
+    /// Returns the data of the last chunk, each extent with its offset in the file.
     pub(super) fn data(&self) -> impl Iterator<Item = (u64, &[u8])> {
         let start = self.range().start;
         self.extents.iter().map(move |extent| {
@@ -94,7 +95,7 @@ impl Chunks {
         })
     }
 
-    /// What lies between the data of the last chunk.
+    /// Returns the holes between the data of the last chunk.
     pub(super) fn gaps(&self) -> Vec<Range<u64>> {
         let chunk = self.range();
         let mut gaps = Vec::new();
@@ -119,9 +120,10 @@ impl Chunks {
             .data
             .as_ref()
             .map_or(self.size_bytes, |data| data.start);
-        let chunks = match data_start >= self.size_bytes {
-            true => (self.size_bytes - start).div_ceil(CHUNK_BYTES),
-            false => (data_start - start.min(data_start)) / CHUNK_BYTES,
+        let chunks = if data_start >= self.size_bytes {
+            (self.size_bytes - start).div_ceil(CHUNK_BYTES)
+        } else {
+            (data_start - start.min(data_start)) / CHUNK_BYTES
         };
         if chunks > 0 {
             self.position = (start + chunks * CHUNK_BYTES).min(self.size_bytes);

@@ -6,24 +6,26 @@ use nix::sys::stat::FileStat;
 
 use super::path::TreePath;
 
-/// What stands at one path of a tree.
+/// A file of any kind in a tree.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) struct Entry {
+pub(super) struct TreeEntry {
     pub(super) path: TreePath,
-    pub(super) kind: Kind,
-    /// Of a [`Kind::Link`] and a [`Kind::Whiteout`] nothing: they have no attributes of their own.
+    pub(super) kind: EntryKind,
+    /// Empty for an [`EntryKind::Link`] and an [`EntryKind::Whiteout`], which have no attributes of
+    /// their own.
     pub(super) attributes: Attributes,
-    /// Other names may lead to the same object. They follow as [`Kind::Link`].
+    /// Other names may lead to the same file. They follow as [`EntryKind::Link`].
     pub(super) linked: bool,
-    /// Where it can tell whether the contents changed; never sent to another host.
+    /// Shows later whether the contents have changed; `None` if it could not. It is never sent to
+    /// another host.
     pub(super) stamp: Option<Stamp>,
 }
 
-/// The kind of an entry, with what belongs to it.
+/// The kind of an entry, with its data.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(super) enum Kind {
+pub(super) enum EntryKind {
     Directory {
-        /// Hides what the lower layers of the overlay have in this place.
+        /// Hides the contents of this directory in the lower layers of the overlay.
         opaque: bool,
     },
     File {
@@ -40,21 +42,24 @@ pub(super) enum Kind {
     },
     Fifo,
     Socket,
-    /// Another name for an entry that came before.
+    /// Another name for an earlier entry.
     Link {
         to: TreePath,
     },
-    /// Hides what the lower layers of the overlay have in this place.
+    /// Hides this name in the lower layers of the overlay.
     Whiteout,
 }
 
-impl Kind {
+impl EntryKind {
     pub(super) fn is_directory(&self) -> bool {
         matches!(self, Self::Directory { .. })
     }
 }
 
-/// What chmod(2), chown(2), utimensat(2) and setxattr(2) change.
+/// Extended attributes: name and value, in the order of the names.
+pub(super) type Extended = Vec<(CString, Vec<u8>)>;
+
+/// The attributes that chmod(2), chown(2), utimensat(2) and setxattr(2) change.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub(super) struct Attributes {
     /// The permission bits with set-user-ID, set-group-ID and sticky.
@@ -65,12 +70,12 @@ pub(super) struct Attributes {
     pub(super) modified_seconds: i64,
     /// Below 1e9.
     pub(super) modified_nanoseconds: u32,
-    /// In the order of their names.
-    pub(super) extended: Vec<(CString, Vec<u8>)>,
+    /// Those that are carried.
+    pub(super) extended: Extended,
 }
 
 impl Attributes {
-    pub(super) fn new(metadata: &Metadata, extended: Vec<(CString, Vec<u8>)>) -> Self {
+    pub(super) fn new(metadata: &Metadata, extended: Extended) -> Self {
         Self {
             mode: metadata.mode() & 0o7777,
             uid: metadata.uid(),
@@ -82,9 +87,9 @@ impl Attributes {
     }
 }
 
-/// As long as it stays the same, the contents of a file did.
+/// Proof that a file is unchanged: as long as the stamp stays the same, so do the contents.
 ///
-/// The change time is the kernel's: unlike the modification time, no program sets it.
+/// The kernel sets the change time. Unlike the modification time, no program can set it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) struct Stamp {
     pub(super) device: u64,
@@ -95,7 +100,7 @@ pub(super) struct Stamp {
 }
 
 impl Stamp {
-    /// From what fstatat(2) tells of a file.
+    /// Takes the stamp from the result of fstatat(2).
     pub(super) fn of(status: &FileStat) -> Self {
         Self {
             device: status.st_dev,
@@ -117,8 +122,9 @@ impl Stamp {
     }
 }
 
-/// Attributes of the tree itself. The others belong to the host and its file system: the label that its SELinux policy gives
-/// (`security.selinux`), a keyed hash that no other host can check (`security.evm`), properties of Btrfs, NFS, Ceph, ...
+/// Whether an attribute belongs to the tree itself. The others belong to the host and its file
+/// system: the label of its SELinux policy (`security.selinux`), a keyed hash that no other host
+/// can check (`security.evm`), properties of Btrfs, NFS, Ceph, ...
 pub(super) fn is_carried(name: &CStr) -> bool {
     let name = name.to_bytes();
     name.starts_with(b"user.")
@@ -132,7 +138,8 @@ pub(super) fn is_carried(name: &CStr) -> bool {
         )
 }
 
-/// The part of an attribute's name after the prefix of the overlay file system, of both kinds of its mounts.
+/// Returns the part of an attribute's name after the prefix of the overlay file system. The prefix
+/// depends on how the overlay is mounted.
 pub(super) fn overlay_suffix(name: &CStr) -> Option<&[u8]> {
     let name = name.to_bytes();
     name.strip_prefix(b"trusted.overlay.")

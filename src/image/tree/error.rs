@@ -15,7 +15,7 @@ pub enum TreeError {
         action: &'static str,
         /// Below the root of the tree, or the root itself.
         path: PathBuf,
-        /// Why.
+        /// The system's error.
         #[source]
         source: io::Error,
     },
@@ -28,7 +28,7 @@ pub enum TreeError {
         name: CString,
         /// The file.
         path: PathBuf,
-        /// Why: `ENOTSUP` where the file system has none of that kind.
+        /// The system's error: `ENOTSUP` if the file system has no attributes of that kind.
         #[source]
         source: io::Error,
     },
@@ -39,31 +39,31 @@ pub enum TreeError {
         action: &'static str,
         /// "stream of changes" or "inventory".
         what: &'static str,
-        /// Why.
+        /// The system's error.
         #[source]
         source: io::Error,
     },
-    /// A stream or an inventory breaks the rules of its format.
+    /// A stream or an inventory violates its format.
     #[error("the stream of the tree is damaged after {after}")]
     Malformed {
-        /// The last path that was understood.
+        /// The last valid path.
         after: TreePath,
-        /// What is wrong.
+        /// The violated rule.
         #[source]
         defect: Defect,
     },
-    /// The tree has more than the destination takes.
+    /// The tree is larger than the limits of the destination.
     #[error("the tree exceeds the limit of {limit} {what} at {path}")]
     Limit {
         /// "entries" or "bytes".
         what: &'static str,
         /// The limit.
         limit: u64,
-        /// Where it was exceeded.
+        /// Path at which it was exceeded.
         path: TreePath,
     },
-    /// More directories inside one another than rcm holds open.
-    #[error("{path} lies more than {limit} directories deep")]
+    /// The directories are nested deeper than rcm can hold them open.
+    #[error("{path} is more than {limit} directories deep")]
     Deep {
         /// The directory.
         path: TreePath,
@@ -86,7 +86,7 @@ pub enum TreeError {
         /// The file.
         path: TreePath,
     },
-    /// An upper directory alone does not say what the container sees.
+    /// An upper directory alone does not tell the files that the container sees.
     #[error(
         "{path} refers to a lower layer of its overlay ({attribute}): pack the mounted overlay instead of its upper directory"
     )]
@@ -96,49 +96,49 @@ pub enum TreeError {
         /// `trusted.overlay.redirect` or `trusted.overlay.metacopy`.
         attribute: &'static str,
     },
-    /// The inventory is one of a tree where one of an upper directory is needed, or the other way round.
-    #[error("the inventory that is the base is not one of the same kind of tree")]
+    /// The base inventory is of a tree, but one of an upper directory is needed, or the reverse.
+    #[error("the base inventory was taken of another kind of tree")]
     OtherView,
 }
 
-/// What is wrong with a stream.
+/// A rule of the format that a stream violates.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum Defect {
-    /// The first bytes.
-    #[error("it does not begin as one of this version of rcm")]
+    /// The first bytes are wrong.
+    #[error("its first bytes are not those of this version of rcm")]
     Magic,
     /// The stream ends early.
     #[error("it ends too early")]
     Truncated,
-    /// The digest at the end is not that of what came before.
+    /// The digest at the end does not match the frames before it.
     #[error("its digest is wrong")]
     Digest,
     /// A frame is longer than any valid one.
     #[error("a frame is longer than allowed")]
     FrameLength,
-    /// A frame that is unknown or stands in the wrong place.
-    #[error("a frame of kind {kind} has no place there")]
+    /// A frame of an unknown kind, or in the wrong place.
+    #[error("a frame of kind {kind} is not allowed there")]
     Frame {
         /// Its kind.
         kind: u8,
     },
-    /// A field is cut, too long, or followed by something.
+    /// A field is cut, too long, or followed by other data.
     #[error("a field is damaged")]
     Field,
     /// A name that is empty, too long, `.`, `..`, or has a slash or NUL in it.
     #[error("a name is not one that a file can have")]
     Name,
-    /// A path does not come after its predecessor, or comes twice.
+    /// A path does not come after its predecessor, or appears twice.
     #[error("the paths are not in order")]
     Order,
-    /// An entry lies in something that is no directory.
+    /// The parent of an entry is no directory.
     #[error("an entry lies in something that is not a directory")]
     Parent,
-    /// Too many directories inside one another.
-    #[error("directories lie too deep")]
+    /// Too many nested directories.
+    #[error("directories are nested too deeply")]
     Depth,
-    /// Content that does not lie in its file.
+    /// Content outside of its file.
     #[error("content lies outside its file")]
     Content,
 }

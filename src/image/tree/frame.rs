@@ -1,31 +1,32 @@
-//! Frames: kind (1 byte), length (4 bytes, little endian), payload. After a magic and the compression, which covers everything behind it.
+//! Frames: kind (1 byte), length (4 bytes, little endian), payload. A magic and the compression
+//! come first; the compression covers everything after them.
 
 use std::io::{self, BufReader, BufWriter, Read, Write};
 
 use super::error::{Defect, TreeError};
 use super::path::TreePath;
 
-/// The longest payload. The kernel lets a file have more attributes than that, file systems rarely do.
+/// Limit of a payload. The kernel allows more attributes for one file, but file systems rarely do.
 pub(super) const MAX_PAYLOAD_BYTES: usize = 1 << 20;
-/// The decoder's window: what the peer can make this side hold.
+/// Limit of the decoder's window, and so of the memory that the peer can make this side use.
 const MAX_WINDOW_LOG: u32 = 23;
 /// Fast enough for 1 Gbit/s on one processor; the next levels gain little.
 const ZSTD_LEVEL: i32 = 1;
 const HEADER_BYTES: usize = 5;
-/// The end of a stream: the digest of all frames before.
+/// The end of a stream: the digest of all earlier frames.
 const FINISH: u8 = 0x7f;
 const DIGEST_BYTES: usize = 32;
 
-/// What is done to a stream or an inventory on its way.
+/// Compression of a stream or an inventory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Compression {
-    /// Nothing: for a transport that compresses itself.
+    /// No compression, for a transport that compresses itself.
     None,
     /// Zstandard.
     Zstd,
 }
 
-/// What a sequence of frames is.
+/// The content of a sequence of frames.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Purpose {
     Changes,
@@ -33,7 +34,7 @@ pub(super) enum Purpose {
 }
 
 impl Purpose {
-    /// The last byte is the version.
+    /// Returns the first bytes of the sequence. The last byte is the version.
     fn magic(self) -> &'static [u8; 8] {
         match self {
             Self::Changes => b"rcmtree\x01",
@@ -105,7 +106,7 @@ impl<W: Write> FrameWriter<W> {
 
     /// Writes a frame whose payload `fill` appends to an empty buffer.
     ///
-    /// Returns false, and writes nothing, where the payload is too long.
+    /// Returns false, and writes nothing, if the payload is too long.
     pub(super) fn frame(
         &mut self,
         kind: u8,
@@ -127,7 +128,7 @@ impl<W: Write> FrameWriter<W> {
         Ok(true)
     }
 
-    /// Ends the sequence, so that a cut one is noticed.
+    /// Ends the sequence, so that a truncated one is noticed.
     pub(super) fn finish(mut self) -> Result<(), TreeError> {
         let digest = *self.hasher.finalize().as_bytes();
         self.frame(FINISH, |payload| payload.extend(digest))?;
@@ -153,7 +154,7 @@ impl<R: Read> Read for Input<R> {
     }
 }
 
-/// Reads frames. Holds one payload and the decoder's window at most, whatever the peer sends.
+/// Reads frames. It holds at most one payload and the decoder's window, whatever the peer sends.
 pub(super) struct FrameReader<R: Read> {
     input: Input<R>,
     purpose: Purpose,
@@ -191,7 +192,7 @@ impl<R: Read> FrameReader<R> {
         })
     }
 
-    /// The next frame, or nothing after the last. `after` is for the message.
+    /// Returns the next frame; `None` after the last one. `after` is for the message.
     pub(super) fn next(&mut self, after: &TreePath) -> Result<Option<(u8, &[u8])>, TreeError> {
         if self.finished {
             return Ok(None);
@@ -206,7 +207,7 @@ impl<R: Read> FrameReader<R> {
             return Err(malformed(Defect::FrameLength, after));
         }
         self.payload.clear();
-        // Grows with what arrives, not with what is announced.
+        // The buffer grows with the bytes that arrive, not with the announced length.
         let read_bytes = (&mut self.input)
             .take(length as u64)
             .read_to_end(&mut self.payload)
@@ -252,11 +253,12 @@ fn cut_or_failed(error: io::Error, purpose: Purpose, after: &TreePath) -> TreeEr
 
 /// Appends fields to a payload.
 pub(super) trait Put {
-    /// A number, seven bits per byte, the lowest first.
+    /// Appends a number, seven bits per byte, the lowest first.
     fn put_number(&mut self, number: u64);
-    /// Bytes after their length.
+    /// Appends bytes after their length.
     fn put_bytes(&mut self, bytes: &[u8]);
-    /// A signed number: the sign goes into the lowest bit, so that small ones stay short.
+    /// Appends a signed number. The sign goes into the lowest bit, so that small numbers stay
+    /// short.
     fn put_signed(&mut self, number: i64) {
         self.put_number(((number << 1) ^ (number >> 63)) as u64);
     }
@@ -309,7 +311,7 @@ impl<'a> Fields<'a> {
         Err(Defect::Field)
     }
 
-    /// A number below `limit`.
+    /// Takes a number below `limit`.
     pub(super) fn below(&mut self, limit: u64) -> Result<u64, Defect> {
         match self.number()? {
             number if number < limit => Ok(number),
@@ -332,16 +334,17 @@ impl<'a> Fields<'a> {
         Ok(bytes)
     }
 
-    /// All that is left.
+    /// Takes all remaining bytes.
     pub(super) fn remainder(&mut self) -> &'a [u8] {
         std::mem::take(&mut self.rest)
     }
 
-    /// Nothing may be left.
+    /// Fails if bytes are left.
     pub(super) fn end(self) -> Result<(), Defect> {
-        match self.rest.is_empty() {
-            true => Ok(()),
-            false => Err(Defect::Field),
+        if self.rest.is_empty() {
+            Ok(())
+        } else {
+            Err(Defect::Field)
         }
     }
 }

@@ -1,10 +1,10 @@
-//! The list of a tree's entries, with the digests of the contents.
+//! Lists of a tree's entries, with the digests of the contents.
 
 use std::io::{Read, Write};
 
 use super::codec;
 use super::content::{Digest, HOLE};
-use super::entry::Entry;
+use super::entry::TreeEntry;
 use super::error::{Defect, TreeError};
 use super::frame::{
     Compression, Fields, FrameReader, FrameWriter, MAX_PAYLOAD_BYTES, Purpose, Put, malformed,
@@ -17,7 +17,7 @@ const ENTRY: u8 = 2;
 const DIGESTS: u8 = 3;
 const HOLES: u8 = 4;
 
-/// Digests that go into one frame.
+/// Limit of digests in one frame.
 const FRAME_DIGESTS: usize = 4096;
 
 /// Writes an inventory.
@@ -38,21 +38,22 @@ impl<W: Write> InventoryWriter<W> {
         })
     }
 
-    pub(super) fn entry(&mut self, entry: &Entry) -> Result<(), TreeError> {
+    pub(super) fn entry(&mut self, entry: &TreeEntry) -> Result<(), TreeError> {
         self.flush()?;
-        match self
+        if self
             .frames
             .frame(ENTRY, |payload| codec::put_entry(payload, entry))?
         {
-            true => Ok(()),
-            false => Err(TreeError::Attributes {
+            Ok(())
+        } else {
+            Err(TreeError::Attributes {
                 path: entry.path.clone(),
                 limit_bytes: MAX_PAYLOAD_BYTES,
-            }),
+            })
         }
     }
 
-    /// The digest of the next chunk of the last entry.
+    /// Adds the digest of the next chunk of the last entry.
     pub(super) fn digest(&mut self, digest: &Digest) -> Result<(), TreeError> {
         if self.holes > 0 || self.digests.len() >= FRAME_DIGESTS * HOLE.len() {
             self.flush()?;
@@ -61,7 +62,7 @@ impl<W: Write> InventoryWriter<W> {
         Ok(())
     }
 
-    /// The next chunks of the last entry have no data.
+    /// Adds chunks without data to the last entry.
     pub(super) fn holes(&mut self, chunks: u64) -> Result<(), TreeError> {
         if !self.digests.is_empty() {
             self.flush()?;
@@ -75,7 +76,7 @@ impl<W: Write> InventoryWriter<W> {
         self.frames.finish()
     }
 
-    /// At most one of the two is not empty.
+    /// Writes the pending digests or holes. At most one of the two lists is not empty.
     fn flush(&mut self) -> Result<(), TreeError> {
         if !self.digests.is_empty() {
             self.frames
@@ -90,14 +91,14 @@ impl<W: Write> InventoryWriter<W> {
     }
 }
 
-/// An inventory that is read entry by entry: its size does not matter.
+/// An inventory that is read entry by entry, so that its size does not matter.
 pub struct Inventory<R: Read> {
     frames: FrameReader<R>,
     order: Order,
     view: View,
-    current: Option<Entry>,
-    /// Read while more digests of the current entry were looked for.
-    following: Option<Entry>,
+    current: Option<TreeEntry>,
+    /// The next entry, if it was read during the search for digests of the current one.
+    following: Option<TreeEntry>,
     is_last: bool,
     digests: Vec<u8>,
     used: usize,
@@ -105,7 +106,7 @@ pub struct Inventory<R: Read> {
 }
 
 impl<R: Read> Inventory<R> {
-    /// Opens the inventory that `input` begins with.
+    /// Opens the inventory at the beginning of `input`.
     ///
     /// # Errors
     /// [`TreeError::Stream`] and [`TreeError::Malformed`].
@@ -136,12 +137,12 @@ impl<R: Read> Inventory<R> {
         self.view
     }
 
-    /// The entry that the inventory stands at.
-    pub(super) fn current(&self) -> Option<&Entry> {
+    /// Returns the current entry.
+    pub(super) fn current(&self) -> Option<&TreeEntry> {
         self.current.as_ref()
     }
 
-    /// Goes on to the next entry.
+    /// Moves to the next entry.
     pub(super) fn advance(&mut self) -> Result<(), TreeError> {
         while self.refill()? {
             (self.used, self.holes) = (self.digests.len(), 0);
@@ -150,7 +151,7 @@ impl<R: Read> Inventory<R> {
         Ok(())
     }
 
-    /// The digest of the next chunk of the current entry, or nothing after its last.
+    /// Returns the digest of the next chunk of the current entry; `None` after its last.
     pub(super) fn digest(&mut self) -> Result<Option<Digest>, TreeError> {
         if !self.refill()? {
             return Ok(None);
@@ -166,7 +167,7 @@ impl<R: Read> Inventory<R> {
         Ok(Some(digest))
     }
 
-    /// Skips up to `chunks` chunks without data; returns how many there were.
+    /// Skips up to `chunks` chunks without data, and returns their number.
     pub(super) fn skip_holes(&mut self, chunks: u64) -> Result<u64, TreeError> {
         if !self.refill()? {
             return Ok(0);
@@ -176,7 +177,7 @@ impl<R: Read> Inventory<R> {
         Ok(skipped)
     }
 
-    /// Is there another chunk of the current entry? Reads on where necessary.
+    /// Whether the current entry has another chunk. Reads on if necessary.
     fn refill(&mut self) -> Result<bool, TreeError> {
         loop {
             if self.holes > 0 || self.used < self.digests.len() {

@@ -1,4 +1,4 @@
-//! A tree beside another one, with the same files under other names.
+//! Copies a tree by hard links: the same files under other names.
 
 use std::path::Path;
 
@@ -8,13 +8,15 @@ use super::error::TreeError;
 use super::file_error;
 use super::path::TreePath;
 use super::walk::{Look, Stamps, View, Walk};
-use crate::sys::node::Dir;
+use crate::sys::beneath::Dir;
 
-/// Fills the empty directory `to`, on the same file system, with what is in `from`: directories are made anew, everything else gets another name (link(2)).
+/// Fills the empty directory `to`, on the same file system, with the tree `from`. Directories are
+/// made anew; everything else gets another name (link(2)).
 ///
-/// [`super::apply`] never writes to a file with several names but replaces it, so what it does to `to` does not change `from`. That takes no space for
-/// contents, and no time to copy them. What the kernel does not link (an immutable file, a mount point, a file with too many names already) is left out: whoever takes
-/// an inventory of `to` afterwards gets it sent.
+/// [`super::apply`] replaces a file with several names instead of writing to it, so changes to `to`
+/// do not change `from`. The copy takes no space for contents and no time to copy them. Files that
+/// the kernel does not link (an immutable file, a mount point, a file with too many names already)
+/// are left out. A later inventory of `to` does not list them, so the source sends them.
 ///
 /// # Errors
 /// [`TreeError`].
@@ -36,7 +38,7 @@ pub fn link_copy(from: &Path, to: &Path) -> Result<(), TreeError> {
         let failed = |action| file_error(action, &on_host);
         match levels.last() {
             Some(level) if !found.entry.kind.is_directory() => {
-                if let Err(error) = level.dir.make_link(name, &found.node) {
+                if let Err(error) = level.dir.make_link(name, &found.object) {
                     tracing::debug!("cannot link {}: {error}", on_host.display());
                 }
             }
@@ -68,12 +70,15 @@ struct Level {
     attributes: Attributes,
 }
 
-/// What is made in a directory changes its times, so they are set last.
+/// Sets the attributes of a directory. New entries change its times, so this comes last.
 fn close(levels: &mut Vec<Level>, to: &Path) -> Result<(), TreeError> {
     let Some(level) = levels.pop() else {
         return Ok(());
     };
     let on_host = level.path.below(to);
-    let node = level.dir.as_node().map_err(file_error("read", &on_host))?;
-    attributes::set(&node, &on_host, &level.attributes)
+    let object = level
+        .dir
+        .as_object()
+        .map_err(file_error("read", &on_host))?;
+    attributes::set(&object, &on_host, &level.attributes)
 }

@@ -1,4 +1,5 @@
-//! Root file systems on their way between hosts: whole, as differences, and once more as what has changed since.
+//! Root file systems as streams between hosts: the whole tree, the differences to another tree, or
+//! the changes since the last stream.
 //!
 //! ```text
 //!   destination                                   source
@@ -8,21 +9,28 @@
 //!   apply <-------------- changes ---------------- pack(Base::Sent)   the container is frozen
 //! ```
 //!
-//! With [`Base::Nothing`] everything is sent; with [`Base::Lower`] the upper directory of an overlay. What comes goes into a [`Staging`] tree, which is empty, or has
-//! the files of the old one ([`link_copy`]), and takes its place when all is there.
+//! [`Base::Nothing`] sends everything; [`Base::Lower`] sends the upper directory of an overlay. The
+//! destination applies the changes to a [`Staging`] tree. That tree is empty or has the files of
+//! the old tree ([`link_copy`]), and replaces the old one when all changes are there.
 //!
-//! **What arrives**: names, kinds, contents, owners, permission bits with set-user-ID and its like, modification times to the nanosecond, hard links,
-//! holes, device numbers, ACLs, capabilities, `user.*` and `trusted.*` attributes. What does not: access and change times, inode flags (chattr(1)), attributes
-//! that belong to the host (SELinux labels, EVM), and what is mounted in the tree.
+//! **Transferred**: names, kinds, contents, owners, permission bits with set-user-ID, set-group-ID
+//! and sticky, modification times to the nanosecond, hard links, holes, device numbers, ACLs,
+//! capabilities, `user.*` and `trusted.*` attributes. **Not transferred**: access and change times,
+//! inode flags (chattr(1)), attributes that belong to the host (SELinux labels, EVM), and mounts in
+//! the tree.
 //!
-//! **The format** is rcm's own and not tar: tar has no way to say that an entry is gone, that only its attributes or one block of it changed, and the
-//! `tar` crate neither reads nor bounds what a hostile archive may put into its extension headers (they are read into memory whole). Here every frame has a
-//! length limit. An entry names its depth and one name: there are no paths that could lead anywhere, and the entries' strict order rules out
-//! duplicates and entries inside links. The end has a digest, so that a cut stream is noticed.
+//! **The format** is rcm's own and not tar. tar cannot express that an entry is gone, or that only
+//! its attributes or one block of it changed. The `tar` crate reads extension headers into memory
+//! whole, without a bound for those of a hostile archive. In rcm's format every frame has a length
+//! limit. An entry has a depth and one name, so there are no paths that could lead anywhere else.
+//! The strict order of the entries rules out duplicates and entries inside links. A digest at the
+//! end shows a truncated stream.
 //!
-//! **Changes since** are found by change time, inode and size, as the kernel sets them. A change in the same tick of the clock as the reading, and one
-//! through a mapping of a page that was dirty already, would not show: so all is written back first, and a file that was changed
-//! shortly before counts as changed. Where the file system gives no such promise (tmpfs, network file systems) contents are compared.
+//! **Changes since the last stream** are found by change time, inode and size, which the kernel
+//! sets. Two changes would not show: one in the same tick of the clock as the reading, and one
+//! through a mapping of a page that was dirty already. So everything is written back first, and a
+//! file that was changed shortly before counts as changed. If the file system does not guarantee
+//! change times (tmpfs, network file systems), the contents are compared.
 
 mod attributes;
 mod changes;
@@ -51,13 +59,14 @@ pub use linked::link_copy;
 pub use pack::{Base, pack, take_inventory};
 pub use path::TreePath;
 pub use size::size_bytes;
-pub use staging::{Place, Staging};
+pub use staging::{Slot, Staging};
 pub use unpack::{Limits, MAX_NOTED, apply, apply_noting};
 
-/// Directories inside one another. Each is held open on the way: this leaves room below the usual limit of 1024 descriptors.
+/// Limit of nested directories. Each is held open on the way; this leaves room below the usual
+/// limit of 1024 descriptors.
 pub const MAX_DEPTH: usize = 256;
 
-/// The longest name of a file (`NAME_MAX`).
+/// Limit of a file name's length (`NAME_MAX`).
 const MAX_NAME_BYTES: usize = 255;
 
 fn file_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> TreeError + use<> {

@@ -1,13 +1,14 @@
-//! One walk through a tree finds what changed, sends it, and lists what is there now.
+//! Walks through a tree once: finds the changes, sends them, and lists the current entries.
 
 use std::cmp::Ordering;
 use std::collections::HashSet;
 use std::io::{Read, Sink, Write};
+use std::ops::Range;
 use std::path::Path;
 
 use super::changes::{ChangeWriter, How, Totals};
-use super::content::{CHUNK_BYTES, Chunks, HOLE, Part};
-use super::entry::{Entry, Kind};
+use super::content::{CHUNK_BYTES, Chunks, Digest, HOLE, Part};
+use super::entry::{EntryKind, TreeEntry};
 use super::error::TreeError;
 use super::file_error;
 use super::frame::Compression;
@@ -15,23 +16,25 @@ use super::inventory::{Inventory, InventoryWriter};
 use super::path::TreePath;
 use super::walk::{Found, Look, Stamps, View, Walk};
 
-/// What the destination has already.
+/// The tree that the destination has already.
 pub enum Base<R: Read> {
-    /// Nothing, or nothing that counts: everything is sent.
+    /// Nothing that can be used: everything is sent.
     Nothing,
-    /// The lower layers of the overlay whose upper directory is packed: what is in the upper directory is sent, its whiteouts and opaque
-    /// directories as deletions.
+    /// The lower layers of the overlay whose upper directory is packed. The upper directory is
+    /// sent; its whiteouts and opaque directories become deletions.
     Lower,
-    /// The tree that it took this inventory of. All contents are read here and compared by their digests.
+    /// The tree that this inventory was taken of. All contents are read here and compared by their
+    /// digests.
     Peer(Inventory<R>),
-    /// What an earlier [`pack`] of the same directory sent, which wrote this inventory: only files that have changed since are read.
+    /// The result of an earlier [`pack`] of the same directory, which wrote this inventory. Only
+    /// files that have changed since are read.
     Sent(Inventory<R>),
 }
 
 /// Lists the tree at `root` with digests of all contents, as the [`Base::Peer`] of the other host.
 ///
 /// # Errors
-/// [`TreeError`]: a file that cannot be read, or `inventory` that cannot be written.
+/// [`TreeError`]: a file that cannot be read, or an `inventory` that cannot be written.
 pub fn take_inventory(
     root: &Path,
     inventory: impl Write,
@@ -51,14 +54,18 @@ pub fn take_inventory(
     packer.list.map_or(Ok(()), InventoryWriter::finish)
 }
 
-/// Writes what the destination lacks of the tree at `root` to `changes`, and to `inventory` what it then has: the [`Base::Sent`] of the next call. The last
-/// call, in the freeze, needs none, and does not wait for the disk as the others do.
+/// Writes to `changes` the parts of the tree at `root` that the destination lacks. Writes to
+/// `inventory` the tree that the destination then has: the [`Base::Sent`] of the next call. The
+/// last call, during the freeze, needs no inventory and does not wait for the disk as the others
+/// do.
 ///
-/// The container may run meanwhile: a file that changes on the way arrives in some state of it, and the next call sends it again. Memory: a chunk, the
-/// compressor, the names in the directories above the current place, and a path for each file with several names.
+/// The container may run during the call. A file that changes on the way arrives in one of its
+/// states, and the next call sends it again. Memory: a chunk, the compressor, the names in the
+/// directories above the current place, and a path for each file with several names.
 ///
 /// # Errors
-/// [`TreeError`]: a file that cannot be read, outputs that cannot be written, or an inventory that does not fit.
+/// [`TreeError`]: a file that cannot be read, outputs that cannot be written, or an inventory that
+/// does not fit.
 pub fn pack<R: Read>(
     root: &Path,
     base: Base<R>,
@@ -85,7 +92,7 @@ pub fn pack<R: Read>(
         have,
         trusts_stamps,
         changes: Some(ChangeWriter::new(changes, compression)?),
-        // Stays on this host.
+        // The inventory stays on this host.
         list: inventory
             .map(|inventory| InventoryWriter::new(inventory, view, Compression::None))
             .transpose()?,
@@ -109,11 +116,13 @@ struct Packer<C: Write, L: Write, R: Read> {
     trusts_stamps: bool,
     changes: Option<ChangeWriter<C>>,
     list: Option<InventoryWriter<L>>,
-    /// What the destination has inside this counts as gone: it was deleted, replaced or cleared.
+    /// Entries of the destination inside this path count as gone: the path was deleted, replaced or
+    /// cleared.
     covered: Option<TreePath>,
-    /// The current entry of `have` is dealt with.
+    /// The current entry of `have` is done.
     matched: bool,
-    /// Files with several names that were sent: they may be new objects, so the other names have to follow.
+    /// Sent files with several names. They may be new files at the destination, so their other
+    /// names have to be sent again.
     sent_links: HashSet<TreePath>,
 }
 
@@ -144,8 +153,9 @@ impl<C: Write, L: Write, R: Read> Packer<C, L, R> {
         Ok(())
     }
 
-    /// Deletes what the destination has before `path` and the source does not; returns what it has there.
-    fn catch_up(&mut self, path: Option<&TreePath>) -> Result<Option<Entry>, TreeError> {
+    /// Deletes the entries before `path` that the destination has and the source does not. Returns
+    /// the destination's entry at `path`.
+    fn catch_up(&mut self, path: Option<&TreePath>) -> Result<Option<TreeEntry>, TreeError> {
         loop {
             let Some(have) = &mut self.have else {
                 return Ok(None);
@@ -177,9 +187,9 @@ impl<C: Write, L: Write, R: Read> Packer<C, L, R> {
         }
     }
 
-    /// The destination has `gone`, and the source does not.
-    fn delete(&mut self, gone: &Entry) -> Result<(), TreeError> {
-        if gone.kind == Kind::Whiteout {
+    /// Deletes `gone`, which the destination has and the source does not.
+    fn delete(&mut self, gone: &TreeEntry) -> Result<(), TreeError> {
+        if gone.kind == EntryKind::Whiteout {
             return Ok(());
         }
         if let Some(changes) = &mut self.changes {
@@ -189,26 +199,26 @@ impl<C: Write, L: Write, R: Read> Packer<C, L, R> {
         Ok(())
     }
 
-    fn list_entry(&mut self, entry: &Entry) -> Result<(), TreeError> {
+    fn list_entry(&mut self, entry: &TreeEntry) -> Result<(), TreeError> {
         match &mut self.list {
             Some(list) => list.entry(entry),
             None => Ok(()),
         }
     }
 
-    fn compare(&mut self, found: Found, have: Option<Entry>) -> Result<(), TreeError> {
-        let Found { entry, node } = found;
+    fn compare(&mut self, found: Found, have: Option<TreeEntry>) -> Result<(), TreeError> {
+        let Found { entry, object } = found;
         let has_directory = have.as_ref().is_some_and(|have| have.kind.is_directory());
         if has_directory && !entry.kind.is_directory() {
             self.covered = Some(entry.path.clone());
         }
-        if let Kind::File { size_bytes } = entry.kind {
-            let file = match self.is_unchanged(&entry, have.as_ref()) {
-                true => return self.copy_digests(),
-                false => node.open_to_read(),
-            };
+        if let EntryKind::File { size_bytes } = entry.kind {
+            if self.is_unchanged(&entry, have.as_ref()) {
+                return self.copy_digests();
+            }
             let path = entry.path.below(self.walk.root());
-            let chunks = Chunks::new(file.map_err(file_error("open", &path))?, size_bytes);
+            let file = object.open_to_read().map_err(file_error("open", &path))?;
+            let chunks = Chunks::new(file, size_bytes);
             return self.contents(&entry, have.as_ref(), chunks);
         }
         let Some(changes) = &mut self.changes else {
@@ -218,13 +228,13 @@ impl<C: Write, L: Write, R: Read> Packer<C, L, R> {
             .as_ref()
             .is_some_and(|have| have.kind == entry.kind && have.attributes == entry.attributes);
         match &entry.kind {
-            // The lower layers have something there, unless an earlier pack said that it is gone.
-            Kind::Whiteout if is_same => Ok(()),
-            Kind::Whiteout => changes.delete(&entry.path),
-            Kind::Directory { opaque } => {
+            // The lower layers have this name, unless an earlier pack has deleted it.
+            EntryKind::Whiteout if is_same => Ok(()),
+            EntryKind::Whiteout => changes.delete(&entry.path),
+            EntryKind::Directory { opaque } => {
                 let was_opaque = have
                     .as_ref()
-                    .is_some_and(|have| have.kind == Kind::Directory { opaque: true });
+                    .is_some_and(|have| have.kind == EntryKind::Directory { opaque: true });
                 if *opaque && !was_opaque {
                     self.covered = Some(entry.path.clone());
                     changes.entry(How::Clear, &plain(&entry))
@@ -237,8 +247,8 @@ impl<C: Write, L: Write, R: Read> Packer<C, L, R> {
                     changes.entry(How::Whole, &plain(&entry))
                 }
             }
-            Kind::Link { to } if is_same && !self.sent_links.contains(to) => Ok(()),
-            _ if is_same && !matches!(entry.kind, Kind::Link { .. }) => Ok(()),
+            EntryKind::Link { to } if is_same && !self.sent_links.contains(to) => Ok(()),
+            _ if is_same && !matches!(entry.kind, EntryKind::Link { .. }) => Ok(()),
             _ => {
                 if entry.linked {
                     self.sent_links.insert(entry.path.clone());
@@ -248,8 +258,9 @@ impl<C: Write, L: Write, R: Read> Packer<C, L, R> {
         }
     }
 
-    /// Is the file what it was when the inventory was written, so that its contents need no reading?
-    fn is_unchanged(&self, entry: &Entry, have: Option<&Entry>) -> bool {
+    /// Whether the file is as it was when the inventory was written, so that its contents need no
+    /// reading.
+    fn is_unchanged(&self, entry: &TreeEntry, have: Option<&TreeEntry>) -> bool {
         self.trusts_stamps
             && have.is_some_and(|have| {
                 entry.stamp.is_some()
@@ -276,19 +287,20 @@ impl<C: Write, L: Write, R: Read> Packer<C, L, R> {
         }
     }
 
-    /// Reads a file, lists the digests of its chunks, and sends those that the destination does not have.
+    /// Reads a file, lists the digests of its chunks, and sends the chunks that the destination
+    /// does not have.
     fn contents(
         &mut self,
-        entry: &Entry,
-        have: Option<&Entry>,
+        entry: &TreeEntry,
+        have: Option<&TreeEntry>,
         mut chunks: Chunks,
     ) -> Result<(), TreeError> {
         let path = entry.path.below(self.walk.root());
         let had_bytes = match have.map(|have| &have.kind) {
-            Some(Kind::File { size_bytes }) => Some(*size_bytes),
+            Some(EntryKind::File { size_bytes }) => Some(*size_bytes),
             _ => None,
         };
-        // The digests of the file that the destination has, as far as it reaches.
+        // The digests of the destination's file, up to its end.
         let mut old = match had_bytes {
             Some(_) => self.have.as_mut(),
             None => None,
@@ -308,20 +320,9 @@ impl<C: Write, L: Write, R: Read> Packer<C, L, R> {
                     if let Some(list) = &mut self.list {
                         list.holes(count)?;
                     }
-                    let mut at = chunks.range().start + CHUNK_BYTES - count * CHUNK_BYTES;
-                    let end = chunks.range().end;
-                    while at < end
-                        && let Some(old) = &mut old
-                    {
-                        let same = old.skip_holes((end - at).div_ceil(CHUNK_BYTES))?;
-                        if same > 0 {
-                            at += same * CHUNK_BYTES;
-                        } else if old.digest()?.is_some() {
-                            sender.hole(at, CHUNK_BYTES.min(end - at))?;
-                            at += CHUNK_BYTES;
-                        } else {
-                            break;
-                        }
+                    let start = chunks.range().start + CHUNK_BYTES - count * CHUNK_BYTES;
+                    if let Some(old) = &mut old {
+                        sender.holes(start..chunks.range().end, old)?;
                     }
                 }
                 Part::Chunk { digest } => {
@@ -332,21 +333,8 @@ impl<C: Write, L: Write, R: Read> Packer<C, L, R> {
                         Some(old) => old.digest()?,
                         None => None,
                     };
-                    if had == Some(digest) {
-                        continue;
-                    }
-                    // In the order of their offsets.
-                    let mut gaps = chunks.gaps();
-                    gaps.retain(|_| had.is_some_and(|had| had != HOLE));
-                    let mut gaps = gaps.into_iter().peekable();
-                    for (offset, data) in chunks.data() {
-                        while let Some(gap) = gaps.next_if(|gap| gap.start < offset) {
-                            sender.hole(gap.start, gap.end - gap.start)?;
-                        }
-                        sender.data(offset, data)?;
-                    }
-                    for gap in gaps {
-                        sender.hole(gap.start, gap.end - gap.start)?;
+                    if had != Some(digest) {
+                        sender.chunk(&chunks, had)?;
                     }
                 }
             }
@@ -364,19 +352,19 @@ impl<C: Write, L: Write, R: Read> Packer<C, L, R> {
     }
 }
 
-/// The entry as it is sent: what only this host can use is left out.
-fn plain(entry: &Entry) -> Entry {
+/// Returns the entry as it is sent, without the data that only this host can use.
+fn plain(entry: &TreeEntry) -> TreeEntry {
     let mut entry = entry.clone();
     entry.stamp = None;
-    if let Kind::Directory { opaque } = &mut entry.kind {
+    if let EntryKind::Directory { opaque } = &mut entry.kind {
         *opaque = false;
     }
     entry
 }
 
-/// Sends a file as soon as there is something to send.
+/// Sends a file once there is something to send.
 struct FileSender<'a, C: Write> {
-    entry: &'a Entry,
+    entry: &'a TreeEntry,
     how: How,
     begun: bool,
     changes: Option<&'a mut ChangeWriter<C>>,
@@ -392,6 +380,45 @@ impl<C: Write> FileSender<'_, C> {
             changes.entry(self.how, &plain(self.entry))?;
         }
         Ok(Some(changes))
+    }
+
+    /// Makes holes of those chunks in `range` that the destination's file `old` has data for.
+    fn holes<R: Read>(
+        &mut self,
+        range: Range<u64>,
+        old: &mut Inventory<R>,
+    ) -> Result<(), TreeError> {
+        let mut at = range.start;
+        while at < range.end {
+            let same = old.skip_holes((range.end - at).div_ceil(CHUNK_BYTES))?;
+            if same > 0 {
+                at += same * CHUNK_BYTES;
+            } else if old.digest()?.is_some() {
+                self.hole(at, CHUNK_BYTES.min(range.end - at))?;
+                at += CHUNK_BYTES;
+            } else {
+                break;
+            }
+        }
+        Ok(())
+    }
+
+    /// Sends the last chunk. `had` is the digest of the chunk that the destination has instead.
+    fn chunk(&mut self, chunks: &Chunks, had: Option<Digest>) -> Result<(), TreeError> {
+        // Holes and data go out in the order of their offsets.
+        let mut gaps = chunks.gaps();
+        gaps.retain(|_| had.is_some_and(|had| had != HOLE));
+        let mut gaps = gaps.into_iter().peekable();
+        for (offset, data) in chunks.data() {
+            while let Some(gap) = gaps.next_if(|gap| gap.start < offset) {
+                self.hole(gap.start, gap.end - gap.start)?;
+            }
+            self.data(offset, data)?;
+        }
+        for gap in gaps {
+            self.hole(gap.start, gap.end - gap.start)?;
+        }
+        Ok(())
     }
 
     fn data(&mut self, offset: u64, bytes: &[u8]) -> Result<(), TreeError> {
@@ -430,7 +457,8 @@ mod tests {
         content_bytes: 1 << 20,
     };
 
-    /// The page is dirty and mapped: without the write-back before the walk, the kernel would let the second write pass unnoticed.
+    /// The page is dirty and mapped. Without the write-back before the walk, the kernel would not
+    /// notice the second write.
     #[test]
     fn a_write_through_a_mapping_is_found() {
         let dir = tempfile::tempdir().unwrap();
@@ -442,7 +470,7 @@ mod tests {
         let file = File::options().read(true).write(true).open(&path).unwrap();
         let mut mapping = Mapping::new(&file, NonZeroUsize::MIN).unwrap();
         mapping.write(0, 1);
-        // Old enough to be trusted, if the time were all that counts.
+        // By its time alone the file would be old enough to be trusted.
         std::thread::sleep(Duration::from_millis(2100));
         let (mut changes, mut sent) = (Vec::new(), Vec::new());
         let base = Base::<std::io::Empty>::Nothing;

@@ -7,7 +7,8 @@ use std::path::{Path, PathBuf};
 use super::error::Defect;
 use super::{MAX_DEPTH, MAX_NAME_BYTES};
 
-/// The path of an entry below the root of its tree: names without `.` and `..`, joined with slashes; empty for the root.
+/// The path of an entry below the root of its tree: names without `.` and `..`, joined with
+/// slashes; empty for the root.
 ///
 /// Paths compare name by name, so that a directory's entries follow it directly: `a`, `a/b`, `a-b`.
 #[derive(Clone, Default, PartialEq, Eq, Hash)]
@@ -21,7 +22,7 @@ impl TreePath {
         Self::default()
     }
 
-    /// How many directories are above.
+    /// Returns the number of directories above.
     pub(super) fn depth(&self) -> usize {
         self.names().count()
     }
@@ -39,7 +40,7 @@ impl TreePath {
         self.names().last().unwrap_or_default()
     }
 
-    /// Is this `other` or something inside it?
+    /// Whether this is `other` or inside it.
     pub(super) fn is_within(&self, other: &Self) -> bool {
         match self.bytes.strip_prefix(&*other.bytes) {
             Some(rest) => rest.is_empty() || other.bytes.is_empty() || rest[0] == b'/',
@@ -50,13 +51,14 @@ impl TreePath {
     /// The same path below the directory `root` of this host.
     #[must_use]
     pub fn below(&self, root: &Path) -> PathBuf {
-        match self.bytes.is_empty() {
-            true => root.to_path_buf(),
-            false => root.join(OsStr::from_bytes(&self.bytes)),
+        if self.bytes.is_empty() {
+            root.to_path_buf()
+        } else {
+            root.join(OsStr::from_bytes(&self.bytes))
         }
     }
 
-    /// Goes up until `depth` names are left.
+    /// Shortens the path to `depth` names.
     pub(super) fn truncate(&mut self, depth: usize) {
         let mut length = 0;
         for (index, name) in self
@@ -70,7 +72,7 @@ impl TreePath {
         self.bytes.truncate(length);
     }
 
-    /// Goes down to `name`.
+    /// Appends `name`.
     pub(super) fn push(&mut self, name: &[u8]) -> Result<(), Defect> {
         let valid = !matches!(name, b"" | b"." | b"..")
             && name.len() <= MAX_NAME_BYTES
@@ -103,7 +105,7 @@ impl TreePath {
 
 impl Ord for TreePath {
     fn cmp(&self, other: &Self) -> Ordering {
-        // No name holds a NUL: in its place a slash comes before every other byte.
+        // No name has a NUL. In its place a slash sorts before every other byte.
         let order = |byte: &u8| if *byte == b'/' { 0 } else { *byte };
         self.bytes
             .iter()
@@ -124,16 +126,18 @@ impl fmt::Debug for TreePath {
     }
 }
 
-/// Absolute, as the container sees it, on one line whatever the names contain.
+/// Formats the path as an absolute one, as the container sees it, on one line even if names contain
+/// newlines.
 impl fmt::Display for TreePath {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Debug::fmt(self, f)
     }
 }
 
-/// Holds the order of a stream: the root first, then each path after its predecessor and inside a directory that was named before.
+/// Checks the order of a stream: the root first, then each path after its predecessor and inside an
+/// earlier directory.
 ///
-/// It makes an entry inside a symbolic link, or one that comes twice, impossible to express.
+/// So a stream cannot express an entry inside a symbolic link, or one that appears twice.
 #[derive(Debug, Default)]
 pub(super) struct Order {
     started: bool,
@@ -143,7 +147,7 @@ pub(super) struct Order {
 }
 
 impl Order {
-    /// Goes on to the entry `name`, which lies `depth` names below the root.
+    /// Moves to the entry `name`, which lies `depth` names below the root.
     pub(super) fn step(
         &mut self,
         depth: usize,

@@ -1,4 +1,4 @@
-//! How much there is in a tree.
+//! Measures a tree.
 
 use std::collections::HashSet;
 use std::os::unix::fs::MetadataExt;
@@ -6,7 +6,8 @@ use std::path::Path;
 
 use walkdir::WalkDir;
 
-/// What a tree takes on its file system, in bytes, without what is mounted in it. Files with several names count once; what cannot be read is left out.
+/// Returns the space that a tree takes on its file system, in bytes, without mounts in it. Files
+/// with several names count once. Unreadable files are left out.
 #[must_use]
 pub fn size_bytes(root: &Path) -> u64 {
     let mut seen = HashSet::new();
@@ -17,7 +18,7 @@ pub fn size_bytes(root: &Path) -> u64 {
         .filter(|metadata| {
             metadata.is_dir() || metadata.nlink() == 1 || seen.insert(metadata.ino())
         })
-        // In units of 512 bytes (stat(2)).
+        // The unit is 512 bytes (stat(2)).
         .map(|metadata| metadata.blocks() * 512)
         .sum()
 }

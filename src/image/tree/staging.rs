@@ -8,27 +8,28 @@ use serde::{Deserialize, Serialize};
 
 use super::error::TreeError;
 use super::file_error;
-use crate::sys::node::Dir;
+use crate::sys::beneath::Dir;
 
-/// A place where something new is put, and how it is put back.
+/// A path at which something new replaces something old, and how that is undone.
 ///
-/// Beside it lies a directory that only root can enter: a set-user-ID file in it is of no use to anybody yet. `new` is in there until it is published, then
-/// `old`, if there was one. So the directory tells how far it had come when it was left.
+/// A directory beside the path is the work area. Only root can enter it, so nobody can use a
+/// set-user-ID file in it yet. It has `new` until that is published, and then `old`, if something
+/// was there before. So after a crash the directory tells how far the replacement had come.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Place {
-    /// Where it goes.
+pub struct Slot {
+    /// Path that gets the new file or tree.
     pub path: PathBuf,
-    /// Tells it from others at the same place; a part of a file name.
+    /// Tells this replacement from others at the same path. It becomes a part of a file name.
     pub id: String,
-    /// Something was there before.
+    /// Something was at the path before.
     pub replaces: bool,
 }
 
-impl Place {
-    /// For something at `path`.
+impl Slot {
+    /// Makes a slot for `path`.
     ///
     /// # Errors
-    /// [`TreeError::File`]: a path or an id that cannot be one.
+    /// [`TreeError::File`]: the path or the id is not usable.
     pub fn new(path: &Path, id: &str) -> Result<Self, TreeError> {
         if path.file_name().is_none() || id.contains('/') {
             let error = io::ErrorKind::InvalidInput.into();
@@ -57,7 +58,8 @@ impl Place {
         self.outer().join("old")
     }
 
-    /// Puts back what was there, whatever had come of it, and removes the rest. Nothing where nothing was staged.
+    /// Puts the old file or tree back, at whatever step the replacement was left, and removes the
+    /// rest. Does nothing if nothing was staged.
     ///
     /// # Errors
     /// [`TreeError::File`].
@@ -80,7 +82,7 @@ impl Place {
         self.clear()
     }
 
-    /// Removes what was there before; what is there now stays.
+    /// Removes the old file or tree. The new one stays.
     ///
     /// # Errors
     /// [`TreeError::File`].
@@ -95,34 +97,36 @@ impl Place {
     }
 }
 
-/// A file or tree that is not in its [`Place`] before it is whole. Dropped without [`Staging::keep`], everything is as it was.
+/// A file or tree that is built outside of its [`Slot`] until it is complete. If it is dropped
+/// without [`Staging::keep`], everything is restored to the old state.
 #[derive(Debug)]
 pub struct Staging {
-    place: Place,
+    slot: Slot,
     kept: bool,
 }
 
 impl Staging {
-    /// Prepares for something at `place`, on the same file system. What a crash left of an earlier one with the same id is removed.
+    /// Prepares a replacement at `slot`, on the same file system. The rest of an earlier one with
+    /// the same id, left by a crash, is removed.
     ///
     /// # Errors
     /// [`TreeError::File`].
-    pub fn create(place: Place) -> Result<Self, TreeError> {
-        place.undo()?;
-        let outer = place.outer();
+    pub fn create(slot: Slot) -> Result<Self, TreeError> {
+        slot.undo()?;
+        let outer = slot.outer();
         DirBuilder::new()
             .mode(0o700)
             .create(&outer)
             .map_err(file_error("create", &outer))?;
-        Ok(Self { place, kept: false })
+        Ok(Self { slot, kept: false })
     }
 
-    /// The same, with an empty directory in it.
+    /// As [`Self::create`], with an empty directory as the new tree.
     ///
     /// # Errors
     /// [`TreeError::File`].
-    pub fn create_tree(place: Place) -> Result<Self, TreeError> {
-        let staging = Self::create(place)?;
+    pub fn create_tree(slot: Slot) -> Result<Self, TreeError> {
+        let staging = Self::create(slot)?;
         let tree = staging.path();
         DirBuilder::new()
             .mode(0o700)
@@ -131,53 +135,53 @@ impl Staging {
         Ok(staging)
     }
 
-    /// Where it is built.
+    /// Returns the path at which the new file or tree is built.
     #[must_use]
     pub fn path(&self) -> PathBuf {
-        self.place.new_path()
+        self.slot.new_path()
     }
 
-    /// Waits until what was built, or published, is on the disk.
+    /// Waits until the new file or tree is on the disk, before or after it was published.
     ///
     /// # Errors
     /// [`TreeError::File`].
     pub fn sync(&self) -> Result<(), TreeError> {
-        let outer = self.place.outer();
+        let outer = self.slot.outer();
         Dir::open(&outer)
             .and_then(|dir| dir.sync_file_system())
             .map_err(file_error("sync", &outer))
     }
 
-    /// Puts it into its place, as a whole. What is there waits beside it.
+    /// Moves the new file or tree to its path, as a whole. The old one is kept in the work area.
     ///
     /// # Errors
     /// [`TreeError::File`].
     pub fn publish(&self) -> Result<(), TreeError> {
-        let place = &self.place.path;
-        let failed = || file_error("replace", place);
-        match fs::rename(place, self.place.old_path()) {
+        let slot = &self.slot.path;
+        let failed = || file_error("replace", slot);
+        match fs::rename(slot, self.slot.old_path()) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed()(error)),
             _ => {}
         }
-        fs::rename(self.path(), place).map_err(failed())
+        fs::rename(self.path(), slot).map_err(failed())
     }
 
-    /// It stays; what was there before is removed.
+    /// Makes the replacement final and removes the old file or tree.
     ///
     /// # Errors
-    /// [`TreeError::File`]: something of the latter is left.
+    /// [`TreeError::File`]: a part of the old one is left.
     pub fn keep(mut self) -> Result<(), TreeError> {
         self.kept = true;
-        self.place.clear()
+        self.slot.clear()
     }
 }
 
 impl Drop for Staging {
     fn drop(&mut self) {
         if !self.kept
-            && let Err(error) = self.place.undo()
+            && let Err(error) = self.slot.undo()
         {
-            tracing::warn!("{}: {error}", self.place.path.display());
+            tracing::warn!("{}: {error}", self.slot.path.display());
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Applies a stream of changes to a directory, and to nothing else.
+//! Applies a stream of changes to a directory, and to nothing outside of it.
 
 use std::ffi::OsStr;
 use std::fs::File;
@@ -16,30 +16,32 @@ use super::attributes;
 use super::changes::{DATA, DELETE, END, ENTRY, HOLE, How, Totals};
 use super::codec;
 use super::content::next_data;
-use super::entry::{Attributes, Entry, Kind};
+use super::entry::{Attributes, EntryKind, TreeEntry};
 use super::error::{Defect, TreeError};
 use super::frame::{Fields, FrameReader, Purpose, malformed};
 use super::path::{Order, TreePath};
 use super::{MAX_DEPTH, file_error};
-use crate::sys::node::{Dir, Node};
+use crate::sys::beneath::{Dir, Object};
 
-/// Paths that are noted. To sync more one by one takes longer than to sync the file system.
+/// Limit of noted paths. Syncing more files one by one takes longer than syncing the file system.
 pub const MAX_NOTED: usize = 4096;
 
-/// What a destination takes.
+/// Limits of a destination.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// Entries and deletions.
+    /// Entries and deletions together.
     pub entries: u64,
-    /// Bytes that are written to files. Holes do not count: they take no space.
+    /// Bytes that are written to files. Holes do not count, because they take no space.
     pub content_bytes: u64,
 }
 
-/// Applies the stream `changes` to the directory `root`, which nobody else changes meanwhile. Reads `changes` to the end of the stream.
+/// Applies the stream `changes` to the directory `root`. Nobody else may change it during that
+/// time. Reads `changes` to the end of the stream.
 ///
-/// Whatever the stream says, nothing outside `root` is touched: every name is looked up in a directory that is held open, and no link or mount point is
-/// followed. A file that has another name is not written to but replaced, because that name may lie outside. Attributes of a directory are set when
-/// everything in it is done.
+/// No stream can touch anything outside `root`. Every name is looked up in an open directory, and
+/// no link or mount point is followed. A file with another name is replaced and not written to,
+/// because the other name may lie outside. The attributes of a directory are set when everything in
+/// it is done.
 ///
 /// # Errors
 /// [`TreeError`]. The tree is then neither the old nor the new one: see [`super::Staging`].
@@ -47,7 +49,8 @@ pub fn apply(root: &Path, changes: impl Read, limits: Limits) -> Result<Totals, 
     apply_noting(root, changes, limits).map(|(totals, _)| totals)
 }
 
-/// As [`apply`]; also returns the files and directories that were changed, for who syncs them, or nothing where there are more than [`MAX_NOTED`].
+/// As [`apply`]. Also returns the changed files and directories, for a caller that syncs them;
+/// `None` if there are more than [`MAX_NOTED`].
 ///
 /// # Errors
 /// As [`apply`].
@@ -100,10 +103,10 @@ struct Level {
 /// A file whose contents are being written.
 struct OpenFile {
     file: File,
-    node: Node,
-    entry: Entry,
+    object: Object,
+    entry: TreeEntry,
     how: How,
-    /// Where the next contents may begin.
+    /// Lowest offset of the next contents.
     position: u64,
 }
 
@@ -142,18 +145,21 @@ impl Unpacker {
         }
     }
 
-    /// A directory is sent when something in it changes, so what can only be synced with its directory is noted too.
-    fn note(&mut self, entry: &Entry) {
-        if matches!(entry.kind, Kind::File { .. } | Kind::Directory { .. })
-            && let Some(noted) = self.noted.as_mut()
+    /// Notes a path to sync. Entries that can only be synced with their directory need no note of
+    /// their own: that directory is sent, too, when something in it changes.
+    fn note(&mut self, entry: &TreeEntry) {
+        if matches!(
+            entry.kind,
+            EntryKind::File { .. } | EntryKind::Directory { .. }
+        ) && let Some(noted) = self.noted.as_mut()
         {
             noted.push(entry.path.clone());
         }
         self.noted.take_if(|noted| noted.len() > MAX_NOTED);
     }
 
-    fn entry(&mut self, how: How, entry: Entry) -> Result<(), TreeError> {
-        if let Kind::Directory { .. } = entry.kind {
+    fn entry(&mut self, how: How, entry: TreeEntry) -> Result<(), TreeError> {
+        if let EntryKind::Directory { .. } = entry.kind {
             return self.directory(how, entry);
         }
         let path = &entry.path;
@@ -163,54 +169,54 @@ impl Unpacker {
             self.file = Some(self.patched(entry)?);
             return Ok(());
         }
-        // What a link leads to may be what it replaces.
+        // The link's target may be the file that the link replaces.
         let linked = match &entry.kind {
-            Kind::Link { to } => Some(self.find(to)?),
+            EntryKind::Link { to } => Some(self.find(to)?),
             _ => None,
         };
         remove(parent, name, MAX_DEPTH).map_err(self.failed("replace", path))?;
         let made = match &entry.kind {
-            Kind::File { .. } => {
+            EntryKind::File { .. } => {
                 let file = parent
                     .make_file(name)
                     .map_err(self.failed("create", path))?;
-                let node = parent.node(name).map_err(self.failed("read", path))?;
+                let object = parent.object(name).map_err(self.failed("read", path))?;
                 self.file = Some(OpenFile {
                     file,
-                    node,
+                    object,
                     entry,
                     how,
                     position: 0,
                 });
                 return Ok(());
             }
-            Kind::Symlink { target } => parent.make_symlink(name, OsStr::from_bytes(target)),
-            Kind::Character { device } => parent.make_special(name, SFlag::S_IFCHR, *device),
-            Kind::Block { device } => parent.make_special(name, SFlag::S_IFBLK, *device),
-            Kind::Fifo => parent.make_special(name, SFlag::S_IFIFO, 0),
-            Kind::Socket => parent.make_special(name, SFlag::S_IFSOCK, 0),
-            Kind::Link { .. } => {
+            EntryKind::Symlink { target } => parent.make_symlink(name, OsStr::from_bytes(target)),
+            EntryKind::Character { device } => parent.make_special(name, SFlag::S_IFCHR, *device),
+            EntryKind::Block { device } => parent.make_special(name, SFlag::S_IFBLK, *device),
+            EntryKind::Fifo => parent.make_special(name, SFlag::S_IFIFO, 0),
+            EntryKind::Socket => parent.make_special(name, SFlag::S_IFSOCK, 0),
+            EntryKind::Link { .. } => {
                 return match &linked {
-                    Some(node) => parent.make_link(name, node),
+                    Some(object) => parent.make_link(name, object),
                     None => Err(Errno::ENOENT.into()),
                 }
                 .map_err(self.failed("link", path));
             }
-            Kind::Directory { .. } | Kind::Whiteout => Err(Errno::EINVAL.into()),
+            EntryKind::Directory { .. } | EntryKind::Whiteout => Err(Errno::EINVAL.into()),
         };
         made.map_err(self.failed("create", path))?;
-        let node = parent.node(name).map_err(self.failed("read", path))?;
-        attributes::set(&node, &path.below(&self.root), &entry.attributes)
+        let object = parent.object(name).map_err(self.failed("read", path))?;
+        attributes::set(&object, &path.below(&self.root), &entry.attributes)
     }
 
-    fn directory(&mut self, how: How, entry: Entry) -> Result<(), TreeError> {
+    fn directory(&mut self, how: How, entry: TreeEntry) -> Result<(), TreeError> {
         let path = entry.path;
         let dir = if path.depth() == 0 {
             Dir::open(&self.root).map_err(file_error("open", &self.root))?
         } else {
             let parent = self.parent(&path)?;
             let name = path.name();
-            let is_there = match parent.node(name).and_then(|node| node.metadata()) {
+            let is_there = match parent.object(name).and_then(|object| object.metadata()) {
                 Ok(metadata) if metadata.is_dir() => true,
                 Ok(_) => {
                     parent.remove(name).map_err(self.failed("replace", &path))?;
@@ -237,36 +243,36 @@ impl Unpacker {
         Ok(())
     }
 
-    /// Opens a file that is there to change its contents.
-    fn patched(&self, entry: Entry) -> Result<OpenFile, TreeError> {
+    /// Opens an existing file to change its contents.
+    fn patched(&self, entry: TreeEntry) -> Result<OpenFile, TreeError> {
         let path = &entry.path;
         let parent = self.parent(path)?;
         let other = || TreeError::OtherBase { path: path.clone() };
-        let mut node = match parent.node(path.name()) {
-            Ok(node) => node,
+        let mut object = match parent.object(path.name()) {
+            Ok(object) => object,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(other()),
             Err(error) => return Err(self.failed("read", path)(error)),
         };
-        let metadata = node.metadata().map_err(self.failed("read", path))?;
+        let metadata = object.metadata().map_err(self.failed("read", path))?;
         if !metadata.is_file() {
             return Err(other());
         }
         let file = if metadata.nlink() > 1 {
-            let old = node.open_to_read().map_err(self.failed("open", path))?;
+            let old = object.open_to_read().map_err(self.failed("open", path))?;
             let name = path.name();
             parent.remove(name).map_err(self.failed("replace", path))?;
             let new = parent
                 .make_file(name)
                 .map_err(self.failed("create", path))?;
             copy(&old, &new, metadata.len()).map_err(self.failed("copy", path))?;
-            node = parent.node(name).map_err(self.failed("read", path))?;
+            object = parent.object(name).map_err(self.failed("read", path))?;
             new
         } else {
-            node.open_to_write().map_err(self.failed("open", path))?
+            object.open_to_write().map_err(self.failed("open", path))?
         };
         Ok(OpenFile {
             file,
-            node,
+            object,
             entry,
             how: How::Patch,
             position: 0,
@@ -278,7 +284,7 @@ impl Unpacker {
             return Err(self.defect(Defect::Frame { kind }));
         };
         let size_bytes = match open.entry.kind {
-            Kind::File { size_bytes } => size_bytes,
+            EntryKind::File { size_bytes } => size_bytes,
             _ => 0,
         };
         let path = open.entry.path.clone();
@@ -291,7 +297,11 @@ impl Unpacker {
             open.file
                 .set_len(first)
                 .map_err(self.failed("set the size of", &path))?;
-            return attributes::set(&open.node, &path.below(&self.root), &open.entry.attributes);
+            return attributes::set(
+                &open.object,
+                &path.below(&self.root),
+                &open.entry.attributes,
+            );
         }
         let data = match kind {
             DATA => fields.remainder(),
@@ -331,16 +341,17 @@ impl Unpacker {
         while self.levels.len() > depth
             && let Some(level) = self.levels.pop()
         {
-            let node = level
+            let object = level
                 .dir
-                .as_node()
+                .as_object()
                 .map_err(self.failed("read", &level.path))?;
-            attributes::set(&node, &level.path.below(&self.root), &level.attributes)?;
+            attributes::set(&object, &level.path.below(&self.root), &level.attributes)?;
         }
         Ok(())
     }
 
-    /// The directory that `path` lies in. The order of the stream says that it was made or found on the way.
+    /// Returns the directory of `path`. The order of the stream guarantees that it was made or
+    /// found on the way.
     fn parent(&self, path: &TreePath) -> Result<&Dir, TreeError> {
         match self.levels.last() {
             Some(level) if self.levels.len() == path.depth() => Ok(&level.dir),
@@ -348,8 +359,8 @@ impl Unpacker {
         }
     }
 
-    /// What a path from the root leads to.
-    fn find(&self, path: &TreePath) -> Result<Node, TreeError> {
+    /// Returns the object at a path below the root.
+    fn find(&self, path: &TreePath) -> Result<Object, TreeError> {
         let found = (|| {
             let mut names = path.names().peekable();
             let mut inner: Option<Dir> = None;
@@ -360,7 +371,7 @@ impl Unpacker {
                     (None, None) => break,
                 };
                 if names.peek().is_none() {
-                    return dir.node(name);
+                    return dir.object(name);
                 }
                 inner = Some(dir.open_dir(name)?);
             }
@@ -375,13 +386,14 @@ impl Unpacker {
     }
 
     fn check_entries(&self) -> Result<(), TreeError> {
-        match self.totals.entries + self.totals.deletions > self.limits.entries {
-            false => Ok(()),
-            true => Err(TreeError::Limit {
+        if self.totals.entries + self.totals.deletions > self.limits.entries {
+            Err(TreeError::Limit {
                 what: "entries",
                 limit: self.limits.entries,
                 path: self.order.path().clone(),
-            }),
+            })
+        } else {
+            Ok(())
         }
     }
 
@@ -403,25 +415,26 @@ impl Unpacker {
     }
 }
 
-/// What a stream cannot say: it has no whiteouts but deletions.
-fn check(how: How, entry: &Entry) -> Result<(), Defect> {
+/// Rejects entries that a stream cannot have. A stream has deletions instead of whiteouts.
+fn check(how: How, entry: &TreeEntry) -> Result<(), Defect> {
     let fits = match how {
         How::Whole => true,
-        How::Patch => matches!(entry.kind, Kind::File { .. }),
+        How::Patch => matches!(entry.kind, EntryKind::File { .. }),
         How::Clear => entry.kind.is_directory(),
     };
     let is_plain = entry.stamp.is_none()
         && !matches!(
             entry.kind,
-            Kind::Whiteout | Kind::Directory { opaque: true }
+            EntryKind::Whiteout | EntryKind::Directory { opaque: true }
         );
-    match fits && is_plain {
-        true => Ok(()),
-        false => Err(Defect::Field),
+    if fits && is_plain {
+        Ok(())
+    } else {
+        Err(Defect::Field)
     }
 }
 
-/// Removes `name` and everything inside it; nothing where it does not exist.
+/// Removes `name` and everything inside it. Does nothing if it does not exist.
 fn remove(dir: &Dir, name: &OsStr, depth: usize) -> io::Result<()> {
     match dir.remove(name) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -458,7 +471,7 @@ fn punch(file: &File, from: u64, to: u64) -> io::Result<()> {
     let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
     match fallocate(file.as_raw_fd(), flags, from as i64, (to - from) as i64) {
         Ok(()) => Ok(()),
-        // The same contents, without the saving.
+        // Zeros are the same contents, but take space.
         Err(Errno::EOPNOTSUPP) => {
             let zeros = [0; 64 << 10];
             let mut at = from;

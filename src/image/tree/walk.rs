@@ -1,4 +1,4 @@
-//! What is in a tree, in the order of [`TreePath`].
+//! Walks through the entries of a tree, in the order of [`TreePath`].
 
 use std::collections::HashMap;
 use std::ffi::OsString;
@@ -14,48 +14,51 @@ use nix::sys::statfs::{
     XFS_SUPER_MAGIC, fstatfs, statfs,
 };
 
-use super::entry::{Attributes, Entry, Kind, Stamp, is_carried, overlay_suffix};
+use super::entry::{Attributes, EntryKind, Extended, Stamp, TreeEntry, is_carried, overlay_suffix};
 use super::error::TreeError;
 use super::path::TreePath;
 use super::{MAX_DEPTH, file_error};
-use crate::sys::node::{Dir, Node};
+use crate::sys::beneath::{Dir, Object};
 
-/// Times of files are as coarse as this on some file systems (one second on ext4 with small inodes), so that a change later in the same unit does not show.
+/// Coarsest unit of file times on some file systems (one second on ext4 with small inodes). A
+/// second change within the same unit does not show.
 const COARSEST_TIME_DUR: Duration = Duration::from_secs(2);
 
-/// What a directory is.
+/// The meaning of a directory.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum View {
     /// A tree as a container sees it.
     Tree,
-    /// The upper directory of an overlay: changes to what its lower layers have.
+    /// The upper directory of an overlay: changes to its lower layers.
     Upper,
 }
 
-/// What the stamps of a walk's entries are for.
+/// The use of the stamps of a walk's entries.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Stamps {
-    /// Nothing: there are none.
+    /// No stamps.
     None,
-    /// To be compared with earlier ones.
+    /// For comparison with earlier stamps.
     Compared,
-    /// To be compared with later ones, too.
+    /// For comparison with later stamps, too.
     Lasting,
 }
 
-/// Walks through a tree that may change meanwhile: what vanishes on the way was never there.
+/// Walks through a tree that may change during the walk. Entries that vanish on the way are left
+/// out.
 pub(super) struct Walk {
     root: PathBuf,
     view: View,
     stack: Vec<Level>,
-    /// The directory that is entered next, or the root before the first step.
+    /// The directory to enter next, or the root before the first step.
     entering: Option<(Dir, TreePath)>,
     started: bool,
-    /// Of the path that was told last, in the innermost directory; the root has none.
+    /// The last name of the path that was returned last, in the innermost directory. The root has
+    /// none.
     name: Option<OsString>,
-    /// The first path of every object with several names, by device and inode.
+    /// The first path of every file with several names, by device and inode.
     first_names: HashMap<(u64, u64), TreePath>,
-    /// An older change time tells that the contents are those that this walk finds.
+    /// If a file's change time is older than this, later changes will get another change time.
     settled: Option<SystemTime>,
 }
 
@@ -65,27 +68,28 @@ struct Level {
     names: std::vec::IntoIter<OsString>,
 }
 
-/// What [`Walk::look`] finds.
+/// The result of [`Walk::look`].
 pub(super) enum Look {
-    /// This.
+    /// An entry.
     Found(Found),
-    /// The file that the stamp is of, with the same contents and attributes.
+    /// The file with the given stamp, which has the same contents and attributes.
     Same,
-    /// Nothing: it has vanished since its directory was listed.
+    /// The entry has vanished since its directory was listed.
     Gone,
 }
 
-/// What stands at a path.
+/// An entry and the file itself.
 pub(super) struct Found {
-    pub(super) entry: Entry,
-    pub(super) node: Node,
+    pub(super) entry: TreeEntry,
+    pub(super) object: Object,
 }
 
 impl Walk {
     /// Begins at the directory `root`.
     ///
-    /// With [`Stamps::Lasting`], entries tell when their contents were changed. A program that has mapped a file writes to it without a new change
-    /// time as long as the page is dirty, so everything is written back first: from then on the kernel notices the next write.
+    /// With [`Stamps::Lasting`], the stamps of entries show later changes of their contents. A
+    /// program that has mapped a file can write to a dirty page without a new change time. So
+    /// everything is written back first; after that the kernel notices the next write.
     pub(super) fn new(root: &Path, view: View, stamps: Stamps) -> Result<Self, TreeError> {
         let dir = Dir::open(root).map_err(file_error("open", root))?;
         let mut settled = None;
@@ -107,12 +111,13 @@ impl Walk {
         })
     }
 
-    /// Where the tree lies on this host.
+    /// Returns the tree's root on this host.
     pub(super) fn root(&self) -> &Path {
         &self.root
     }
 
-    /// The next path. What is there, [`Self::look`] tells, before the next call.
+    /// Returns the next path. [`Self::look`] describes the entry there, and must be called before
+    /// the next call.
     pub(super) fn next(&mut self) -> Result<Option<TreePath>, TreeError> {
         if !self.started {
             self.started = true;
@@ -130,7 +135,7 @@ impl Walk {
                 continue;
             };
             let mut path = level.path.clone();
-            // The kernel's names are valid ones.
+            // The kernel's names are valid.
             if path.push(name.as_bytes()).is_ok() {
                 self.name = Some(name);
                 return Ok(Some(path));
@@ -138,17 +143,19 @@ impl Walk {
         }
     }
 
-    /// What stands at `path`, the one that [`Self::next`] told. An older walk has noted `stamp` there: a file that still has it is not even opened, because
-    /// to look at nothing but that takes a quarter of the time.
+    /// Describes the entry at `path`, which [`Self::next`] has returned. `stamp` is from an earlier
+    /// walk. A file that still has it is not even opened, because fstatat(2) alone takes a quarter
+    /// of the time.
     pub(super) fn look(
         &mut self,
         path: TreePath,
         stamp: Option<&Stamp>,
     ) -> Result<Look, TreeError> {
         let on_host = || path.below(&self.root);
-        let node = match (&self.name, self.stack.last(), &self.entering) {
+        let object = match (&self.name, self.stack.last(), &self.entering) {
             (Some(name), Some(level), _) => {
-                // A file with other names is looked at: the first of them must be known.
+                // A file with other names is described anyway, because their first one must be
+                // known.
                 if let (Some(stamp), Some(_)) = (stamp, self.settled)
                     && let Ok(status) = level.dir.status(name)
                     && status.st_nlink == 1
@@ -156,17 +163,17 @@ impl Walk {
                 {
                     return Ok(Look::Same);
                 }
-                level.dir.node(name)
+                level.dir.object(name)
             }
-            (_, _, Some((root, _))) => root.as_node(),
+            (_, _, Some((root, _))) => root.as_object(),
             _ => return Ok(Look::Gone),
         };
-        let node = match node {
-            Ok(node) => node,
+        let object = match object {
+            Ok(object) => object,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Look::Gone),
             Err(error) => return Err(file_error("read", &on_host())(error)),
         };
-        let found = self.describe(path, node)?;
+        let found = self.describe(path, object)?;
         if found.entry.kind.is_directory()
             && let Some(name) = self.name.take()
         {
@@ -181,7 +188,7 @@ impl Walk {
         };
         match level.dir.open_dir(name) {
             Ok(dir) => self.entering = Some((dir, path.clone())),
-            // What is mounted there is another file system's matter; or it has just gone.
+            // Another file system is mounted there, or the directory has just vanished.
             Err(error)
                 if matches!(
                     error.raw_os_error(),
@@ -211,90 +218,102 @@ impl Walk {
         Ok(())
     }
 
-    fn describe(&mut self, path: TreePath, node: Node) -> Result<Found, TreeError> {
+    fn describe(&mut self, path: TreePath, object: Object) -> Result<Found, TreeError> {
         let on_host = || path.below(&self.root);
-        let metadata = node
+        let metadata = object
             .metadata()
             .map_err(|error| file_error("read", &on_host())(error))?;
         let format = metadata.file_type();
-        let mut entry = Entry {
+        let mut entry = TreeEntry {
             path: path.clone(),
-            kind: Kind::Fifo,
+            kind: EntryKind::Fifo,
             attributes: Attributes::default(),
             linked: false,
             stamp: None,
         };
         if self.view == View::Upper && format.is_char_device() && metadata.rdev() == 0 {
-            entry.kind = Kind::Whiteout;
-            return Ok(Found { entry, node });
+            entry.kind = EntryKind::Whiteout;
+            return Ok(Found { entry, object });
         }
         if metadata.nlink() > 1 && !format.is_dir() {
-            let object = (metadata.dev(), metadata.ino());
-            if let Some(first) = self.first_names.get(&object) {
-                entry.kind = Kind::Link { to: first.clone() };
-                return Ok(Found { entry, node });
+            let id = (metadata.dev(), metadata.ino());
+            if let Some(first) = self.first_names.get(&id) {
+                entry.kind = EntryKind::Link { to: first.clone() };
+                return Ok(Found { entry, object });
             }
-            self.first_names.insert(object, path.clone());
+            self.first_names.insert(id, path.clone());
             entry.linked = true;
         }
+        let (extended, marks) = self.extended_attributes(&path, &object)?;
+        if marks.whiteout && format.is_file() {
+            entry.kind = EntryKind::Whiteout;
+            entry.linked = false;
+            return Ok(Found { entry, object });
+        }
+        entry.kind = kind_of(&object, &metadata, marks.opaque)
+            .map_err(|error| file_error("read the link", &on_host())(error))?;
+        entry.attributes = Attributes::new(&metadata, extended);
+        entry.stamp = self
+            .settled
+            .filter(|settled| format.is_file() && change_time(&metadata) < *settled)
+            .map(|_| Stamp::new(&metadata));
+        Ok(Found { entry, object })
+    }
+
+    /// Reads the attributes of an object, apart from the overlay's marks on an upper directory.
+    fn extended_attributes(
+        &self,
+        path: &TreePath,
+        object: &Object,
+    ) -> Result<(Extended, OverlayMarks), TreeError> {
         let mut extended = Vec::new();
         let mut marks = OverlayMarks::default();
-        let names = node
-            .attribute_names()
-            .map_err(|error| file_error("list the extended attributes of", &on_host())(error))?;
+        let names = object.attribute_names().map_err(|error| {
+            file_error("list the extended attributes of", &path.below(&self.root))(error)
+        })?;
         for name in names.into_iter().filter(|name| is_carried(name)) {
-            let value = match node.attribute(&name) {
+            let value = match object.attribute(&name) {
                 Ok(value) => value,
                 Err(error) if error.raw_os_error() == Some(libc::ENODATA) => continue,
                 Err(source) => {
                     return Err(TreeError::Attribute {
                         action: "read",
                         name,
-                        path: on_host(),
+                        path: path.below(&self.root),
                         source,
                     });
                 }
             };
             match overlay_suffix(&name) {
-                Some(suffix) if self.view == View::Upper => marks.note(suffix, &value, &path)?,
+                Some(suffix) if self.view == View::Upper => marks.note(suffix, &value, path)?,
                 _ => extended.push((name, value)),
             }
         }
         extended.sort_unstable();
-        if marks.whiteout && format.is_file() {
-            entry.kind = Kind::Whiteout;
-            entry.linked = false;
-            return Ok(Found { entry, node });
-        }
-        entry.kind = if format.is_dir() {
-            let opaque = marks.opaque;
-            Kind::Directory { opaque }
-        } else if format.is_file() {
-            let size_bytes = metadata.size();
-            Kind::File { size_bytes }
-        } else if format.is_symlink() {
-            let target = node
-                .target()
-                .map_err(|error| file_error("read the link", &on_host())(error))?;
-            Kind::Symlink { target }
-        } else if format.is_char_device() {
-            let device = metadata.rdev();
-            Kind::Character { device }
-        } else if format.is_block_device() {
-            let device = metadata.rdev();
-            Kind::Block { device }
-        } else if format.is_socket() {
-            Kind::Socket
-        } else {
-            Kind::Fifo
-        };
-        entry.attributes = Attributes::new(&metadata, extended);
-        entry.stamp = self
-            .settled
-            .filter(|settled| format.is_file() && change_time(&metadata) < *settled)
-            .map(|_| Stamp::new(&metadata));
-        Ok(Found { entry, node })
+        Ok((extended, marks))
     }
+}
+
+fn kind_of(object: &Object, metadata: &Metadata, opaque: bool) -> io::Result<EntryKind> {
+    let format = metadata.file_type();
+    let device = metadata.rdev();
+    Ok(if format.is_dir() {
+        EntryKind::Directory { opaque }
+    } else if format.is_file() {
+        let size_bytes = metadata.size();
+        EntryKind::File { size_bytes }
+    } else if format.is_symlink() {
+        let target = object.target()?;
+        EntryKind::Symlink { target }
+    } else if format.is_char_device() {
+        EntryKind::Character { device }
+    } else if format.is_block_device() {
+        EntryKind::Block { device }
+    } else if format.is_socket() {
+        EntryKind::Socket
+    } else {
+        EntryKind::Fifo
+    })
 }
 
 fn change_time(metadata: &Metadata) -> SystemTime {
@@ -305,10 +324,12 @@ fn change_time(metadata: &Metadata) -> SystemTime {
     }
 }
 
-/// Does every change of a file below `dir` give it a new change time, also one through a mapping?
+/// Whether every change of a file below `dir` gives it a new change time, also a change through a
+/// mapping.
 ///
-/// These file systems do it in their `page_mkwrite`, after each write-back. tmpfs does not: a page once mapped for writing is written to unnoticed.
-/// Network file systems take the time from the server's clock. An overlay does what the file system of its upper directory does.
+/// These file systems do so in their `page_mkwrite`, after each write-back. tmpfs does not notice
+/// writes to a page that was once mapped for writing. Network file systems take the time from the
+/// server's clock. An overlay behaves like the file system of its upper directory.
 fn times_tell(dir: &Dir) -> bool {
     let tells = |kind: FsType| {
         [
@@ -328,9 +349,9 @@ fn times_tell(dir: &Dir) -> bool {
     }
 }
 
-/// The upper directory of the overlay that `dir` lies in, where this process can know it.
+/// Returns the upper directory of the overlay that `dir` lies in, if this process can find it.
 fn upper_directory(dir: &Dir) -> Option<PathBuf> {
-    let device = dir.as_node().ok()?.metadata().ok()?.dev();
+    let device = dir.as_object().ok()?.metadata().ok()?.dev();
     let device = format!("{}:{}", libc::major(device), libc::minor(device));
     let mounts = procfs::process::Process::myself().ok()?.mountinfo().ok()?;
     mounts
@@ -340,8 +361,9 @@ fn upper_directory(dir: &Dir) -> Option<PathBuf> {
         .map(PathBuf::from)
 }
 
-/// What the overlay file system noted on a file of its upper directory (Documentation/filesystems/overlayfs.rst). Its other notes
-/// (`origin`, `impure`, `nlink`, `uuid`, ...) only hold on this file system.
+/// Marks of the overlay file system on a file of its upper directory
+/// (Documentation/filesystems/overlayfs.rst). Its other marks (`origin`, `impure`, `nlink`, `uuid`,
+/// ...) are only valid on this file system.
 #[derive(Default)]
 struct OverlayMarks {
     opaque: bool,
@@ -357,7 +379,7 @@ impl OverlayMarks {
             })
         };
         match suffix {
-            // "x" says that whiteouts inside are marked by attributes.
+            // "x" means that whiteouts inside are marked by attributes.
             b"opaque" => self.opaque = value == b"y",
             b"whiteout" => self.whiteout = true,
             b"redirect" => return refers("trusted.overlay.redirect"),

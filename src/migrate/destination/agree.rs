@@ -3,15 +3,20 @@
 use super::session::{Images, Session};
 use super::settlement::answer;
 use super::{ANSWER_LIMIT_DUR, Host, Prepared, Receiving, Result, Setup};
+use crate::error::chain;
 use crate::image::manifest::Manifest;
-use crate::migrate::chain;
-use crate::migrate::journal::{Journal, Start};
-use crate::migrate::lobby::Lobby;
-use crate::migrate::preamble::{Finding, Local, Preamble, Severity, judge};
+use crate::migrate::agreement::{Local, judge};
+use crate::migrate::link::channel::{Channel, Patience, TransportError};
+use crate::migrate::link::listener::Lobby;
 use crate::migrate::progress::Progress;
-use crate::migrate::protocol::{Findings, Kind, Message, Side, Verdict};
-use crate::migrate::rendezvous::Rendezvous;
-use crate::migrate::transport::{Channel, Patience, TransportError};
+use crate::migrate::record::journal::{Journal, Start};
+use crate::migrate::trust::rendezvous::Rendezvous;
+use crate::migrate::wire::finding::{Finding, Severity};
+use crate::migrate::wire::id::Side;
+use crate::migrate::wire::payload::Findings;
+use crate::migrate::wire::preamble::Preamble;
+use crate::migrate::wire::protocol::{Kind, Message};
+use crate::migrate::wire::state::Verdict;
 use crate::sys::interrupt::Interrupt;
 
 impl<H: Host> Prepared<H> {

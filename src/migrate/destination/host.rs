@@ -2,9 +2,11 @@
 
 use std::path::Path;
 
-use crate::migrate::Cause;
-use crate::migrate::preamble::{Facts, Local, Preamble};
-use crate::migrate::recipe::Recipe;
+use crate::error::Cause;
+use crate::migrate::agreement::Local;
+use crate::migrate::record::restore_spec::Recipe;
+use crate::migrate::wire::facts::Facts;
+use crate::migrate::wire::preamble::Preamble;
 
 /// This host, as one that containers come to.
 pub trait Host {

@@ -2,9 +2,9 @@
 
 use super::session::Session;
 use super::{DestinationError, Held, Host, Prepared, Receiving, Result};
-use crate::migrate::chain;
+use crate::error::chain;
+use crate::migrate::link::channel::{Patience, TransportError};
 use crate::migrate::progress::Progress;
-use crate::migrate::transport::{Patience, TransportError};
 use crate::sys::interrupt::Interrupt;
 
 impl<H: Host> Receiving<H> {

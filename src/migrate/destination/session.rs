@@ -7,22 +7,23 @@ use std::time::{Duration, Instant};
 
 use super::settlement::answer;
 use super::{ANSWER_LIMIT_DUR, DestinationError, Held, Host, Result, Settlement, Setup};
+use crate::error::{Cause, chain};
 use crate::image;
 use crate::image::manifest::Manifest;
 use crate::image::rounds;
-use crate::migrate::bulk;
-use crate::migrate::claim::{self, Boot};
-use crate::migrate::journal::Journal;
-use crate::migrate::lobby::Lobby;
-use crate::migrate::preamble::{Local, Preamble};
+use crate::migrate::agreement::Local;
+use crate::migrate::link::channel::{Channel, Patience, TransportError};
+use crate::migrate::link::listener::Lobby;
 use crate::migrate::progress::Progress;
-use crate::migrate::protocol::{
-    Commit, Kind, Message, Phase, Purpose, Ready, RoundVerified, Verdict,
-};
-use crate::migrate::rendezvous::Rendezvous;
-use crate::migrate::rootfs::{self, Placement};
-use crate::migrate::transport::{Channel, Patience, TransportError};
-use crate::migrate::{Cause, chain};
+use crate::migrate::record::boot_stamp::{self, Boot};
+use crate::migrate::record::journal::Journal;
+use crate::migrate::transfer::images;
+use crate::migrate::transfer::rootfs::{self, Placement};
+use crate::migrate::trust::rendezvous::Rendezvous;
+use crate::migrate::wire::payload::{Commit, Purpose, Ready, RoundVerified};
+use crate::migrate::wire::preamble::Preamble;
+use crate::migrate::wire::protocol::{Kind, Message};
+use crate::migrate::wire::state::{Phase, Verdict};
 use crate::sys::interrupt::Interrupt;
 
 /// How often the connections for the images are looked at while nothing is said.
@@ -42,7 +43,7 @@ pub(super) struct Session<H> {
     /// Takes the root file system where it is copied. Dropped, it leaves everything as it was.
     pub(super) tree: Option<rootfs::Receiver>,
     /// Takes the images where the ends share no store. Before `images`: it must be gone when those are removed.
-    pub(super) bulk: Option<bulk::Receiver>,
+    pub(super) bulk: Option<images::Receiver>,
     /// The migration's directory in the store.
     pub(super) images: Images,
     /// How many rounds of pre-copy are here and verified.
@@ -198,7 +199,7 @@ impl<H: Host> Session<H> {
                     path: path.clone(),
                     source,
                 })?;
-            self.bulk = Some(bulk::Receiver::start(images, path)?);
+            self.bulk = Some(images::Receiver::start(images, path)?);
         }
         if let Some(channel) = tree.filter(|_| copies_tree) {
             let placement = Placement::prepare(
@@ -214,7 +215,7 @@ impl<H: Host> Session<H> {
             self.tree = Some(rootfs::Receiver::start(channel, placement, limit_bytes)?);
         }
         if let Some(boot) = Boot::current()
-            && let Err(error) = claim::leave(&self.setup.root, self.journal.record(), boot)
+            && let Err(error) = boot_stamp::leave(&self.setup.root, self.journal.record(), boot)
         {
             tracing::debug!("no claim in {}: {error}", self.images.path.display());
         }

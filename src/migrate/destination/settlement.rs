@@ -4,12 +4,16 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::ANSWER_LIMIT_DUR;
-use crate::migrate::journal::JournalRecord;
-use crate::migrate::lobby::Lobby;
-use crate::migrate::protocol::{Answer, Inquiry, Message, MigrationId, Settled, Verdict};
-use crate::migrate::rendezvous::Rendezvous;
-use crate::migrate::transport::{Channel, Patience};
-use crate::migrate::{chain, verdict};
+use crate::error::chain;
+use crate::migrate::link::channel::{Channel, Patience};
+use crate::migrate::link::listener::Lobby;
+use crate::migrate::record::journal::JournalRecord;
+use crate::migrate::record::verdict;
+use crate::migrate::trust::rendezvous::Rendezvous;
+use crate::migrate::wire::id::MigrationId;
+use crate::migrate::wire::payload::{Answer, Inquiry, Settled};
+use crate::migrate::wire::protocol::Message;
+use crate::migrate::wire::state::Verdict;
 use crate::sys::interrupt::Interrupt;
 
 /// Answers a source that does not know how its migration ended.

@@ -3,7 +3,7 @@
 use std::fs;
 use std::path::{Component, Path, PathBuf};
 
-use crate::migrate::preamble::NeededFile;
+use crate::migrate::wire::observed::NeededFile;
 
 /// The wall clock, in milliseconds since 1970.
 #[must_use]

@@ -8,8 +8,8 @@ use std::path::Path;
 use oci_spec::runtime::{LinuxNamespaceType, Spec};
 use serde_json::Value;
 
-use crate::runtime::lower;
-use crate::runtime::network::{Place, try_barrier};
+use crate::runtime::linux::network::{Place, try_barrier};
+use crate::runtime::spec::lower;
 use crate::sys::network::{addresses, is_namespace};
 
 /// What keeps a container with the spec `theirs` at the source from coming into `here`, and what to do.

@@ -9,8 +9,9 @@ use oci_spec::runtime::Spec;
 use procfs::process::{MMapPath, Process};
 
 use super::error;
-use crate::migrate::preamble::{Finding, NeededFile};
-use crate::migrate::protocol::Side;
+use crate::migrate::wire::finding::Finding;
+use crate::migrate::wire::id::Side;
+use crate::migrate::wire::observed::NeededFile;
 
 /// Kinds that CRIU dumps once for the whole tree; mount and network namespaces may be nested (`criu/namespaces.c`, `generate_ns_id`).
 const SINGLE_NAMESPACES: [&str; 5] = ["pid", "user", "ipc", "uts", "time"];

@@ -12,7 +12,8 @@ use procfs::process::{Process, all_processes};
 
 use super::space::room;
 use crate::image::tree::size_bytes;
-use crate::migrate::preamble::{RootfsFound, RootfsOffer, RootfsWish};
+use crate::migrate::agreement::RootfsFound;
+use crate::migrate::wire::rootfs::{RootfsOffer, RootfsWish};
 
 /// What a source says of its tree, without the nonce. Only on a local file system it is measured: over a network that may take minutes.
 #[must_use]

@@ -6,7 +6,7 @@ use nix::sys::statvfs::statvfs;
 use nix::unistd::Pid;
 use procfs::process::Process;
 
-use crate::migrate::preamble::Room;
+use crate::migrate::agreement::Room;
 
 /// What is left in the file system of `path`.
 #[must_use]

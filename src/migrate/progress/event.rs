@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use serde::{Serialize, Serializer};
 
-use super::{Meter, bytes, milliseconds};
-use crate::migrate::precopy::{Forecast, Limits, Reason};
+use super::Meter;
+use crate::migrate::method::precopy::{Forecast, Limits, Reason};
+use crate::text::{bytes, milliseconds};
 
 /// Something that has happened. As JSON it is an object with `event` and the fields of the variant; durations are milliseconds.
 #[derive(Debug, Clone, Serialize)]

@@ -12,10 +12,12 @@ use super::{
 };
 use crate::criu::stats::PAGE_BYTES;
 use crate::image::rounds;
-use crate::migrate::bulk;
-use crate::migrate::precopy::{self, Decision, Forecast, Round};
+use crate::migrate::method::precopy::{self, Decision, Forecast, Round};
 use crate::migrate::progress::{self, Event};
-use crate::migrate::protocol::{self, Message, Phase, RoundVerified};
+use crate::migrate::transfer::images;
+use crate::migrate::wire::payload::RoundVerified;
+use crate::migrate::wire::protocol::Message;
+use crate::migrate::wire::state::Phase;
 use crate::runtime::Error;
 
 /// The container runs, and rounds of its memory may be in the store. Rolling back removes them.
@@ -105,10 +107,10 @@ impl<'a, W: Workload> PreCopying<'a, W> {
         rounds::check_link(&session.images.path, number)
             .map_err(|source| SourceError::Chain { source })?;
         let manifest = session.hand_over(session.patience)?;
-        let waited_dur = session.bulk.as_ref().map(bulk::Sender::take_waited);
+        let waited_dur = session.bulk.as_ref().map(images::Sender::take_waited);
         let images_bytes = manifest.total_bytes();
         session.channel.send(
-            &Message::Round(protocol::Round {
+            &Message::Round(crate::migrate::wire::payload::Round {
                 number,
                 manifest: manifest.clone(),
             }),
@@ -252,7 +254,7 @@ impl Session<'_> {
 
     /// A dump also fails because its memory does not get away, which CRIU cannot say.
     fn explain_dump(&mut self, error: SourceError) -> SourceError {
-        match self.bulk.as_ref().and_then(bulk::Sender::failure) {
+        match self.bulk.as_ref().and_then(images::Sender::failure) {
             Some(failure) if !is_held(&error) => self.explain(failure),
             _ => error,
         }

@@ -4,14 +4,14 @@ use std::io;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use crate::error::Cause;
 use crate::image::manifest::ManifestError;
 use crate::image::rounds::ChainError;
-use crate::migrate::Cause;
-use crate::migrate::bulk::BulkError;
-use crate::migrate::journal::JournalError;
-use crate::migrate::preamble::Finding;
-use crate::migrate::rootfs::RootfsError;
-use crate::migrate::transport::TransportError;
+use crate::migrate::link::channel::TransportError;
+use crate::migrate::record::error::JournalError;
+use crate::migrate::transfer::images::BulkError;
+use crate::migrate::transfer::rootfs::RootfsError;
+use crate::migrate::wire::finding::Finding;
 
 /// Why a migration stopped before the commit.
 #[derive(Debug, thiserror::Error)]

@@ -3,10 +3,12 @@
 use std::time::{Duration, Instant};
 
 use super::{ANSWER_LIMIT_DUR, Committing, Failure, Fence, Fenced, HandedOff, SourceError};
-use crate::migrate::names;
-use crate::migrate::protocol::{Message, Phase, Running, Settled, Verdict};
-use crate::migrate::transport::{Patience, TransportError};
-use crate::migrate::{Cause, chain};
+use crate::error::{Cause, chain};
+use crate::migrate::link::channel::{Patience, TransportError};
+use crate::migrate::unix_sockets;
+use crate::migrate::wire::payload::{Running, Settled};
+use crate::migrate::wire::protocol::Message;
+use crate::migrate::wire::state::{Phase, Verdict};
 
 /// The pause between two questions after a commit without an answer.
 const ASK_AGAIN_DUR: Duration = Duration::from_millis(500);
@@ -105,7 +107,7 @@ impl<F: Fence> HandedOff<'_, F> {
         let recorded = (session.journal.enter(Phase::Committed))
             .and_then(|()| session.journal.keep(&plan.root));
         let finished = fenced.finish();
-        names::forget(session.names.list());
+        unix_sockets::forget(session.names.list());
         session.images.keep = false;
         let settled = Message::Settled(Settled {
             migration: plan.preamble.migration,

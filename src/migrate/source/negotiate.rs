@@ -7,20 +7,26 @@ use std::time::{Duration, Instant};
 
 use super::session::{Images, Session, images_path};
 use super::{ANSWER_LIMIT_DUR, Failure, Negotiated, Plan, SourceError, Workload};
-use crate::migrate::bulk;
-use crate::migrate::handshake::{connect, reconnect};
-use crate::migrate::journal::{Journal, Start};
-use crate::migrate::names::Names;
-use crate::migrate::preamble::{
-    Finding, Preamble, RootfsOffer, RootfsPlan, RootfsWay, RootfsWish, Severity, lacking,
-};
-use crate::migrate::progress::{Progress, bytes};
-use crate::migrate::protocol::{Findings, Join, Message, Purpose, Side};
-use crate::migrate::rendezvous::{Acquaintance, RendezvousError};
-use crate::migrate::rootfs::{self, Nonce};
-use crate::migrate::transport::{Channel, Patience, TransportError};
-use crate::migrate::{chain, preflight, rendezvous};
+use crate::error::chain;
+use crate::migrate::agreement::lacking;
+use crate::migrate::link::channel::{Channel, Patience, TransportError};
+use crate::migrate::link::connect::{connect, reconnect};
+use crate::migrate::preflight;
+use crate::migrate::progress::Progress;
+use crate::migrate::record::journal::{Journal, Start};
+use crate::migrate::transfer::images;
+use crate::migrate::transfer::rootfs::{self, Nonce};
+use crate::migrate::trust::rendezvous;
+use crate::migrate::trust::rendezvous::{Acquaintance, RendezvousError};
+use crate::migrate::unix_sockets::Names;
+use crate::migrate::wire::finding::{Finding, Severity};
+use crate::migrate::wire::id::Side;
+use crate::migrate::wire::payload::{Findings, Join, Purpose};
+use crate::migrate::wire::preamble::Preamble;
+use crate::migrate::wire::protocol::Message;
+use crate::migrate::wire::rootfs::{RootfsOffer, RootfsPlan, RootfsWay, RootfsWish};
 use crate::sys::interrupt::Interrupt;
+use crate::text::bytes;
 
 /// Everything that speaks against the migration, of both ends; nothing is begun.
 ///
@@ -215,14 +221,14 @@ fn open_streams(
     contact: &Contact,
     sent: &Arc<AtomicU64>,
     patience: Patience,
-) -> Result<Option<bulk::Sender>, SourceError> {
+) -> Result<Option<images::Sender>, SourceError> {
     if contact.shares_store {
         return Ok(None);
     }
     let channels = (0..plan.streams)
         .map(|_| join(plan, contact, Purpose::Images, patience))
         .collect::<Result<_, _>>()?;
-    bulk::Sender::start(channels, plan.sending.clone(), Arc::clone(sent))
+    images::Sender::start(channels, plan.sending.clone(), Arc::clone(sent))
         .map(Some)
         .map_err(|source| SourceError::Bulk { source })
 }

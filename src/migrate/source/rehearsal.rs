@@ -1,9 +1,10 @@
 //! A migration that is only rehearsed: everything but the commit.
 
 use super::{Failure, Fence, Fenced, Plan, Workload, up_to_the_commit};
-use crate::migrate::chain;
-use crate::migrate::progress::{Progress, milliseconds};
+use crate::error::chain;
+use crate::migrate::progress::Progress;
 use crate::sys::interrupt::Interrupt;
+use crate::text::milliseconds;
 
 /// Does everything up to the commit, and lets the container run on. The plan's preamble has told the destination.
 ///

@@ -6,22 +6,24 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::{ANSWER_LIMIT_DUR, Failure, Plan, SourceError};
+use crate::error::{Cause, chain};
 use crate::image;
 use crate::image::manifest::Manifest;
-use crate::migrate::address::Destination;
-use crate::migrate::bulk::{self, BulkError};
-use crate::migrate::handshake::reconnect;
-use crate::migrate::journal::Journal;
-use crate::migrate::names::{self, Names};
+use crate::migrate::link::address::Destination;
+use crate::migrate::link::channel::{Channel, Patience, TransportError};
+use crate::migrate::link::connect::reconnect;
 use crate::migrate::progress::{Event, Progress, TreePass};
-use crate::migrate::protocol::{
-    Answer, Inquiry, Kind, Message, MigrationId, Phase, Ready, Shipped, Verdict,
-};
-use crate::migrate::rendezvous::Acquaintance;
-use crate::migrate::rootfs::{self, RootfsError};
-use crate::migrate::transport::{Channel, Patience, TransportError};
+use crate::migrate::record::journal::Journal;
+use crate::migrate::record::verdict;
+use crate::migrate::transfer::images::{self, BulkError};
+use crate::migrate::transfer::rootfs::{self, RootfsError};
 use crate::migrate::trust::Trust;
-use crate::migrate::{Cause, chain, verdict};
+use crate::migrate::trust::rendezvous::Acquaintance;
+use crate::migrate::unix_sockets::{self, Names};
+use crate::migrate::wire::id::MigrationId;
+use crate::migrate::wire::payload::{Answer, Inquiry, Ready, Shipped};
+use crate::migrate::wire::protocol::{Kind, Message};
+use crate::migrate::wire::state::{Phase, Verdict};
 
 /// How long a destination that has given up takes to say so.
 const FAREWELL_LIMIT_DUR: Duration = Duration::from_secs(5);
@@ -98,7 +100,7 @@ pub(super) struct Session<'a> {
     /// How long an answer takes that needs no work at the other end, about.
     pub(super) round_trip_dur: Duration,
     /// Carries the images to a destination that does not share the store.
-    pub(super) bulk: Option<bulk::Sender>,
+    pub(super) bulk: Option<images::Sender>,
     /// What the restore may take from the container.
     pub(super) names: Names,
 }
@@ -161,12 +163,12 @@ impl Session<'_> {
         let mut limit_dur = Duration::ZERO;
         while !ended && Instant::now() < deadline {
             // It may have said that it is ready before it heard of the end.
-            let patience = Patience::within(names::PAUSE_DUR);
+            let patience = Patience::within(unix_sockets::PAUSE_DUR);
             match self.channel.receive(&[Kind::Ready], patience) {
                 Ok(_) | Err(TransportError::Late { .. }) => names.put_back(),
                 Err(TransportError::Aborted { .. }) => break,
                 Err(_) => {
-                    limit_dur = names::ORPHAN_LIMIT_DUR;
+                    limit_dur = unix_sockets::ORPHAN_LIMIT_DUR;
                     break;
                 }
             }
@@ -286,7 +288,7 @@ impl Session<'_> {
     }
 }
 
-/// Asks a destination what became of a migration; also returns the connection, for [`crate::migrate::protocol::Settled`].
+/// Asks a destination what became of a migration; also returns the connection, for [`crate::migrate::wire::payload::Settled`].
 ///
 /// # Errors
 /// All of [`TransportError`].

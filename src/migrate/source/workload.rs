@@ -5,9 +5,9 @@ use std::path::Path;
 use std::time::Instant;
 
 use crate::criu::stats::DumpStats;
-use crate::migrate::Cause;
-use crate::migrate::names::{Names, Unkept};
-use crate::migrate::protocol::MigrationId;
+use crate::error::Cause;
+use crate::migrate::unix_sockets::{Names, Unkept};
+use crate::migrate::wire::id::MigrationId;
 
 /// Where images go.
 #[derive(Debug)]

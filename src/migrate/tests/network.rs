@@ -5,7 +5,7 @@
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 
-use crate::migrate::protocol::Kind;
+use crate::migrate::wire::protocol::Kind;
 
 /// The header of a TLS record: type, version, length (RFC 8446, 5.1).
 const HEADER_BYTES: usize = 5;

@@ -9,13 +9,16 @@ use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
 use crate::criu::stats::DumpStats;
+use crate::error::Cause;
+use crate::migrate::agreement::Local;
 use crate::migrate::destination::{self, Host};
-use crate::migrate::names::{Names, Unkept};
-use crate::migrate::preamble::{Facts, Local, Preamble};
-use crate::migrate::protocol::{MigrationId, Side};
-use crate::migrate::recipe::Recipe;
+use crate::migrate::preflight::facts;
+use crate::migrate::record::restore_spec::Recipe;
 use crate::migrate::source::{self, Target, Workload};
-use crate::migrate::{Cause, facts};
+use crate::migrate::unix_sockets::{Names, Unkept};
+use crate::migrate::wire::facts::Facts;
+use crate::migrate::wire::id::{MigrationId, Side};
+use crate::migrate::wire::preamble::Preamble;
 
 /// What a container is on one host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

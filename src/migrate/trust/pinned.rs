@@ -11,7 +11,7 @@ use rustls::{DigitallySignedStruct, DistinguishedName, Error, PeerIncompatible, 
 /// Takes every certificate whose owner has its key.
 ///
 /// The session says then *which* certificate the peer has, not that it is the right one. That is for
-/// [`crate::migrate::rendezvous`]: nothing but the introduction is read from a session before its proof.
+/// [`super::rendezvous`]: nothing but the introduction is read from a session before its proof.
 #[derive(Debug)]
 pub(super) struct Unverified {
     algorithms: WebPkiSupportedAlgorithms,

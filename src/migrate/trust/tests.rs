@@ -1,5 +1,5 @@
 use super::*;
-use crate::migrate::tls::TlsStream;
+use crate::migrate::link::tls::TlsStream;
 use crate::sys::file::write_atomic;
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, IsCa, KeyPair};
 use std::io::{ErrorKind, Write};

@@ -13,7 +13,9 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 use rcm::criu::stats::DumpStats;
-use rcm::criu::{Common, Criu, DumpOptions, Error, HeldDump, HeldRestore, RestoreOptions, Version};
+use rcm::criu::{
+    Common, Criu, DumpOptions, Error, PausedDump, PausedRestore, RestoreOptions, Version,
+};
 
 /// A process that writes ever larger numbers into a file.
 struct Counter {
@@ -79,7 +81,7 @@ while True:
         assert_eq!(self.number(), before, "it counts although it is stopped");
     }
 
-    fn dump(&self) -> HeldDump<()> {
+    fn dump(&self) -> PausedDump<()> {
         let options = DumpOptions {
             common: self.common(),
             pid: self.pid().as_raw(),
@@ -88,7 +90,7 @@ while True:
         criu().dump(&options, ()).unwrap()
     }
 
-    fn restore(&self) -> HeldRestore<()> {
+    fn restore(&self) -> PausedRestore<()> {
         let options = RestoreOptions {
             common: self.common(),
             ..RestoreOptions::default()

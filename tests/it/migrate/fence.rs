@@ -11,9 +11,9 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use rcm::criu::Criu;
-use rcm::migrate::fence::Fence;
-use rcm::runtime::checkpoint::{self, CheckpointOptions, HeldCheckpoint};
+use rcm::migrate::container::fence::Fence;
 use rcm::runtime::criu_flags::CriuFlags;
+use rcm::runtime::verbs::checkpoint::{self, CheckpointOptions, HeldCheckpoint};
 use rcm::runtime::{Cgroup, Container};
 
 use crate::common::pair::Pair;

@@ -7,7 +7,7 @@ use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use rcm::migrate::protocol::Kind;
+use rcm::migrate::wire::protocol::Kind;
 
 /// The header of a TLS record: type, version, length (RFC 8446, 5.1).
 const HEADER_BYTES: usize = 5;

@@ -4,10 +4,10 @@ use std::io::{Read, Write};
 use std::net::TcpListener;
 use std::thread::spawn;
 
-use rcm::migrate::codec::encode_opening;
-use rcm::migrate::protocol::VERSIONS;
-use rcm::migrate::tls::TlsStream;
+use rcm::migrate::link::tls::TlsStream;
 use rcm::migrate::trust::Trust;
+use rcm::migrate::wire::codec::encode_opening;
+use rcm::migrate::wire::protocol::VERSIONS;
 
 use crate::common::pair::{Pair, runs_on};
 

@@ -7,7 +7,8 @@ use std::time::{Duration, Instant};
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use rcm::migrate::protocol::{Kind, Side};
+use rcm::migrate::wire::id::Side;
+use rcm::migrate::wire::protocol::Kind;
 
 use super::network::{Cut, WITHOUT_ROUNDS, network};
 use crate::common::pair::{Pair, runs_on};

@@ -11,7 +11,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::path::Path;
 
 use nix::unistd::{Whence, lseek};
-use rcm::sys::node::Dir;
+use rcm::sys::beneath::Dir;
 
 /// One line per path.
 pub fn describe(root: &Path) -> BTreeMap<Vec<u8>, String> {
@@ -112,8 +112,8 @@ impl Tree {
             contents(on_host, &mut line);
         }
         let node = match place {
-            Some((dir, name)) => Dir::open(Path::new(&proc(dir))).and_then(|dir| dir.node(name)),
-            None => Dir::open(on_host).and_then(|dir| dir.as_node()),
+            Some((dir, name)) => Dir::open(Path::new(&proc(dir))).and_then(|dir| dir.object(name)),
+            None => Dir::open(on_host).and_then(|dir| dir.as_object()),
         }
         .expect("it is there");
         let mut names = node.attribute_names().expect("attributes can be listed");

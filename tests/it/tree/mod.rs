@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 
 use compare::assert_same;
 use rcm::image::tree::{
-    Base, Compression, Inventory, Limits, Place, Staging, Totals, apply, link_copy, pack,
+    Base, Compression, Inventory, Limits, Slot, Staging, Totals, apply, link_copy, pack,
     size_bytes, take_inventory,
 };
 
@@ -33,7 +33,7 @@ fn places() -> (tempfile::TempDir, PathBuf, PathBuf) {
 }
 
 fn stage(place: &Path, id: &str) -> Staging {
-    Staging::create_tree(Place::new(place, id).expect("a place")).expect("staged")
+    Staging::create_tree(Slot::new(place, id).expect("a place")).expect("staged")
 }
 
 /// Packs `source` whole and unpacks it to `destination`; returns the inventory of what was sent.
@@ -164,7 +164,7 @@ fn a_staging_leaves_nothing_and_puts_back_what_was_there() {
         nothing_left();
         // Published, and not kept: by who is alive, or after a crash.
         for is_alive in [true, false] {
-            let place = Place::new(&other, "a").unwrap();
+            let place = Slot::new(&other, "a").unwrap();
             let staging = Staging::create_tree(place.clone()).unwrap();
             std::fs::write(staging.path().join("new"), "x").unwrap();
             staging.publish().unwrap();
@@ -183,7 +183,7 @@ fn a_staging_leaves_nothing_and_puts_back_what_was_there() {
         }
         // Between the two renames.
         if was_there {
-            let place = Place::new(&other, "a").unwrap();
+            let place = Slot::new(&other, "a").unwrap();
             let staging = Staging::create_tree(place.clone()).unwrap();
             std::fs::rename(&other, staging.path().with_file_name("old")).unwrap();
             std::mem::forget(staging);

@@ -10,7 +10,7 @@ use std::process::Command;
 
 use nix::sys::stat::{Mode, SFlag, UtimensatFlags, makedev, mknod, utimensat};
 use nix::sys::time::TimeSpec;
-use rcm::sys::node::Dir;
+use rcm::sys::beneath::Dir;
 use rcm::sys::xattr;
 
 use crate::common::random::Random;

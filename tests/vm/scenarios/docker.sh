@@ -38,7 +38,7 @@ expect "its runtime" "$(on source "docker inspect --format '{{.HostConfig.Runtim
 before=$(numbers source 'docker exec counter cat /numbers')
 
 make_pool
-commands docs/live-migration.md
+commands docs/reference.md
 await
 next_block source
 on source "${block//3f2a91/${id:0:12}}" || die "the source failed; the receiver says: $(on destination 'cat /tmp/receiver')"

@@ -35,12 +35,15 @@ make_bundle web sh -c 'i=0; while :; do i=$((i + 1)); echo $i >/dev/shm/ticks; s
 
 on destination 'umount /var/nfs'
 on source ': >/etc/exports; mkdir -p /etc/exports.d; exportfs -ua; exportfs -f'
-commands README.md
+commands docs/tutorial.md
 execute source
 execute destination
 start_web
 await
+# The question, then the move.
 execute source
+execute source
+execute destination
 moved web
 
 for host in $HOSTS; do on "$host" 'mkdir -p -m 700 /var/lib/rcm'; done
@@ -52,16 +55,16 @@ execute source
 moved web
 no_more_blocks
 
-make_pool
-commands docs/live-migration.md
+commands README.md
 start_web
 await
 execute source
 moved web
+no_more_blocks
 
-# Any of three ways; the two that the receiver must be told, to where it waits.
-await
-on destination 'rcm live-migrate web --cancel'
+make_pool
+commands docs/reference.md
+# Certificates: as far as a receiver that waits.
 (
     cd "$(mktemp -d "$LAB/tls.XXXXXX")"
     trap 'rm -r "$PWD"' EXIT

@@ -11,7 +11,7 @@ on source "cd $BUNDLES/web && rcm run --detach web </dev/null >/dev/null 2>&1"
 start_receiver web
 before=$(inside source web dev/shm/ticks)
 
-# The two command lines are those of the README's section "Live migration".
+# The two command lines are those of the README's section "Two hosts".
 grep -qF 'sudo rcm live-migrate web --image-path=/var/nfs --destination=10.0.0.2' "$TOP/README.md" \
     || die "the README has another command line than this scenario"
 on source 'sudo rcm live-migrate web --image-path=/var/nfs --destination=10.0.0.2' \

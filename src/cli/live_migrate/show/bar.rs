@@ -7,7 +7,8 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::lines::write;
 use super::ticker::{Ticker, Underway};
-use crate::migrate::progress::{Event, Observer, bytes, milliseconds};
+use crate::migrate::progress::{Event, Observer};
+use crate::text::{bytes, milliseconds};
 
 /// How often the bar is drawn.
 const INTERVAL_DUR: Duration = Duration::from_millis(100);

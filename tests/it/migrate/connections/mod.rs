@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use nix::sys::signal::Signal;
-use rcm::migrate::protocol::Kind;
+use rcm::migrate::wire::protocol::Kind;
 
 use super::network::{Cut, WITHOUT_ROUNDS, network};
 use crate::common::Namespace;

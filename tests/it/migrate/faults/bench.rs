@@ -10,7 +10,7 @@ use std::time::Duration;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use rcm::migrate::protocol::Side;
+use rcm::migrate::wire::id::Side;
 
 use super::super::link::{self, Link};
 use crate::common::pair::{Pair, Receiver, send, wait_until_empty};

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
-use rcm::migrate::protocol::Side::{self, Destination, Source};
+use rcm::migrate::wire::id::Side::{self, Destination, Source};
 
 use super::super::network::WITHOUT_ROUNDS;
 use super::bench::Store::{self};

@@ -17,7 +17,7 @@ use std::time::Instant;
 
 use nix::sched::{CloneFlags, setns};
 use rcm::criu::Criu;
-use rcm::migrate::protocol::Side::{Destination, Source};
+use rcm::migrate::wire::id::Side::{Destination, Source};
 
 use super::link;
 use crate::common::pair::runs_on;

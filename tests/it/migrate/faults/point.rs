@@ -2,7 +2,7 @@
 
 use std::fs;
 
-use rcm::migrate::protocol::Side::{self, Destination, Source};
+use rcm::migrate::wire::id::Side::{self, Destination, Source};
 
 use super::bench::Bench;
 use crate::common::Running;

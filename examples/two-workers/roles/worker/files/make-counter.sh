@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 #
-# Make the bundle of the counter: counter.py in the host's network, with the Python of whichever host it runs on, which must be the same.
+# Make the bundle of the counter: counter.py in the host's network, with the host's Python, which must be the same on both hosts.
 #
 # usage: make-counter.sh DIRECTORY PORT
 
@@ -12,7 +12,7 @@ mkdir -p "$bundle"/rootfs/{dev,etc,lib,lib64,proc,sys,usr}
 cp "$here/counter.py" "$bundle/rootfs/"
 rm -f "$bundle/config.json"
 "${RCM:-rcm}" spec --bundle "$bundle"
-# A container can mount a sysfs only with a network of its own.
+# A container can mount sysfs only if it has its own network.
 jq --arg port "$port" '
     .process.terminal = false
     | .process.args = ["/usr/bin/python3", "/counter.py", $port]

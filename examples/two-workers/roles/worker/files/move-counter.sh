@@ -4,9 +4,9 @@
 #
 # usage: move-counter DESTINATION [PORT] [POOL]
 #
-# It is in the host's network, so its connections cannot go with it, and CRIU refuses what is open. So new ones are refused for the
-# moment: the front end tries again until the counter answers at the other worker. (A container with an address of its own keeps its connections:
-# rcm-live-migrate(8), --netns and --tcp-established.)
+# The counter is in the host's network, so its connections cannot move with it, and CRIU refuses open ones. New connections are refused
+# during the move: the front end tries again until the counter answers at the other worker. (A container with its own address keeps its
+# connections: rcm-live-migrate(8), --netns and --tcp-established.)
 
 set -euo pipefail
 
@@ -21,7 +21,7 @@ table inet move_counter {
     }
 }
 RULES
-# What was under way is answered.
+# Requests that have begun are answered first.
 for _ in $(seq 100); do
     [ -n "$(ss --no-header --tcp state established "sport = :$port")" ] || break
     sleep 0.05

@@ -1,0 +1,16 @@
+//! Judgement of the destination on a migration that a source proposes, before anything is stopped.
+//!
+//! No input or output here: [`super::preflight`] gathers, [`judge`] compares. All findings are
+//! reported at once, each with its remedy, so that an operator does not repair one after the other.
+
+mod judge;
+mod observed;
+mod rootfs;
+mod space;
+
+pub use judge::{Local, criu_version, judge};
+pub use rootfs::{RootfsFound, plan};
+pub use space::{Room, lacking};
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,312 @@
+//! This host as a destination: containers restored by CRIU.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use oci_spec::runtime::{LinuxNamespaceType, Spec};
+
+use super::restore_request::restore_request;
+use crate::criu::Criu;
+use crate::error::{Cause, chain};
+use crate::migrate::agreement::{Local, plan};
+use crate::migrate::destination::{Held, Host};
+use crate::migrate::ops::resolve::tidy_up;
+use crate::migrate::preflight::{self, network};
+use crate::migrate::record::lock::Lock;
+use crate::migrate::record::paths;
+use crate::migrate::record::restore_spec::Recipe;
+use crate::migrate::wire::facts::Facts;
+use crate::migrate::wire::preamble::{CriuChoices, Preamble};
+use crate::migrate::wire::rootfs::RootfsWay;
+use crate::runtime::container::validate_id;
+use crate::runtime::linux::network::Place;
+use crate::runtime::spec;
+use crate::runtime::verbs::restore::{self, HeldRestore, RestoreRequest, Restored};
+
+/// What a receiver was told about the container to come.
+#[derive(Debug)]
+pub struct Node {
+    /// What restores it, or why there is none.
+    pub criu: Result<Criu, String>,
+    /// What this host is.
+    pub facts: Facts,
+    /// The image store here.
+    pub image_path: PathBuf,
+    /// The bundle; the source's path if none.
+    pub bundle: Option<PathBuf>,
+    /// Everything else, with the images still open.
+    pub request: RestoreRequest,
+    /// CRIU's flags of this end.
+    pub choices: CriuChoices,
+    /// Where CRIU logs.
+    pub work_path: PathBuf,
+    /// For a receiver that takes any container: the id, bundle and work directory of each are then those of this.
+    pub any: Option<Any>,
+}
+
+/// What the containers of a receiver for any container have in common.
+#[derive(Debug)]
+pub struct Any {
+    /// The bundle of a container is the directory here that has its id.
+    bundles: Option<PathBuf>,
+    /// So is the directory in which CRIU logs.
+    work_paths: Option<PathBuf>,
+    /// Of the container that comes.
+    lock: Option<Lock>,
+}
+
+impl Any {
+    /// With directories in which each container has one with its id. Without them, the bundle is where the source has it, and CRIU logs where it does
+    /// for a receiver of that container.
+    #[must_use]
+    pub fn new(bundles: Option<PathBuf>, work_paths: Option<PathBuf>) -> Self {
+        Self {
+            bundles,
+            work_paths,
+            lock: None,
+        }
+    }
+}
+
+impl Node {
+    fn bundle<'a>(&'a self, preamble: &'a Preamble) -> &'a Path {
+        self.bundle.as_deref().unwrap_or(&preamble.bundle)
+    }
+}
+
+impl Node {
+    /// What CRIU says against this host's processor.
+    fn processor(&self, preamble: &Preamble) -> Option<String> {
+        let is_known = !preamble.processor.is_empty();
+        let criu = self.criu.as_ref().ok().filter(|_| is_known)?;
+        // What another architecture's processor can do is no question.
+        if preamble.facts.architecture != self.facts.architecture {
+            return None;
+        }
+        let checked = criu.check_processor(&preamble.processor, &self.request.root);
+        checked.err().map(|error| chain(&error))
+    }
+
+    /// The spec that the container will have with `text` at `path`; `None` where that is none.
+    fn spec(&self, path: &Path, mut text: Vec<u8>) -> Option<Spec> {
+        if let Some(namespace) = &self.request.network_namespace {
+            text = spec::with_network(path, &text, namespace).ok()?;
+        }
+        spec::parse(path, &text).ok()
+    }
+
+    /// The same conditions as for `create` and `restore`, where they fail; here they must be found before anything is stopped.
+    fn terminal(&self, has_terminal: bool) -> Option<(&'static str, &'static str)> {
+        let leaves = self.request.detach;
+        match (
+            has_terminal && leaves,
+            self.request.console_socket.is_some(),
+        ) {
+            (true, false) => Some((
+                "the container has a terminal, and nobody takes it",
+                "start the receiver with --console-socket, or without --detach",
+            )),
+            (false, true) => Some((
+                "there is no terminal to send to the console socket",
+                "start the receiver without --console-socket, or with --detach for a container with a terminal",
+            )),
+            _ => None,
+        }
+    }
+}
+
+impl Host for Node {
+    type Held = HeldRestore;
+
+    fn facts(&self) -> Facts {
+        self.facts.clone()
+    }
+
+    fn expect(&mut self, preamble: &Preamble) {
+        let Some(any) = &mut self.any else { return };
+        any.lock = None;
+        // It becomes a part of paths. What is none leaves no name, and the preamble's is not that.
+        self.request.id = match validate_id(&preamble.container) {
+            Ok(()) => preamble.container.clone(),
+            Err(_) => String::new(),
+        };
+        self.bundle = any
+            .bundles
+            .as_ref()
+            .map(|bundles| bundles.join(&self.request.id));
+    }
+
+    fn claim(&mut self) -> Result<(), Cause> {
+        let Some(any) = &mut self.any else {
+            return Ok(());
+        };
+        let (root, id) = (&self.request.root, &self.request.id);
+        let lock = Lock::take(root, id)?;
+        tidy_up(root, id, &lock)?;
+        self.work_path = match &any.work_paths {
+            Some(work_paths) => {
+                let path = work_paths.join(id);
+                fs::create_dir_all(&path)?;
+                path
+            }
+            None => paths::make_work_dir(root, id)?,
+        };
+        any.lock = Some(lock);
+        Ok(())
+    }
+
+    fn inspect(&self, preamble: &Preamble) -> Local {
+        let bundle = self.bundle(preamble).to_path_buf();
+        let config = bundle.join("config.json");
+        let bundle_exists = config.is_file();
+        let own = spec::read(&config)
+            .ok()
+            .and_then(|text| self.spec(&config, text));
+        let theirs = || self.spec(&config, preamble.spec.to_string().into_bytes());
+        let same_spec = own.clone().is_none_or(|own| same_spec(own, &preamble.spec));
+        let offer = &preamble.rootfs_offer;
+        let mut rootfs = rootfs_place(own.as_ref(), &bundle, preamble);
+        let mut rootfs_found = preflight::rootfs_found(&rootfs, offer);
+        let rootfs_plan = plan(offer, &rootfs_found, preflight::has_entries(&rootfs));
+        // What the container will be restored with.
+        let spec = match rootfs_plan.way {
+            RootfsWay::Full => theirs(),
+            RootfsWay::Diff => own.or_else(theirs),
+            RootfsWay::Shared | RootfsWay::None => own,
+        };
+        if rootfs_plan.way == RootfsWay::Full {
+            rootfs = rootfs_place(spec.as_ref(), &bundle, preamble);
+            rootfs_found = preflight::rootfs_found(&rootfs, offer);
+        }
+        let has_terminal = spec
+            .as_ref()
+            .and_then(|spec| spec.process().as_ref())
+            .and_then(|process| process.terminal())
+            .unwrap_or(false);
+        let place = spec.as_ref().map(Place::of);
+        let keeps_connections = preamble.criu.or(&self.choices).tcp_established;
+        let network =
+            place.and_then(|place| network::judge(&preamble.spec, place, keeps_connections));
+        let network_namespace = match place {
+            Some(Place::Existing(path)) => Some(path.to_path_buf()),
+            _ => None,
+        };
+        let missing_addresses = match (&network, place) {
+            (None, Some(place)) => {
+                network::missing_addresses(place, &preamble.observed.tcp_addresses)
+            }
+            _ => Vec::new(),
+        };
+        Local {
+            container: self.request.id.clone(),
+            id_in_use: fs::symlink_metadata(self.request.root.join(&self.request.id)).is_ok(),
+            bundle_exists,
+            bundle,
+            rootfs_exists: rootfs.is_dir(),
+            // A missing tree is one finding, and one that comes is the source's.
+            differing_files: match rootfs.is_dir() && !rootfs_plan.way.copies() {
+                true => preflight::differing_files(&rootfs, &preamble.observed.files),
+                false => Vec::new(),
+            },
+            network,
+            network_namespace,
+            missing_addresses,
+            clock_ms: Some(preflight::clock_ms()),
+            no_criu: self.criu.as_ref().err().cloned(),
+            processor: self.processor(preamble),
+            room: preflight::room(&self.image_path),
+            rootfs,
+            same_spec: same_spec || rootfs_plan.way == RootfsWay::Full,
+            terminal: self.terminal(has_terminal),
+            missing_mount_sources: preamble
+                .bind_mounts
+                .iter()
+                .map(|mount| &mount.source)
+                .filter(|source| fs::symlink_metadata(source).is_err())
+                .cloned()
+                .collect(),
+            images_visible: self
+                .image_path
+                .join(preamble.migration.to_string())
+                .is_dir(),
+            image_path: self.image_path.clone(),
+            rootfs_found,
+            rootfs_plan,
+        }
+    }
+
+    fn recipe(&self, preamble: &Preamble) -> Recipe {
+        Recipe {
+            bundle: self.bundle(preamble).to_path_buf(),
+            systemd_cgroup: self.request.systemd_cgroup,
+            cgroup_parent: self.request.cgroup_parent.clone(),
+            network_namespace: self.request.network_namespace.clone(),
+            console_socket: self.request.console_socket.clone(),
+            pid_file: self.request.pid_file.clone(),
+            choices: preamble.criu.or(&self.choices),
+            work_path: self.work_path.clone(),
+        }
+    }
+
+    fn restore(&mut self, preamble: &Preamble, images: &Path) -> Result<HeldRestore, Cause> {
+        let RestoreRequest {
+            root,
+            id,
+            detach,
+            answer_limit_dur,
+            ..
+        } = &self.request;
+        let request = RestoreRequest {
+            detach: *detach,
+            answer_limit_dur: *answer_limit_dur,
+            ..restore_request(&self.recipe(preamble), root, id, images)
+        };
+        let criu = self.criu.as_ref().map_err(Clone::clone)?;
+        Ok(restore::begin(criu, &request)?)
+    }
+}
+
+/// Where the root file system of `spec` is with this bundle: below it, if it was below the source's, else at the source's path.
+fn rootfs_place(spec: Option<&Spec>, bundle: &Path, preamble: &Preamble) -> PathBuf {
+    let named = spec.and_then(|spec| spec.root().as_ref());
+    let path = match (named, preamble.rootfs.strip_prefix(&preamble.bundle)) {
+        (Some(root), _) => bundle.join(root.path()),
+        (None, Ok(below)) => bundle.join(below),
+        (None, Err(_)) => preamble.rootfs.clone(),
+    };
+    // What is renamed into its place goes to where a link of the operator leads.
+    fs::canonicalize(&path).unwrap_or(path)
+}
+
+/// Whether the container was created with this spec, but for where its network namespace is. Compared as specs and not as JSON: sets such as capabilities
+/// have no order.
+fn same_spec(mut ours: Spec, theirs: &serde_json::Value) -> bool {
+    let Ok(mut theirs) = serde_json::from_value::<Spec>(theirs.clone()) else {
+        return false;
+    };
+    for spec in [&mut ours, &mut theirs] {
+        let namespaces = spec
+            .linux_mut()
+            .as_mut()
+            .and_then(|linux| linux.namespaces_mut().as_mut());
+        for namespace in namespaces.into_iter().flatten() {
+            if namespace.typ() == LinuxNamespaceType::Network {
+                namespace.set_path(None);
+            }
+        }
+    }
+    ours == theirs
+}
+
+impl Held for HeldRestore {
+    type Running = Restored;
+
+    fn resume(self) -> Result<Restored, Cause> {
+        Ok(Self::resume(self)?)
+    }
+
+    fn discard(self) -> Result<(), Cause> {
+        self.refuse();
+        Ok(())
+    }
+}

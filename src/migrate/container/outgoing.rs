@@ -1,0 +1,231 @@
+//! A real container at the source: dumped by CRIU, fenced by its cgroup.
+
+use std::mem::ManuallyDrop;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use oci_spec::runtime::Spec;
+
+use super::fence::{Fence, FenceError};
+use crate::criu::stats::DumpStats;
+use crate::criu::{Criu, ManageCgroups};
+use crate::error::{Cause, chain};
+use crate::migrate::source::{self, Held, Target, Workload};
+use crate::migrate::unix_sockets::{Names, Unkept, is_bind};
+use crate::migrate::wire::facts::Facts;
+use crate::migrate::wire::id::MigrationId;
+use crate::migrate::wire::observed::Observed;
+use crate::migrate::wire::preamble::{BindMount, CriuChoices, Preamble};
+use crate::migrate::wire::rootfs::RootfsOffer;
+use crate::runtime::container::Container;
+use crate::runtime::criu_flags::CriuFlags;
+use crate::runtime::linux::network;
+use crate::runtime::verbs::checkpoint::{self, CheckpointOptions, HeldCheckpoint};
+use crate::runtime::verbs::delete;
+
+/// A running container.
+#[derive(Debug)]
+pub struct RunningContainer {
+    /// What dumps it.
+    pub criu: Criu,
+    /// Which.
+    pub container: Container,
+    /// How it is dumped.
+    pub choices: CriuChoices,
+    /// Where CRIU logs.
+    pub work_path: PathBuf,
+    /// Whether a round drops what it supersedes in the rounds before it. Never done in the freeze: nothing is won by it then.
+    pub auto_dedup: bool,
+    /// How long CRIU may take for each stage of the dump.
+    pub answer_limit_dur: Option<Duration>,
+    /// The largest deleted file that goes into the images; `None` for CRIU's limit.
+    pub ghost_limit_bytes: Option<u32>,
+}
+
+/// A dumped container that CRIU holds.
+#[derive(Debug)]
+pub struct HeldContainer {
+    held: HeldCheckpoint,
+}
+
+/// A dumped container that CRIU and its cgroup hold.
+#[derive(Debug)]
+pub struct FencedContainer {
+    fence: Fence,
+    /// Dropping a held checkpoint lets the container run on. Not even a panic may do that once the commit is on its way, so it is dropped by
+    /// name only.
+    held: ManuallyDrop<HeldCheckpoint>,
+}
+
+/// What CRIU is told at either end.
+#[must_use]
+pub fn flags(choices: &CriuChoices, images: &Path, work_path: &Path) -> CriuFlags {
+    CriuFlags {
+        image_path: images.to_path_buf(),
+        work_path: Some(work_path.to_path_buf()),
+        tcp_established: choices.tcp_established,
+        ext_unix_sk: choices.ext_unix_sk,
+        shell_job: choices.shell_job,
+        file_locks: choices.file_locks,
+        manage_cgroups: ManageCgroups::of(&choices.manage_cgroups_mode),
+        ..CriuFlags::default()
+    }
+}
+
+/// What the destination is told of a container.
+#[must_use]
+pub fn preamble(
+    container: &Container,
+    migration: MigrationId,
+    facts: Facts,
+    image_path: &Path,
+    choices: &CriuChoices,
+    spec: &Spec,
+    observed: Observed,
+) -> Preamble {
+    Preamble {
+        migration,
+        container: container.id().to_owned(),
+        facts,
+        bind_mounts: bind_mounts(spec, container.bundle()),
+        // A spec that was parsed can be written.
+        spec: serde_json::to_value(spec).unwrap_or_default(),
+        bundle: container.bundle().to_path_buf(),
+        rootfs: container.rootfs().to_path_buf(),
+        image_path: image_path.to_path_buf(),
+        criu: choices.clone(),
+        observed,
+        clock_ms: None,
+        processor: Vec::new(),
+        streams: 0,
+        rootfs_offer: RootfsOffer::default(),
+        carried: Vec::new(),
+        asks_only: false,
+        rehearses: false,
+    }
+}
+
+/// Files and directories of the host that the container mounts; what lies in the bundle comes with it.
+pub(crate) fn bind_mounts(spec: &Spec, bundle: &Path) -> Vec<BindMount> {
+    spec.mounts()
+        .iter()
+        .flatten()
+        .filter(|mount| is_bind(mount))
+        .filter_map(|mount| {
+            let source = bundle.join(mount.source().as_ref()?);
+            (!source.starts_with(bundle)).then(|| BindMount {
+                source,
+                destination: mount.destination().clone(),
+            })
+        })
+        .collect()
+}
+
+impl RunningContainer {
+    fn options(&self, target: Target) -> CheckpointOptions {
+        CheckpointOptions {
+            flags: flags(&self.choices, target.images, &self.work_path),
+            parent_path: target.parent.map(Path::to_path_buf),
+            page_connection: target.pages.map(Arc::new),
+            link_remap: self.choices.link_remap,
+            ghost_limit_bytes: self.ghost_limit_bytes,
+            answer_limit_dur: self.answer_limit_dur,
+            moves: true,
+            ..CheckpointOptions::default()
+        }
+    }
+}
+
+impl Workload for RunningContainer {
+    type Held = HeldContainer;
+
+    fn pre_dump(&mut self, target: Target) -> Result<DumpStats, Cause> {
+        let mut options = self.options(target);
+        options.flags.auto_dedup = self.auto_dedup;
+        checkpoint::pre_dump(&self.criu, &self.container, options)?;
+        Ok(DumpStats::read(&self.work_path)?)
+    }
+
+    fn dump(self, target: Target) -> Result<HeldContainer, Cause> {
+        let options = self.options(target);
+        let held = checkpoint::begin(&self.criu, &self.container, options)?;
+        Ok(HeldContainer { held })
+    }
+}
+
+impl Held for HeldContainer {
+    type Fenced = FencedContainer;
+
+    fn stopped_at(&self) -> Instant {
+        self.held.stopped_at()
+    }
+
+    fn frozen_at(&self) -> Instant {
+        self.held.frozen_at()
+    }
+
+    fn names(&self, migration: MigrationId) -> (Names, Vec<Unkept>) {
+        let container = self.held.container();
+        match container.spec() {
+            Ok(spec) => Names::find(container, &spec, migration),
+            // It was read for the dump.
+            Err(_) => Default::default(),
+        }
+    }
+
+    fn fence(self) -> Result<FencedContainer, (Self, Cause)> {
+        let fence = match Fence::set(self.held.container().cgroup()) {
+            Ok(fence) => fence,
+            Err(error) => return Err((self, error.into())),
+        };
+        // Looked at now: from here on the container stands still even if CRIU dies.
+        if !self.held.holds() {
+            let lifted = fence.lift().map_err(FenceError::from);
+            return Err((self, lifted.err().unwrap_or(FenceError::NotHeld).into()));
+        }
+        Ok(FencedContainer {
+            fence,
+            held: ManuallyDrop::new(self.held),
+        })
+    }
+
+    fn release(self) -> Result<(), Cause> {
+        self.held.refuse();
+        Ok(())
+    }
+}
+
+impl source::Fence for FencedContainer {
+    fn seal(&mut self) -> Result<(), Cause> {
+        self.held.leave_barrier()?;
+        self.fence.seal();
+        Ok(())
+    }
+
+    fn release(self) -> Result<(), Cause> {
+        network::lift(self.held.container())?;
+        // CRIU lets go of the tasks first: then the thaw is the moment at which all go on together.
+        ManuallyDrop::into_inner(self.held).refuse();
+        Ok(self.fence.lift()?)
+    }
+
+    fn finish(self) -> Result<(), Cause> {
+        let held = ManuallyDrop::into_inner(self.held);
+        let container = held.container().clone();
+        if let Err(error) = self.fence.kill() {
+            // A "yes" would let CRIU wait for tasks that cannot die, a "no" would let them run.
+            std::mem::forget(held);
+            return Err(error.into());
+        }
+        if let Err(error) = held.commit() {
+            // The tasks were killed; CRIU only had to find that out.
+            tracing::debug!("{}", chain(&error));
+        }
+        Ok(delete::destroy_forcibly(&container)?)
+    }
+
+    fn leave(self) {
+        // The end of this process is a "no" to CRIU; the tasks stay in their frozen cgroup. Dropped, `held` would thaw it.
+    }
+}

@@ -1,0 +1,190 @@
+//! A connection through ssh(1): the destination's port need not be open, and ssh makes the trust.
+//!
+//! ssh starts `rcm live-migrate ID --relay` at the other end ([`super::ssh_helper`]), which says what the receiver has left in its store and then carries bytes
+//! between ssh and the receiver. The session in it is TLS as ever, with the proof of that secret: the receiver does not know that it is spoken to through
+//! ssh, and needs no port that others reach.
+//!
+//! `RCM_SSH` is the program with its options, separated by spaces, instead of `ssh`; `RCM_REMOTE` the command at the other end instead of `rcm`, such
+//! as `sudo rcm` or `rcm --root /run/other`.
+
+use std::env;
+use std::io::{self, ErrorKind, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command, Stdio};
+use std::time::Duration;
+
+use nix::poll::{PollFd, PollFlags};
+
+use super::channel::{Patience, Stream, TransportError};
+use crate::migrate::trust::rendezvous::Left;
+
+/// What the relay says first; what a login script prints before it is passed over.
+pub(crate) const GREETING: &str = "rcm-relay 1\n";
+/// More than any login script prints.
+const MAX_NOISE_BYTES: usize = 64 << 10;
+/// ssh asks nobody anything, and notices in seconds that the other host is gone.
+const OPTIONS: [&str; 9] = [
+    "-T",
+    "-o",
+    "BatchMode=yes",
+    "-o",
+    "ConnectTimeout=10",
+    "-o",
+    "ServerAliveInterval=2",
+    "-o",
+    "ServerAliveCountMax=3",
+];
+/// How long ssh may take to end by itself.
+const FAREWELL_DUR: Duration = Duration::from_millis(500);
+
+/// Where to log in.
+pub(crate) struct Login<'a> {
+    pub user: Option<&'a str>,
+    pub host: &'a str,
+    pub port: Option<u16>,
+}
+
+/// The standard input and output of a running ssh.
+#[derive(Debug)]
+pub(crate) struct SshStream {
+    socket: UnixStream,
+    child: Child,
+}
+
+/// Starts ssh and waits for the relay's greeting.
+pub(crate) fn dial(
+    login: &Login,
+    container: &str,
+    patience: Patience,
+) -> Result<(SshStream, Left), TransportError> {
+    let peer = format!("{} over ssh", login.host);
+    let failed = |source| TransportError::Connect {
+        peer: peer.clone(),
+        source,
+    };
+    let mut stream = SshStream::start(login, container).map_err(failed)?;
+    let mut said = Vec::new();
+    loop {
+        let mut chunk = [0; 1];
+        match stream.read(&mut chunk) {
+            Ok(0) => return Err(TransportError::Ssh { peer }),
+            Ok(_) => said.push(chunk[0]),
+            Err(error) if error.kind() == ErrorKind::Interrupted => patience.check()?,
+            Err(error) if error.kind() == ErrorKind::WouldBlock => {
+                if patience.is_over() {
+                    return Err(TransportError::Late { peer });
+                }
+                patience.poll(&mut vec![PollFd::new(stream.fd(), PollFlags::POLLIN)])?;
+            }
+            Err(error) => return Err(failed(error)),
+        }
+        if let Some(left) = greeting(&said) {
+            return Ok((stream, left));
+        }
+        if said.len() > MAX_NOISE_BYTES {
+            return Err(TransportError::Ssh { peer });
+        }
+    }
+}
+
+/// What the receiver has left, once the greeting is complete.
+fn greeting(said: &[u8]) -> Option<Left> {
+    // Looked at only at the end of a line: the greeting has three.
+    if said.last() != Some(&b'\n') {
+        return None;
+    }
+    let said = String::from_utf8_lossy(said);
+    let (_, left) = said.rsplit_once(GREETING)?;
+    Left::decode(left)
+}
+
+impl SshStream {
+    fn start(login: &Login, container: &str) -> io::Result<Self> {
+        let (ours, theirs) = UnixStream::pair()?;
+        ours.set_nonblocking(true)?;
+        let program = env::var("RCM_SSH").unwrap_or_else(|_| "ssh".into());
+        let mut words = program.split_whitespace();
+        let mut command = Command::new(words.next().unwrap_or("ssh"));
+        command.args(words).args(OPTIONS);
+        if let Some(port) = login.port {
+            command.arg("-p").arg(port.to_string());
+        }
+        if let Some(user) = login.user {
+            command.arg("-l").arg(user);
+        }
+        let remote = env::var("RCM_REMOTE").unwrap_or_else(|_| "rcm".into());
+        // The other end's shell reads it; an id has no character that means anything to a shell.
+        let remote = format!("{remote} live-migrate {container} --relay");
+        command.arg("--").arg(login.host).arg(remote);
+        let child = command
+            .stdin(Stdio::from(OwnedFd::from(theirs.try_clone()?)))
+            .stdout(Stdio::from(OwnedFd::from(theirs)))
+            // Ctrl-C is for rcm, which has to say to the other end what happens.
+            .process_group(0)
+            .spawn()?;
+        Ok(Self {
+            socket: ours,
+            child,
+        })
+    }
+}
+
+impl Read for SshStream {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        self.socket.read(buffer)
+    }
+}
+
+impl Write for SshStream {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.socket.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Stream for SshStream {
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.socket.as_fd()
+    }
+}
+
+impl Drop for SshStream {
+    /// ssh ends when its input does; what it still holds is on its way first.
+    fn drop(&mut self) {
+        let _ = self.socket.shutdown(std::net::Shutdown::Write);
+        let began = std::time::Instant::now();
+        while began.elapsed() < FAREWELL_DUR {
+            match self.child.try_wait() {
+                Ok(None) => std::thread::sleep(Duration::from_millis(5)),
+                _ => return,
+            }
+        }
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_greeting_is_found_behind_what_a_login_script_says() {
+        let left = format!("{}\n{}\n", "ab".repeat(32), "cd".repeat(32));
+        for noise in ["", "Welcome!\n", "rcm-relay 1\nno\n", "\u{fffd}\0x"] {
+            let said = format!("{noise}{GREETING}{left}");
+            assert!(greeting(said.as_bytes()).is_some(), "{noise:?}");
+            for end in 0..said.len() {
+                assert!(
+                    greeting(&said.as_bytes()[..end]).is_none(),
+                    "{noise:?} {end}"
+                );
+            }
+        }
+    }
+}

@@ -1,0 +1,249 @@
+//! Ending a migration from another process, before the commit.
+//!
+//! The one who drives it gets a signal, as from Ctrl-C, and rolls back by itself. Which process that is the record in the journal says, and its lock shows
+//! that it lives: a process id alone may belong to another process by now, or to a receiver that has become a container's parent and would pass the
+//! signal on to the container. Against the latter stands [`Gate`]. A receiver to which nobody has come yet has no record; where it listens says who it is.
+
+use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::fcntl::{Flock, FlockArg};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::signal::Signal;
+
+use crate::migrate::record::doorbell;
+use crate::migrate::record::error::JournalError;
+use crate::migrate::record::journal::{self, JournalRecord};
+use crate::migrate::record::paths;
+use crate::migrate::wire::id::Side;
+use crate::migrate::wire::state::Phase;
+use crate::sys::process::{self, Liveness, ProcessId};
+
+/// How often the record is looked at.
+const LOOK_DUR: Duration = Duration::from_millis(50);
+/// How long a driver may take to clean up after it has rolled back.
+const END_LIMIT_DUR: Duration = Duration::from_secs(30);
+
+/// A migration cannot be ended.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CancelError {
+    /// There is none.
+    #[error(
+        "no migration of container \"{container}\" is under way on this host, and no receiver waits for it"
+    )]
+    Nothing {
+        /// Which.
+        container: String,
+    },
+    /// It was committed before.
+    #[error("too late: container \"{container}\" was given to {peer} and runs there")]
+    Moved {
+        /// Which.
+        container: String,
+        /// The destination.
+        peer: String,
+    },
+    /// It was committed before, and this is the destination.
+    #[error("too late: container \"{container}\" has come from {peer} and runs here")]
+    Arrived {
+        /// Which.
+        container: String,
+        /// The source.
+        peer: String,
+    },
+    /// Nobody drives it, and it is open.
+    #[error(
+        "the migration of container \"{container}\" ({peer}) is not settled, and nobody works on it: `rcm live-migrate {container} --resolve` settles it"
+    )]
+    NotSettled {
+        /// Which.
+        container: String,
+        /// The other end.
+        peer: String,
+    },
+    /// The records cannot be used.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    /// The driver cannot be told.
+    #[error("cannot signal the rcm that migrates container \"{container}\" (process {pid})")]
+    Signal {
+        /// Which.
+        container: String,
+        /// The driver.
+        pid: i32,
+        /// Why.
+        #[source]
+        source: Errno,
+    },
+}
+
+type Result<T, E = CancelError> = std::result::Result<T, E>;
+
+/// Keeps apart who sends a signal to a driver, and a driver for which signals are about to mean something else.
+#[derive(Debug)]
+pub struct Gate {
+    _held: Flock<File>,
+}
+
+impl Gate {
+    /// Waits until nobody else has it: moments. `None` where no migration has ever been recorded.
+    ///
+    /// # Errors
+    /// [`JournalError::File`].
+    pub fn hold(root: &Path) -> Result<Option<Self>, JournalError> {
+        let Some(dir) = paths::open_dir(root)? else {
+            return Ok(None);
+        };
+        match Flock::lock(dir, FlockArg::LockExclusive) {
+            Ok(held) => Ok(Some(Self { _held: held })),
+            Err((_, errno)) => Err(paths::dir_error(root, "lock", errno)),
+        }
+    }
+}
+
+/// What was ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ended {
+    /// A migration, of which this is that end; the container runs on at the source.
+    Migration(Side),
+    /// A receiver to which nobody had come.
+    Receiver,
+}
+
+/// Ends the migration of `container` that is under way on this host, at either end, or the receiver that waits for it, and waits until it has ended.
+///
+/// # Errors
+/// [`CancelError`]: it was not ended.
+pub fn cancel(root: &Path, container: &str) -> Result<Ended> {
+    let nothing = || CancelError::Nothing {
+        container: container.to_owned(),
+    };
+    let gate = Gate::hold(root)?.ok_or_else(nothing)?;
+    let Some(record) = under_way(root, container)? else {
+        let keeper = doorbell::keeper(root, container).ok_or_else(nothing)?;
+        let pidfd = reach(root, container, keeper)?.ok_or_else(nothing)?;
+        return end_receiver(root, container, keeper, &pidfd, gate);
+    };
+    let writer = record.writer;
+    let unsettled = || CancelError::NotSettled {
+        container: container.to_owned(),
+        peer: record.peer.clone(),
+    };
+    let pidfd = reach(root, container, writer)?.ok_or_else(unsettled)?;
+    if record.phase.may_roll_back() {
+        terminate(container, writer, &pidfd)?;
+    }
+    drop(gate);
+    loop {
+        let has_ended = ends_within(&pidfd, LOOK_DUR);
+        let now = journal::read(root, container)?
+            .filter(|now| now.migration == record.migration)
+            .filter(|now| now.phase.is_final());
+        match now.map(|now| (now.phase, now.side)) {
+            Some((Phase::RolledBack, side)) => {
+                // The images and what was restored go after that.
+                let deadline = Instant::now() + END_LIMIT_DUR;
+                while !ends_within(&pidfd, LOOK_DUR) && Instant::now() < deadline {}
+                return Ok(Ended::Migration(side));
+            }
+            Some((_, Side::Source)) => {
+                return Err(CancelError::Moved {
+                    container: container.to_owned(),
+                    peer: record.peer,
+                });
+            }
+            Some((_, Side::Destination)) => {
+                return Err(CancelError::Arrived {
+                    container: container.to_owned(),
+                    peer: record.peer,
+                });
+            }
+            None if has_ended => return Err(unsettled()),
+            None => {}
+        }
+    }
+}
+
+/// A descriptor of a process that has the right to migrate `container`; `None` where it does not have it any more.
+fn reach(root: &Path, container: &str, driver: ProcessId) -> Result<Option<OwnedFd>> {
+    let pidfd = match process::pidfd_open(driver.pid()) {
+        Ok(pidfd) => pidfd,
+        Err(Errno::ESRCH) => return Ok(None),
+        Err(source) => return Err(signal_error(container, driver, source)),
+    };
+    // After the descriptor was opened: what it refers to is the driver, or the driver is gone.
+    let lock = journal::lock_path(root, container);
+    let drives = driver.liveness() == Liveness::Alive && process::holds(driver.pid(), &lock);
+    Ok(drives.then_some(pidfd))
+}
+
+fn terminate(container: &str, driver: ProcessId, pidfd: &OwnedFd) -> Result<()> {
+    match process::pidfd_send_signal(pidfd, Some(Signal::SIGTERM as i32)) {
+        // It has ended meanwhile; the record says how.
+        Ok(()) | Err(Errno::ESRCH) => Ok(()),
+        Err(source) => Err(signal_error(container, driver, source)),
+    }
+}
+
+fn signal_error(container: &str, driver: ProcessId, source: Errno) -> CancelError {
+    CancelError::Signal {
+        container: container.to_owned(),
+        pid: driver.pid,
+        source,
+    }
+}
+
+fn end_receiver(
+    root: &Path,
+    container: &str,
+    keeper: ProcessId,
+    pidfd: &OwnedFd,
+    gate: Gate,
+) -> Result<Ended> {
+    let arrived = || -> Result<Option<JournalRecord>> {
+        let record = journal::read_side(root, container, Side::Destination)?;
+        Ok(record.filter(|record| record.writer == keeper && !record.phase.may_roll_back()))
+    };
+    if arrived()?.is_some() {
+        return Err(CancelError::Nothing {
+            container: container.to_owned(),
+        });
+    }
+    terminate(container, keeper, pidfd)?;
+    drop(gate);
+    let deadline = Instant::now() + END_LIMIT_DUR;
+    loop {
+        let has_ended = ends_within(pidfd, LOOK_DUR);
+        // It may have come before the signal.
+        if let Some(record) = arrived()? {
+            return Err(CancelError::Arrived {
+                container: container.to_owned(),
+                peer: record.peer,
+            });
+        }
+        if has_ended || Instant::now() >= deadline {
+            return Ok(Ended::Receiver);
+        }
+    }
+}
+
+/// The record of this host that is not final; a container that is sent on has two.
+fn under_way(root: &Path, container: &str) -> Result<Option<JournalRecord>> {
+    for side in [Side::Source, Side::Destination] {
+        let record = journal::read_side(root, container, side)?;
+        if let Some(record) = record.filter(|record| !record.phase.is_final()) {
+            return Ok(Some(record));
+        }
+    }
+    Ok(None)
+}
+
+fn ends_within(pidfd: &impl AsFd, limit_dur: Duration) -> bool {
+    let mut waited = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
+    let timeout = PollTimeout::try_from(limit_dur).unwrap_or(PollTimeout::MAX);
+    poll(&mut waited, timeout).is_ok_and(|ready| ready > 0)
+}

@@ -1,0 +1,311 @@
+//! A test on one host: can this container be dumped, and restored from its images?
+//!
+//! Both are held: CRIU holds the container at `post-dump` while it holds the copy at `post-restore`. The copy never executes an instruction; it is destroyed
+//! before the container goes on. The death of this process at any moment does the same, because nobody answers CRIU any more.
+//!
+//! A copy beside the container must not take anything away from it but the names of its sockets, which are put back ([`crate::migrate::unix_sockets`]). So some
+//! containers cannot be tested so ([`in_the_way`]); a rehearsal with a destination can.
+
+use std::fs::DirBuilder;
+use std::io;
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use oci_spec::runtime::{LinuxNamespaceType, Spec};
+
+use crate::error::{Cause, chain};
+use crate::image;
+use crate::migrate::container::outgoing::{HeldContainer, RunningContainer, flags};
+use crate::migrate::progress::Progress;
+use crate::migrate::record::error::JournalError;
+use crate::migrate::record::journal::{Journal, Start};
+use crate::migrate::source::{Held, Target, Workload};
+use crate::migrate::unix_sockets::{Names, Unkept};
+use crate::migrate::wire::finding::{Finding, Severity};
+use crate::migrate::wire::id::{MigrationId, Side};
+use crate::migrate::wire::preamble::CriuChoices;
+use crate::migrate::wire::state::Phase;
+use crate::runtime::spec::lower;
+use crate::runtime::verbs::restore::{self, RestoreRequest};
+use crate::text::milliseconds;
+
+/// The container was not tested, or the test has failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum LocalTestError {
+    /// Something speaks against moving it, or against a copy here.
+    #[error("container \"{container}\" cannot be tested here: {}", list(findings))]
+    Refused {
+        /// Which.
+        container: String,
+        /// Those with the severity of an error.
+        findings: Vec<Finding>,
+    },
+    /// The journal cannot be written.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    /// The image store cannot be used.
+    #[error("cannot create the image directory {path}")]
+    Images {
+        /// The directory.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The dump failed; the container runs on.
+    #[error("container \"{container}\" cannot be dumped; it runs on")]
+    Dump {
+        /// Which.
+        container: String,
+        /// Why.
+        #[source]
+        source: Cause,
+    },
+    /// The restore failed; the container runs on.
+    #[error("container \"{container}\" was dumped, and cannot be restored here; it runs on")]
+    Restore {
+        /// Which.
+        container: String,
+        /// Why.
+        #[source]
+        source: Cause,
+    },
+    /// A name that the copy takes away could not be put back; the container runs on.
+    #[error("container \"{container}\" was not tested, because a copy would take the name of its Unix socket {} away: {}", unkept.path.display(), unkept.why)]
+    Name {
+        /// Which.
+        container: String,
+        /// Which name.
+        unkept: Unkept,
+    },
+    /// It should run on, but letting it go failed.
+    #[error(
+        "container \"{container}\" was tested, and letting it run on failed; `rcm resume {container}` lets it"
+    )]
+    Stands {
+        /// Which.
+        container: String,
+        /// Why.
+        #[source]
+        source: Cause,
+    },
+}
+
+fn list(findings: &[Finding]) -> String {
+    let texts: Vec<String> = findings.iter().map(Finding::to_string).collect();
+    texts.join("; ")
+}
+
+/// What is to be tested.
+#[derive(Debug)]
+pub struct Plan {
+    /// rcm's state directory.
+    pub root: PathBuf,
+    /// The image store.
+    pub image_path: PathBuf,
+    /// A name for the images.
+    pub migration: MigrationId,
+    /// What speaks against moving it.
+    pub findings: Vec<Finding>,
+}
+
+/// Dumps the container, restores a copy of it, destroys that and lets the container run on.
+///
+/// # Errors
+/// [`LocalTestError`]; but for [`LocalTestError::Stands`] the container runs on.
+pub fn test(
+    plan: &Plan,
+    subject: RunningContainer,
+    spec: &Spec,
+    progress: &mut Progress,
+) -> Result<(), LocalTestError> {
+    let container = subject.container.id().to_owned();
+    let mut findings = plan.findings.clone();
+    findings.extend(in_the_way(spec, &subject.choices));
+    let (errors, warnings): (Vec<Finding>, Vec<Finding>) = findings
+        .into_iter()
+        .partition(|finding| finding.severity == Severity::Error);
+    warnings.iter().for_each(|finding| progress.warn(finding));
+    if !errors.is_empty() {
+        progress.report_mut().findings.extend_from_slice(&errors);
+        return Err(LocalTestError::Refused {
+            container,
+            findings: errors,
+        });
+    }
+    let dir = plan.image_path.join(plan.migration.to_string());
+    progress.report_mut().migration = Some(plan.migration);
+    // After a crash `--resolve`, or the next attempt, removes what is in the directory: that of the copy is in it, too.
+    let mut journal = Journal::begin(
+        &plan.root,
+        Start {
+            receiver: None,
+            tls: None,
+            migration: plan.migration,
+            container: container.clone(),
+            side: Side::Source,
+            peer: "this host".into(),
+            images: dir.clone(),
+            owns_images: true,
+            acquaintance: None,
+            recipe: None,
+        },
+    )?;
+    let tested = make_dir(&dir)
+        .and_then(|()| Ok(journal.enter(Phase::Frozen)?))
+        .and_then(|()| copy(&dir, subject, spec, &mut journal, progress));
+    if let Err(error) = image::remove_dir(&dir) {
+        tracing::warn!("cannot remove the images in {}: {error}", dir.display());
+    }
+    let reason = match &tested {
+        Ok(()) => "it was a test".to_owned(),
+        Err(error) => chain(error),
+    };
+    if let Err(error) = journal.roll_back(&reason) {
+        tracing::warn!("{}", chain(&error));
+    }
+    tested
+}
+
+fn make_dir(path: &Path) -> Result<(), LocalTestError> {
+    DirBuilder::new()
+        .mode(0o700)
+        .create(path)
+        .map_err(|source| LocalTestError::Images {
+            path: path.to_path_buf(),
+            source,
+        })
+}
+
+fn copy(
+    dir: &Path,
+    subject: RunningContainer,
+    spec: &Spec,
+    journal: &mut Journal,
+    progress: &mut Progress,
+) -> Result<(), LocalTestError> {
+    let container = subject.container.id().to_owned();
+    let images = dir.join("0");
+    make_dir(&images)?;
+    let linux = spec.linux().as_ref();
+    let cgroup = linux.and_then(|linux| linux.cgroups_path().as_ref());
+    let request = RestoreRequest {
+        // A state directory and a name of its own: nobody takes it for a container.
+        root: dir.join("copy"),
+        id: format!("{container}.test"),
+        bundle: subject.container.bundle().to_path_buf(),
+        cgroup_parent: cgroup.and_then(|path| path.parent()).map(Path::to_path_buf),
+        flags: flags(&subject.choices, &images, &subject.work_path),
+        ..RestoreRequest::default()
+    };
+    let criu = subject.criu.clone();
+
+    let began = Instant::now();
+    progress.begin("dump").watch(&images);
+    let target = Target {
+        images: &images,
+        parent: None,
+        pages: None,
+    };
+    let held = match subject.dump(target) {
+        Ok(held) => held,
+        Err(source) => return Err(LocalTestError::Dump { container, source }),
+    };
+    progress.lap("dump", began);
+    let stopped_at = held.stopped_at();
+    let freeze = &mut progress.report_mut().freeze;
+    freeze.freeze_dur = Some(held.frozen_at().saturating_duration_since(stopped_at));
+    freeze.dump_dur = Some(held.frozen_at().elapsed());
+
+    let began = Instant::now();
+    progress.begin("restore");
+    let mut names = Names::default();
+    let restored = keep(&held, &container, journal, &mut names).and_then(|()| {
+        let copy = restore::begin(&criu, &request).map_err(|source| LocalTestError::Restore {
+            container: container.clone(),
+            source: source.into(),
+        })?;
+        progress.lap("restore", began);
+        let would_run_dur = stopped_at.elapsed();
+        // Gone when this returns.
+        copy.refuse();
+        Ok(would_run_dur)
+    });
+    names.put_back();
+    let released = held.release();
+    let stood_still_dur = stopped_at.elapsed();
+    names.settle(Duration::ZERO);
+    progress.report_mut().downtime_dur = Some(stood_still_dur);
+    released.map_err(|source| LocalTestError::Stands {
+        container: container.clone(),
+        source,
+    })?;
+    let would_run_dur = restored?;
+    progress.report_mut().predicted_dur = Some(would_run_dur);
+    say(progress, would_run_dur, stood_still_dur);
+    Ok(())
+}
+
+/// Keeps all names of the container's sockets in `names`.
+fn keep(
+    held: &HeldContainer,
+    container: &str,
+    journal: &mut Journal,
+    names: &mut Names,
+) -> Result<(), LocalTestError> {
+    let (found, mut unkept) = held.names(journal.record().migration);
+    journal.note_names(found.list())?;
+    *names = found;
+    unkept.extend(names.keep());
+    match unkept.pop() {
+        None => Ok(()),
+        Some(unkept) => Err(LocalTestError::Name {
+            container: container.to_owned(),
+            unkept,
+        }),
+    }
+}
+
+fn say(progress: &mut Progress, would_run_dur: Duration, stood_still_dur: Duration) {
+    progress.say(&format!(
+        "can be dumped and restored here: a copy could have run after {}; it stood still for {} and runs on",
+        milliseconds(would_run_dur),
+        milliseconds(stood_still_dur)
+    ));
+}
+
+/// Why a copy of the container cannot be held beside it: it would need what there is only once on a host, or take it away.
+#[must_use]
+pub fn in_the_way(spec: &Spec, choices: &CriuChoices) -> Vec<Finding> {
+    let own = |kind| lower::namespace(spec, kind).is_some_and(|found| found.path().is_none());
+    let hooks = spec.hooks().as_ref();
+    let has_hooks = hooks.is_some_and(|hooks| {
+        #[allow(deprecated, reason = "containers still have them")]
+        let prestart = hooks.prestart();
+        [prestart, hooks.create_runtime()]
+            .into_iter()
+            .any(|hooks| hooks.as_ref().is_some_and(|hooks| !hooks.is_empty()))
+    });
+    let mut reasons = Vec::new();
+    if !own(LinuxNamespaceType::Pid) {
+        reasons.push("it shares its PID namespace, and a copy would need its process ids".into());
+    }
+    if !own(LinuxNamespaceType::Network) {
+        reasons.push("it shares its network namespace, and a copy would need its ports".into());
+    }
+    if choices.file_locks {
+        reasons.push("a copy would need its file locks".into());
+    }
+    if has_hooks {
+        reasons.push("it has prestart or createRuntime hooks, which would run for a copy".into());
+    }
+    reasons
+        .into_iter()
+        .map(|what: String| {
+            let remedy = "use --rehearse with a destination";
+            Finding::error(Side::Source, what, remedy)
+        })
+        .collect()
+}

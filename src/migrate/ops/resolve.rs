@@ -1,0 +1,519 @@
+//! Settling what a crash, or a silent peer, has left open.
+
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use chrono::Utc;
+
+use crate::criu::{self, Criu};
+use crate::error::{Cause, chain};
+use crate::image;
+use crate::migrate::container::fence::Fence;
+use crate::migrate::container::restore_request::restore_request;
+use crate::migrate::link::address::{Destination, InvalidDestination};
+use crate::migrate::link::channel::{Patience, TransportError};
+use crate::migrate::record::boot_stamp::{self, Boot};
+use crate::migrate::record::error::JournalError;
+use crate::migrate::record::journal::{self, Journal, JournalRecord};
+use crate::migrate::record::lock::Lock;
+use crate::migrate::record::paths;
+use crate::migrate::record::verdict::{self, VerdictError};
+use crate::migrate::source::ask;
+use crate::migrate::transfer::rootfs::{self, RootfsError};
+use crate::migrate::trust::rendezvous::Acquaintance;
+use crate::migrate::trust::{Trust, TrustError, TrustSettings};
+use crate::migrate::unix_sockets::{self, Names};
+use crate::migrate::wire::id::Side;
+use crate::migrate::wire::payload::Settled;
+use crate::migrate::wire::protocol::Message;
+use crate::migrate::wire::state::{Phase, Verdict};
+use crate::runtime::container::{Container, Status};
+use crate::runtime::linux::cgroup::CgroupError;
+use crate::runtime::linux::network;
+use crate::runtime::process::criu_process;
+use crate::runtime::verbs::{delete, restore};
+
+/// How a migration ended.
+#[derive(Debug, Clone, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Resolution {
+    /// The container runs at the other end, or has ended there.
+    Moved {
+        /// The other end.
+        peer: String,
+    },
+    /// It came here. It may have ended since.
+    Arrived {
+        /// From where.
+        peer: String,
+    },
+    /// It had come here and not run yet: it was restored from its images.
+    Restored {
+        /// From where it came.
+        peer: String,
+    },
+    /// It stayed at the source.
+    RolledBack {
+        /// Which end this is.
+        side: Side,
+    },
+}
+
+/// A migration cannot be settled.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ResolveError {
+    /// Nothing is known.
+    #[error(
+        "no migration of container \"{container}\" is known on this host; if it was started again since, name its image store: --image-path=DIR"
+    )]
+    Unknown {
+        /// Which.
+        container: String,
+    },
+    /// It must be settled before the container can come again.
+    #[error(
+        "the last migration of container \"{container}\" to this host is not settled: `rcm live-migrate {container} --resolve` settles it"
+    )]
+    Open {
+        /// Which.
+        container: String,
+    },
+    /// The records cannot be used, or a migration is under way.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    /// The destination cannot be asked: the certificates of the migration are not usable any more.
+    #[error(transparent)]
+    Trust(#[from] TrustError),
+    /// The record's peer makes no sense.
+    #[error("the migration record names no peer to ask")]
+    Peer {
+        /// What it names.
+        #[source]
+        source: InvalidDestination,
+    },
+    /// The record has lost the secret.
+    #[error(
+        "the migration record of container \"{container}\" lacks the secret that the destination knows"
+    )]
+    NoSecret {
+        /// Which.
+        container: String,
+    },
+    /// Nobody knows.
+    #[error(
+        "{peer} does not answer and left no verdict in {images}: run `rcm live-migrate {container} --resolve` there first; the container stands still here meanwhile (if that host is lost for good, --resolve --peer-lost takes the container back)"
+    )]
+    NoAnswer {
+        /// Which.
+        container: String,
+        /// The destination.
+        peer: String,
+        /// Where it would leave its verdict.
+        images: String,
+        /// Why it cannot be asked.
+        #[source]
+        source: Box<TransportError>,
+    },
+    /// The destination answers, but it is not settled there.
+    #[error(
+        "{peer} answers that the migration is {verdict:?} there: settle it with `rcm live-migrate {container} --resolve` there first"
+    )]
+    NotYet {
+        /// Which.
+        container: String,
+        /// The destination.
+        peer: String,
+        /// Its word.
+        verdict: Verdict,
+    },
+    /// It is this host's and does not run.
+    #[error(
+        "container \"{container}\" belongs to this host, but cannot be restored from its images in {images}; they are kept: remove the cause, then `rcm live-migrate {container} --resolve` again"
+    )]
+    NotRestored {
+        /// Which.
+        container: String,
+        /// Where they are.
+        images: String,
+        /// Why.
+        #[source]
+        source: Cause,
+    },
+    /// The freezer does not obey.
+    #[error("cannot thaw or kill container \"{container}\"")]
+    Cgroup {
+        /// Which.
+        container: String,
+        /// Why.
+        #[source]
+        source: CgroupError,
+    },
+    /// The container cannot be loaded or removed.
+    #[error(transparent)]
+    Runtime(#[from] crate::runtime::Error),
+    /// The verdict cannot be left.
+    #[error(transparent)]
+    Verdict(#[from] VerdictError),
+    /// What was put into the file system cannot be put back, or cleared up.
+    #[error(transparent)]
+    Rootfs(#[from] RootfsError),
+    /// Images are left.
+    #[error("cannot remove the images {path}")]
+    Images {
+        /// Their directory.
+        path: String,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+}
+
+type Result<T, E = ResolveError> = std::result::Result<T, E>;
+
+/// With what a container is restored that belongs to this host and does not run.
+#[derive(Debug, Clone, Default)]
+pub struct Means {
+    /// Which CRIU, as for [`Criu::find`].
+    pub criu: Option<PathBuf>,
+    /// The socket that gets the terminal, if it is not the receiver's.
+    pub console_socket: Option<PathBuf>,
+    /// The image store, where this host has no record of the migration any more.
+    pub store: Option<PathBuf>,
+    /// At a source whose destination does not answer: it never will, and whatever it had of the container is gone. Who says so without knowing it makes a second
+    /// running copy.
+    pub peer_is_lost: bool,
+}
+
+/// Finishes the last migration of `container` or rolls it back, on either end.
+///
+/// # Errors
+/// [`ResolveError::NoAnswer`], [`ResolveError::NotYet`] and [`ResolveError::NotRestored`] where it stays open. That none is under way is what the lock
+/// shows.
+pub fn resolve(root: &Path, container: &str, means: &Means, _lock: &Lock) -> Result<Resolution> {
+    paths::remove_litter(root, container)?;
+    let Some(record) = journal::read(root, container)? else {
+        return forgotten(root, container, means);
+    };
+    match record.side {
+        Side::Source => at_source(root, record, means.peer_is_lost),
+        Side::Destination => at_destination(root, record, means),
+    }
+}
+
+/// This host knows of no migration. It may be one that was started again meanwhile.
+fn forgotten(root: &Path, container: &str, means: &Means) -> Result<Resolution> {
+    let claims = match (&means.store, Boot::current()) {
+        (Some(store), Some(here)) => boot_stamp::find(store, container, &here),
+        _ => Vec::new(),
+    };
+    let mut resolution = Err(ResolveError::Unknown {
+        container: container.to_owned(),
+    });
+    for claim in claims {
+        let record = claim.give_back(root)?;
+        resolution = Ok(at_destination(root, record, means)?);
+    }
+    resolution
+}
+
+/// Removes what an earlier receiver or source of `container` has left here that was killed before the commit, and an earlier source after the end.
+///
+/// # Errors
+/// [`ResolveError::Open`] where the container may be this host's.
+pub fn tidy_up(root: &Path, container: &str, lock: &Lock) -> Result<()> {
+    paths::remove_litter(root, container)?;
+    let Some(record) = journal::read(root, container)? else {
+        return Ok(());
+    };
+    let left = match record.side {
+        Side::Source => {
+            let settled_here = record.phase.may_roll_back() || record.phase == Phase::Committed;
+            settled_here && !record.phase.is_final()
+        }
+        Side::Destination => record.phase.may_roll_back() && !record.phase.is_final(),
+    };
+    if left {
+        resolve(root, container, &Means::default(), lock)?;
+    } else if record.side == Side::Destination && record.phase == Phase::Committed {
+        return Err(ResolveError::Open {
+            container: container.to_owned(),
+        });
+    } else {
+        rootfs::settle(root, &record)?;
+    }
+    Ok(())
+}
+
+fn at_source(root: &Path, record: JournalRecord, peer_is_lost: bool) -> Result<Resolution> {
+    let moved = Resolution::Moved {
+        peer: record.peer.clone(),
+    };
+    match record.phase {
+        Phase::Done => Ok(moved),
+        Phase::RolledBack => Ok(Resolution::RolledBack { side: Side::Source }),
+        Phase::Committing => {
+            let (verdict, settle) = match inquire(&record) {
+                Err(error) if peer_is_lost => {
+                    tracing::warn!("{}", chain(&error));
+                    return roll_back_source(root, record, "the destination is lost");
+                }
+                answered => answered?,
+            };
+            match verdict {
+                Verdict::Running => {
+                    finish_source(root, record)?;
+                    settle();
+                    Ok(moved)
+                }
+                Verdict::RolledBack => {
+                    roll_back_source(root, record, "the destination gave it back")
+                }
+                verdict => Err(ResolveError::NotYet {
+                    container: record.container,
+                    peer: record.peer,
+                    verdict,
+                }),
+            }
+        }
+        Phase::Committed => {
+            finish_source(root, record)?;
+            Ok(moved)
+        }
+        _ => roll_back_source(root, record, "rcm ended before the commit"),
+    }
+}
+
+/// Asks the destination, then the image store. Also returns how to say that the answer was acted on.
+fn inquire(record: &JournalRecord) -> Result<(Verdict, impl FnOnce() + use<>)> {
+    let destination: Destination = record
+        .peer
+        .parse()
+        .map_err(|source| ResolveError::Peer { source })?;
+    let (Some(receiver), Some(secret), Some(fingerprint)) =
+        (record.receiver, record.secret, record.fingerprint)
+    else {
+        return Err(ResolveError::NoSecret {
+            container: record.container.clone(),
+        });
+    };
+    let migration = record.migration;
+    let acquaintance = Acquaintance {
+        receiver,
+        secret,
+        fingerprint,
+        knows_secret: record.knows_secret,
+    };
+    // The token, if there was one, is in the secret already.
+    let trust = Trust::of(&TrustSettings {
+        token_file: None,
+        tls: record.tls.clone(),
+    })?;
+    let asked = ask(
+        &destination,
+        &record.container,
+        &trust,
+        acquaintance,
+        migration,
+    );
+    let (verdict, channel) = match asked {
+        Ok((channel, verdict)) if verdict != Verdict::Unknown => (verdict, Some(channel)),
+        asked => match (verdict::find(&record.images, migration), asked) {
+            (Some(verdict), _) => (verdict, None),
+            (None, Ok((_, verdict))) => (verdict, None),
+            (None, Err(source)) => {
+                return Err(ResolveError::NoAnswer {
+                    container: record.container.clone(),
+                    peer: record.peer.clone(),
+                    images: record.images.display().to_string(),
+                    source: Box::new(source),
+                });
+            }
+        },
+    };
+    let settle = move || {
+        if let Some(mut channel) = channel {
+            // It stops waiting by itself.
+            let _ = channel.send(
+                &Message::Settled(Settled { migration }),
+                Patience::within(Duration::from_secs(5)),
+            );
+        }
+    };
+    Ok((verdict, settle))
+}
+
+fn finish_source(root: &Path, record: JournalRecord) -> Result<()> {
+    let container = record.container.clone();
+    let images = record.images.clone();
+    let mut journal = Journal::adopt(root, record)?;
+    journal.keep(root)?;
+    match Container::load(root, &container) {
+        Ok(loaded) => {
+            network::mute(&loaded);
+            Fence::adopt(loaded.cgroup())
+                .kill()
+                .map_err(cgroup_error(&container))?;
+            delete::destroy_forcibly(&loaded)?;
+        }
+        Err(crate::runtime::Error::NotExist) => {}
+        Err(error) => return Err(error.into()),
+    }
+    unix_sockets::forget(&journal.record().names);
+    remove_images(&images)?;
+    Ok(journal.enter(Phase::Done)?)
+}
+
+fn roll_back_source(root: &Path, record: JournalRecord, reason: &str) -> Result<Resolution> {
+    let container = Container::load(root, &record.container)?;
+    // It may still write images, and freeze and thaw.
+    criu_process::wait_for_end(root, &record.container)?;
+    network::lift(&container)?;
+    let mut names = Names::adopt(&container, record.names.clone());
+    names.put_back();
+    // The cgroup is this migration's doing: a paused container is not migrated.
+    if container.cgroup().is_frozen() {
+        Fence::adopt(container.cgroup())
+            .lift()
+            .map_err(cgroup_error(&record.container))?;
+    }
+    rootfs::remove_nonce(container.rootfs(), record.migration);
+    // The destination may not have heard of the end yet.
+    let age_dur = (Utc::now() - record.updated).to_std().unwrap_or_default();
+    names.settle(unix_sockets::ORPHAN_LIMIT_DUR.saturating_sub(age_dur));
+    remove_images(&record.images)?;
+    Journal::adopt(root, record)?.roll_back(reason)?;
+    Ok(Resolution::RolledBack { side: Side::Source })
+}
+
+fn cgroup_error(container: &str) -> impl FnOnce(CgroupError) -> ResolveError {
+    let container = container.to_owned();
+    move |source| ResolveError::Cgroup { container, source }
+}
+
+fn at_destination(root: &Path, record: JournalRecord, means: &Means) -> Result<Resolution> {
+    let (images, migration) = (record.images.clone(), record.migration);
+    let owned = record.owns_images;
+    // Until CRIU has ended, a container that it is about to kill looks like one that runs.
+    criu_process::wait_for_end(root, &record.container)?;
+    // Before the commit the old tree comes back, when nothing of the container is left in the new one.
+    if !record.phase.may_roll_back() {
+        rootfs::settle(root, &record)?;
+    }
+    match record.phase {
+        Phase::Done => {
+            leave_word(&images, owned, migration, Verdict::Running)?;
+            Ok(Resolution::Arrived { peer: record.peer })
+        }
+        Phase::Committed => {
+            let resolution = take_over(root, &record, means)?;
+            Journal::adopt(root, record)?.enter(Phase::Done)?;
+            leave_word(&images, owned, migration, Verdict::Running)?;
+            Ok(resolution)
+        }
+        Phase::RolledBack => {
+            rootfs::settle(root, &record)?;
+            leave_word(&images, owned, migration, Verdict::RolledBack)?;
+            Ok(Resolution::RolledBack {
+                side: Side::Destination,
+            })
+        }
+        // The receiver died before the commit; CRIU killed what it had restored when nobody answered any more.
+        _ => {
+            delete::delete(root, &record.container, true)?;
+            rootfs::settle(root, &record)?;
+            Journal::adopt(root, record)?.roll_back("rcm ended before the commit")?;
+            leave_word(&images, owned, migration, Verdict::RolledBack)?;
+            Ok(Resolution::RolledBack {
+                side: Side::Destination,
+            })
+        }
+    }
+}
+
+/// The container is this host's. Lets it run, unless it has run: then it is what it is now.
+fn take_over(root: &Path, record: &JournalRecord, means: &Means) -> Result<Resolution> {
+    let loaded = Container::load(root, &record.container).ok();
+    match loaded
+        .as_ref()
+        .map(|container| (container, container.status()))
+    {
+        Some((container, Status::Paused)) => {
+            // CRIU restores the freezer of cgroup v1 as the dump found it; a paused container is not migrated.
+            let thawed = container.cgroup().thaw();
+            thawed.map_err(cgroup_error(container.id()))?;
+        }
+        Some((_, Status::Running)) => {}
+        _ if has_run(record) => {}
+        _ => return restore_again(root, record, means),
+    }
+    Ok(Resolution::Arrived {
+        peer: record.peer.clone(),
+    })
+}
+
+fn restore_again(root: &Path, record: &JournalRecord, means: &Means) -> Result<Resolution> {
+    delete::delete(root, &record.container, true)?;
+    // For a source that looks into the store meanwhile.
+    let owned = record.owns_images;
+    leave_word(&record.images, owned, record.migration, Verdict::Committed)?;
+    let dump = image::rounds::last(&record.images).unwrap_or_else(|| record.images.clone());
+    restore(root, record, &dump, means).map_err(|source| ResolveError::NotRestored {
+        container: record.container.clone(),
+        images: dump.display().to_string(),
+        source,
+    })?;
+    Ok(Resolution::Restored {
+        peer: record.peer.clone(),
+    })
+}
+
+/// Whether something of the container has executed here. It may have ended, and must not be restored then: what it has done it would do twice.
+fn has_run(record: &JournalRecord) -> bool {
+    let recipe = record.recipe.as_ref();
+    recipe.is_some_and(|recipe| criu::has_resumed(&recipe.work_path))
+}
+
+fn restore(root: &Path, record: &JournalRecord, dump: &Path, means: &Means) -> Result<(), Cause> {
+    let recipe = (record.recipe.as_ref()).ok_or("the migration record does not say how")?;
+    let mut request = restore_request(recipe, root, &record.container, dump);
+    if means.console_socket.is_some() {
+        request.console_socket.clone_from(&means.console_socket);
+    }
+    let criu = Criu::find(means.criu.as_deref())?;
+    let restored = restore::begin(&criu, &request)?.resume()?;
+    if let Some(announcement) = restored.announcement {
+        announcement.finish();
+    }
+    Ok(())
+}
+
+/// For a source that looks into the store. One that knows how the migration ended has removed the directory; one that this end owns, nobody else
+/// looks into, and it goes unless it is still needed.
+fn leave_word(
+    images: &Path,
+    owned: bool,
+    migration: crate::migrate::wire::id::MigrationId,
+    word: Verdict,
+) -> Result<()> {
+    if owned {
+        return match word {
+            Verdict::Committed => Ok(()),
+            _ => image::remove_dir_for_good(images).map_err(images_error(images)),
+        };
+    }
+    if images.is_dir() {
+        verdict::leave(images, migration, word)?;
+    }
+    Ok(())
+}
+
+fn remove_images(images: &Path) -> Result<()> {
+    image::remove_dir(images).map_err(images_error(images))
+}
+
+fn images_error(images: &Path) -> impl FnOnce(io::Error) -> ResolveError {
+    let path = images.display().to_string();
+    move |source| ResolveError::Images { path, source }
+}

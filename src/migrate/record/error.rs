@@ -1,0 +1,58 @@
+//! Errors of the records.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+/// A journal cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum JournalError {
+    /// A file operation failed.
+    #[error("cannot {action} the migration record {path}")]
+    File {
+        /// "read", "write", ...
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The record cannot be understood.
+    #[error(
+        "the migration record {path} is damaged; if the container runs on neither host, restore it from its images and remove the record"
+    )]
+    Damaged {
+        /// The file.
+        path: PathBuf,
+        /// What the parser found.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// Another rcm migrates this container.
+    #[error("another rcm is migrating container \"{container}\" on this host (it holds {path})")]
+    Busy {
+        /// The container.
+        container: String,
+        /// The lock.
+        path: PathBuf,
+    },
+    /// The writer's own process cannot be identified.
+    #[error("cannot read this process's start time")]
+    Myself {
+        /// Why.
+        #[source]
+        source: procfs::ProcError,
+    },
+}
+
+pub(crate) type Result<T, E = JournalError> = std::result::Result<T, E>;
+
+pub(super) fn file(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> JournalError {
+    let path = path.to_path_buf();
+    move |source| JournalError::File {
+        action,
+        path,
+        source,
+    }
+}

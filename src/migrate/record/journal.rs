@@ -1,0 +1,330 @@
+//! What a crashed rcm remembers of a migration.
+//!
+//! Each end holds one record for each container, replaced atomically and synced before the step that it announces is taken: above all,
+//! "committing" is on the disk before the first byte of the commit leaves, so whoever reads it later knows that
+//! the container may run elsewhere. The source's record lies beside the container's state, `ROOT/ID/migration.json`: it goes
+//! with the container. The destination's lies in `ROOT/@migrations/ID.json`, because the container does not exist there at
+//! first; a source's record goes on there when the container is about to be removed. A final phase is entered when nothing is left to do: whoever is
+//! killed before leaves a record by which [`resolve`](crate::migrate::ops::resolve) does the rest.
+//!
+//! A record also names the process that writes it, so that a dead one is told from a living one, and the `flock` on `ROOT/@migrations/ID.lock`
+//! keeps two migrations of one container apart.
+
+use std::fs::{self};
+use std::io;
+use std::path::{Path, PathBuf};
+
+use chrono::{DateTime, Utc};
+use nix::unistd::Pid;
+use serde::{Deserialize, Serialize};
+
+use super::error::{JournalError, Result, file};
+use super::paths::{kept_path, make_dir, source_path};
+use super::receiver::StoredReceiver;
+use super::restore_spec::Recipe;
+use super::socket_name::SocketName;
+use crate::migrate::trust::TlsFiles;
+use crate::migrate::trust::rendezvous::Acquaintance;
+use crate::migrate::wire::id::{Bytes32, MigrationId, Side};
+use crate::migrate::wire::state::Phase;
+use crate::sys::file::write_atomic;
+use crate::sys::process::{Liveness, ProcessId};
+
+pub use super::lock::{Lock, lock_path};
+
+/// What the file holds.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct JournalRecord {
+    /// Which migration.
+    pub migration: MigrationId,
+    /// Of which container.
+    pub container: String,
+    /// Which end this is.
+    pub side: Side,
+    /// How far it is.
+    pub phase: Phase,
+    /// The other end: `ADDRESS:PORT`.
+    pub peer: String,
+    /// This migration's directory in the image store.
+    pub images: PathBuf,
+    /// With what the ends recognize each other when they ask again. Root alone reads the record.
+    pub secret: Option<Bytes32>,
+    /// Which receiver the secret belongs to.
+    pub receiver: Option<MigrationId>,
+    /// The fingerprint of that receiver's certificate.
+    pub fingerprint: Option<Bytes32>,
+    /// Whether the secret is that of the receiver's file, and not made from the flags alone.
+    #[serde(default = "yes")]
+    pub knows_secret: bool,
+    /// Whether the images are this end's own, and it is the one that removes them.
+    #[serde(default)]
+    pub owns_images: bool,
+    /// The receiver, as long as its source may ask and nobody else could tell it: where the ends share no store.
+    #[serde(default)]
+    pub unanswered: Option<StoredReceiver>,
+    /// At the destination: whether the source has said that it knows how it ended.
+    #[serde(default)]
+    pub confirmed: bool,
+    /// The files of mutual TLS, for asking again.
+    pub tls: Option<TlsFiles>,
+    /// The rcm that writes this record.
+    pub writer: ProcessId,
+    /// When the migration began.
+    pub started: DateTime<Utc>,
+    /// When the phase was reached.
+    pub updated: DateTime<Utc>,
+    /// Why it was rolled back, one line.
+    pub reason: Option<String>,
+    /// At the destination: how the container is restored.
+    pub recipe: Option<Recipe>,
+    /// At the source: the names of the container's sockets that it may have to put back.
+    #[serde(default)]
+    pub names: Vec<SocketName>,
+}
+
+const fn yes() -> bool {
+    true
+}
+
+/// The record of a migration that this process drives.
+#[derive(Debug)]
+pub struct Journal {
+    path: PathBuf,
+    record: JournalRecord,
+}
+
+/// What a new record needs.
+#[derive(Debug, Clone)]
+pub struct Start {
+    /// Which migration.
+    pub migration: MigrationId,
+    /// Of which container.
+    pub container: String,
+    /// Which end this is.
+    pub side: Side,
+    /// The other end.
+    pub peer: String,
+    /// This migration's directory in the image store.
+    pub images: PathBuf,
+    /// Whether this end removes that directory.
+    pub owns_images: bool,
+    /// What another process needs to answer in this receiver's place.
+    pub receiver: Option<StoredReceiver>,
+    /// The files of mutual TLS of a receiver.
+    pub tls: Option<TlsFiles>,
+    /// With what the ends recognize each other, if they have met.
+    pub acquaintance: Option<Acquaintance>,
+    /// At the destination: how the container is restored.
+    pub recipe: Option<Recipe>,
+}
+
+impl Journal {
+    /// Begins a record in the phase [`Phase::Negotiated`] and stores it.
+    ///
+    /// # Errors
+    /// [`JournalError::File`], [`JournalError::Myself`].
+    pub fn begin(root: &Path, start: Start) -> Result<Self> {
+        let writer =
+            ProcessId::of(Pid::this()).map_err(|source| JournalError::Myself { source })?;
+        let now = Utc::now();
+        let path = match start.side {
+            Side::Source => source_path(root, &start.container),
+            Side::Destination => kept_path(root, &start.container),
+        };
+        let journal = Self {
+            path,
+            record: JournalRecord {
+                migration: start.migration,
+                container: start.container,
+                side: start.side,
+                phase: Phase::Negotiated,
+                peer: start.peer,
+                images: start.images,
+                secret: start.acquaintance.map(|acquaintance| acquaintance.secret),
+                receiver: start.acquaintance.map(|acquaintance| acquaintance.receiver),
+                fingerprint: start
+                    .acquaintance
+                    .map(|acquaintance| acquaintance.fingerprint),
+                knows_secret: start
+                    .acquaintance
+                    .is_none_or(|acquaintance| acquaintance.knows_secret),
+                owns_images: start.owns_images,
+                unanswered: start.receiver,
+                confirmed: false,
+                tls: start.tls,
+                writer,
+                started: now,
+                updated: now,
+                reason: None,
+                recipe: start.recipe,
+                names: Vec::new(),
+            },
+        };
+        make_dir(root)?;
+        journal.store()?;
+        Ok(journal)
+    }
+
+    /// Goes on with the record of a process that has died.
+    ///
+    /// # Errors
+    /// [`JournalError::File`], [`JournalError::Myself`].
+    pub fn adopt(root: &Path, mut record: JournalRecord) -> Result<Self> {
+        make_dir(root)?;
+        record.writer =
+            ProcessId::of(Pid::this()).map_err(|source| JournalError::Myself { source })?;
+        let path = match record.side {
+            Side::Source => source_path(root, &record.container),
+            Side::Destination => kept_path(root, &record.container),
+        };
+        Ok(Self { path, record })
+    }
+
+    /// Stores that `phase` is reached, before what it announces is done.
+    ///
+    /// # Errors
+    /// [`JournalError::File`]: then it must not be done.
+    pub fn enter(&mut self, phase: Phase) -> Result<()> {
+        let former = (self.record.phase, self.record.updated);
+        self.record.phase = phase;
+        self.record.updated = Utc::now();
+        self.store().inspect_err(|_| {
+            (self.record.phase, self.record.updated) = former;
+        })
+    }
+
+    /// Stores with what the ends recognize each other, and the files of mutual TLS, where it is used.
+    ///
+    /// # Errors
+    /// [`JournalError::File`].
+    pub fn acquaint(&mut self, acquaintance: Acquaintance, tls: Option<&TlsFiles>) -> Result<()> {
+        self.record.secret = Some(acquaintance.secret);
+        self.record.receiver = Some(acquaintance.receiver);
+        self.record.fingerprint = Some(acquaintance.fingerprint);
+        self.record.knows_secret = acquaintance.knows_secret;
+        self.record.tls = tls.cloned();
+        self.store()
+    }
+
+    /// Stores the names that are about to be kept.
+    ///
+    /// # Errors
+    /// [`JournalError::File`]: then they must not be.
+    pub fn note_names(&mut self, names: &[SocketName]) -> Result<()> {
+        self.record.names = names.to_vec();
+        self.store()
+    }
+
+    /// Stores that the migration ended without a commit.
+    ///
+    /// # Errors
+    /// [`JournalError::File`].
+    pub fn roll_back(&mut self, reason: &str) -> Result<()> {
+        self.record.reason = Some(reason.to_owned());
+        // A source that was never told "ready" has not given the container away, and will not ask.
+        if self.record.phase < Phase::PeerReady {
+            self.record.unanswered = None;
+        }
+        self.enter(Phase::RolledBack)
+    }
+
+    /// What is stored.
+    #[must_use]
+    pub fn record(&self) -> &JournalRecord {
+        &self.record
+    }
+
+    /// Goes on with the record of a source where it survives the container, in the phase [`Phase::Committed`]. The one beside the container goes with
+    /// it.
+    ///
+    /// # Errors
+    /// [`JournalError::File`]: then the container must stay.
+    pub fn keep(&mut self, root: &Path) -> Result<()> {
+        self.record.secret = None;
+        self.path = kept_path(root, &self.record.container);
+        self.enter(Phase::Committed)
+    }
+
+    fn store(&self) -> Result<()> {
+        let text =
+            serde_json::to_vec_pretty(&self.record).map_err(|source| JournalError::Damaged {
+                path: self.path.clone(),
+                source,
+            })?;
+        write_atomic(&self.path, &text, 0o600).map_err(file("write", &self.path))
+    }
+}
+
+/// The record that tells most about a container: the source's as long as the container is there, else the one that was kept.
+///
+/// # Errors
+/// [`JournalError::File`], [`JournalError::Damaged`].
+pub fn read(root: &Path, container: &str) -> Result<Option<JournalRecord>> {
+    match read_file(&source_path(root, container))? {
+        // A migration that went nowhere says less than the one that brought the container here.
+        Some(record) if record.phase != Phase::RolledBack => Ok(Some(record)),
+        rolled_back => Ok(newer(rolled_back, read_file(&kept_path(root, container))?)),
+    }
+}
+
+fn newer(one: Option<JournalRecord>, other: Option<JournalRecord>) -> Option<JournalRecord> {
+    [one, other]
+        .into_iter()
+        .flatten()
+        .max_by_key(|record| record.updated)
+}
+
+/// The source knows how this migration to this host has ended: nobody will ask any more.
+///
+/// # Errors
+/// [`JournalError::File`], [`JournalError::Damaged`].
+pub fn forget_receiver(root: &Path, migration: MigrationId, container: &str) -> Result<()> {
+    let path = kept_path(root, container);
+    match read_file(&path)? {
+        Some(mut record) if record.migration == migration && !record.confirmed => {
+            record.unanswered = None;
+            record.confirmed = true;
+            Journal { path, record }.store()
+        }
+        _ => Ok(()),
+    }
+}
+
+/// The record of one end only.
+///
+/// # Errors
+/// [`JournalError::File`], [`JournalError::Damaged`].
+pub fn read_side(root: &Path, container: &str, side: Side) -> Result<Option<JournalRecord>> {
+    let record = match side {
+        Side::Source => read_file(&source_path(root, container))?,
+        Side::Destination => read_file(&kept_path(root, container))?,
+    };
+    Ok(record.filter(|record| record.side == side))
+}
+
+fn read_file(path: &Path) -> Result<Option<JournalRecord>> {
+    match fs::read(path) {
+        Ok(text) => {
+            serde_json::from_slice(&text)
+                .map(Some)
+                .map_err(|source| JournalError::Damaged {
+                    path: path.to_path_buf(),
+                    source,
+                })
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(file("read", path)(error)),
+    }
+}
+
+impl JournalRecord {
+    /// Whether the rcm that wrote it is still at work.
+    #[must_use]
+    pub fn is_driven(&self) -> bool {
+        !self.phase.is_final() && self.writer.liveness() == Liveness::Alive
+    }
+}
+
+#[cfg(test)]
+mod tests;

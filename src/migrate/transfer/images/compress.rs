@@ -1,0 +1,287 @@
+//! Whether a chunk is compressed, and with what.
+//!
+//! `auto` measures. A compressed chunk is worth it when compressing it and sending the result takes less time than sending it as it is. How fast both
+//! are depends on the data, the processors and the link, and changes while a migration is under way, so each connection goes on measuring: one chunk
+//! in [`PROBE_EVERY`] is sent the way that is not the chosen one.
+
+use std::io::{Read, Write};
+use std::time::{Duration, Instant};
+
+use flate2::read::GzDecoder;
+use flate2::write::GzEncoder;
+
+use super::block::{Chunk, Encoding};
+use super::{BulkError, Result};
+
+/// How a connection compresses.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum Compression {
+    /// As it is found to be faster, with Zstandard.
+    #[default]
+    Auto,
+    /// Never.
+    None,
+    /// Zstandard, whatever it costs.
+    Zstd,
+    /// gzip, whatever it costs.
+    Gzip,
+}
+
+/// The fastest of each; higher levels gain little on memory and cost much.
+const ZSTD_LEVEL: i32 = 1;
+const GZIP_LEVEL: u32 = 1;
+/// One chunk in so many is sent the other way, to see whether that has become faster.
+const PROBE_EVERY: u32 = 32;
+/// What a new measurement weighs against the ones before.
+const NEW_WEIGHT: f64 = 0.25;
+
+/// One connection's encoder.
+pub struct Encoder {
+    compression: Compression,
+    zstd: zstd::bulk::Compressor<'static>,
+    /// Seconds for each raw byte, as it is and compressed; compressing and sending together.
+    plain_cost: Option<f64>,
+    zstd_cost: Option<f64>,
+    count: u32,
+}
+
+impl Encoder {
+    pub fn new(compression: Compression) -> Result<Self> {
+        let zstd = zstd::bulk::Compressor::new(ZSTD_LEVEL).map_err(failed("compress"))?;
+        Ok(Self {
+            compression,
+            zstd,
+            plain_cost: None,
+            zstd_cost: None,
+            count: 0,
+        })
+    }
+
+    /// Appends the header of `raw`, of at most [`CHUNK_BYTES`](super::block::CHUNK_BYTES), and what it has become. [`Encoding::Plain`] is not copied: `raw`
+    /// itself is to follow. Returns how it was encoded and how long that took.
+    ///
+    /// # Errors
+    /// [`BulkError::Compression`].
+    pub fn encode(&mut self, raw: &[u8], out: &mut Vec<u8>) -> Result<(Encoding, Duration)> {
+        let began = Instant::now();
+        let header_at = out.len();
+        let mut chunk = Chunk {
+            encoding: self.choose(),
+            raw_bytes: raw.len(),
+            wire_bytes: raw.len(),
+        };
+        if is_zero(raw) {
+            chunk.encoding = Encoding::Zeros;
+            chunk.wire_bytes = 0;
+            chunk.encode(out);
+            return Ok((chunk.encoding, began.elapsed()));
+        }
+        chunk.encode(out);
+        let data_at = out.len();
+        match chunk.encoding {
+            Encoding::Zstd => {
+                let packed = self.zstd.compress(raw).map_err(failed("compress"))?;
+                out.extend(packed);
+            }
+            Encoding::Gzip => {
+                let mut packer = GzEncoder::new(&mut *out, flate2::Compression::new(GZIP_LEVEL));
+                packer
+                    .write_all(raw)
+                    .and_then(|()| packer.finish().map(drop))
+                    .map_err(failed("compress"))?;
+            }
+            Encoding::Plain | Encoding::Zeros => {}
+        }
+        match out.len() - data_at {
+            packed_bytes if (1..raw.len()).contains(&packed_bytes) => {
+                chunk.wire_bytes = packed_bytes;
+            }
+            _ => {
+                out.truncate(data_at);
+                chunk.encoding = Encoding::Plain;
+            }
+        }
+        let mut header = Vec::with_capacity(data_at - header_at);
+        chunk.encode(&mut header);
+        out[header_at..data_at].copy_from_slice(&header);
+        Ok((chunk.encoding, began.elapsed()))
+    }
+
+    /// Notes how long a chunk took, from encoding to the last byte that the socket has taken.
+    pub fn learn(&mut self, encoding: Encoding, raw_bytes: usize, took_dur: Duration) {
+        let cost = match encoding {
+            // A chunk that did not get smaller has cost the attempt; that `choose` tried it is what counts.
+            Encoding::Plain if self.chose_zstd() => &mut self.zstd_cost,
+            Encoding::Plain => &mut self.plain_cost,
+            Encoding::Zstd => &mut self.zstd_cost,
+            Encoding::Zeros | Encoding::Gzip => return,
+        };
+        let new = took_dur.as_secs_f64() / raw_bytes as f64;
+        *cost = Some(cost.map_or(new, |old| old + NEW_WEIGHT * (new - old)));
+        self.count = self.count.wrapping_add(1);
+    }
+
+    fn choose(&self) -> Encoding {
+        match self.compression {
+            Compression::None => Encoding::Plain,
+            Compression::Zstd => Encoding::Zstd,
+            Compression::Gzip => Encoding::Gzip,
+            Compression::Auto if self.chose_zstd() => Encoding::Zstd,
+            Compression::Auto => Encoding::Plain,
+        }
+    }
+
+    fn chose_zstd(&self) -> bool {
+        let faster = match (self.plain_cost, self.zstd_cost) {
+            (None, _) => false,
+            (_, None) => true,
+            (Some(plain), Some(zstd)) => zstd < plain,
+        };
+        faster != (self.count % PROBE_EVERY == PROBE_EVERY - 1)
+    }
+}
+
+fn is_zero(raw: &[u8]) -> bool {
+    // Compared with itself, shifted by one: a `memcmp`, as fast as the memory.
+    raw.first() == Some(&0) && raw[1..] == raw[..raw.len() - 1]
+}
+
+/// One connection's decoder.
+pub struct Decoder {
+    zstd: zstd::bulk::Decompressor<'static>,
+}
+
+impl Decoder {
+    pub fn new() -> Result<Self> {
+        let zstd = zstd::bulk::Decompressor::new().map_err(failed("decompress"))?;
+        Ok(Self { zstd })
+    }
+
+    /// Decodes `wire` into `raw`, which has the length that the chunk must have.
+    ///
+    /// # Errors
+    /// [`BulkError::Compression`], [`BulkError::Invalid`] where the length is another one.
+    pub fn decode(&mut self, encoding: Encoding, wire: &[u8], raw: &mut [u8]) -> Result<()> {
+        let unpacked_bytes = match encoding {
+            Encoding::Plain => {
+                raw.copy_from_slice(wire);
+                raw.len()
+            }
+            Encoding::Zeros => {
+                raw.fill(0);
+                raw.len()
+            }
+            Encoding::Zstd => self
+                .zstd
+                .decompress_to_buffer(wire, raw)
+                .map_err(failed("decompress"))?,
+            Encoding::Gzip => {
+                let mut unpacker = GzDecoder::new(wire);
+                unpacker.read_exact(raw).map_err(failed("decompress"))?;
+                // The checksum stands behind the last byte.
+                raw.len() + unpacker.read(&mut [0]).map_err(failed("decompress"))?
+            }
+        };
+        match unpacked_bytes == raw.len() {
+            true => Ok(()),
+            false => Err(BulkError::Invalid {
+                reason: "a chunk that does not have the length it announced",
+            }),
+        }
+    }
+}
+
+fn failed(action: &'static str) -> impl FnOnce(std::io::Error) -> BulkError {
+    move |source| BulkError::Compression { action, source }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::migrate::transfer::images::block::{CHUNK_BYTES, CHUNK_HEADER_BYTES};
+
+    fn round_trip(compression: Compression, raw: &[u8]) -> (Encoding, usize) {
+        let mut out = Vec::new();
+        let (encoding, _) = Encoder::new(compression)
+            .unwrap()
+            .encode(raw, &mut out)
+            .unwrap();
+        if encoding == Encoding::Plain {
+            out.extend(raw);
+        }
+        let (header, wire) = out.split_first_chunk::<CHUNK_HEADER_BYTES>().unwrap();
+        let chunk = Chunk::decode(header, raw.len()).unwrap();
+        assert_eq!(chunk.encoding, encoding);
+        assert_eq!(chunk.wire_bytes, wire.len());
+        let mut decoded = vec![7; chunk.raw_bytes];
+        Decoder::new()
+            .unwrap()
+            .decode(encoding, wire, &mut decoded)
+            .unwrap();
+        assert_eq!(decoded, raw);
+        (encoding, wire.len())
+    }
+
+    #[test]
+    fn every_encoding_gives_back_what_went_in() {
+        let text = b"a page of text ".repeat(1000);
+        let mut noise = vec![0; 10_000];
+        getrandom::fill(&mut noise).unwrap();
+        for compression in [Compression::Zstd, Compression::Gzip] {
+            let (encoding, wire_bytes) = round_trip(compression, &text);
+            assert!(matches!(encoding, Encoding::Zstd | Encoding::Gzip));
+            assert!(wire_bytes < text.len() / 10);
+            // What does not get smaller goes as it is.
+            assert_eq!(
+                round_trip(compression, &noise),
+                (Encoding::Plain, noise.len())
+            );
+        }
+        assert_eq!(round_trip(Compression::None, &text).0, Encoding::Plain);
+        assert_eq!(
+            round_trip(Compression::None, &[0; 5000]),
+            (Encoding::Zeros, 0)
+        );
+        assert_eq!(round_trip(Compression::None, &[0, 0, 1]).0, Encoding::Plain);
+    }
+
+    #[test]
+    fn a_chunk_that_unpacks_to_more_than_it_says_is_refused() {
+        let long = vec![5; 100_000];
+        for compression in [Compression::Zstd, Compression::Gzip] {
+            let mut out = Vec::new();
+            let mut encoder = Encoder::new(compression).unwrap();
+            let (encoding, _) = encoder.encode(&long, &mut out).unwrap();
+            let mut raw = vec![0; 50_000];
+            let wire = &out[CHUNK_HEADER_BYTES..];
+            let mut decoder = Decoder::new().unwrap();
+            assert!(decoder.decode(encoding, wire, &mut raw).is_err());
+            // Nor one that unpacks to less.
+            let mut raw = vec![0; 100_001];
+            assert!(decoder.decode(encoding, wire, &mut raw).is_err());
+        }
+    }
+
+    #[test]
+    fn auto_takes_what_is_faster_and_goes_on_looking() {
+        let mut encoder = Encoder::new(Compression::Auto).unwrap();
+        let (slow, fast) = (Duration::from_millis(3), Duration::from_millis(1));
+        let run = |encoder: &mut Encoder, plain, zstd| {
+            let mut zstd_count = 0;
+            for _ in 0..100 {
+                let encoding = encoder.choose();
+                zstd_count += u32::from(encoding == Encoding::Zstd);
+                let took = if encoding == Encoding::Zstd {
+                    zstd
+                } else {
+                    plain
+                };
+                encoder.learn(encoding, CHUNK_BYTES, took);
+            }
+            zstd_count
+        };
+        assert!(run(&mut encoder, slow, fast) > 80, "a slow link");
+        run(&mut encoder, fast, slow);
+        assert!(run(&mut encoder, fast, slow) < 20, "a fast one");
+    }
+}

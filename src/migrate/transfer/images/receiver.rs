@@ -1,0 +1,359 @@
+//! The destination's half.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{DirBuilder, File, OpenOptions};
+use std::io::ErrorKind;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt, symlink};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use xxhash_rust::xxh3::Xxh3;
+
+use super::block::{
+    CHUNK_BYTES, CHUNK_HEADER_BYTES, Chunk, Encoding, Header, PIECE_HEADER_BYTES, decode_name,
+};
+use super::compress::Decoder;
+use super::{BulkError, Result};
+use crate::image::manifest::{ImageFile, Manifest, ManifestError, PIECE_BYTES, pieces_of};
+use crate::image::rounds;
+use crate::migrate::link::channel::{Channel, Patience, TransportError};
+
+/// A connection that stops in the middle of a piece for so long is dead.
+const STALL_LIMIT_DUR: Duration = Duration::from_secs(30);
+/// More files than any dump has.
+const MAX_FILES: usize = 1 << 16;
+/// As many as 4 TiB have.
+const MAX_PIECES: usize = 1 << 20;
+
+/// Takes images from several connections, each with a thread of its own. Dropped, it ends them at once.
+#[derive(Debug)]
+pub struct Receiver {
+    shared: Arc<Shared>,
+    workers: Vec<JoinHandle<()>>,
+    /// Shut down, these end every wait of a worker.
+    sockets: Vec<OwnedFd>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    /// This migration's directory in the store here.
+    images: PathBuf,
+    arrivals: Mutex<Arrivals>,
+    changed: Condvar,
+}
+
+#[derive(Debug, Default)]
+struct Arrivals {
+    /// The number of the directory whose turn it is.
+    number: u32,
+    files: BTreeMap<String, Arc<File>>,
+    /// Digest and length of each piece, by name and place. One entry for each piece that came, whatever its place is.
+    pieces: BTreeMap<(String, u64), (u64, u32)>,
+    /// The files whose last piece is here, if it is a short one. Others have none.
+    ends: BTreeSet<String>,
+    /// How many connections have sent all of this directory.
+    ended: usize,
+    /// How many have nothing more to say at all.
+    closed: usize,
+    error: Option<BulkError>,
+}
+
+impl Receiver {
+    /// Makes the first directory in `images` and starts a thread for each of `channels`.
+    ///
+    /// # Errors
+    /// [`BulkError::File`].
+    pub fn start(channels: Vec<Channel>, images: &Path) -> Result<Self> {
+        let shared = Arc::new(Shared {
+            images: images.to_path_buf(),
+            arrivals: Mutex::default(),
+            changed: Condvar::new(),
+        });
+        shared.make_dir(0)?;
+        let sockets = channels
+            .iter()
+            .map(Channel::handle)
+            .collect::<Result<_, _>>()?;
+        let workers = channels
+            .into_iter()
+            .map(|channel| {
+                let shared = Arc::clone(&shared);
+                std::thread::spawn(move || shared.work(channel))
+            })
+            .collect();
+        Ok(Self {
+            shared,
+            workers,
+            sockets,
+        })
+    }
+
+    /// Waits until everything of directory `number` is here, and compares it with what the source has sent.
+    ///
+    /// # Errors
+    /// What has failed, the first difference, the end of `patience`.
+    pub fn verify(&self, number: u32, manifest: &Manifest, patience: Patience) -> Result<()> {
+        let mut arrivals = self.shared.lock();
+        loop {
+            if let Some(error) = arrivals.error.take() {
+                return Err(error);
+            }
+            if arrivals.ended == self.workers.len() {
+                break;
+            }
+            if arrivals.closed > 0 {
+                return Err(BulkError::Incomplete);
+            }
+            patience.check()?;
+            if patience.is_over() {
+                return Err(BulkError::Incomplete);
+            }
+            arrivals = self
+                .shared
+                .changed
+                .wait_timeout(arrivals, Duration::from_millis(50))
+                .unwrap_or_else(PoisonError::into_inner)
+                .0;
+        }
+        let dir = rounds::directory(&self.shared.images, number);
+        for entry in &manifest.files {
+            arrivals.compare(entry, &dir)?;
+        }
+        if arrivals.files.len() != manifest.files.len() {
+            return Err(BulkError::Invalid {
+                reason: "a file that the manifest does not have",
+            });
+        }
+        Ok(())
+    }
+
+    /// Why images have not arrived, if a connection has failed.
+    #[must_use]
+    pub fn failure(&self) -> Option<BulkError> {
+        self.shared.lock().error.take()
+    }
+
+    /// It is the turn of the next directory, which builds on the one before it.
+    ///
+    /// # Errors
+    /// [`BulkError::File`].
+    pub fn go_on(&self) -> Result<()> {
+        let mut arrivals = self.shared.lock();
+        let number = arrivals.number + 1;
+        self.shared.make_dir(number)?;
+        *arrivals = Arrivals {
+            number,
+            closed: arrivals.closed,
+            error: arrivals.error.take(),
+            ..Arrivals::default()
+        };
+        Ok(())
+    }
+}
+
+impl Drop for Receiver {
+    fn drop(&mut self) {
+        super::hang_up(&self.sockets);
+        for worker in self.workers.drain(..) {
+            // A worker that panicked writes nothing more.
+            let _ = worker.join();
+        }
+    }
+}
+
+impl Arrivals {
+    /// A piece is here. What a peer can make this end remember is bounded by what it sends.
+    fn note(&mut self, name: &str, offset: u64, digest: u64, length_bytes: u32) -> Result<()> {
+        if u64::from(length_bytes) < PIECE_BYTES && !self.ends.insert(name.to_owned()) {
+            return Err(BulkError::Invalid {
+                reason: "a file with two last pieces",
+            });
+        }
+        if self.pieces.len() == MAX_PIECES {
+            return Err(BulkError::Invalid {
+                reason: "too many pieces",
+            });
+        }
+        self.pieces
+            .insert((name.to_owned(), offset), (digest, length_bytes));
+        Ok(())
+    }
+
+    /// Every piece of the file is here, as it was sent.
+    fn compare(&self, entry: &ImageFile, dir: &Path) -> Result<()> {
+        let path = dir.join(&entry.name);
+        let Some(file) = self.files.get(&entry.name) else {
+            return Err(BulkError::Incomplete);
+        };
+        // Zeros at the end were not written.
+        file.set_len(entry.size_bytes)
+            .map_err(super::file("write", &path))?;
+        let mut digests = Vec::new();
+        for offset in (0..pieces_of(entry.size_bytes)).map(|index| index * PIECE_BYTES) {
+            let expected_bytes = PIECE_BYTES.min(entry.size_bytes - offset);
+            match self.pieces.get(&(entry.name.clone(), offset)) {
+                Some((digest, length_bytes)) if u64::from(*length_bytes) == expected_bytes => {
+                    digests.push(*digest);
+                }
+                _ => return Err(BulkError::Incomplete),
+            }
+        }
+        let found = ImageFile::of_pieces(entry.name.clone(), entry.size_bytes, &digests);
+        match found.digest == entry.digest {
+            true => Ok(()),
+            false => Err(ManifestError::Digest { path }.into()),
+        }
+    }
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, Arrivals> {
+        self.arrivals.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn make_dir(&self, number: u32) -> Result<()> {
+        let dir = rounds::directory(&self.images, number);
+        DirBuilder::new()
+            .mode(0o700)
+            .create(&dir)
+            .map_err(super::file("create", &dir))?;
+        match rounds::parent(number) {
+            None => Ok(()),
+            Some(parent) => {
+                let link = dir.join(rounds::PARENT);
+                symlink(parent, &link).map_err(super::file("create", &link))
+            }
+        }
+    }
+
+    fn work(&self, mut channel: Channel) {
+        let worked = self.receive(&mut channel);
+        let mut arrivals = self.lock();
+        arrivals.closed += 1;
+        if let Err(error) = worked {
+            arrivals.error.get_or_insert(error);
+        }
+        self.changed.notify_all();
+    }
+
+    fn receive(&self, channel: &mut Channel) -> Result<()> {
+        let mut decoder = Decoder::new()?;
+        let mut wire = vec![0; CHUNK_BYTES];
+        let mut raw = vec![0; CHUNK_BYTES];
+        loop {
+            let mut header = [0; PIECE_HEADER_BYTES];
+            // Between two directories the source may be silent for long; that it lives, TCP finds out.
+            if !read_first(channel, &mut header)? {
+                return Ok(());
+            }
+            match Header::decode(&header)? {
+                Header::End { number } => {
+                    let mut arrivals = self.lock();
+                    if number != arrivals.number {
+                        return Err(BulkError::Invalid {
+                            reason: "the end of another directory",
+                        });
+                    }
+                    arrivals.ended += 1;
+                    self.changed.notify_all();
+                }
+                Header::Piece {
+                    number,
+                    name_bytes,
+                    offset,
+                    length_bytes,
+                } => {
+                    let mut name = vec![0; usize::from(name_bytes)];
+                    read_exact(channel, &mut name)?;
+                    let name = decode_name(&name)?;
+                    let (file, path) = self.open(number, name)?;
+                    let mut hasher = Xxh3::new();
+                    let mut done_bytes = 0;
+                    while done_bytes < length_bytes as usize {
+                        let mut header = [0; CHUNK_HEADER_BYTES];
+                        read_exact(channel, &mut header)?;
+                        let chunk = Chunk::decode(&header, length_bytes as usize - done_bytes)?;
+                        let wire = &mut wire[..chunk.wire_bytes];
+                        read_exact(channel, wire)?;
+                        let raw = &mut raw[..chunk.raw_bytes];
+                        let raw = match chunk.encoding {
+                            Encoding::Plain => &*wire,
+                            _ => {
+                                decoder.decode(chunk.encoding, wire, raw)?;
+                                &*raw
+                            }
+                        };
+                        hasher.update(raw);
+                        // Zeros stay a hole; the file has never had anything else there.
+                        if chunk.wire_bytes > 0 {
+                            file.write_all_at(raw, offset + done_bytes as u64)
+                                .map_err(super::file("write", &path))?;
+                        }
+                        done_bytes += raw.len();
+                    }
+                    self.lock()
+                        .note(name, offset, hasher.digest(), length_bytes)?;
+                }
+            }
+        }
+    }
+
+    /// The file of that name in the directory whose turn it is.
+    fn open(&self, number: u32, name: &str) -> Result<(Arc<File>, PathBuf)> {
+        let path = rounds::directory(&self.images, number).join(name);
+        let mut arrivals = self.lock();
+        if number != arrivals.number {
+            return Err(BulkError::Invalid {
+                reason: "a piece of another directory",
+            });
+        }
+        if let Some(file) = arrivals.files.get(name) {
+            return Ok((Arc::clone(file), path));
+        }
+        if arrivals.files.len() == MAX_FILES {
+            return Err(BulkError::Invalid {
+                reason: "too many files",
+            });
+        }
+        let file = OpenOptions::new()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .custom_flags(libc::O_NOFOLLOW)
+            .open(&path)
+            .map_err(super::file("create", &path))?;
+        let file = Arc::new(file);
+        arrivals.files.insert(name.to_owned(), Arc::clone(&file));
+        Ok((file, path))
+    }
+}
+
+/// Fills `buffer`, with all the time that its first byte needs. Returns `false` where the connection ends before.
+fn read_first(channel: &mut Channel, buffer: &mut [u8]) -> Result<bool> {
+    match channel.read(buffer, Patience::default()) {
+        Ok(read_bytes) => read_exact(channel, &mut buffer[read_bytes..]).map(|()| true),
+        Err(TransportError::Closed { .. }) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+fn read_exact(channel: &mut Channel, buffer: &mut [u8]) -> Result<()> {
+    let mut done_bytes = 0;
+    while done_bytes < buffer.len() {
+        let patience = Patience::within(STALL_LIMIT_DUR);
+        match channel.read(&mut buffer[done_bytes..], patience) {
+            Ok(read_bytes) => done_bytes += read_bytes,
+            Err(TransportError::Broken { source, .. })
+                if source.kind() == ErrorKind::UnexpectedEof =>
+            {
+                return Err(BulkError::Incomplete);
+            }
+            Err(TransportError::Closed { .. }) => return Err(BulkError::Incomplete),
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(())
+}

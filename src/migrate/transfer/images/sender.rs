@@ -1,0 +1,346 @@
+//! The source's half.
+
+use std::io::IoSlice;
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::FileExt;
+use std::path::Path;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use xxhash_rust::xxh3::Xxh3;
+
+use super::block::{CHUNK_BYTES, Encoding, Header};
+use super::compress::{Compression, Encoder};
+use super::page_sink::Memory;
+use super::queue::{Contents, Directory, Feed, Piece};
+use super::rate_limit::Pace;
+use super::{BulkError, Result};
+use crate::criu::page_server::{self, PageServerError};
+use crate::image::manifest::Manifest;
+use crate::migrate::link::channel::{Channel, Patience};
+
+/// A connection that takes nothing for so long is dead.
+const STALL_LIMIT_DUR: Duration = Duration::from_secs(30);
+
+/// How images are sent.
+#[derive(Debug, Clone, Default)]
+pub struct Settings {
+    /// What is done to them.
+    pub compression: Compression,
+    /// The cap for all connections of a migration together.
+    pub pace: Option<Arc<Pace>>,
+}
+
+/// Sends images over several connections, each with a thread of its own. Dropped, it ends them at once.
+#[derive(Debug)]
+pub struct Sender {
+    shared: Arc<Shared>,
+    workers: Vec<JoinHandle<()>>,
+    /// Takes the memory of the dump that is under way.
+    page_server: Mutex<Option<PageServer>>,
+    /// Shut down, these end every wait of a worker.
+    sockets: Vec<OwnedFd>,
+}
+
+#[derive(Debug)]
+struct PageServer {
+    thread: JoinHandle<Result<(), PageServerError>>,
+    /// Its end of CRIU's connection.
+    socket: OwnedFd,
+}
+
+#[derive(Debug)]
+pub(super) struct Shared {
+    feed: Mutex<Feed>,
+    pub changed: Condvar,
+    pace: Option<Arc<Pace>>,
+    compression: Compression,
+    sent_bytes: Arc<AtomicU64>,
+}
+
+enum Task {
+    Send(Piece),
+    End(u32),
+    Stop,
+}
+
+impl Sender {
+    /// Starts a thread for each of `channels`. What goes over the wire is added to `sent_bytes`.
+    ///
+    /// # Errors
+    /// [`BulkError::File`] where a connection cannot be duplicated.
+    pub fn start(
+        channels: Vec<Channel>,
+        settings: Settings,
+        sent_bytes: Arc<AtomicU64>,
+    ) -> Result<Self> {
+        let shared = Arc::new(Shared {
+            feed: Mutex::default(),
+            changed: Condvar::new(),
+            pace: settings.pace,
+            compression: settings.compression,
+            sent_bytes,
+        });
+        let sockets = channels
+            .iter()
+            .map(Channel::handle)
+            .collect::<Result<_, _>>()?;
+        let count = channels.len();
+        let workers = channels
+            .into_iter()
+            .enumerate()
+            .map(|(index, channel)| {
+                let shared = Arc::clone(&shared);
+                std::thread::spawn(move || shared.work(index, count, channel))
+            })
+            .collect();
+        Ok(Self {
+            shared,
+            workers,
+            page_server: Mutex::default(),
+            sockets,
+        })
+    }
+
+    /// CRIU is about to dump into `path`, after the images in `parent`. It is given the connection that is returned, over which the memory comes here and
+    /// goes on to the destination, without being written on this host.
+    ///
+    /// # Errors
+    /// [`BulkError::File`] where there is no connection to be had.
+    pub fn begin(&self, number: u32, path: &Path, parent: Option<&Path>) -> Result<OwnedFd> {
+        let (ours, theirs) =
+            page_server::connection().map_err(super::file("make a socket for", path))?;
+        let socket = ours
+            .try_clone()
+            .map_err(super::file("make a socket for", path))?;
+        let mut sink = Memory::new(Arc::clone(&self.shared));
+        let (dir, parent) = (path.to_path_buf(), parent.map(Path::to_path_buf));
+        let serve = move || page_server::serve(ours, &dir, parent.as_deref(), &mut sink);
+        *self.page_server() = Some(PageServer {
+            thread: std::thread::spawn(serve),
+            socket: socket.into(),
+        });
+        let mut feed = self.shared.lock();
+        feed.current = Some(Directory::new(number, path, self.workers.len()));
+        self.shared.changed.notify_all();
+        Ok(theirs.into())
+    }
+
+    /// Why the connections have ended, if they have.
+    #[must_use]
+    pub fn failure(&self) -> Option<BulkError> {
+        self.shared.lock().error.take()
+    }
+
+    /// For how long CRIU has waited for the connections since this was last asked. The rest of the time in which it wrote memory is what copying costs.
+    #[must_use]
+    pub fn take_waited(&self) -> Duration {
+        std::mem::take(&mut self.shared.lock().waited_dur)
+    }
+
+    fn page_server(&self) -> MutexGuard<'_, Option<PageServer>> {
+        self.page_server
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// CRIU is done with the directory: sends the rest, and returns what the destination should have then.
+    ///
+    /// # Errors
+    /// What has failed since [`Self::begin`]; the end of `patience`.
+    pub fn finish(&self, patience: Patience) -> Result<Manifest> {
+        // It ended when CRIU said so, and CRIU has finished.
+        if let Some(server) = self.page_server().take() {
+            match server.thread.join() {
+                Ok(served) => served?,
+                Err(_) => return Err(BulkError::Incomplete),
+            }
+        }
+        let mut feed = self.shared.lock();
+        let Some(directory) = &mut feed.current else {
+            return Err(BulkError::Incomplete);
+        };
+        directory.complete()?;
+        self.shared.changed.notify_all();
+        loop {
+            if let Some(error) = feed.error.take() {
+                return Err(error);
+            }
+            if let Some(directory) = feed.current.take_if(|directory| directory.is_sent()) {
+                return Ok(directory.manifest());
+            }
+            patience.check()?;
+            if patience.is_over() {
+                return Err(BulkError::Incomplete);
+            }
+            feed = self.shared.wait(feed, Some(Duration::from_millis(20)));
+        }
+    }
+}
+
+impl Drop for Sender {
+    fn drop(&mut self) {
+        self.shared.lock().stopping = true;
+        self.shared.changed.notify_all();
+        super::hang_up(&self.sockets);
+        if let Some(server) = self.page_server().take() {
+            super::hang_up(&[server.socket]);
+            let _ = server.thread.join();
+        }
+        for worker in self.workers.drain(..) {
+            // A worker that panicked has sent nothing more.
+            let _ = worker.join();
+        }
+    }
+}
+
+impl Shared {
+    pub fn lock(&self) -> MutexGuard<'_, Feed> {
+        self.feed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn wait<'a>(
+        &self,
+        feed: MutexGuard<'a, Feed>,
+        limit_dur: Option<Duration>,
+    ) -> MutexGuard<'a, Feed> {
+        match limit_dur {
+            Some(limit_dur) => {
+                self.changed
+                    .wait_timeout(feed, limit_dur)
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .0
+            }
+            None => self
+                .changed
+                .wait(feed)
+                .unwrap_or_else(PoisonError::into_inner),
+        }
+    }
+
+    fn work(&self, index: usize, count: usize, mut channel: Channel) {
+        let worked = self.work_until_stopped(index, count, &mut channel);
+        if let Err(error) = worked {
+            let mut feed = self.lock();
+            feed.error.get_or_insert(error);
+            feed.stopping = true;
+            self.changed.notify_all();
+        }
+    }
+
+    fn work_until_stopped(&self, index: usize, count: usize, channel: &mut Channel) -> Result<()> {
+        let mut encoder = Encoder::new(self.compression)?;
+        let mut raw = vec![0; CHUNK_BYTES];
+        let mut wire = Vec::with_capacity(CHUNK_BYTES + 1024);
+        loop {
+            match self.next(index) {
+                Task::Stop => return Ok(()),
+                Task::End(number) => {
+                    wire.clear();
+                    Header::encode_end(&mut wire, number);
+                    channel.write_all(&wire, Patience::within(STALL_LIMIT_DUR))?;
+                    let mut feed = self.lock();
+                    if let Some(directory) = &mut feed.current {
+                        directory.ended[index] = true;
+                    }
+                    self.changed.notify_all();
+                }
+                Task::Send(piece) => {
+                    let digest = self.send(&piece, channel, &mut encoder, &mut raw, &mut wire)?;
+                    let mut feed = self.lock();
+                    if let Some(directory) = &mut feed.current {
+                        directory.sent(piece, digest);
+                    }
+                    if count > 1 {
+                        self.changed.notify_all();
+                    }
+                }
+            }
+        }
+    }
+
+    /// What worker `index` does next; waits until there is something.
+    fn next(&self, index: usize) -> Task {
+        let mut feed = self.lock();
+        loop {
+            if feed.stopping {
+                return Task::Stop;
+            }
+            if let Some(directory) = &mut feed.current {
+                match directory.next_piece() {
+                    Some(piece) => {
+                        // There is room for more memory.
+                        self.changed.notify_all();
+                        return Task::Send(piece);
+                    }
+                    None if directory.complete && !directory.ended[index] => {
+                        return Task::End(directory.number);
+                    }
+                    None => {}
+                }
+            }
+            feed = self.wait(feed, None);
+        }
+    }
+
+    /// Returns the piece's digest.
+    fn send(
+        &self,
+        piece: &Piece,
+        channel: &mut Channel,
+        encoder: &mut Encoder,
+        raw: &mut [u8],
+        wire: &mut Vec<u8>,
+    ) -> Result<u64> {
+        wire.clear();
+        Header::encode_piece(
+            wire,
+            piece.number,
+            &piece.name,
+            piece.offset,
+            piece.length_bytes as u32,
+        );
+        let mut hasher = Xxh3::new();
+        let mut done_bytes = 0;
+        loop {
+            let want_bytes = CHUNK_BYTES.min(piece.length_bytes - done_bytes);
+            let chunk = match &piece.contents {
+                Contents::Memory(bytes) => &bytes[done_bytes..done_bytes + want_bytes],
+                Contents::File { file, path } => {
+                    let chunk = &mut raw[..want_bytes];
+                    file.read_exact_at(chunk, piece.offset + done_bytes as u64)
+                        .map_err(super::file("read", path))?;
+                    chunk
+                }
+            };
+            hasher.update(chunk);
+            let encoded = match chunk.is_empty() {
+                true => None,
+                false => Some(encoder.encode(chunk, wire)?),
+            };
+            let plain: &[u8] = match encoded {
+                Some((Encoding::Plain, _)) => chunk,
+                _ => &[],
+            };
+            let wire_bytes = wire.len() + plain.len();
+            if let Some(pace) = &self.pace {
+                std::thread::sleep(pace.wait_for(wire_bytes, Instant::now()));
+            }
+            let began = Instant::now();
+            let mut parts = [IoSlice::new(wire), IoSlice::new(plain)];
+            channel.write_all_vectored(&mut parts, Patience::within(STALL_LIMIT_DUR))?;
+            self.sent_bytes
+                .fetch_add(wire_bytes as u64, Ordering::Relaxed);
+            if let Some((encoding, encode_dur)) = encoded {
+                encoder.learn(encoding, chunk.len(), encode_dur + began.elapsed());
+            }
+            wire.clear();
+            done_bytes += chunk.len();
+            if done_bytes == piece.length_bytes {
+                return Ok(hasher.digest());
+            }
+        }
+    }
+}

@@ -1,0 +1,4 @@
+//! Images and trees that cross the network.
+
+pub mod images;
+pub mod rootfs;

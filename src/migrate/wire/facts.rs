@@ -1,0 +1,38 @@
+//! Capabilities of a host, as it tells them to the other end.
+
+use std::collections::BTreeSet;
+
+use serde::{Deserialize, Serialize};
+
+/// How a host mounts its control groups.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum CgroupMode {
+    /// Version 2 only.
+    Unified,
+    /// Version 1 controllers, with or without an empty version 2 hierarchy beside them.
+    Legacy,
+}
+
+/// One host.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Facts {
+    /// rcm's version.
+    pub rcm_version: String,
+    /// The machine architecture as uname(2) names it.
+    pub architecture: String,
+    /// Features of the processor as in `/proc/cpuinfo`.
+    pub cpu_features: BTreeSet<String>,
+    /// The kernel's release as uname(2) names it.
+    pub kernel_release: String,
+    /// CRIU's version as `MAJOR * 10000 + MINOR * 100 + SUBLEVEL`; 0 where there is none that can be used.
+    pub criu_version: u32,
+    /// What the kernel and CRIU can do together: "mem_track", "lazy_pages".
+    pub criu_features: BTreeSet<String>,
+    /// How control groups are mounted.
+    pub cgroup_mode: CgroupMode,
+    /// The controllers that are in use.
+    #[serde(default)]
+    pub cgroup_controllers: BTreeSet<String>,
+}

@@ -1,0 +1,344 @@
+//! A mount namespace with what the engine is to bind, for the container to live in.
+//!
+//! The engine finds the source of a bind by its path in the container's mount namespace, which it makes itself. A detached mount has no path, and one that
+//! were attached on the host would be there for everybody. So the namespace is made here, as a copy of this process's and owned by the container's user
+//! namespace; the prepared mounts are attached in it; and the engine is told to enter it. Hooks that run on the host are not affected.
+
+use std::ffi::OsStr;
+use std::fs;
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::mount::{MsFlags, mount};
+use nix::sys::statvfs::{FsFlags, statvfs};
+use nix::unistd::geteuid;
+use oci_spec::runtime::{LinuxNamespaceType, Mount, Spec};
+
+use super::copy_up::copy_up;
+use super::error::{Result, StageError, failed};
+use super::idmap::{made, mapping, open_namespace, ranges, scope, set_attributes, source};
+use super::place::{STAGE, make_place, place_error, point, settle};
+use super::{Options, options, place, translate};
+use crate::error::chain;
+use crate::runtime::spec::lower;
+use crate::sys::mount::cover;
+use crate::sys::namespace::{mount_namespace, user_namespace};
+use crate::sys::rooted::{Directory, Root};
+use crate::sys::tree::{Scope, Tree};
+
+/// The namespaces of a container to be, with its prepared mounts. They are needed until the engine has entered them.
+#[derive(Debug)]
+pub struct Stage {
+    _mount: OwnedFd,
+    _user: Option<OwnedFd>,
+}
+
+/// What is attached below [`STAGE`].
+#[derive(Debug)]
+enum Prop {
+    /// What only this process has the rights to make.
+    Made(Tree),
+    /// A bind that the container's own rights suffice for.
+    Bind,
+    /// A tmpfs with what is in this directory.
+    Filled(Option<Covered>),
+}
+
+/// A directory that a mount will cover. It is held: where it is in a volume that another container has, too, its name may lead elsewhere by the time it
+/// is read, even out of the volume.
+#[derive(Debug)]
+struct Covered {
+    dir: Directory,
+    /// What it was found by, for messages.
+    path: PathBuf,
+}
+
+impl Covered {
+    fn itself(&self) -> PathBuf {
+        self.dir.entry(OsStr::new("."))
+    }
+}
+
+impl Stage {
+    /// Prepares what the engine cannot mount, replaces it in `spec` with binds and the namespaces with those that have the prepared mounts.
+    /// None where the engine can do it all. Makes children; see fork(2) about threads.
+    ///
+    /// # Errors
+    /// [`StageError`].
+    pub fn prepare(spec: &mut Spec) -> Result<Option<Self>> {
+        let mut mounts = spec.mounts().clone().unwrap_or_default();
+        let mut props = Vec::new();
+        for index in 0..mounts.len() {
+            settle(&mut mounts, index, spec);
+            let covered = match mounts[index].typ().as_deref() {
+                Some("tmpfs") => covered(&mounts, index, spec),
+                _ => None,
+            };
+            if let Some(covered) = &covered {
+                inherit_mode(&mut mounts[index], covered);
+            }
+            let options = options(&mounts[index]);
+            if let Some(prop) = prop(&mounts[index], &options, covered, spec)? {
+                props.push((index, mounts[index].clone(), options, prop));
+            }
+        }
+        let is_needed = props.iter().any(|(.., prop)| matches!(prop, Prop::Made(_)));
+        if !props.is_empty()
+            && let Err(error) = make_place()
+        {
+            if is_needed {
+                return Err(error);
+            }
+            tracing::warn!(
+                "{}: attributes of bind mounts stay as on the host, and no tmpfs is filled (tmpcopyup)",
+                chain(&error)
+            );
+            props.clear();
+        }
+        for (number, (index, _, options, _)) in props.iter().enumerate() {
+            bind(&mut mounts[*index], options, &point(number));
+        }
+        let props: Vec<_> = props
+            .into_iter()
+            .map(|(_, mount, options, prop)| (mount, options, prop))
+            .collect();
+        let stage = match props.is_empty() {
+            true => None,
+            false => Some(Self::build(spec, props)?),
+        };
+        mounts.iter_mut().for_each(translate);
+        spec.set_mounts(Some(mounts));
+        Ok(stage)
+    }
+
+    fn build(spec: &mut Spec, props: Vec<(Mount, Options, Prop)>) -> Result<Self> {
+        let user = container_user(spec)?;
+        let existing = match namespace_path(spec, LinuxNamespaceType::Mount) {
+            Some(path) => Some(open_namespace(&path)?),
+            None => None,
+        };
+        let user_fd = user.as_ref().map(AsFd::as_fd);
+        let existing = existing.as_ref().map(AsFd::as_fd);
+        let mount = mount_namespace(user_fd, existing, || {
+            furnish(props).map_err(|error| chain(&error))
+        })?;
+        enter(spec, LinuxNamespaceType::Mount, &mount);
+        if let Some(user) = &user {
+            enter(spec, LinuxNamespaceType::User, user);
+        }
+        Ok(Self {
+            _mount: mount,
+            _user: user,
+        })
+    }
+}
+
+/// The directory that a mount will cover, if it is there already and the host can see it.
+fn covered(mounts: &[Mount], index: usize, spec: &Spec) -> Option<Covered> {
+    let rootfs = spec.root().as_ref()?.path();
+    let (base, below) = place(mounts, index, Path::new("/"), rootfs)?;
+    let covered = Covered {
+        dir: Root::open(&base).ok()?.directory(&below).ok()?,
+        path: base.join(below.strip_prefix("/").unwrap_or(&below)),
+    };
+    covered.itself().is_dir().then_some(covered)
+}
+
+/// Without a mode in its options a tmpfs has that of the directory which it covers.
+fn inherit_mode(mount: &mut Mount, covered: &Covered) {
+    if let Ok(metadata) = fs::metadata(covered.itself()) {
+        let mut options = mount.options().clone().unwrap_or_default();
+        options.insert(0, format!("mode={:04o}", metadata.mode() & 0o7777));
+        mount.set_options(Some(options));
+    }
+}
+
+/// What must be prepared for a mount, if the engine is not up to it.
+fn prop(
+    mount: &Mount,
+    options: &Options,
+    covered: Option<Covered>,
+    spec: &Spec,
+) -> Result<Option<Prop>> {
+    let possible = geteuid().is_root() && lower::has_namespace(spec, LinuxNamespaceType::Mount);
+    if !possible {
+        return Ok(None);
+    }
+    if !lower::is_bind(mount) {
+        let copies = options.copy_up && mount.typ().as_deref() == Some("tmpfs");
+        return Ok(copies.then_some(Prop::Filled(covered)));
+    }
+    if let Ok(Some(ids)) = mapping(mount, options, spec) {
+        return made(mount, options, Some(&ids), spec).map(|tree| Some(Prop::Made(tree)));
+    }
+    if lower::has_namespace(spec, LinuxNamespaceType::User) && !reachable_by_all(source(mount)) {
+        // As runc, which opens what is mounted with the rights of the one who makes the container.
+        return made(mount, options, None, spec).map(|tree| Some(Prop::Made(tree)));
+    }
+    // The engine makes devices in /dev, and takes `ro` from it until they are made.
+    let plain = !options.has_attributes() || mount.destination() == Path::new("/dev");
+    Ok((!plain).then_some(Prop::Bind))
+}
+
+/// Whether anybody may search the directories on the way to `path`; also for what does not exist.
+fn reachable_by_all(path: &Path) -> bool {
+    let Ok(path) = path.canonicalize() else {
+        return true;
+    };
+    path.ancestors().skip(1).all(|dir| {
+        let mode = fs::metadata(dir).map_or(0o777, |metadata| metadata.mode());
+        mode & 0o001 != 0
+    })
+}
+
+/// Makes a mount a bind of what is prepared for it. The propagation is set later.
+fn bind(mount: &mut Mount, options: &Options, source: &Path) {
+    let mut words = vec!["rbind".to_owned()];
+    let is_propagation = |option: &&String| !Options::parse([option]).propagation.is_empty();
+    words.extend(
+        mount
+            .options()
+            .iter()
+            .flatten()
+            .filter(is_propagation)
+            .cloned(),
+    );
+    if options.copy_up && options.set.contains(MsFlags::MS_RDONLY) {
+        // It had to be written to.
+        words.push("ro".to_owned());
+    }
+    mount.set_typ(Some("bind".to_owned()));
+    mount.set_source(Some(source.to_path_buf()));
+    mount.set_options(Some(words));
+    mount.set_uid_mappings(None);
+    mount.set_gid_mappings(None);
+}
+
+/// The user namespace of the container, made now where the spec wants a new one.
+fn container_user(spec: &Spec) -> Result<Option<OwnedFd>> {
+    if !lower::has_namespace(spec, LinuxNamespaceType::User) {
+        return Ok(None);
+    }
+    if let Some(path) = namespace_path(spec, LinuxNamespaceType::User) {
+        return open_namespace(&path).map(Some);
+    }
+    let linux = spec.linux().as_ref();
+    let uids = ranges(linux.and_then(|linux| linux.uid_mappings().as_ref()));
+    let gids = ranges(linux.and_then(|linux| linux.gid_mappings().as_ref()));
+    Ok(Some(user_namespace(&uids, &gids)?))
+}
+
+fn namespace_path(spec: &Spec, kind: LinuxNamespaceType) -> Option<PathBuf> {
+    lower::namespace(spec, kind)?.path().clone()
+}
+
+/// Makes the spec's namespace of this kind the one of a descriptor, which the processes of the engine inherit.
+fn enter(spec: &mut Spec, kind: LinuxNamespaceType, fd: &OwnedFd) {
+    let namespaces = spec
+        .linux_mut()
+        .as_mut()
+        .and_then(|linux| linux.namespaces_mut().as_mut());
+    for namespace in namespaces.into_iter().flatten() {
+        if namespace.typ() == kind {
+            let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
+            namespace.set_path(Some(path.into()));
+        }
+    }
+}
+
+/// Attaches everything, in the namespace that this is for.
+fn furnish(props: Vec<(Mount, Options, Prop)>) -> Result<()> {
+    cover_place().map_err(place_error)?;
+    for (number, (mount, options, prop)) in props.into_iter().enumerate() {
+        let point = point(number);
+        match prop {
+            Prop::Made(tree) => attach(tree, &mount, &point)?,
+            Prop::Bind => attach(bound(&mount, &options)?, &mount, &point)?,
+            Prop::Filled(from) => fill(&mount, &options, from.as_ref(), &point)?,
+        }
+    }
+    Ok(())
+}
+
+/// Mounts a tmpfs on the place. The mount that the place is on must not pass this on to its peers on the host, nor to those in other containers.
+fn cover_place() -> io::Result<()> {
+    let none = None::<&str>;
+    for dir in Path::new(STAGE).ancestors() {
+        // Fails where no mount begins.
+        match mount(none, dir, none, MsFlags::MS_PRIVATE, none) {
+            Err(Errno::EINVAL) => {}
+            Err(errno) => return Err(errno.into()),
+            Ok(()) => break,
+        }
+    }
+    cover(Path::new(STAGE))
+}
+
+fn attach(tree: Tree, mount: &Mount, point: &Path) -> Result<()> {
+    tree.attach(point)
+        .map_err(failed(mount, "attach the mount"))
+}
+
+/// A bind with the attributes of its options, as far as they are not locked.
+fn bound(mount: &Mount, options: &Options) -> Result<Tree> {
+    let tree = Tree::copy(source(mount), scope(options.is_recursive_bind()))
+        .map_err(failed(mount, "copy the mount"))?;
+    let attributes = options.attributes();
+    let attributes = match tree.change(attributes, Scope::Top) {
+        Err(Errno::EPERM) => {
+            let present = statvfs(source(mount)).map_err(failed(mount, "look at the mount"))?;
+            options
+                .locked_attributes(mount_flags(present.flags()))
+                .map_err(|flags| StageError::Locked {
+                    source_path: source(mount).to_path_buf(),
+                    destination: mount.destination().clone(),
+                    flags,
+                })?
+        }
+        _ => attributes,
+    };
+    set_attributes(&tree, mount, options, attributes)?;
+    Ok(tree)
+}
+
+/// The flags of statvfs(3) as those of mount(2).
+fn mount_flags(flags: FsFlags) -> MsFlags {
+    let mut found = MsFlags::empty();
+    for (flag, same) in [
+        (FsFlags::ST_RDONLY, MsFlags::MS_RDONLY),
+        (FsFlags::ST_NOSUID, MsFlags::MS_NOSUID),
+        (FsFlags::ST_NODEV, MsFlags::MS_NODEV),
+        (FsFlags::ST_NOEXEC, MsFlags::MS_NOEXEC),
+        (FsFlags::ST_NOATIME, MsFlags::MS_NOATIME),
+        (FsFlags::ST_NODIRATIME, MsFlags::MS_NODIRATIME),
+        (FsFlags::ST_RELATIME, MsFlags::MS_RELATIME),
+    ] {
+        if flags.contains(flag) {
+            found |= same;
+        }
+    }
+    found
+}
+
+/// Mounts a tmpfs at `point` and copies to it what it will cover.
+fn fill(spec_mount: &Mount, options: &Options, from: Option<&Covered>, point: &Path) -> Result<()> {
+    fs::create_dir(point).map_err(failed(spec_mount, "make a mount point"))?;
+    // It must be written to first.
+    mount(
+        Some(source(spec_mount)),
+        point,
+        Some("tmpfs"),
+        options.set - MsFlags::MS_RDONLY,
+        Some(options.data.join(",").as_str()),
+    )
+    .map_err(failed(spec_mount, "mount a tmpfs"))?;
+    let Some(from) = from else { return Ok(()) };
+    copy_up(&from.itself(), point).map_err(|source| StageError::CopyUp {
+        source_path: from.path.clone(),
+        destination: spec_mount.destination().clone(),
+        source,
+    })
+}

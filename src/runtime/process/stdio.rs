@@ -1,0 +1,94 @@
+//! The standard streams of a container's process.
+
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+use nix::errno::Errno;
+use nix::unistd::{Pid, Uid, chown};
+
+use crate::runtime::error::{Error, Result};
+
+/// Gives the standard streams of the process `pid` to its user, `uid` within the container, so that it can open them again by name
+/// (`/dev/stderr`). As runc does; the group stays, and so does `/dev/null`.
+///
+/// In a user namespace only what belongs to one of the container's users is given.
+///
+/// # Errors
+/// Where the owner of one cannot be changed.
+pub(crate) fn give_to_user(pid: Pid, uid: u32) -> Result<()> {
+    let map = fs::read_to_string(format!("/proc/{pid}/uid_map"))
+        .map_err(Error::file("read", format!("/proc/{pid}/uid_map")))?;
+    // Without it nothing can be told apart; there is no system without.
+    let null = fs::metadata("/dev/null").map_err(Error::file("look at", "/dev/null"))?;
+    let Some(owner) = on_host(&map, uid) else {
+        return Ok(());
+    };
+    for fd in 0..3 {
+        // The link leads to the open file itself, also where no path does.
+        let path = format!("/proc/{pid}/fd/{fd}");
+        let Ok(file) = Path::new(&path).metadata() else {
+            continue;
+        };
+        if file.uid() == owner || file.rdev() == null.rdev() || !is_mapped(&map, file.uid()) {
+            continue;
+        }
+        match chown(path.as_str(), Some(Uid::from_raw(owner)), None) {
+            // A read-only file system, or one that knows no such owner (NFS with root squashed).
+            Ok(()) | Err(Errno::EPERM | Errno::EINVAL | Errno::EROFS) => {}
+            Err(errno) => {
+                return Err(Error::system(
+                    "give the standard streams to the process's user",
+                )(errno));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// The ranges of a `uid_map`: the first id inside, the first outside, how many (user_namespaces(7)).
+fn ranges(map: &str) -> impl Iterator<Item = (u32, u32, u32)> {
+    map.lines().filter_map(|line| {
+        let mut fields = line.split_whitespace().map(str::parse);
+        match (fields.next()?, fields.next()?, fields.next()?) {
+            (Ok(inside), Ok(outside), Ok(count)) => Some((inside, outside, count)),
+            _ => None,
+        }
+    })
+}
+
+/// The host's number of the container's user `uid`.
+fn on_host(map: &str, uid: u32) -> Option<u32> {
+    ranges(map).find_map(|(inside, outside, count)| {
+        let offset = uid.checked_sub(inside)?;
+        (offset < count)
+            .then(|| outside.checked_add(offset))
+            .flatten()
+    })
+}
+
+/// Whether the host's user `uid` is one of the container's.
+fn is_mapped(map: &str, uid: u32) -> bool {
+    ranges(map).any(|(_, outside, count)| {
+        uid.checked_sub(outside)
+            .is_some_and(|offset| offset < count)
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn users_are_mapped() {
+        let host = "         0          0 4294967295\n";
+        assert_eq!(on_host(host, 1000), Some(1000));
+        assert!(is_mapped(host, 0));
+        let map = "0 200000 1000\n1000 500 1\n";
+        assert_eq!(on_host(map, 0), Some(200_000));
+        assert_eq!(on_host(map, 1000), Some(500));
+        assert_eq!(on_host(map, 1001), None);
+        assert!(is_mapped(map, 200_999));
+        assert!(!is_mapped(map, 0));
+    }
+}

@@ -1,0 +1,264 @@
+//! Watching a container: out-of-memory kills, and its end.
+
+use std::fs::{self, File};
+use std::io::ErrorKind;
+use std::os::fd::{AsFd, AsRawFd};
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::eventfd::{EfdFlags, EventFd};
+use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
+
+use super::create::cgroup_error;
+use crate::runtime::container::Container;
+use crate::runtime::error::{Error, Result};
+use crate::runtime::linux::cgroup::{Cgroup, CgroupError};
+use crate::sys::process::pidfd_open;
+
+/// What was waited for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Occurrence {
+    /// The kernel killed a process of the container because memory ran out.
+    OutOfMemory,
+    /// The container's first process has ended.
+    Ended,
+    /// The deadline has passed.
+    Deadline,
+}
+
+/// Tells when something happens to a container.
+#[derive(Debug)]
+pub struct Watch {
+    id: String,
+    /// Readable when the first process has ended.
+    init: std::os::fd::OwnedFd,
+    memory: Option<MemoryWatch>,
+    ended: bool,
+}
+
+impl Watch {
+    /// Begins to watch. Without a memory controller only the end is noticed.
+    ///
+    /// # Errors
+    /// [`Error::NotRunning`]; [`Error::Cgroup`] where the kernel takes no watch.
+    pub fn start(container: &Container) -> Result<Self> {
+        let pid = container.live_init()?;
+        let init = match pidfd_open(pid) {
+            Ok(init) => init,
+            Err(Errno::ESRCH) => return Err(Error::NotRunning),
+            Err(errno) => return Err(Error::system("watch the container's first process")(errno)),
+        };
+        let memory = MemoryWatch::start(&container.cgroup())
+            .map_err(cgroup_error("watch", container.id()))?;
+        Ok(Self {
+            id: container.id().to_owned(),
+            init,
+            memory,
+            ended: false,
+        })
+    }
+
+    /// Waits for the next occurrence, at the longest until `deadline`. [`Occurrence::Ended`] comes last: kills before the end are told
+    /// before it.
+    ///
+    /// # Errors
+    /// As poll(2), and where the kernel's counters cannot be read.
+    pub fn next(&mut self, deadline: Instant) -> Result<Occurrence> {
+        loop {
+            if let Some(memory) = &mut self.memory
+                && memory
+                    .take_kill()
+                    .map_err(cgroup_error("watch", &self.id))?
+            {
+                return Ok(Occurrence::OutOfMemory);
+            }
+            if self.ended {
+                return Ok(Occurrence::Ended);
+            }
+            let left_dur = deadline.saturating_duration_since(Instant::now());
+            if left_dur.is_zero() {
+                return Ok(Occurrence::Deadline);
+            }
+            self.ended = self
+                .wait(left_dur)
+                .map_err(Error::system("wait for events"))?;
+        }
+    }
+
+    /// Waits until something may have happened. Returns whether the first process has ended.
+    fn wait(&self, limit_dur: Duration) -> nix::Result<bool> {
+        // Rounded up: a wait of 0 ms would turn the rest of a millisecond into a busy loop.
+        let millis =
+            i32::try_from(limit_dur.as_millis()).map_or(i32::MAX, |ms| ms.saturating_add(1));
+        let timeout = PollTimeout::try_from(millis).unwrap_or(PollTimeout::MAX);
+        let mut fds = vec![PollFd::new(self.init.as_fd(), PollFlags::POLLIN)];
+        if let Some(memory) = &self.memory {
+            fds.push(PollFd::new(memory.fd(), PollFlags::POLLIN));
+        }
+        match poll(&mut fds, timeout) {
+            Ok(_) | Err(Errno::EINTR) => Ok(fds[0].any().unwrap_or(false)),
+            Err(errno) => Err(errno),
+        }
+    }
+}
+
+/// How each version of cgroups tells of kills.
+#[derive(Debug)]
+enum MemoryWatch {
+    /// v1: an eventfd that is bound to `memory.oom_control`.
+    V1 {
+        dir: PathBuf,
+        eventfd: EventFd,
+        /// The registration lives as long as this is open.
+        _control: File,
+    },
+    /// v2: a counter in `memory.events`, whose changes inotify tells.
+    V2 {
+        events: PathBuf,
+        inotify: Inotify,
+        told: u64,
+    },
+}
+
+impl MemoryWatch {
+    fn start(cgroup: &Cgroup) -> std::result::Result<Option<Self>, CgroupError> {
+        let Some(dir) = cgroup.dir("memory") else {
+            return Ok(None);
+        };
+        if cgroup.is_v2() {
+            Self::start_v2(dir)
+        } else {
+            Self::start_v1(dir).map(Some)
+        }
+    }
+
+    /// Documentation/admin-guide/cgroup-v1/memory.rst, "OOM Control".
+    fn start_v1(dir: &Path) -> std::result::Result<Self, CgroupError> {
+        let path = dir.join("memory.oom_control");
+        let control = File::open(&path).map_err(file("read", &path))?;
+        let eventfd = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
+            .map_err(|errno| file("watch", &path)(errno.into()))?;
+        let registration = format!("{} {}", eventfd.as_fd().as_raw_fd(), control.as_raw_fd());
+        let path = dir.join("cgroup.event_control");
+        fs::write(&path, registration).map_err(file("write", &path))?;
+        Ok(Self::V1 {
+            dir: dir.to_path_buf(),
+            eventfd,
+            _control: control,
+        })
+    }
+
+    fn start_v2(dir: &Path) -> std::result::Result<Option<Self>, CgroupError> {
+        let events = dir.join("memory.events");
+        let watch = || -> nix::Result<Inotify> {
+            let inotify = Inotify::init(InitFlags::IN_CLOEXEC | InitFlags::IN_NONBLOCK)?;
+            inotify.add_watch(&events, AddWatchFlags::IN_MODIFY)?;
+            Ok(inotify)
+        };
+        match watch() {
+            Ok(inotify) => {
+                // What was before the watch is not told.
+                let told = kills(&events)?;
+                Ok(Some(Self::V2 {
+                    events,
+                    inotify,
+                    told,
+                }))
+            }
+            // The memory controller is not enabled for this group.
+            Err(Errno::ENOENT) => Ok(None),
+            Err(errno) => Err(file("watch", &events)(errno.into())),
+        }
+    }
+
+    fn fd(&self) -> std::os::fd::BorrowedFd<'_> {
+        match self {
+            Self::V1 { eventfd, .. } => eventfd.as_fd(),
+            Self::V2 { inotify, .. } => inotify.as_fd(),
+        }
+    }
+
+    /// Whether there was a kill that was not told yet.
+    fn take_kill(&mut self) -> std::result::Result<bool, CgroupError> {
+        match self {
+            Self::V1 { dir, eventfd, .. } => match eventfd.read() {
+                // The removal of the group is an event, too.
+                Ok(_) => Ok(dir.join("cgroup.event_control").exists()),
+                Err(_) => Ok(false),
+            },
+            Self::V2 {
+                events,
+                inotify,
+                told,
+            } => {
+                // The counter is asked, not what changed: changes that follow closely come as one.
+                while inotify.read_events().is_ok_and(|read| !read.is_empty()) {}
+                if kills(events)? > *told {
+                    *told += 1;
+                    return Ok(true);
+                }
+                Ok(false)
+            }
+        }
+    }
+}
+
+/// The counter `oom_kill` of `memory.events`; none of a group that is gone.
+fn kills(events: &Path) -> std::result::Result<u64, CgroupError> {
+    match fs::read_to_string(events) {
+        Ok(text) => Ok(text
+            .lines()
+            .find_map(|line| line.strip_prefix("oom_kill "))
+            .and_then(|count| count.parse().ok())
+            .unwrap_or_default()),
+        Err(error)
+            if error.kind() == ErrorKind::NotFound
+                || error.raw_os_error() == Some(Errno::ENODEV as i32) =>
+        {
+            Ok(0)
+        }
+        Err(error) => Err(file("read", events)(error)),
+    }
+}
+
+fn file(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> CgroupError {
+    let path = path.to_path_buf();
+    move |source| CgroupError::File {
+        action,
+        path,
+        source,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeMap;
+
+    #[test]
+    fn kills_of_a_v2_group_are_told_one_by_one() {
+        let dir = tempfile::tempdir().unwrap();
+        let events = dir.path().join("memory.events");
+        fs::write(&events, "low 0\noom 1\noom_kill 1\n").unwrap();
+        let cgroup = Cgroup::new(BTreeMap::from([(String::new(), dir.path().into())]));
+        let mut watch = MemoryWatch::start(&cgroup).unwrap().unwrap();
+        assert!(!watch.take_kill().unwrap());
+        fs::write(&events, "low 0\noom 4\noom_kill 3\n").unwrap();
+        assert!(watch.take_kill().unwrap());
+        assert!(watch.take_kill().unwrap());
+        assert!(!watch.take_kill().unwrap());
+        fs::remove_file(&events).unwrap();
+        assert!(!watch.take_kill().unwrap());
+    }
+
+    #[test]
+    fn without_the_controller_nothing_is_watched() {
+        let dir = tempfile::tempdir().unwrap();
+        let v2 = Cgroup::new(BTreeMap::from([(String::new(), dir.path().into())]));
+        assert!(MemoryWatch::start(&v2).unwrap().is_none());
+        let v1 = Cgroup::new(BTreeMap::from([("pids".to_owned(), dir.path().into())]));
+        assert!(MemoryWatch::start(&v1).unwrap().is_none());
+    }
+}

@@ -1,0 +1,283 @@
+//! Executing another process in a container.
+
+use std::fs;
+use std::io::Read;
+use std::os::fd::{AsFd, OwnedFd};
+use std::path::{Path, PathBuf};
+
+use nix::unistd::Pid;
+use oci_spec::runtime::{
+    Linux, LinuxNamespace, LinuxNamespaceBuilder, LinuxNamespaceType, Process, Spec,
+};
+
+use super::create::{cgroup_error, check_preserved, connect, console_size, write_pid_file};
+use crate::runtime::container::{Container, Status};
+use crate::runtime::error::{Error, Result};
+use crate::runtime::linux::cgroup::{Cgroup, CgroupError, Entry, SubCgroups};
+use crate::runtime::linux::seccomp;
+use crate::runtime::process::libcontainer::{self, Launch, Role};
+use crate::runtime::process::stdio;
+use crate::runtime::process::terminal::{Console, Master};
+use crate::runtime::spec::lower;
+use crate::sys;
+
+/// What is to be executed, and how.
+#[derive(Debug)]
+pub struct ExecRequest {
+    /// The process, as the `process` object of a spec.
+    pub process: Process,
+    /// Where the terminal's master goes if rcm does not stay.
+    pub console_socket: Option<PathBuf>,
+    /// Where a descriptor of the process goes.
+    pub pidfd_socket: Option<PathBuf>,
+    /// The file that gets its id.
+    pub pid_file: Option<PathBuf>,
+    /// How many descriptors after stderr it gets.
+    pub preserve_fds: i32,
+    /// Whether rcm leaves it to itself.
+    pub detach: bool,
+    /// Execute although the container is paused: the process waits until it is resumed.
+    pub ignore_paused: bool,
+    /// Groups below the container's.
+    pub sub_cgroups: SubCgroups,
+}
+
+/// A process that joined a container.
+#[derive(Debug)]
+pub struct Executed {
+    /// Its id; a child of this process.
+    pub pid: Pid,
+    /// Its terminal, if it has one and nobody else got it.
+    pub terminal: Option<Master>,
+    start: StartGate,
+}
+
+/// The process waits here for its start.
+#[derive(Debug)]
+struct StartGate {
+    socket_path: PathBuf,
+    errors: OwnedFd,
+    /// Kept open until the start: the engine's end of `errors`.
+    writer: OwnedFd,
+}
+
+/// Namespaces that a process joins, as `/proc/PID/ns` and the engine call them. The user namespace is first: it owns the others.
+const NAMESPACES: [(&str, LinuxNamespaceType); 8] = [
+    ("user", LinuxNamespaceType::User),
+    ("ipc", LinuxNamespaceType::Ipc),
+    ("uts", LinuxNamespaceType::Uts),
+    ("net", LinuxNamespaceType::Network),
+    ("pid", LinuxNamespaceType::Pid),
+    ("mnt", LinuxNamespaceType::Mount),
+    ("cgroup", LinuxNamespaceType::Cgroup),
+    ("time", LinuxNamespaceType::Time),
+];
+
+/// Sets up a process in the container's namespaces and cgroup. It waits for [`Executed::start`].
+///
+/// # Errors
+/// [`Error`].
+pub fn exec(container: &Container, mut request: ExecRequest) -> Result<Executed> {
+    match container.status() {
+        Status::Stopped | Status::Creating => return Err(Error::ExecStopped),
+        Status::Paused if !request.ignore_paused => return Err(Error::ExecPaused),
+        _ => {}
+    }
+    lower::validate_process(&request.process)?;
+    lower::normalize_process(&mut request.process);
+    let terminal = request.process.terminal().unwrap_or(false);
+    match (request.detach && terminal, &request.console_socket) {
+        (true, None) => return Err(Error::ConsoleSocketNeeded),
+        (false, Some(_)) => return Err(Error::ConsoleSocketUseless),
+        _ => {}
+    }
+    check_preserved(request.preserve_fds)?;
+    let init = container.live_init()?;
+    let spec = tenant_spec(container.spec()?, request.process.clone(), init)?;
+    let entry = entry(container, &request.sub_cgroups, init)
+        .map_err(cgroup_error("join", container.id()))?;
+
+    let console = terminal.then(Console::new).transpose()?;
+    let console_socket = match &request.console_socket {
+        Some(path) => Some(connect("console", path)?),
+        None => None,
+    };
+    let pidfd_socket = match &request.pidfd_socket {
+        Some(path) => Some(connect("pidfd", path)?),
+        None => None,
+    };
+    let (errors, writer) =
+        nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).map_err(Error::system("make a pipe"))?;
+    let socket_path = container
+        .dir()
+        .join(format!("exec-{}.sock", std::process::id()));
+    let launched = libcontainer::launch(Launch {
+        container,
+        spec,
+        notify_path: &socket_path,
+        console: console.as_ref().map(Console::engine_end),
+        preserve_fds: request.preserve_fds,
+        role: Role::Joining {
+            entry,
+            errors: &writer,
+        },
+    });
+    let start = StartGate {
+        socket_path,
+        errors,
+        writer,
+    };
+    let pid = match launched {
+        Ok(pid) => pid,
+        Err(reason) => {
+            start.remove();
+            return Err(Error::Exec { reason });
+        }
+    };
+    let mut executed = Executed {
+        pid,
+        terminal: None,
+        start,
+    };
+    let wired = (|| {
+        if let Some(console) = console {
+            let master = console.receive()?;
+            if let Some(size) = console_size(&request.process) {
+                master.resize(size)?;
+            }
+            match console_socket {
+                Some(socket) => master.send(&socket)?,
+                None => executed.terminal = Some(master),
+            }
+        }
+        stdio::give_to_user(pid, request.process.user().uid())?;
+        if let Some(socket) = pidfd_socket {
+            let pidfd = sys::process::pidfd_open(pid)
+                .map_err(Error::system("open a pidfd of the process"))?;
+            sys::socket::send_fd(socket.as_fd(), b"pidfd", pidfd.as_fd())
+                .map_err(Error::system("send the pidfd"))?;
+        }
+        write_pid_file(request.pid_file.as_deref(), pid)
+    })();
+    match wired {
+        Ok(()) => Ok(executed),
+        Err(error) => {
+            executed.start.remove();
+            let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
+            Err(error)
+        }
+    }
+}
+
+/// The groups of the container that a process joins.
+fn entry(
+    container: &Container,
+    subs: &SubCgroups,
+    init: Pid,
+) -> Result<Entry<'static>, CgroupError> {
+    let cgroup = container.cgroup();
+    let target = cgroup.below(subs)?;
+    let otherwise = match cgroup.is_v2() && subs.is_empty() {
+        true => Some(Cgroup::of_process(init)?),
+        false => None,
+    };
+    Ok(Entry::Join {
+        target,
+        otherwise,
+        rootless: container.record().rootless,
+    })
+}
+
+impl StartGate {
+    fn remove(&self) {
+        // Left behind it would do no harm: the container's directory goes as a whole.
+        let _ = fs::remove_file(&self.socket_path);
+    }
+}
+
+impl Executed {
+    /// Lets the process begin and waits until it has been replaced by the program.
+    ///
+    /// # Errors
+    /// [`Error::Exec`] where it could not be executed.
+    pub fn start(&mut self) -> Result<()> {
+        use std::io::Write;
+        let path = self.start.socket_path.clone();
+        let told =
+            sys::socket::connect(&path).and_then(|mut socket| socket.write_all(b"start container"));
+        self.start.remove();
+        told.map_err(Error::file("tell the process to go on through", &path))?;
+        let (_, unused) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)
+            .map_err(Error::system("make a pipe"))?;
+        // Only the process holds the writing end now; execve closes it.
+        drop(std::mem::replace(&mut self.start.writer, unused));
+        let mut reason = String::new();
+        let errors = self
+            .start
+            .errors
+            .try_clone()
+            .map_err(Error::file("read", "the error pipe"))?;
+        fs::File::from(errors)
+            .read_to_string(&mut reason)
+            .map_err(Error::file("read", "the error pipe"))?;
+        if reason.is_empty() {
+            Ok(())
+        } else {
+            Err(Error::Exec { reason })
+        }
+    }
+}
+
+/// The spec of a process that joins: the container's, with the process replaced and the namespaces those that its first process is in.
+fn tenant_spec(spec: Spec, process: Process, init: Pid) -> Result<Spec> {
+    let mut linux = spec.linux().clone().unwrap_or_default();
+    lower::drop_personality_flags(&mut linux);
+    let mut filter = linux.seccomp().clone();
+    filter.iter_mut().for_each(seccomp::lower);
+    let mut joined = Linux::default();
+    joined
+        .set_namespaces(Some(joined_namespaces(init)?))
+        .set_seccomp(filter)
+        .set_memory_policy(linux.memory_policy().clone())
+        .set_personality(linux.personality().clone())
+        .set_mount_label(linux.mount_label().clone())
+        .set_resources(None)
+        .set_devices(None)
+        .set_masked_paths(None)
+        .set_readonly_paths(None)
+        .set_cgroups_path(linux.cgroups_path().clone());
+    let mut tenant = spec;
+    tenant
+        .set_process(Some(process))
+        .set_linux(Some(joined))
+        .set_hooks(None)
+        .set_mounts(None);
+    Ok(tenant)
+}
+
+/// A namespace is joined if the container's is another than this process's: also one that the spec does not name, because the first process may
+/// have been put there by other means. CRIU restores into a time namespace, and refuses to dump processes in several.
+fn joined_namespaces(init: Pid) -> Result<Vec<LinuxNamespace>> {
+    let mut namespaces = Vec::with_capacity(NAMESPACES.len());
+    for (file, kind) in NAMESPACES {
+        let path = PathBuf::from(format!("/proc/{init}/ns/{file}"));
+        let own = Path::new("/proc/self/ns").join(file);
+        let same = match (fs::read_link(&path), fs::read_link(&own)) {
+            (Ok(theirs), Ok(ours)) => theirs == ours,
+            // A kind that this kernel does not have.
+            _ => true,
+        };
+        if same {
+            continue;
+        }
+        let namespace = LinuxNamespaceBuilder::default()
+            .typ(kind)
+            .path(path)
+            .build()
+            .map_err(|error| Error::Exec {
+                reason: error.to_string(),
+            })?;
+        namespaces.push(namespace);
+    }
+    Ok(namespaces)
+}

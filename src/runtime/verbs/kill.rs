@@ -1,0 +1,102 @@
+//! Signals to a container.
+
+use std::str::FromStr;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::sys::signal::Signal;
+
+use crate::runtime::container::{Container, Status};
+use crate::runtime::error::{Error, Result};
+use crate::sys::process::{self, Liveness, ProcessId};
+
+/// The highest signal number of Linux (signal(7)).
+const LAST_SIGNAL: i32 = 64;
+
+/// Reads a signal as runc takes it: a number, or a name with or without `SIG`, in any case.
+#[must_use]
+pub fn parse_signal(text: &str) -> Option<i32> {
+    if let Ok(number) = text.parse::<i32>() {
+        return (0..=LAST_SIGNAL).contains(&number).then_some(number);
+    }
+    let upper = text.to_uppercase();
+    let name = if upper.starts_with("SIG") {
+        upper
+    } else {
+        format!("SIG{upper}")
+    };
+    Signal::from_str(&name).ok().map(|signal| signal as i32)
+}
+
+/// Sends a signal to the container's first process. 0 only checks that it is there. SIGKILL reaches all where the end of the first would not end them.
+///
+/// # Errors
+/// [`Error::NotRunning`].
+pub fn kill(container: &Container, signal: i32) -> Result<()> {
+    let own_pids = container.spec().is_ok_and(|spec| {
+        crate::runtime::spec::lower::has_namespace(
+            &spec,
+            oci_spec::runtime::LinuxNamespaceType::Pid,
+        )
+    });
+    let is_stopped = container.status() == Status::Stopped;
+    let outlives = signal == Signal::SIGKILL as i32 && !own_pids && container.cgroup().exists();
+    if is_stopped && !(outlives && container.cgroup().pids().is_ok_and(|pids| !pids.is_empty())) {
+        return Err(Error::NotRunning);
+    }
+    if outlives {
+        // Without a pid namespace of its own the others outlive the first process.
+        return container
+            .cgroup()
+            .kill_all()
+            .map_err(super::create::cgroup_error("kill", container.id()));
+    }
+    let pid = container.live_init()?;
+    match process::kill(pid, signal) {
+        Ok(()) => {}
+        Err(Errno::ESRCH) => return Err(Error::NotRunning),
+        Err(errno) => return Err(Error::system("signal the container's first process")(errno)),
+    }
+    let cgroup = container.cgroup();
+    if signal == Signal::SIGKILL as i32 && !cgroup.is_v2() && cgroup.is_frozen() {
+        // The v1 freezer delivers even SIGKILL only after a thaw.
+        cgroup
+            .thaw()
+            .map_err(super::create::cgroup_error("thaw", container.id()))?;
+    }
+    Ok(())
+}
+
+/// Waits until a process has ended. Returns whether it has within `limit_dur`.
+#[must_use]
+pub(crate) fn wait_until_gone(process: ProcessId, limit_dur: Duration) -> bool {
+    let deadline = Instant::now() + limit_dur;
+    let mut pause_dur = Duration::from_micros(200);
+    while process.liveness() == Liveness::Alive {
+        if Instant::now() > deadline {
+            return false;
+        }
+        thread::sleep(pause_dur);
+        pause_dur = (pause_dur * 2).min(Duration::from_millis(20));
+    }
+    true
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn signals_by_name_and_number() {
+        assert_eq!(parse_signal("KILL"), Some(9));
+        assert_eq!(parse_signal("sigterm"), Some(15));
+        assert_eq!(parse_signal("Hup"), Some(1));
+        assert_eq!(parse_signal("0"), Some(0));
+        assert_eq!(parse_signal("42"), Some(42));
+        assert_eq!(parse_signal("65"), None);
+        assert_eq!(parse_signal("-1"), None);
+        assert_eq!(parse_signal("FOO"), None);
+        assert_eq!(parse_signal(""), None);
+    }
+}

@@ -1,0 +1,33 @@
+//! Pausing and resuming with the cgroup freezer.
+
+use super::create::cgroup_error;
+use crate::runtime::container::{Container, Status};
+use crate::runtime::error::{Error, Result};
+
+/// Suspends all processes of a running or created container.
+///
+/// # Errors
+/// [`Error::NotPausable`].
+pub fn pause(container: &Container) -> Result<()> {
+    match container.status() {
+        Status::Running | Status::Created => container
+            .cgroup()
+            .freeze()
+            .map_err(cgroup_error("freeze", container.id())),
+        status => Err(Error::NotPausable(status)),
+    }
+}
+
+/// Resumes all processes of a paused container.
+///
+/// # Errors
+/// [`Error::NotPaused`].
+pub fn resume(container: &Container) -> Result<()> {
+    match container.status() {
+        Status::Paused => container
+            .cgroup()
+            .thaw()
+            .map_err(cgroup_error("thaw", container.id())),
+        _ => Err(Error::NotPaused),
+    }
+}

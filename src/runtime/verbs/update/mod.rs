@@ -1,0 +1,380 @@
+//! Changing the limits of a container that executes.
+//!
+//! The control files are written here and not by the engine's manager: that would apply the whole of `linux.resources` again, device rules included,
+//! writes period and quota in an order that the kernel may refuse, and could not take back what it did before it failed.
+
+use crate::error::chain;
+use std::io;
+use std::path::PathBuf;
+
+use libcgroups::common::{CgroupManager, ControllerOpt, create_cgroup_manager};
+use oci_spec::runtime::Spec;
+use serde_json::{Value, json};
+
+use crate::runtime::container::{Container, Status};
+use crate::runtime::error::{Error, Result};
+use crate::runtime::linux::resctrl::{self, Group};
+use crate::runtime::process::libcontainer;
+use crate::runtime::spec::{self, lower};
+use control::ControlFiles;
+
+mod control;
+mod resources;
+mod v1;
+mod v2;
+
+pub use resources::{BlockIo, Cpu, Memory, Pids, Resources, ThrottleDevice, WeightDevice};
+
+/// Limits could not be changed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum UpdateError {
+    /// The kernel refused a value.
+    #[error("cannot write {value:?} to {path}")]
+    Write {
+        /// What was written.
+        value: String,
+        /// The control file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// A control file cannot be read.
+    #[error("cannot read {path}")]
+    Read {
+        /// The control file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// The controller is not there.
+    #[error("cannot set {setting}: the container's cgroup has no {controller} controller")]
+    NoController {
+        /// The setting, as `config.json` calls it.
+        setting: &'static str,
+        /// Its controller.
+        controller: &'static str,
+    },
+    /// The kernel could not reclaim enough.
+    #[error(
+        "unable to set memory limit to {limit_bytes} (current usage: {usage_bytes}, peak usage: {peak_bytes})"
+    )]
+    MemoryInUse {
+        /// The limit.
+        limit_bytes: i64,
+        /// What is used now.
+        usage_bytes: String,
+        /// The most that was used.
+        peak_bytes: String,
+    },
+    /// `checkBeforeUpdate` says not to try.
+    #[error(
+        "memory limit {limit_bytes} is below the current usage of {usage_bytes} and checkBeforeUpdate is set"
+    )]
+    BelowUsage {
+        /// The limit.
+        limit_bytes: i64,
+        /// What is used now.
+        usage_bytes: u64,
+    },
+    /// A limit for swap on cgroup v2 follows from that of memory.
+    #[error("unable to set swap limit without memory limit")]
+    SwapWithoutLimit,
+    /// The sum cannot be below a part.
+    #[error("memory+swap limit should be >= memory limit")]
+    SwapBelowLimit,
+    /// The kernel took another value than was written.
+    #[error("the {bound} allowed cpu-shares is {accepted}")]
+    Shares {
+        /// "maximum" or "minimum".
+        bound: &'static str,
+        /// What it took.
+        accepted: u64,
+    },
+    /// `unified` names files of cgroup v2.
+    #[error("invalid configuration: cannot use unified on cgroup v1")]
+    UnifiedOnV1,
+    /// `unified` names no file.
+    #[error("unified resource {name:?} must be a file name without slashes")]
+    UnifiedName {
+        /// The name.
+        name: String,
+    },
+    /// The processor cannot divide its cache.
+    #[error("Intel RDT/CAT: l3 cache schema is not enabled")]
+    NoCacheAllocation,
+    /// The processor cannot divide its memory bandwidth.
+    #[error("Intel RDT/MBA: memory bandwidth schema is not enabled")]
+    NoBandwidthAllocation,
+    /// The container was created without.
+    #[error("updating a non-existent Intel RDT configuration is not supported")]
+    NoRdt,
+    /// systemd refused.
+    #[error("systemd does not take the new limits: {reason}")]
+    Systemd {
+        /// Its sentence.
+        reason: String,
+    },
+}
+
+/// What is to be changed.
+#[derive(Debug, Default, Clone)]
+pub struct Request {
+    /// Limits of the cgroup.
+    pub resources: Resources,
+    /// Intel RDT's cache schema, such as `L3:0=f`.
+    pub l3_cache_schema: Option<String>,
+    /// Intel RDT's memory bandwidth schema, such as `MB:0=20`.
+    pub mem_bw_schema: Option<String>,
+}
+
+/// Changes the limits and enters them into the container's spec. All or none is changed.
+///
+/// # Errors
+/// [`Error::NotRunning`], [`Error::Update`].
+pub fn update(container: &Container, request: Request) -> Result<()> {
+    if container.status() == Status::Stopped {
+        return Err(Error::NotRunning);
+    }
+    if request.resources.memory.kernel.is_some() || request.resources.memory.kernel_tcp.is_some() {
+        tracing::warn!("Kernel memory settings are ignored and will be removed");
+    }
+    let request = Request {
+        resources: request.resources.normalized(),
+        ..request
+    };
+    let path = container.spec_path();
+    let invalid = |source| Error::InvalidConfig {
+        path: path.clone(),
+        source,
+    };
+    let mut config = read_config(container)?;
+    let stored: Resources = match config.pointer("/linux/resources") {
+        Some(resources) => serde_json::from_value(resources.clone()).map_err(invalid)?,
+        None => Resources::default(),
+    };
+    enter(&mut config, &request).map_err(invalid)?;
+
+    let mut files = ControlFiles::default();
+    let changed = apply(container, &request, &stored, &config, &mut files).and_then(|()| {
+        let text = serde_json::to_vec(&config).map_err(invalid)?;
+        crate::sys::file::replace_atomic(&path, &text, 0o600).map_err(Error::file("write", &path))
+    });
+    if changed.is_err() {
+        files.roll_back();
+    }
+    changed
+}
+
+/// Sets the limits of the container's spec that this module can set, in the groups that it has. A failure leaves some of them set.
+///
+/// # Errors
+/// [`Error::Update`].
+pub(crate) fn set_limits(container: &Container) -> Result<()> {
+    let config = read_config(container)?;
+    if config["linux"]["resources"].is_null() {
+        return Ok(());
+    }
+    let limits = on_record(container, &config)?;
+    apply_limits(
+        container,
+        &limits,
+        &Resources::default(),
+        &mut ControlFiles::default(),
+    )
+}
+
+/// Writes the weights for single devices, which the engine leaves out.
+///
+/// # Errors
+/// As [`update`].
+pub(crate) fn set_device_weights(container: &Container) -> Result<()> {
+    let recorded = on_record(container, &read_config(container)?)?;
+    let mut limits = Request::default();
+    limits.resources.block_io.weight_device = recorded.resources.block_io.weight_device;
+    apply_limits(
+        container,
+        &limits,
+        &Resources::default(),
+        &mut ControlFiles::default(),
+    )
+}
+
+/// The first limit of the container's spec, as a member of `linux.resources`. Device rules are none.
+///
+/// # Errors
+/// Where the spec cannot be read.
+pub(crate) fn first_limit(container: &Container) -> Result<Option<String>> {
+    /// Zero and what is empty mean that nothing is asked for.
+    fn says_something(value: &Value) -> bool {
+        match value {
+            Value::Null => false,
+            Value::Bool(value) => *value,
+            Value::Number(number) => number.as_f64() != Some(0.0),
+            Value::String(text) => !text.is_empty(),
+            Value::Array(values) => values.iter().any(says_something),
+            Value::Object(members) => members.values().any(says_something),
+        }
+    }
+    let config = read_config(container)?;
+    let members = config["linux"]["resources"].as_object();
+    Ok(members
+        .into_iter()
+        .flatten()
+        .find(|(name, value)| *name != "devices" && says_something(value))
+        .map(|(name, _)| name.clone()))
+}
+
+fn read_config(container: &Container) -> Result<Value> {
+    let path = container.spec_path();
+    serde_json::from_slice(&spec::read(&path)?)
+        .map_err(|source| Error::InvalidConfig { path, source })
+}
+
+fn apply(
+    container: &Container,
+    request: &Request,
+    stored: &Resources,
+    config: &Value,
+    files: &mut ControlFiles,
+) -> Result<()> {
+    apply_limits(container, request, stored, files)?;
+    apply_rdt(container, request, files)?;
+    if container.record().systemd_cgroup {
+        tell_systemd(container, config)?;
+        // By now systemd has written what it knows of over it: its own weight for block devices, and a weight for a group that is idle. So all that
+        // is on record is written again.
+        apply_limits(container, &on_record(container, config)?, stored, files)?;
+    }
+    Ok(())
+}
+
+fn apply_limits(
+    container: &Container,
+    request: &Request,
+    stored: &Resources,
+    files: &mut ControlFiles,
+) -> Result<()> {
+    let cgroup = container.cgroup();
+    match cgroup.dir("") {
+        Some(dir) if cgroup.is_v2() => v2::apply(files, dir, &request.resources, stored)?,
+        _ => v1::apply(files, &cgroup, &request.resources)?,
+    }
+    Ok(())
+}
+
+fn apply_rdt(container: &Container, request: &Request, files: &mut ControlFiles) -> Result<()> {
+    let schemata: Vec<&str> = [&request.l3_cache_schema, &request.mem_bw_schema]
+        .into_iter()
+        .flatten()
+        .map(String::as_str)
+        .collect();
+    if schemata.is_empty() {
+        return Ok(());
+    }
+    let root = resctrl::mount_point();
+    let can = |check: fn(&std::path::Path) -> bool| root.as_deref().is_some_and(check);
+    if request.l3_cache_schema.is_some() && !can(resctrl::has_cache_allocation) {
+        return Err(UpdateError::NoCacheAllocation.into());
+    }
+    if request.mem_bw_schema.is_some() && !can(resctrl::has_bandwidth_allocation) {
+        return Err(UpdateError::NoBandwidthAllocation.into());
+    }
+    let group = Group::of(container)?.ok_or(UpdateError::NoRdt)?;
+    let text: String = schemata.iter().map(|line| format!("{line}\n")).collect();
+    Ok(files.write(&group.schemata_path(), &text)?)
+}
+
+/// All limits of a spec that this module can set.
+fn on_record(container: &Container, config: &Value) -> Result<Request> {
+    let mut resources: Resources = serde_json::from_value(config["linux"]["resources"].clone())
+        .map_err(|source| Error::InvalidConfig {
+            path: container.spec_path(),
+            source,
+        })?;
+    // A question about a change, and this is none.
+    resources.memory.check_before_update = None;
+    Ok(Request {
+        resources: resources.normalized(),
+        ..Request::default()
+    })
+}
+
+/// Enters the changes into the text of a spec.
+fn enter(config: &mut Value, request: &Request) -> serde_json::Result<()> {
+    if !config["linux"].is_object() {
+        config["linux"] = json!({});
+    }
+    let linux = &mut config["linux"];
+    request.resources.merge_into(&mut linux["resources"])?;
+    if linux["resources"].is_null() {
+        linux["resources"] = json!({});
+    }
+    for (name, schema) in [
+        ("l3CacheSchema", &request.l3_cache_schema),
+        ("memBwSchema", &request.mem_bw_schema),
+    ] {
+        if let Some(schema) = schema {
+            linux["intelRdt"][name] = schema.as_str().into();
+        }
+    }
+    Ok(())
+}
+
+/// systemd writes the properties of a unit into the control files whenever it pleases: it has to know them.
+fn tell_systemd(container: &Container, config: &Value) -> Result<()> {
+    let path = container.spec_path();
+    let text = serde_json::to_vec(config).map_err(|source| Error::InvalidConfig {
+        path: path.clone(),
+        source,
+    })?;
+    let spec: Spec = spec::parse(&path, &text)?;
+    let Some(mut resources) = lower::resources(&spec).cloned() else {
+        return Ok(());
+    };
+    lower::lower_resources(&mut resources);
+    let record = container.record();
+    let refused = |error: &dyn std::error::Error| UpdateError::Systemd {
+        reason: chain(error),
+    };
+    let manager = || {
+        create_cgroup_manager(libcontainer::cgroup_config(record)).map_err(|error| refused(&error))
+    };
+    manager()?
+        .apply(&ControllerOpt {
+            resources: &resources,
+            disable_oom_killer: false,
+            oom_score_adj: None,
+            freezer_state: None,
+        })
+        .map_err(|error| refused(&error))?;
+    // systemd answers first and writes the control files before it takes the next request (manager_loop() in its src/core/manager.c). A second
+    // manager asks it something: when it is there, the files are written.
+    manager()?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_spec_without_resources_gets_them() {
+        let mut config = json!({"ociVersion": "1.0.2"});
+        let request = Request {
+            resources: serde_json::from_value(json!({"pids": {"limit": 5}})).unwrap(),
+            l3_cache_schema: Some("L3:0=f".into()),
+            mem_bw_schema: None,
+        };
+        enter(&mut config, &request).unwrap();
+        assert_eq!(
+            config["linux"],
+            json!({"resources": {"pids": {"limit": 5}}, "intelRdt": {"l3CacheSchema": "L3:0=f"}})
+        );
+        let mut config = json!({"linux": {"namespaces": []}});
+        enter(&mut config, &Request::default()).unwrap();
+        assert_eq!(config["linux"], json!({"namespaces": [], "resources": {}}));
+    }
+}
