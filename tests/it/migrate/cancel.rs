@@ -64,7 +64,7 @@ fn a_receiver_to_which_nobody_comes() {
         // It waits for nobody else.
         cancel(&pair.destination, "other").exits_with(1);
         let output = cancel(&pair.destination, name).ok();
-        assert!(output.stdout().contains("nobody waits"), "{output:?}");
+        assert!(output.stdout().contains("no receiver waits"), "{output:?}");
         receiver.running.wait().exits_with(status);
         cancel(&pair.destination, name).exits_with(1);
         pair.assert_at_source();

@@ -123,7 +123,10 @@ fn a_container_that_could_not_be_started_is_restored_by_resolve() {
     sender.wait().ok();
     pair.assert_at_destination();
     let output = pair.resolve_destination().ok();
-    assert!(output.stdout().contains("is this host's"), "{output:?}");
+    assert!(
+        output.stdout().contains("belongs to this host"),
+        "{output:?}"
+    );
     pair.assert_counts();
 }
 
