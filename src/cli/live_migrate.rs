@@ -1,21 +1,12 @@
+use std::path::PathBuf;
 use std::time::Duration;
 
-use anyhow::bail;
+use anyhow::anyhow;
 
-use super::Globals;
-use crate::criu::{self, Criu, Features, Version};
-use crate::engines::detect;
-use crate::migrate::destination::DestinationError;
+use super::{FAILED, Globals};
+use crate::migrate::fate::{Fate, Fated};
 use crate::migrate::link::ssh_helper;
-use crate::migrate::ops::cancel::CancelError;
-use crate::migrate::ops::local_test::LocalTestError;
-use crate::migrate::ops::resolve::ResolveError;
-use crate::migrate::preflight::facts;
-use crate::migrate::record::journal;
-use crate::migrate::record::paths;
-use crate::migrate::source::Failure;
-use crate::migrate::wire::facts::Facts;
-use crate::migrate::wire::id::Side;
+use crate::migrate::ops;
 use crate::migrate::wire::protocol::ANY;
 use crate::runtime::container::validate_id;
 
@@ -27,6 +18,7 @@ mod serve;
 mod settle;
 mod show;
 mod streaming;
+mod time;
 
 pub use args::Args;
 
@@ -37,62 +29,71 @@ use settle::{cancel, settle, status};
 
 /// The name of the command.
 pub const VERB: &str = "live-migrate";
-/// The container is not known to run anywhere; the message names the command that settles it.
-const NOT_SETTLED: i32 = 3;
-/// Wrong usage, found by the parser or after it.
+/// Exit status if the container is not known to run anywhere. The message names the command that settles it.
+const NOT_SETTLED: u8 = 3;
+/// Exit status of wrong usage, found by the parser or after it.
 pub const USAGE: u8 = 2;
-/// How long the source waits for the destination's word before it leaves the matter to `--resolve`.
+/// How long the source waits for the destination's answer before it leaves the matter to `--resolve`.
 const SETTLE_LIMIT_DUR: Duration = Duration::from_secs(60);
-/// How long a receiver that has given up stays for a source that does not know it.
-const LINGER_DUR: Duration = Duration::from_secs(20);
-/// How long a receiver waits for the source to confirm before it does so beside its other work.
-const PROMPT_DUR: Duration = Duration::from_secs(2);
 
-/// The exit status of a failure, where it is not that of a container that runs on at the source.
-pub fn failure_status(error: &anyhow::Error) -> Option<u8> {
-    let unsettled = matches!(
-        error.downcast_ref(),
-        Some(
-            Failure::NotSettled { .. }
-                | Failure::Held { .. }
-                | Failure::Stands { .. }
-                | Failure::Remains { .. }
-        )
-    ) || matches!(
-        error.downcast_ref(),
-        Some(DestinationError::NotStarted { .. })
-    ) || matches!(error.downcast_ref(), Some(LocalTestError::Stands { .. }))
-        || matches!(
-            error.downcast_ref(),
-            Some(
-                CancelError::Moved { .. }
-                    | CancelError::Arrived { .. }
-                    | CancelError::NotSettled { .. }
-            )
-        )
-        || matches!(
-            error.downcast_ref(),
-            Some(
-                ResolveError::NoAnswer { .. }
-                    | ResolveError::Trust(_)
-                    | ResolveError::NotYet { .. }
-                    | ResolveError::NotRestored { .. }
-                    | ResolveError::Runtime(crate::runtime::Error::CriuAtWork { .. })
-            )
-        );
-    unsettled.then_some(NOT_SETTLED as u8)
+/// A command that has failed.
+#[derive(Debug)]
+pub struct Failed {
+    /// Exit status.
+    status: u8,
+    error: anyhow::Error,
 }
 
-pub fn run(globals: &Globals, mut args: Args) -> anyhow::Result<i32> {
-    validate_id(&args.id)?;
-    let engines = engine_of(globals, &args)?.map(|found| {
-        args.id = found.id;
-        Globals {
-            root: found.root,
-            ..globals.clone()
+impl Failed {
+    /// Makes a failure of `error`. Nothing is left to settle if the container is as it was, or where `rests` says.
+    fn of(error: impl Fated + Send + Sync + 'static, rests: Fate) -> Self {
+        let fate = error.fate();
+        let is_settled = fate == Fate::AsBefore || fate == rests;
+        Self {
+            status: if is_settled { FAILED } else { NOT_SETTLED },
+            error: error.into(),
         }
+    }
+
+    /// A failure at the source, where the container should run on.
+    fn at_source(error: impl Fated + Send + Sync + 'static) -> Self {
+        Self::of(error, Fate::RunsHere)
+    }
+
+    /// A failure at the destination; the container should run on at the source.
+    fn at_destination(error: impl Fated + Send + Sync + 'static) -> Self {
+        Self::of(error, Fate::RunsThere)
+    }
+}
+
+impl From<anyhow::Error> for Failed {
+    fn from(error: anyhow::Error) -> Self {
+        Self {
+            status: FAILED,
+            error,
+        }
+    }
+}
+
+type Result<T, E = Failed> = std::result::Result<T, E>;
+
+pub fn run(globals: &Globals, args: Args) -> anyhow::Result<i32> {
+    match dispatch(globals, args) {
+        Ok(status) => Ok(status),
+        Err(Failed { status, error }) => {
+            super::report_failure(globals, &error);
+            Ok(i32::from(status))
+        }
+    }
+}
+
+fn dispatch(globals: &Globals, mut args: Args) -> Result<i32> {
+    validate_id(&args.id).map_err(anyhow::Error::from)?;
+    let engines = engine_of(globals, &args)?;
+    let globals = engines.as_ref().map_or(globals, |(found, id)| {
+        args.id.clone_from(id);
+        found
     });
-    let globals = engines.as_ref().unwrap_or(globals);
     if args.status {
         return status(globals, &args.id, args.output.json());
     }
@@ -103,19 +104,10 @@ pub fn run(globals: &Globals, mut args: Args) -> anyhow::Result<i32> {
         return cancel(globals, &args.id);
     }
     if args.relay {
-        ssh_helper::run(&globals.root, &args.id)?;
+        ssh_helper::run(&globals.root, &args.id).map_err(anyhow::Error::from)?;
         return Ok(0);
     }
-    let Some(image_path) = &args.image_path else {
-        bail!("--image-path is missing");
-    };
-    let image_path = super::absolute(image_path.clone());
-    if !image_path.is_dir() {
-        bail!(
-            "{} is not a directory: --image-path names one, best one that both hosts share",
-            image_path.display()
-        );
-    }
+    let image_path = image_path(&args)?;
     if args.local_test {
         return test_locally(globals, &args, &image_path);
     }
@@ -126,57 +118,35 @@ pub fn run(globals: &Globals, mut args: Args) -> anyhow::Result<i32> {
     }
 }
 
-/// Where a container that this host has, or had, is not known by this name: the engine that knows it. With `--root` nobody is asked.
-fn engine_of(globals: &Globals, args: &Args) -> anyhow::Result<Option<detect::Found>> {
-    let (root, id) = (&globals.root, &args.id);
-    let receives = args.destination.is_none()
-        && !(args.local_test || args.status || args.resolve || args.cancel);
-    let is_known =
-        || root.join(id).exists() || matches!(journal::read(root, id), Ok(Some(_)) | Err(_));
-    if receives || globals.root_given || is_known() {
+fn image_path(args: &Args) -> anyhow::Result<PathBuf> {
+    let Some(image_path) = &args.image_path else {
+        return Err(anyhow!("--image-path is missing"));
+    };
+    let image_path = super::absolute(image_path.clone());
+    match image_path.is_dir() {
+        true => Ok(image_path),
+        false => Err(anyhow!(
+            "{} is not a directory: --image-path names one, best one that both hosts share",
+            image_path.display()
+        )),
+    }
+}
+
+/// Returns the state directory and the whole id of a container that this host has, or had, and that only an engine knows by this name. With `--root`
+/// no engine is asked.
+fn engine_of(globals: &Globals, args: &Args) -> anyhow::Result<Option<(Globals, String)>> {
+    let settles = args.status || args.resolve || args.cancel;
+    let receives = args.destination.is_none() && !(args.local_test || settles);
+    if receives || globals.root_given {
         return Ok(None);
     }
-    let journals = !(args.destination.is_some() || args.local_test);
-    Ok(detect::find(root, id, |root| match journals {
-        true => paths::names(root),
-        false => Vec::new(),
-    })?)
-}
-
-/// CRIU, or why there is none that can be used, and this host as it concerns a migration.
-fn look_around(globals: &Globals) -> anyhow::Result<(Result<Criu, criu::Error>, Facts)> {
-    let found = Criu::find(globals.criu.as_deref()).and_then(|criu| {
-        let features = criu.features()?;
-        Ok((criu, features))
-    });
-    let (criu, features) = match found {
-        Ok((criu, features)) => (Ok(criu), features),
-        Err(error) => (Err(error), Features::default()),
-    };
-    let names = [
-        ("mem_track", features.memory_tracking),
-        ("lazy_pages", features.lazy_pages),
-    ];
-    let features = names
-        .into_iter()
-        .filter(|(_, has)| *has)
-        .map(|(name, _)| name.to_owned())
-        .collect();
-    let version = criu.as_ref().map_or(0, |criu| criu_number(criu.version()));
-    Ok((criu, facts::gather(version, features)?))
-}
-
-/// As a preamble has it.
-const fn criu_number(version: Version) -> u32 {
-    version.major * 10_000 + version.minor * 100 + version.sublevel
-}
-
-/// A container whose last migration is open is not this host's to move, nor to let run: it may run at the destination.
-pub fn refuse_if_open(globals: &Globals, id: &str) -> anyhow::Result<()> {
-    match journal::read_side(&globals.root, id, Side::Source)? {
-        Some(record) if !record.phase.is_final() && !record.phase.may_roll_back() => bail!(
-            "the last migration of container {id:?} is not settled: `rcm live-migrate {id} --resolve` settles it"
-        ),
-        _ => Ok(()),
-    }
+    let migrated = !(args.destination.is_some() || args.local_test);
+    let found = ops::locate(&globals.root, &args.id, migrated)?;
+    Ok(found.map(|found| {
+        let globals = Globals {
+            root: found.root,
+            ..globals.clone()
+        };
+        (globals, found.id)
+    }))
 }

@@ -297,10 +297,7 @@ pub fn main() -> ExitCode {
     match dispatch(&globals, verb) {
         // Statuses beyond a byte do not exist.
         Ok(status) => ExitCode::from(u8::try_from(status & 0xff).unwrap_or(FAILED)),
-        Err(error) => {
-            let failed = live_migrate::failure_status(&error).unwrap_or(failed);
-            fail(&globals, failed, &error)
-        }
+        Err(error) => fail(&globals, failed, &error),
     }
 }
 
@@ -359,14 +356,18 @@ fn protect_binary(globals: &Globals) -> std::io::Result<()> {
     Ok(())
 }
 
-/// Reports a failure: one error record, and the sentence on stderr where the log is elsewhere.
 fn fail(globals: &Globals, status: u8, error: &anyhow::Error) -> ExitCode {
+    report_failure(globals, error);
+    ExitCode::from(status)
+}
+
+/// Reports a failure: one error record, and the sentence on stderr if the log is elsewhere.
+fn report_failure(globals: &Globals, error: &anyhow::Error) {
     let sentence = crate::error::chain(error.as_ref());
     tracing::error!("{sentence}");
     if globals.log_to_file {
         eprintln!("{sentence}");
     }
-    ExitCode::from(status)
 }
 
 /// Answers `--help`, and reports wrong usage as runc does: one record, the usage below it.

@@ -11,7 +11,7 @@ pub struct Args {
 pub fn run(globals: &Globals, args: Args) -> anyhow::Result<i32> {
     let container = globals.load(&args.id)?;
     // Frozen because it was given away is not paused.
-    super::live_migrate::refuse_if_open(globals, &args.id)?;
+    crate::migrate::ops::refuse_if_open(&globals.root, &args.id)?;
     crate::runtime::verbs::pause::resume(&container)?;
     Ok(0)
 }

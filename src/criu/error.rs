@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use nix::errno::Errno;
 
-use super::binary::Version;
+use super::version::Version;
 
 /// A request to CRIU.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -5,23 +5,12 @@
 //! costs no downtime. A restore would probe while the tasks are stopped. So a destination calls
 //! [`Criu::features`] before the images arrive.
 
-use super::binary::{Criu, Version};
+use super::binary::Criu;
 use super::error::{Action, Error};
 use super::rpc;
 use super::session::{CriuSession, Job, Surroundings};
+use super::version::{Features, Version};
 use crate::sys::pipe;
-
-/// Results of CRIU's feature check.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Features {
-    /// The kernel tracks changed memory (`CONFIG_MEM_SOFT_DIRTY` or the pagemap scan): for
-    /// pre-dumps and incremental dumps.
-    pub memory_tracking: bool,
-    /// Missing memory can be fetched on access (userfaultfd with its non-cooperative events).
-    pub lazy_pages: bool,
-    /// Pidfds tell processes apart across pre-dumps.
-    pub pidfd_store: bool,
-}
 
 /// Size of the pipe through which the page server of a lazy dump reads: `PIPE_MAX_SIZE` pages
 /// (criu/include/page-pipe.h, CRIU 4.2), or 3.2 MiB with pages of 4 KiB.

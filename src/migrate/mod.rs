@@ -92,11 +92,13 @@
 //! * [`source`], [`destination`]: the states, over traits for the container and the host; neither
 //!   knows the other. [`method`]: when the rounds end.
 //! * [`container`]: those traits for real containers.
-//! * [`ops`]: operations that a command or an agent asks for.
+//! * [`ops`]: operations that a command or an agent asks for. [`fate`]: where the container is after
+//!   one has failed.
 
 pub mod agreement;
 pub mod container;
 pub mod destination;
+pub mod fate;
 pub mod link;
 pub mod method;
 pub mod ops;

@@ -13,7 +13,6 @@
 //! that it tells the truth whatever died on the way.
 
 use std::collections::{BTreeMap, HashMap};
-use std::fmt;
 use std::fs;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
@@ -26,39 +25,12 @@ use serde::{Deserialize, Serialize};
 
 use super::error::{Error, Result};
 use super::linux::cgroup::Cgroup;
+pub use super::status::Status;
 use crate::sys;
 use crate::sys::process::{Liveness, ProcessId};
 
 const RECORD_FILE: &str = "state.json";
 const SPEC_FILE: &str = "config.json";
-
-/// What a container is at the moment.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Status {
-    /// `create` is at work.
-    Creating,
-    /// Set up; the user's program waits for `start`.
-    Created,
-    /// The user's program executes.
-    Running,
-    /// Frozen by `pause`.
-    Paused,
-    /// The first process has ended.
-    Stopped,
-}
-
-impl fmt::Display for Status {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Creating => "creating",
-            Self::Created => "created",
-            Self::Running => "running",
-            Self::Paused => "paused",
-            Self::Stopped => "stopped",
-        })
-    }
-}
 
 /// What rcm remembers of a container.
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -138,11 +110,7 @@ impl Container {
         let dir = root.join(&record.id);
         make_private_dir(&dir, false).map_err(|source| match source.kind() {
             ErrorKind::AlreadyExists => Error::Exist,
-            _ => Error::File {
-                action: "create",
-                path: dir.clone(),
-                source,
-            },
+            _ => Error::file("create", &dir)(source),
         })?;
         let container = Self { dir, record };
         let stored = container.save().and_then(|()| {
@@ -167,11 +135,7 @@ impl Container {
         let path = dir.join(RECORD_FILE);
         let text = fs::read(&path).map_err(|source| match source.kind() {
             ErrorKind::NotFound | ErrorKind::NotADirectory => Error::NotExist,
-            _ => Error::File {
-                action: "read",
-                path: path.clone(),
-                source,
-            },
+            _ => Error::file("read", &path)(source),
         })?;
         let record = serde_json::from_slice(&text).map_err(|source| Error::DamagedState {
             id: id.to_owned(),

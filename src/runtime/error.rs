@@ -8,7 +8,9 @@ use std::path::PathBuf;
 
 use nix::errno::Errno;
 
-use super::container::Status;
+use super::linux::cgroup::CgroupError;
+use super::status::Status;
+use crate::sys::file::Failed;
 
 /// runc's sentence for an id that no container has.
 pub const NOT_EXIST: &str = "container does not exist";
@@ -89,16 +91,8 @@ pub enum Error {
         source: serde_json::Error,
     },
     /// A file operation failed.
-    #[error("cannot {action} {path}")]
-    File {
-        /// What was tried: "read", "create", ...
-        action: &'static str,
-        /// On which file.
-        path: PathBuf,
-        /// Why it failed.
-        #[source]
-        source: io::Error,
-    },
+    #[error(transparent)]
+    File(#[from] Failed),
     /// The barrier of a container that moves.
     #[error(
         "cannot {action} the network of container {id:?}; the kernel needs nf_tables with owners (CONFIG_NF_TABLES_INET, CONFIG_NF_TABLES_ARP, Linux 5.12)"
@@ -198,7 +192,7 @@ pub enum Error {
         id: String,
         /// Why.
         #[source]
-        source: super::linux::cgroup::CgroupError,
+        source: CgroupError,
     },
     /// Somebody else's processes are in the cgroup; the first half is runc's sentence.
     #[error(
@@ -332,12 +326,14 @@ impl Error {
         action: &'static str,
         path: impl Into<PathBuf>,
     ) -> impl FnOnce(io::Error) -> Self {
-        let path = path.into();
-        move |source| Self::File {
-            action,
-            path,
-            source,
-        }
+        let failed = Failed::to(action, path);
+        move |source| Self::File(failed(source))
+    }
+
+    /// For `map_err` on an operation on a container's cgroup.
+    pub(crate) fn cgroup(action: &'static str, id: &str) -> impl FnOnce(CgroupError) -> Self {
+        let id = id.to_owned();
+        move |source| Self::Cgroup { action, id, source }
     }
 
     /// For `map_err` on a system call.

@@ -24,8 +24,10 @@ pub mod image_extras;
 pub mod linux;
 pub mod process;
 pub mod spec;
+pub mod status;
 pub mod verbs;
 
-pub use container::{Container, Record, Status};
+pub use container::{Container, Record};
 pub use error::{Error, Result};
 pub use linux::cgroup::Cgroup;
+pub use status::Status;

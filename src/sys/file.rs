@@ -5,6 +5,31 @@ use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
+/// An operation on a file failed.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {action} {path}")]
+pub struct Failed {
+    /// The operation: "read", "create", ...
+    pub action: &'static str,
+    /// Path of the file.
+    pub path: PathBuf,
+    /// The system's answer.
+    #[source]
+    pub source: io::Error,
+}
+
+impl Failed {
+    /// For `map_err` on an operation on a file.
+    pub fn to(action: &'static str, path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> Self {
+        let path = path.into();
+        move |source| Self {
+            action,
+            path,
+            source,
+        }
+    }
+}
+
 /// Replaces `path` with `contents` atomically and durably.
 ///
 /// The contents go to a temporary file beside `path` with permission bits `mode`. That file is
@@ -59,6 +84,12 @@ fn replace(path: &Path, contents: &[u8], mode: u32, durable: bool) -> io::Result
         let _ = fs::remove_file(&temporary);
     }
     written
+}
+
+/// Tells whether an error says that the file does not exist.
+#[must_use]
+pub fn is_missing(error: &io::Error) -> bool {
+    error.kind() == io::ErrorKind::NotFound
 }
 
 fn directory_of(path: &Path) -> PathBuf {

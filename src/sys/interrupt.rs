@@ -1,7 +1,9 @@
-//! SIGINT, SIGTERM and SIGHUP as a descriptor that can be waited for.
+//! A request to stop as a descriptor that can be waited for: from SIGINT, SIGTERM and SIGHUP, or from
+//! another thread.
 #![allow(unsafe_code)]
 
 use std::os::fd::{AsFd, BorrowedFd, IntoRawFd, OwnedFd};
+use std::sync::Arc;
 use std::sync::atomic::{AtomicI32, Ordering};
 
 use nix::fcntl::OFlag;
@@ -13,13 +15,32 @@ static RECEIVED: AtomicI32 = AtomicI32::new(0);
 /// The signals that ask a command to stop.
 const SIGNALS: [Signal; 3] = [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP];
 
-/// Turns the signals into a descriptor that becomes readable, until [`Self::restore_defaults`].
+/// A request to stop: a descriptor that becomes readable, and the signal that stands for it.
 ///
+/// [`Self::install`] turns the signals into such a request, until [`Self::restore_defaults`].
 /// It installs handlers instead of blocking the signals. execve(2) removes a handler, so the
 /// programs that rcm starts are not affected. A blocked signal would stay blocked in them.
 #[derive(Debug)]
 pub struct Interrupt {
     readable: OwnedFd,
+    /// The signal of a [`Trigger`]; `None` for the process's own signals.
+    pulled: Option<Arc<AtomicI32>>,
+}
+
+/// Lets another thread interrupt an operation, of which one process may have several.
+#[derive(Debug)]
+pub struct Trigger {
+    writable: OwnedFd,
+    pulled: Arc<AtomicI32>,
+}
+
+impl Trigger {
+    /// Asks the operation to stop, as SIGTERM asks a process.
+    pub fn pull(&self) {
+        self.pulled.store(Signal::SIGTERM as i32, Ordering::Relaxed);
+        // If the pipe is full it is readable, too.
+        let _ = nix::unistd::write(&self.writable, &[0]);
+    }
 }
 
 extern "C" fn note(signal: libc::c_int) {
@@ -51,13 +72,31 @@ impl Interrupt {
             // async-signal-safe.
             unsafe { sigaction(signal, &action)? };
         }
-        Ok(Self { readable })
+        Ok(Self {
+            readable,
+            pulled: None,
+        })
+    }
+
+    /// Makes an interrupt without signals, and the trigger for it.
+    ///
+    /// # Errors
+    /// As pipe2(2).
+    pub fn manual() -> nix::Result<(Self, Trigger)> {
+        let (readable, writable) = nix::unistd::pipe2(OFlag::O_CLOEXEC | OFlag::O_NONBLOCK)?;
+        let pulled = Arc::new(AtomicI32::new(0));
+        let interrupt = Self {
+            readable,
+            pulled: Some(Arc::clone(&pulled)),
+        };
+        Ok((interrupt, Trigger { writable, pulled }))
     }
 
     /// Returns the last signal that was received, if any.
     #[must_use]
     pub fn received(&self) -> Option<Signal> {
-        Signal::try_from(RECEIVED.load(Ordering::Relaxed)).ok()
+        let signal = self.pulled.as_deref().unwrap_or(&RECEIVED);
+        Signal::try_from(signal.load(Ordering::Relaxed)).ok()
     }
 
     /// Gives the signals their default action again, once there is nothing left to roll back.
@@ -65,6 +104,9 @@ impl Interrupt {
     /// # Errors
     /// As sigaction(2).
     pub fn restore_defaults(self) -> nix::Result<()> {
+        if self.pulled.is_some() {
+            return Ok(());
+        }
         let action = SigAction::new(SigHandler::SigDfl, SaFlags::empty(), SigSet::empty());
         for signal in SIGNALS {
             // SAFETY: the default action runs no code of ours.
@@ -96,5 +138,17 @@ mod tests {
         assert_eq!(poll(&mut fds, PollTimeout::from(1000_u16)), Ok(1));
         assert_eq!(interrupt.received(), Some(Signal::SIGHUP));
         interrupt.restore_defaults().unwrap();
+    }
+
+    #[test]
+    fn a_trigger_is_for_one_operation() {
+        let (interrupt, trigger) = Interrupt::manual().unwrap();
+        let (other, _trigger) = Interrupt::manual().unwrap();
+        assert_eq!(interrupt.received(), None);
+        trigger.pull();
+        let mut fds = [PollFd::new(interrupt.as_fd(), PollFlags::POLLIN)];
+        assert_eq!(poll(&mut fds, PollTimeout::ZERO), Ok(1));
+        assert_eq!(interrupt.received(), Some(Signal::SIGTERM));
+        assert_eq!(other.received(), None);
     }
 }

@@ -6,6 +6,8 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::ExitStatus;
+use std::thread;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction};
@@ -56,6 +58,21 @@ impl ProcessId {
             },
             _ => Liveness::Gone,
         }
+    }
+
+    /// Waits until this process has ended. Returns whether it has within `limit_dur`.
+    #[must_use]
+    pub fn wait_until_gone(self, limit_dur: Duration) -> bool {
+        let deadline = Instant::now() + limit_dur;
+        let mut pause_dur = Duration::from_micros(200);
+        while self.liveness() == Liveness::Alive {
+            if Instant::now() > deadline {
+                return false;
+            }
+            thread::sleep(pause_dur);
+            pause_dur = (pause_dur * 2).min(Duration::from_millis(20));
+        }
+        true
     }
 
     /// Returns the pid in the type of `nix`.

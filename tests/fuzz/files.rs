@@ -5,7 +5,8 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 
 use rcm::image::manifest::{ImageFile, Manifest, ManifestError};
-use rcm::migrate::record::journal::{self, Journal, Start};
+use rcm::migrate::record::journal::{Journal, Start};
+use rcm::migrate::record::ledger;
 use rcm::migrate::record::verdict;
 use rcm::migrate::trust::Trust;
 use rcm::migrate::trust::rendezvous::{self, Acquaintance, Rendezvous};
@@ -14,6 +15,7 @@ use rcm::migrate::wire::id::{Bytes32, MigrationId, Side};
 use rcm::migrate::wire::preamble::Preamble;
 use rcm::migrate::wire::protocol::{Kind, Message};
 use rcm::migrate::wire::state::Verdict;
+use rcm::sys::file::Failed;
 use serde_json::json;
 
 use crate::{Scene, cases, damage};
@@ -90,7 +92,7 @@ fn journals() {
         let mut text = fs::read(&path).unwrap();
         damage(random, &mut text);
         fs::write(&path, text).unwrap();
-        if let Ok(Some(record)) = journal::read(&root, "web") {
+        if let Ok(Some(record)) = ledger::latest(&root, "web") {
             let _ = record.is_driven();
         }
         scene.assert_nothing_outside();
@@ -146,7 +148,7 @@ fn names_in_manifests() {
         for result in [manifest.verify(&dir)] {
             match result {
                 Err(ManifestError::Name { .. }) => {}
-                Err(ManifestError::File { path, .. }) => {
+                Err(ManifestError::File(Failed { path, .. })) => {
                     assert_eq!(path.parent(), Some(&*dir), "{name:?}");
                     assert_eq!(Path::new(&name).components().count(), 1, "{name:?}");
                 }

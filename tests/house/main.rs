@@ -1,12 +1,15 @@
-//! The rules of the source tree that the compiler does not hold: who may import whom, where `unsafe` may stand, and
-//! which Rust the crate claims to need. The checker itself is fed sources that break each rule.
+//! The rules of the source tree that the compiler does not hold: who may import whom, where
+//! `unsafe` may stand, and which Rust the crate claims to need. The checker itself is fed sources
+//! that break each rule.
 
+mod circles;
 mod rules;
 
 use std::fs;
 use std::path::Path;
 use std::process::Command;
 
+use circles::{EXCEPTIONS, Tree, circles};
 use rules::{LAYERS, breaches};
 use walkdir::WalkDir;
 
@@ -20,36 +23,169 @@ fn version(text: &str) -> Vec<u64> {
     parts
 }
 
+/// The files below `src/`.
+fn source_tree() -> Tree {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let files = WalkDir::new(&root)
+        .into_iter()
+        .map(|entry| entry.expect("src can be walked").into_path())
+        .filter(|path| path.extension().is_some_and(|extension| extension == "rs"));
+    let tree: Tree = files
+        .map(|path| {
+            let file = path.strip_prefix(&root).expect("below src");
+            let text = fs::read_to_string(&path).expect("a source file can be read");
+            (file.to_str().expect("UTF-8").to_owned(), text)
+        })
+        .collect();
+    assert!(!tree.is_empty(), "no source file below {}", root.display());
+    tree
+}
+
 #[test]
 fn the_source_tree_keeps_its_rules() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
-    let mut all = Vec::new();
-    let mut files = 0;
-    for entry in WalkDir::new(&root).sort_by_file_name() {
-        let entry = entry.expect("src can be walked");
-        if entry
-            .path()
-            .extension()
-            .is_some_and(|extension| extension == "rs")
-        {
-            let file = entry
-                .path()
-                .strip_prefix(&root)
-                .expect("below src")
-                .to_str()
-                .expect("UTF-8");
-            let text = fs::read_to_string(entry.path()).expect("a source file can be read");
-            all.extend(breaches(file, &text));
-            files += 1;
-        }
-    }
-    assert!(files > 0, "no source file below {}", root.display());
+    let all: Vec<String> = source_tree()
+        .iter()
+        .flat_map(|(file, text)| breaches(file, text))
+        .collect();
     assert!(
         all.is_empty(),
         "{} breaches:\n{}",
         all.len(),
         all.join("\n")
     );
+}
+
+#[test]
+fn no_files_import_each_other_in_a_circle() {
+    let (known, new): (Vec<_>, Vec<_>) = circles(&source_tree())
+        .into_iter()
+        .partition(circles::Circle::is_known);
+    for circle in &known {
+        println!("known: {:?}\n{}", circle.files, circle.arrows.join("\n"));
+    }
+    for circle in &new {
+        eprintln!(
+            "{} files import each other:\n{}",
+            circle.files.len(),
+            circle.arrows.join("\n")
+        );
+    }
+    assert!(new.is_empty(), "{} circles of files", new.len());
+    for exception in EXCEPTIONS {
+        let is_used = known
+            .iter()
+            .any(|circle| circle.files.iter().any(|file| file.starts_with(exception)));
+        assert!(is_used, "{exception} has no circle any more: strike it");
+    }
+}
+
+/// A source tree of these files.
+fn tree(files: &[(&str, &str)]) -> Tree {
+    files
+        .iter()
+        .map(|(file, text)| ((*file).to_owned(), (*text).to_owned()))
+        .collect()
+}
+
+/// The files of each circle, in a tree of these files.
+fn circle_files(files: &[(&str, &str)]) -> Vec<Vec<String>> {
+    circles(&tree(files))
+        .into_iter()
+        .map(|circle| circle.files.into_iter().collect())
+        .collect()
+}
+
+#[test]
+fn circles_are_found_however_they_are_closed() {
+    let found = ["a.rs", "b.rs"].map(String::from).to_vec();
+    for back in [
+        "use crate::a::X;",
+        "use crate::a;",
+        "use super::a::{self, X};",
+        "use crate::a::*;",
+        "fn f() { crate::a::x() }",
+        // Over a re-export.
+        "use crate::c::X;",
+    ] {
+        let files = [
+            ("a.rs", "pub struct X; use crate::b::Z;"),
+            ("b.rs", back),
+            ("c/mod.rs", "pub use crate::a::X; pub use crate::a::X as Y;"),
+        ];
+        assert_eq!(circle_files(&files), std::slice::from_ref(&found), "{back}");
+    }
+    let named = [
+        ("a.rs", "pub struct X; use crate::b::Z;"),
+        ("b.rs", "use crate::c; fn f() { c::Y::x() }"),
+        ("c/mod.rs", "mod d; pub use d::Y;"),
+        ("c/d.rs", "pub use crate::a::X as Y;"),
+    ];
+    assert_eq!(circle_files(&named), [["a.rs", "b.rs", "c/mod.rs"]]);
+    let longer = [
+        ("a.rs", "use crate::b::X;"),
+        ("b.rs", "use crate::c::X;"),
+        ("c.rs", "use crate::a::X;"),
+        ("d.rs", "use crate::a::X;"),
+    ];
+    assert_eq!(circle_files(&longer), [["a.rs", "b.rs", "c.rs"]]);
+}
+
+#[test]
+fn a_parent_and_its_children_may_import_each_other() {
+    let family = [
+        (
+            "a/mod.rs",
+            "mod b; mod c; use b::X; use c::Y; pub struct Z;",
+        ),
+        ("a/b.rs", "use super::Z; use super::c::Y;"),
+        ("a/c.rs", "use super::Z;"),
+    ];
+    assert!(circle_files(&family).is_empty());
+    let mut siblings = family;
+    siblings[2].1 = "use super::Z; use super::b::X;";
+    assert_eq!(circle_files(&siblings), [["a/b.rs", "a/c.rs"]]);
+    let stranger = [
+        (
+            "a/mod.rs",
+            "mod b; use b::X; pub struct Z; use crate::d::D;",
+        ),
+        ("a/b.rs", "use super::Z;"),
+        ("d.rs", "use crate::a::X; pub struct D; use crate::a::Z;"),
+    ];
+    assert_eq!(circle_files(&stranger), [["a/b.rs", "a/mod.rs", "d.rs"]]);
+}
+
+#[test]
+fn tests_and_other_crates_close_no_circle() {
+    let files = [
+        ("a.rs", "use crate::b::X;"),
+        (
+            "b.rs",
+            "use a::X; #[cfg(test)] mod tests { use crate::a::X; use super::*; }",
+        ),
+        ("a/tests.rs", "use crate::b::X;"),
+    ];
+    // `a` is no child of `b`: the path is another crate's.
+    assert!(circle_files(&files).is_empty());
+}
+
+#[test]
+fn long_files_and_functions_are_found() {
+    let body = "    let _ = 1;\n".repeat(79);
+    let long = format!("fn f() {{\n{body}}}\n");
+    assert_breach("sys/mod.rs", &long, 1, "the function f has 81 lines");
+    let body = "    let _ = 1;\n".repeat(78);
+    assert_clean("sys/mod.rs", &format!("fn f() {{\n{body}}}\n"));
+    assert_clean(
+        "sys/mod.rs",
+        &format!("#[cfg(test)]\nmod tests {{\n{long}}}\n"),
+    );
+    assert_clean(
+        "sys/mod.rs",
+        "trait T { fn f(&self); fn g(&self) -> [u8; 2]; }",
+    );
+    assert_breach("sys/mod.rs", &"// a\n".repeat(501), 501, "501 lines");
+    assert_clean("sys/mod.rs", &"// a\n".repeat(500));
 }
 
 #[test]
@@ -93,7 +229,8 @@ fn the_stated_rust_version_covers_every_dependency() {
     );
 }
 
-/// Asserts that `text` as `src/<file>` breaks exactly one rule, on `line`, and that the message contains `what`.
+/// Asserts that `text` as `src/<file>` breaks exactly one rule, on `line`, and that the message
+/// contains `what`.
 #[track_caller]
 fn assert_breach(file: &str, text: &str, line: usize, what: &str) {
     let found = breaches(file, text);

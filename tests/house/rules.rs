@@ -1,9 +1,10 @@
-//! The rules as data, and the checker that reads the tokens of a file: comments and strings do not matter, and a
-//! path counts wherever it stands (`use`, expression, attribute, macro).
+//! The rules as data, and the checker that reads the tokens of a file: comments and strings do not
+//! matter, and a path counts wherever it stands (`use`, expression, attribute, macro).
 
 use proc_macro2::{Delimiter, Group, TokenStream, TokenTree};
 
-/// Top-level modules and what each may import besides itself. Downward only: no module stands in the list of one that it lists.
+/// Top-level modules and what each may import besides itself. Downward only: no module stands in
+/// the list of one that it lists.
 pub const LAYERS: &[(&str, &[&str])] = &[
     ("main", &["cli"]),
     (
@@ -71,17 +72,68 @@ const BEFORE_PATHS: &[&str] = &[
     "pub", "return", "unsafe", "use", "where", "while",
 ];
 
-/// A path as it stands in a file, made absolute: it starts with `crate` or with the name of another crate.
-#[derive(Debug)]
-struct FoundPath {
-    segments: Vec<String>,
-    line: usize,
+/// Longest file, in lines.
+pub const MOST_FILE_LINES: usize = 500;
+
+/// Longest function, in lines from `fn` to its closing brace.
+pub const MOST_FUNCTION_LINES: usize = 80;
+
+/// Longer functions that may stay, by the name of the file and their own: tables and lists, which
+/// are read from top to bottom and have no flow to follow.
+const LONG_FUNCTIONS: &[(&str, &str)] = &[
+    // One finding after the other.
+    ("judge.rs", "judge_container"),
+];
+
+/// Functions, and files (without a function), that are still to be split. The list shall be empty.
+const TO_BE_SPLIT: &[(&str, &str)] = &[
+    ("send.rs", "send"),
+    ("incoming.rs", "inspect"),
+    ("resolve.rs", ""),
+];
+
+/// Is the function of a file (or the file itself, without a function) in a list of
+/// [`LONG_FUNCTIONS`]' form?
+fn lists(list: &[(&str, &str)], file: &str, function: &str) -> bool {
+    let name = file.rsplit('/').next().unwrap_or(file);
+    list.contains(&(name, function))
 }
 
-/// What the checker looks for in a file.
+/// A path of a file, made absolute: it starts with `crate` or with the name of another crate.
+#[derive(Debug)]
+pub struct FoundPath {
+    pub segments: Vec<String>,
+    pub line: usize,
+    /// The module whose code has the path.
+    pub module: Vec<String>,
+    /// The name that a `use` gives to it here; `*` for all names of a module.
+    pub imported_as: Option<String>,
+    /// Whether the path is in a module of tests.
+    pub in_tests: bool,
+}
+
+/// A function with a body.
+#[derive(Debug)]
+struct FoundFunction {
+    name: String,
+    line: usize,
+    lines: usize,
+    in_tests: bool,
+}
+
+/// The module whose tokens are read.
+#[derive(Debug, Clone)]
+struct Scope {
+    /// Names below the crate.
+    module: Vec<String>,
+    in_tests: bool,
+}
+
+/// Contents of a file that the rules are about.
 #[derive(Debug, Default)]
-struct Findings {
-    paths: Vec<FoundPath>,
+pub struct Findings {
+    pub paths: Vec<FoundPath>,
+    functions: Vec<FoundFunction>,
     /// Lines with `unsafe`, or with an attribute that names `unsafe_code`.
     unsafe_lines: Vec<usize>,
     /// Those of them that begin a block or an `impl`, which need a `SAFETY` comment.
@@ -89,14 +141,26 @@ struct Findings {
 }
 
 impl Findings {
-    /// Collects from `tokens`, which stand in the module `module` (names below the crate).
-    fn collect(&mut self, tokens: TokenStream, module: &[String]) {
+    /// Reads a file (relative to `src/`).
+    pub fn of(file: &str, text: &str) -> Self {
+        let tokens = text
+            .parse()
+            .unwrap_or_else(|error| panic!("{file} is not Rust: {error}"));
+        let module = module_of(file);
+        let in_tests = module.iter().any(|name| name == "tests");
+        let mut findings = Self::default();
+        findings.collect(tokens, &Scope { module, in_tests });
+        findings
+    }
+
+    /// Collects from `tokens`, the code of `scope`.
+    fn collect(&mut self, tokens: TokenStream, scope: &Scope) {
         let tokens: Vec<TokenTree> = tokens.into_iter().collect();
         let mut at = 0;
         while at < tokens.len() {
             match &tokens[at] {
                 TokenTree::Group(group) => {
-                    self.collect(group.stream(), module);
+                    self.collect(group.stream(), scope);
                     at += 1;
                 }
                 TokenTree::Ident(ident) => {
@@ -109,29 +173,36 @@ impl Findings {
                         }
                     }
                     if let Some((inner, body)) = inline_module(&tokens[at..]) {
-                        let module: Vec<String> = module.iter().cloned().chain([inner]).collect();
-                        self.collect(body.stream(), &module);
+                        let mut inside = scope.clone();
+                        inside.module.push(inner);
+                        inside.in_tests |= ends_with_cfg_test(&tokens[..at]);
+                        self.collect(body.stream(), &inside);
                         at += 3;
                         continue;
+                    }
+                    if name == "fn" {
+                        self.functions
+                            .extend(function(&tokens[at..], scope.in_tests));
                     }
                     if BEFORE_PATHS.contains(&name.as_str()) {
                         at += 1;
                         continue;
                     }
                     let in_use = begins_use(&tokens[..at]);
-                    at += self.path(&tokens[at..], Vec::new(), module, in_use);
+                    at += self.path(&tokens[at..], Vec::new(), scope, in_use);
                 }
                 _ => at += 1,
             }
         }
     }
 
-    /// Reads the path that begins at `tokens[0]`, an identifier, below `prefix`. Returns how many tokens it has.
+    /// Reads the path that begins at `tokens[0]`, an identifier, below `prefix`. Returns how many
+    /// tokens it has.
     fn path(
         &mut self,
         tokens: &[TokenTree],
         prefix: Vec<String>,
-        module: &[String],
+        scope: &Scope,
         in_use: bool,
     ) -> usize {
         let mut segments = prefix;
@@ -146,7 +217,12 @@ impl Findings {
             match tokens.get(at + 2) {
                 Some(TokenTree::Ident(_)) => at += 2,
                 Some(TokenTree::Group(group)) if group.delimiter() == Delimiter::Brace => {
-                    self.use_group(group, &segments, module);
+                    self.use_group(group, &segments, scope);
+                    return at + 3;
+                }
+                Some(TokenTree::Punct(star)) if in_use && star.as_char() == '*' => {
+                    self.paths
+                        .push(scope.path(segments, line, Some("*".into())));
                     return at + 3;
                 }
                 _ => break,
@@ -154,32 +230,83 @@ impl Findings {
         }
         // A single identifier is a path to a crate or module only in a `use`.
         if segments.len() > 1 || in_use {
-            self.paths.push(FoundPath {
-                segments: absolute(segments, module),
-                line,
-            });
+            let imported_as = in_use.then(|| imported_name(&segments, &tokens[at..]));
+            self.paths.push(scope.path(segments, line, imported_as));
         }
         at
     }
 
     /// Reads the branches of `prefix::{...}`.
-    fn use_group(&mut self, group: &Group, prefix: &[String], module: &[String]) {
+    fn use_group(&mut self, group: &Group, prefix: &[String], scope: &Scope) {
         let tokens: Vec<TokenTree> = group.stream().into_iter().collect();
         for branch in
             tokens.split(|token| matches!(token, TokenTree::Punct(p) if p.as_char() == ','))
         {
             match branch.first() {
                 Some(TokenTree::Ident(_)) => {
-                    self.path(branch, prefix.to_vec(), module, true);
+                    self.path(branch, prefix.to_vec(), scope, true);
                 }
-                Some(star) => self.paths.push(FoundPath {
-                    segments: absolute(prefix.to_vec(), module),
-                    line: star.span().start().line,
-                }),
+                Some(star) => self.paths.push(scope.path(
+                    prefix.to_vec(),
+                    star.span().start().line,
+                    Some("*".into()),
+                )),
                 None => {}
             }
         }
     }
+}
+
+impl Scope {
+    fn path(&self, segments: Vec<String>, line: usize, imported_as: Option<String>) -> FoundPath {
+        FoundPath {
+            segments: absolute(segments, &self.module),
+            line,
+            module: self.module.clone(),
+            imported_as,
+            in_tests: self.in_tests,
+        }
+    }
+}
+
+/// The name that a `use` of the path `segments` binds; `rest` are the tokens after the path.
+fn imported_name(segments: &[String], rest: &[TokenTree]) -> String {
+    if let [TokenTree::Ident(keyword), TokenTree::Ident(name), ..] = rest
+        && keyword == "as"
+    {
+        return name.to_string();
+    }
+    let mut names = segments.iter().rev().filter(|segment| *segment != "self");
+    names.next().cloned().unwrap_or_default()
+}
+
+/// Is the last attribute before an item `#[cfg(test)]`?
+fn ends_with_cfg_test(before: &[TokenTree]) -> bool {
+    let Some(TokenTree::Group(attribute)) = before.last() else {
+        return false;
+    };
+    let text = attribute.stream().to_string().replace(' ', "");
+    attribute.delimiter() == Delimiter::Bracket && text == "cfg(test)"
+}
+
+/// The function whose `fn` is the first of `tokens`; `None` without a body.
+fn function(tokens: &[TokenTree], in_tests: bool) -> Option<FoundFunction> {
+    let TokenTree::Ident(name) = tokens.get(1)? else {
+        return None;
+    };
+    let body = tokens.iter().find_map(|token| match token {
+        TokenTree::Group(group) if group.delimiter() == Delimiter::Brace => Some(Ok(group)),
+        TokenTree::Punct(end) if end.as_char() == ';' => Some(Err(())),
+        _ => None,
+    })?;
+    let line = tokens[0].span().start().line;
+    let last = body.ok()?.span_close().end().line;
+    Some(FoundFunction {
+        name: name.to_string(),
+        line,
+        lines: last - line + 1,
+        in_tests,
+    })
 }
 
 fn is_path_separator(tokens: &[TokenTree]) -> bool {
@@ -246,7 +373,7 @@ fn absolute(segments: Vec<String>, module: &[String]) -> Vec<String> {
 }
 
 /// The module that a file under `src/` holds: `migrate/wire.rs` is `["migrate", "wire"]`.
-fn module_of(file: &str) -> Vec<String> {
+pub fn module_of(file: &str) -> Vec<String> {
     let mut module: Vec<String> = file
         .trim_end_matches(".rs")
         .split('/')
@@ -266,7 +393,8 @@ fn starts_with(path: &[String], prefix: &[&str]) -> bool {
             .all(|(segment, wanted)| segment == wanted)
 }
 
-/// Is the `unsafe` on `line` (from 1) documented? Its comment stands above the statement that contains it.
+/// Is the `unsafe` on `line` (from 1) documented? Its comment stands above the statement that
+/// contains it.
 fn has_safety_comment(text: &str, line: usize) -> bool {
     let lines: Vec<&str> = text.lines().map(str::trim).collect();
     let mut above = lines[..line - 1].iter().rev().peekable();
@@ -288,11 +416,7 @@ fn has_safety_comment(text: &str, line: usize) -> bool {
 /// Every breach of the rules in `file` (relative to `src/`), as `file:line: what`.
 pub fn breaches(file: &str, text: &str) -> Vec<String> {
     let module = module_of(file);
-    let mut findings = Findings::default();
-    let tokens = text
-        .parse()
-        .unwrap_or_else(|error| panic!("{file} is not Rust: {error}"));
-    findings.collect(tokens, &module);
+    let findings = Findings::of(file, text);
 
     let mut breaches = Vec::new();
     let mut breach =
@@ -305,7 +429,7 @@ pub fn breaches(file: &str, text: &str) -> Vec<String> {
                 "src/{file}:1: the module {top} has no place in LAYERS of tests/house/rules.rs"
             )];
         };
-        for FoundPath { segments, line } in &findings.paths {
+        for FoundPath { segments, line, .. } in &findings.paths {
             let imported = segments.get(1).filter(|_| segments[0] == "crate");
             if let Some(imported) =
                 imported.filter(|name| LAYERS.iter().any(|(layer, _)| layer == name))
@@ -352,6 +476,27 @@ pub fn breaches(file: &str, text: &str) -> Vec<String> {
             for line in &findings.unsafe_lines {
                 breach(*line, format!("unsafe outside src/{UNSAFE_MODULE}"));
             }
+        }
+    }
+    let lines = text.lines().count();
+    if lines > MOST_FILE_LINES && !lists(TO_BE_SPLIT, file, "") {
+        breach(
+            lines,
+            format!("the file has {lines} lines, more than {MOST_FILE_LINES}"),
+        );
+    }
+    for function in &findings.functions {
+        let is_listed = [LONG_FUNCTIONS, TO_BE_SPLIT]
+            .iter()
+            .any(|list| lists(list, file, &function.name));
+        if function.lines > MOST_FUNCTION_LINES && !function.in_tests && !is_listed {
+            breach(
+                function.line,
+                format!(
+                    "the function {} has {} lines, more than {MOST_FUNCTION_LINES}",
+                    function.name, function.lines
+                ),
+            );
         }
     }
     for line in &findings.unsafe_block_lines {

@@ -7,12 +7,12 @@ use std::time::Duration;
 use super::mode::ModeArgs;
 use super::show::OutputArgs;
 use super::streaming::StreamingArgs;
+use super::time::parse_time;
 use crate::cli::criu_args::CriuArgs;
 use crate::cli::{Globals, absolute};
 use crate::migrate::link::address::Destination;
-use crate::migrate::record::paths::make_work_dir;
-use crate::migrate::trust::{TlsFiles, Trust, TrustSettings};
-use crate::migrate::wire::preamble::CriuChoices;
+use crate::migrate::ops::CriuSettings;
+use crate::migrate::trust::{TlsFiles, TrustSettings};
 
 /// Move a running container to another host
 ///
@@ -136,19 +136,19 @@ pub struct TrustArgs {
 }
 
 impl TrustArgs {
-    pub fn trust(&self) -> anyhow::Result<Trust> {
+    pub fn settings(&self) -> TrustSettings {
         let path = |path: &Option<PathBuf>| path.clone().map(absolute);
         let tls = path(&self.tls_ca)
             .zip(path(&self.tls_cert))
             .zip(path(&self.tls_key));
-        Ok(Trust::of(&TrustSettings {
+        TrustSettings {
             token_file: path(&self.token_file),
             tls: tls.map(|((authorities, certificate), key)| TlsFiles {
                 authorities,
                 certificate,
                 key,
             }),
-        })?)
+        }
     }
 }
 
@@ -157,80 +157,20 @@ impl TrustArgs {
 pub struct DumpArgs {
     /// Where CRIU writes its logs
     #[arg(long, value_name = "DIR")]
-    pub work_path: Option<PathBuf>,
+    work_path: Option<PathBuf>,
     #[command(flatten, next_help_heading = "CRIU")]
     common: CriuArgs,
     /// Give deleted but open files a temporary name
     #[arg(long)]
-    pub link_remap: bool,
+    link_remap: bool,
 }
 
 impl DumpArgs {
-    pub fn choices(&self) -> CriuChoices {
-        let common = &self.common;
-        CriuChoices {
-            tcp_established: common.tcp_established,
-            ext_unix_sk: common.ext_unix_sk,
-            shell_job: common.shell_job,
-            file_locks: common.file_locks,
-            link_remap: self.link_remap,
-            manage_cgroups_mode: common.manage_cgroups_mode.clone().unwrap_or_default(),
-            empty_ns: common.empty_ns.clone(),
-        }
-    }
-
-    pub fn work_path(&self, globals: &Globals, id: &str) -> anyhow::Result<PathBuf> {
-        Ok(match &self.work_path {
-            Some(path) => absolute(path.clone()),
-            None => make_work_dir(&globals.root, id)?,
-        })
-    }
-}
-
-/// "90s", "5m", "1h", "300ms", or a number of seconds.
-pub fn parse_time(text: &str) -> Result<Duration, String> {
-    let digits = text
-        .find(|c: char| !c.is_ascii_digit())
-        .unwrap_or(text.len());
-    let (number, unit) = text.split_at(digits);
-    let milliseconds = match unit {
-        "ms" => 1,
-        "" | "s" => 1000,
-        "m" => 60_000,
-        "h" => 3_600_000,
-        _ => return Err("not a time such as 90s or 5m".into()),
-    };
-    number
-        .parse::<u64>()
-        .ok()
-        .and_then(|number| number.checked_mul(milliseconds))
-        .filter(|&total| total > 0)
-        .map(Duration::from_millis)
-        .ok_or_else(|| "not a time such as 90s or 5m".into())
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn times() {
-        assert_eq!(parse_time("300ms"), Ok(Duration::from_millis(300)));
-        assert_eq!(parse_time("90"), Ok(Duration::from_secs(90)));
-        assert_eq!(parse_time("90s"), Ok(Duration::from_secs(90)));
-        assert_eq!(parse_time("5m"), Ok(Duration::from_secs(300)));
-        assert_eq!(parse_time("1h"), Ok(Duration::from_secs(3600)));
-        for bad in [
-            "",
-            "s",
-            "0",
-            "-1s",
-            "1.5s",
-            "5 m",
-            "1d",
-            "99999999999999999999s",
-        ] {
-            assert!(parse_time(bad).is_err(), "{bad}");
+    pub fn settings(&self, globals: &Globals) -> CriuSettings {
+        CriuSettings {
+            program: globals.criu.clone(),
+            choices: self.common.choices(self.link_remap),
+            work_path: self.work_path.clone().map(absolute),
         }
     }
 }

@@ -4,10 +4,9 @@ use std::time::Duration;
 
 use clap::ValueEnum;
 
-use super::args::parse_time;
-use crate::criu::Criu;
+use super::time::parse_time;
 use crate::migrate::method::precopy::Limits;
-use crate::migrate::wire::facts::Facts;
+use crate::migrate::ops::{Aim, Method};
 
 /// The modes of `--mode`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -42,38 +41,32 @@ pub struct ModeArgs {
     ///
     /// Each finding is a line on stdout, with what to do. Exit status: 0 the migration would begin, 1 it would not.
     #[arg(long)]
-    pub dry_run: bool,
+    dry_run: bool,
     /// Do everything up to the commit, then let the container run on here; the receiver goes on waiting
     ///
     /// The container stands still for as long as in a migration, and the last line predicts its downtime.
     #[arg(long, conflicts_with = "dry_run")]
-    pub rehearse: bool,
+    rehearse: bool,
 }
 
 impl ModeArgs {
-    /// The limits of pre-copy; `None` for stop-and-copy, with the reason if there is something to say.
-    pub fn choose(
-        &self,
-        criu: &Criu,
-        facts: &Facts,
-    ) -> anyhow::Result<(Option<Limits>, Option<&'static str>)> {
+    pub fn aim(&self) -> Aim {
+        match (self.dry_run, self.rehearse) {
+            (true, _) => Aim::Ask,
+            (_, true) => Aim::Rehearse,
+            _ => Aim::Move,
+        }
+    }
+
+    pub fn method(&self) -> Method {
         let limits = Limits {
             downtime_limit_dur: self.downtime_limit,
             max_rounds: self.max_rounds,
         };
-        Ok(match self.mode {
-            Mode::StopAndCopy => (None, None),
-            Mode::PreCopy => {
-                criu.require_memory_tracking()?;
-                (Some(limits), None)
-            }
-            Mode::Auto if facts.criu_features.contains("mem_track") => (Some(limits), None),
-            Mode::Auto => (
-                None,
-                Some(
-                    "stop-and-copy, because this kernel does not track changed memory (CONFIG_MEM_SOFT_DIRTY), which pre-copy needs",
-                ),
-            ),
-        })
+        match self.mode {
+            Mode::Auto => Method::Auto(limits),
+            Mode::StopAndCopy => Method::StopAndCopy,
+            Mode::PreCopy => Method::PreCopy(limits),
+        }
     }
 }

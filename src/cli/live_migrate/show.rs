@@ -7,7 +7,7 @@ use std::sync::atomic::Ordering;
 use anyhow::bail;
 use clap::ValueEnum;
 
-use super::{NOT_SETTLED, failure_status};
+use super::{Failed, NOT_SETTLED};
 use crate::cli::absolute;
 use crate::error::chain;
 use crate::migrate::progress::report::{Outcome, Report};
@@ -92,26 +92,21 @@ impl OutputArgs {
     }
 
     /// Tells what came of it. `ended` has the exit status, `succeeded` what 0 means.
-    pub fn end(
-        &self,
-        mut progress: Progress,
-        succeeded: Outcome,
-        ended: Result<i32, &anyhow::Error>,
-    ) {
+    pub fn end(&self, mut progress: Progress, succeeded: Outcome, ended: Result<i32, &Failed>) {
         let total_dur = progress.total_dur();
         let sent_bytes = progress.sent().load(Ordering::Relaxed);
         let report = progress.report_mut();
         report.sent_bytes = sent_bytes;
         let status = match ended {
             Ok(status) => u8::try_from(status).unwrap_or(u8::MAX),
-            Err(error) => {
-                report.error = Some(chain(error.as_ref()));
-                failure_status(error).unwrap_or(crate::cli::FAILED)
+            Err(failed) => {
+                report.error = Some(chain(failed.error.as_ref()));
+                failed.status
             }
         };
         let outcome = match status {
             0 => succeeded,
-            status if i32::from(status) == NOT_SETTLED => Outcome::NotSettled,
+            NOT_SETTLED => Outcome::NotSettled,
             _ => Outcome::NotMoved,
         };
         report.close(outcome, status, total_dur);

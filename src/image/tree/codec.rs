@@ -3,8 +3,8 @@
 use std::ffi::CString;
 use std::os::unix::ffi::OsStrExt;
 
+use super::defect::Defect;
 use super::entry::{Attributes, EntryKind, Stamp, TreeEntry};
-use super::error::Defect;
 use super::frame::{Fields, Put};
 use super::path::{Order, TreePath};
 

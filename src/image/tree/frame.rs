@@ -3,7 +3,8 @@
 
 use std::io::{self, BufReader, BufWriter, Read, Write};
 
-use super::error::{Defect, TreeError};
+use super::defect::Defect;
+use super::error::TreeError;
 use super::path::TreePath;
 
 /// Limit of a payload. The kernel allows more attributes for one file, but file systems rarely do.

@@ -4,8 +4,9 @@ use std::io::{Read, Write};
 
 use super::codec;
 use super::content::{Digest, HOLE};
+use super::defect::Defect;
 use super::entry::TreeEntry;
-use super::error::{Defect, TreeError};
+use super::error::TreeError;
 use super::frame::{
     Compression, Fields, FrameReader, FrameWriter, MAX_PAYLOAD_BYTES, Purpose, Put, malformed,
 };

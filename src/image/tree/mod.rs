@@ -36,6 +36,7 @@ mod attributes;
 mod changes;
 mod codec;
 mod content;
+mod defect;
 mod entry;
 mod error;
 mod frame;
@@ -48,11 +49,9 @@ mod staging;
 mod unpack;
 mod walk;
 
-use std::io;
-use std::path::Path;
-
 pub use changes::Totals;
-pub use error::{Defect, TreeError};
+pub use defect::Defect;
+pub use error::TreeError;
 pub use frame::Compression;
 pub use inventory::Inventory;
 pub use linked::link_copy;
@@ -68,12 +67,3 @@ pub const MAX_DEPTH: usize = 256;
 
 /// Limit of a file name's length (`NAME_MAX`).
 const MAX_NAME_BYTES: usize = 255;
-
-fn file_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> TreeError + use<> {
-    let path = path.to_path_buf();
-    move |source| TreeError::File {
-        action,
-        path,
-        source,
-    }
-}

@@ -4,7 +4,7 @@ use std::fmt;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 
-use super::error::Defect;
+use super::defect::Defect;
 use super::{MAX_DEPTH, MAX_NAME_BYTES};
 
 /// The path of an entry below the root of its tree: names without `.` and `..`, joined with

@@ -4,12 +4,14 @@
 //! reported at once, each with its remedy, so that an operator does not repair one after the other.
 
 mod judge;
+mod local;
 mod observed;
 mod rootfs;
 mod space;
 
-pub use judge::{Local, criu_version, judge};
-pub use rootfs::{RootfsFound, plan};
+pub use judge::{criu_version, judge};
+pub use local::{Local, RootfsFound};
+pub use rootfs::plan;
 pub use space::{Room, lacking};
 
 #[cfg(test)]

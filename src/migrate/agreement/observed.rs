@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use super::Local;
+use super::local::Local;
 use crate::migrate::wire::facts::{CgroupMode, Facts};
 use crate::migrate::wire::finding::Finding;
 use crate::migrate::wire::id::Side;

@@ -2,25 +2,10 @@
 
 use crate::migrate::wire::rootfs::{RootfsOffer, RootfsPlan, RootfsWay, RootfsWish};
 
-use super::Local;
+use super::local::{Local, RootfsFound};
 use crate::migrate::wire::finding::Finding;
 use crate::migrate::wire::id::Side;
 use crate::text::bytes;
-
-/// What the destination has at the place of the tree.
-#[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub struct RootfsFound {
-    /// The source's nonce: it is the same tree.
-    pub sees_nonce: bool,
-    /// Something is mounted there.
-    pub is_mount_point: bool,
-    /// A process whose root directory it is.
-    pub used_by: Option<i32>,
-    /// What is free on its file system.
-    pub free_bytes: Option<u64>,
-    /// What a tree that is there takes, where it was looked at.
-    pub size_bytes: u64,
-}
 
 /// Decides.
 #[must_use]

@@ -7,20 +7,22 @@ use oci_spec::runtime::{LinuxNamespaceType, Spec};
 
 use super::restore_request::restore_request;
 use crate::criu::Criu;
+use crate::criu::CriuChoices;
 use crate::error::{Cause, chain};
 use crate::migrate::agreement::{Local, plan};
 use crate::migrate::destination::{Held, Host};
 use crate::migrate::ops::resolve::tidy_up;
 use crate::migrate::preflight::{self, network};
+use crate::migrate::record::ledger::Known;
 use crate::migrate::record::lock::Lock;
 use crate::migrate::record::paths;
 use crate::migrate::record::restore_spec::Recipe;
 use crate::migrate::wire::facts::Facts;
-use crate::migrate::wire::preamble::{CriuChoices, Preamble};
+use crate::migrate::wire::preamble::Preamble;
 use crate::migrate::wire::rootfs::RootfsWay;
 use crate::runtime::container::validate_id;
-use crate::runtime::linux::network::Place;
 use crate::runtime::spec;
+use crate::runtime::spec::namespaces::{Namespace, Namespaces};
 use crate::runtime::verbs::restore::{self, HeldRestore, RestoreRequest, Restored};
 
 /// What a receiver was told about the container to come.
@@ -142,7 +144,7 @@ impl Host for Node {
         };
         let (root, id) = (&self.request.root, &self.request.id);
         let lock = Lock::take(root, id)?;
-        tidy_up(root, id, &lock)?;
+        tidy_up(root, id, Known::open(root, id, &lock)?, &lock)?;
         self.work_path = match &any.work_paths {
             Some(work_paths) => {
                 let path = work_paths.join(id);
@@ -183,12 +185,15 @@ impl Host for Node {
             .and_then(|spec| spec.process().as_ref())
             .and_then(|process| process.terminal())
             .unwrap_or(false);
-        let place = spec.as_ref().map(Place::of);
+        let namespaces = spec.as_ref().map(Namespaces::of);
+        let place = namespaces
+            .as_ref()
+            .map(|namespaces| namespaces.get(LinuxNamespaceType::Network));
         let keeps_connections = preamble.criu.or(&self.choices).tcp_established;
         let network =
             place.and_then(|place| network::judge(&preamble.spec, place, keeps_connections));
         let network_namespace = match place {
-            Some(Place::Existing(path)) => Some(path.to_path_buf()),
+            Some(Namespace::Joined(path)) => Some(path.to_path_buf()),
             _ => None,
         };
         let missing_addresses = match (&network, place) {
@@ -218,13 +223,7 @@ impl Host for Node {
             rootfs,
             same_spec: same_spec || rootfs_plan.way == RootfsWay::Full,
             terminal: self.terminal(has_terminal),
-            missing_mount_sources: preamble
-                .bind_mounts
-                .iter()
-                .map(|mount| &mount.source)
-                .filter(|source| fs::symlink_metadata(source).is_err())
-                .cloned()
-                .collect(),
+            missing_mount_sources: missing_sources(preamble),
             images_visible: self
                 .image_path
                 .join(preamble.migration.to_string())
@@ -264,6 +263,15 @@ impl Host for Node {
         let criu = self.criu.as_ref().map_err(Clone::clone)?;
         Ok(restore::begin(criu, &request)?)
     }
+}
+
+/// Returns the sources of the container's bind mounts that this host does not have.
+fn missing_sources(preamble: &Preamble) -> Vec<PathBuf> {
+    let sources = preamble.bind_mounts.iter().map(|mount| &mount.source);
+    sources
+        .filter(|source| fs::symlink_metadata(source).is_err())
+        .cloned()
+        .collect()
 }
 
 /// Where the root file system of `spec` is with this bundle: below it, if it was below the source's, else at the source's path.

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use crate::error::Cause;
 use crate::image::manifest::ManifestError;
 use crate::image::rounds::ChainError;
+use crate::migrate::fate::{Fate, Fated};
 use crate::migrate::link::channel::TransportError;
 use crate::migrate::record::error::JournalError;
 use crate::migrate::transfer::images::BulkError;
@@ -88,4 +89,14 @@ pub enum DestinationError {
         #[source]
         source: Cause,
     },
+}
+
+impl Fated for DestinationError {
+    fn fate(&self) -> Fate {
+        match self {
+            Self::NotStarted { .. } => Fate::Stands,
+            // Every other failure ends the migration before the commit.
+            _ => Fate::RunsThere,
+        }
+    }
 }

@@ -12,7 +12,7 @@ use crate::migrate::link::channel::TransportError;
 use crate::migrate::link::listener::{self, Lobby};
 use crate::migrate::record::error::JournalError;
 use crate::migrate::record::journal::JournalRecord;
-use crate::migrate::trust::rendezvous::{Acquaintance, Rendezvous, RendezvousError};
+use crate::migrate::trust::rendezvous::{Rendezvous, RendezvousError};
 use crate::migrate::trust::{Trust, TrustError};
 use crate::migrate::wire::state::{Phase, Verdict};
 use crate::sys::interrupt::Interrupt;
@@ -50,19 +50,8 @@ pub fn answer(
         Phase::RolledBack => Verdict::RolledBack,
         _ => return Ok(None),
     };
-    let (Some(receiver), Some(secret), Some(id), Some(fingerprint)) = (
-        &record.unanswered,
-        record.secret,
-        record.receiver,
-        record.fingerprint,
-    ) else {
+    let (Some(receiver), Some(acquaintance)) = (&record.unanswered, record.acquaintance) else {
         return Ok(None);
-    };
-    let acquaintance = Acquaintance {
-        receiver: id,
-        secret,
-        fingerprint,
-        knows_secret: true,
     };
     let trust = Trust::stored(receiver.identity.as_ref(), record.tls.as_ref())?;
     let listener = listener::listen(Some(receiver.listen))?;

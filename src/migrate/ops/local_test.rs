@@ -14,19 +14,27 @@ use std::time::{Duration, Instant};
 
 use oci_spec::runtime::{LinuxNamespaceType, Spec};
 
+use super::CriuSettings;
+use super::subject::{SubjectError, ThisHost, claim};
+use crate::criu;
+use crate::criu::CriuChoices;
 use crate::error::{Cause, chain};
 use crate::image;
-use crate::migrate::container::outgoing::{HeldContainer, RunningContainer, flags};
+use crate::migrate::agreement::lacking;
+use crate::migrate::container::outgoing::{RunningContainer, flags};
+use crate::migrate::fate::{Fate, Fated};
+use crate::migrate::preflight::{self, survey};
 use crate::migrate::progress::Progress;
 use crate::migrate::record::error::JournalError;
 use crate::migrate::record::journal::{Journal, Start};
 use crate::migrate::source::{Held, Target, Workload};
+use crate::migrate::trust::rendezvous::{RendezvousError, random};
 use crate::migrate::unix_sockets::{Names, Unkept};
 use crate::migrate::wire::finding::{Finding, Severity};
 use crate::migrate::wire::id::{MigrationId, Side};
-use crate::migrate::wire::preamble::CriuChoices;
 use crate::migrate::wire::state::Phase;
-use crate::runtime::spec::lower;
+use crate::runtime::spec::namespaces::Namespaces;
+use crate::runtime::verbs::checkpoint::HeldCheckpoint;
 use crate::runtime::verbs::restore::{self, RestoreRequest};
 use crate::text::milliseconds;
 
@@ -93,29 +101,121 @@ pub enum LocalTestError {
     },
 }
 
+impl Fated for LocalTestError {
+    fn fate(&self) -> Fate {
+        match self {
+            Self::Stands { .. } => Fate::Stands,
+            _ => Fate::RunsHere,
+        }
+    }
+}
+
 fn list(findings: &[Finding]) -> String {
     let texts: Vec<String> = findings.iter().map(Finding::to_string).collect();
     texts.join("; ")
 }
 
+/// A container to be tested.
+#[derive(Debug, Clone)]
+pub struct TestRequest {
+    /// State directory of rcm.
+    pub root: PathBuf,
+    /// Id of the container.
+    pub container: String,
+    /// Image store: an existing directory.
+    pub image_path: PathBuf,
+    /// CRIU and its options.
+    pub criu: CriuSettings,
+    /// The longest time that CRIU may take for one stage of the dump.
+    pub freeze_limit_dur: Duration,
+}
+
+/// The container was not tested, or the test has failed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum TestError {
+    /// The container cannot be migrated as it is.
+    #[error(transparent)]
+    Subject(#[from] SubjectError),
+    /// The journal or the work directory cannot be used.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    /// CRIU cannot be used.
+    #[error(transparent)]
+    Criu(#[from] criu::Error),
+    /// The kernel gives no random bytes.
+    #[error(transparent)]
+    Random(#[from] RendezvousError),
+    /// The test has failed.
+    #[error(transparent)]
+    Failed(#[from] LocalTestError),
+}
+
+impl Fated for TestError {
+    fn fate(&self) -> Fate {
+        match self {
+            Self::Subject(error) => error.fate(),
+            Self::Failed(error) => error.fate(),
+            _ => Fate::AsBefore,
+        }
+    }
+}
+
+/// Dumps the container and restores a copy on this host, which does not get to run.
+///
+/// The test takes moments and is never committed, so nothing interrupts it.
+///
+/// # Errors
+/// [`TestError`].
+pub fn local_test(request: &TestRequest, progress: &mut Progress) -> Result<(), TestError> {
+    let (root, image_path) = (&request.root, &request.image_path);
+    // Held until the end of the test.
+    let subject = claim(root, &request.container)?;
+    let container = subject.container.clone();
+    let host = ThisHost::look(request.criu.program.as_deref()).map_err(SubjectError::from)?;
+    let criu = host.criu?;
+    let report = progress.report_mut();
+    report.versions.note(Side::Source, &host.facts);
+    let choices = &request.criu.choices;
+    let spec = container.spec().map_err(SubjectError::from)?;
+    let mut survey = survey(&container, &spec, choices);
+    let (observed, room) = (&survey.observed, preflight::room(image_path));
+    let lacking = lacking(Side::Source, observed, true, room, image_path);
+    survey.findings.extend(lacking);
+    let plan = Plan {
+        root: root.clone(),
+        image_path: image_path.clone(),
+        migration: MigrationId::new(random()?),
+        findings: survey.findings,
+    };
+    let workload = RunningContainer {
+        criu,
+        container,
+        choices: choices.clone(),
+        work_path: request.criu.work_path(root, &request.container)?,
+        auto_dedup: false,
+        answer_limit_dur: Some(request.freeze_limit_dur),
+        ghost_limit_bytes: survey.ghost_limit_bytes,
+    };
+    Ok(test(&plan, workload, &spec, progress)?)
+}
+
 /// What is to be tested.
 #[derive(Debug)]
-pub struct Plan {
-    /// rcm's state directory.
-    pub root: PathBuf,
-    /// The image store.
-    pub image_path: PathBuf,
-    /// A name for the images.
-    pub migration: MigrationId,
-    /// What speaks against moving it.
-    pub findings: Vec<Finding>,
+struct Plan {
+    root: PathBuf,
+    image_path: PathBuf,
+    /// Names the images.
+    migration: MigrationId,
+    /// Findings that speak against moving the container.
+    findings: Vec<Finding>,
 }
 
 /// Dumps the container, restores a copy of it, destroys that and lets the container run on.
 ///
 /// # Errors
 /// [`LocalTestError`]; but for [`LocalTestError::Stands`] the container runs on.
-pub fn test(
+fn test(
     plan: &Plan,
     subject: RunningContainer,
     spec: &Spec,
@@ -250,7 +350,7 @@ fn copy(
 
 /// Keeps all names of the container's sockets in `names`.
 fn keep(
-    held: &HeldContainer,
+    held: &HeldCheckpoint,
     container: &str,
     journal: &mut Journal,
     names: &mut Names,
@@ -279,7 +379,8 @@ fn say(progress: &mut Progress, would_run_dur: Duration, stood_still_dur: Durati
 /// Why a copy of the container cannot be held beside it: it would need what there is only once on a host, or take it away.
 #[must_use]
 pub fn in_the_way(spec: &Spec, choices: &CriuChoices) -> Vec<Finding> {
-    let own = |kind| lower::namespace(spec, kind).is_some_and(|found| found.path().is_none());
+    let namespaces = Namespaces::of(spec);
+    let own = |kind| namespaces.makes(kind);
     let hooks = spec.hooks().as_ref();
     let has_hooks = hooks.is_some_and(|hooks| {
         #[allow(deprecated, reason = "containers still have them")]

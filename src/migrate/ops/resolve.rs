@@ -11,17 +11,18 @@ use crate::error::{Cause, chain};
 use crate::image;
 use crate::migrate::container::fence::Fence;
 use crate::migrate::container::restore_request::restore_request;
+use crate::migrate::fate::{Fate, Fated};
 use crate::migrate::link::address::{Destination, InvalidDestination};
 use crate::migrate::link::channel::{Patience, TransportError};
 use crate::migrate::record::boot_stamp::{self, Boot};
 use crate::migrate::record::error::JournalError;
-use crate::migrate::record::journal::{self, Journal, JournalRecord};
+use crate::migrate::record::journal::{Journal, JournalRecord};
+use crate::migrate::record::ledger::{self, Known};
 use crate::migrate::record::lock::Lock;
 use crate::migrate::record::paths;
 use crate::migrate::record::verdict::{self, VerdictError};
 use crate::migrate::source::ask;
 use crate::migrate::transfer::rootfs::{self, RootfsError};
-use crate::migrate::trust::rendezvous::Acquaintance;
 use crate::migrate::trust::{Trust, TrustError, TrustSettings};
 use crate::migrate::unix_sockets::{self, Names};
 use crate::migrate::wire::id::Side;
@@ -86,20 +87,12 @@ pub enum ResolveError {
     /// The destination cannot be asked: the certificates of the migration are not usable any more.
     #[error(transparent)]
     Trust(#[from] TrustError),
-    /// The record's peer makes no sense.
+    /// The record does not say whom to ask, or how the ends recognize each other.
     #[error("the migration record names no peer to ask")]
     Peer {
-        /// What it names.
+        /// The parser's error, if the address makes no sense.
         #[source]
-        source: InvalidDestination,
-    },
-    /// The record has lost the secret.
-    #[error(
-        "the migration record of container \"{container}\" lacks the secret that the destination knows"
-    )]
-    NoSecret {
-        /// Which.
-        container: String,
+        source: Option<InvalidDestination>,
     },
     /// Nobody knows.
     #[error(
@@ -170,6 +163,18 @@ pub enum ResolveError {
     },
 }
 
+impl Fated for ResolveError {
+    fn fate(&self) -> Fate {
+        match self {
+            // At a source, which cannot find out whether the container runs at the destination.
+            Self::NoAnswer { .. } | Self::Trust(_) | Self::NotYet { .. } => Fate::Stands,
+            Self::NotRestored { .. } => Fate::Stands,
+            Self::Runtime(crate::runtime::Error::CriuAtWork { .. }) => Fate::Unknown,
+            _ => Fate::AsBefore,
+        }
+    }
+}
+
 type Result<T, E = ResolveError> = std::result::Result<T, E>;
 
 /// With what a container is restored that belongs to this host and does not run.
@@ -193,9 +198,13 @@ pub struct Means {
 /// shows.
 pub fn resolve(root: &Path, container: &str, means: &Means, _lock: &Lock) -> Result<Resolution> {
     paths::remove_litter(root, container)?;
-    let Some(record) = journal::read(root, container)? else {
-        return forgotten(root, container, means);
-    };
+    match ledger::latest(root, container)? {
+        Some(record) => settle(root, record, means),
+        None => forgotten(root, container, means),
+    }
+}
+
+fn settle(root: &Path, record: JournalRecord, means: &Means) -> Result<Resolution> {
     match record.side {
         Side::Source => at_source(root, record, means.peer_is_lost),
         Side::Destination => at_destination(root, record, means),
@@ -221,10 +230,10 @@ fn forgotten(root: &Path, container: &str, means: &Means) -> Result<Resolution> 
 /// Removes what an earlier receiver or source of `container` has left here that was killed before the commit, and an earlier source after the end.
 ///
 /// # Errors
-/// [`ResolveError::Open`] where the container may be this host's.
-pub fn tidy_up(root: &Path, container: &str, lock: &Lock) -> Result<()> {
+/// [`ResolveError::Open`] if the container may be this host's.
+pub fn tidy_up(root: &Path, container: &str, known: Known, _lock: &Lock) -> Result<()> {
     paths::remove_litter(root, container)?;
-    let Some(record) = journal::read(root, container)? else {
+    let Some(record) = known.into_latest() else {
         return Ok(());
     };
     let left = match record.side {
@@ -235,7 +244,7 @@ pub fn tidy_up(root: &Path, container: &str, lock: &Lock) -> Result<()> {
         Side::Destination => record.phase.may_roll_back() && !record.phase.is_final(),
     };
     if left {
-        resolve(root, container, &Means::default(), lock)?;
+        settle(root, record, &Means::default())?;
     } else if record.side == Side::Destination && record.phase == Phase::Committed {
         return Err(ResolveError::Open {
             container: container.to_owned(),
@@ -287,24 +296,13 @@ fn at_source(root: &Path, record: JournalRecord, peer_is_lost: bool) -> Result<R
 
 /// Asks the destination, then the image store. Also returns how to say that the answer was acted on.
 fn inquire(record: &JournalRecord) -> Result<(Verdict, impl FnOnce() + use<>)> {
-    let destination: Destination = record
-        .peer
-        .parse()
-        .map_err(|source| ResolveError::Peer { source })?;
-    let (Some(receiver), Some(secret), Some(fingerprint)) =
-        (record.receiver, record.secret, record.fingerprint)
-    else {
-        return Err(ResolveError::NoSecret {
-            container: record.container.clone(),
-        });
+    let destination: Destination = record.peer.parse().map_err(|source| ResolveError::Peer {
+        source: Some(source),
+    })?;
+    let Some(acquaintance) = record.acquaintance else {
+        return Err(ResolveError::Peer { source: None });
     };
     let migration = record.migration;
-    let acquaintance = Acquaintance {
-        receiver,
-        secret,
-        fingerprint,
-        knows_secret: record.knows_secret,
-    };
     // The token, if there was one, is in the secret already.
     let trust = Trust::of(&TrustSettings {
         token_file: None,

@@ -8,44 +8,41 @@ use std::path::Path;
 use oci_spec::runtime::{LinuxNamespaceType, Spec};
 use serde_json::Value;
 
-use crate::runtime::linux::network::{Place, try_barrier};
-use crate::runtime::spec::lower;
+use crate::runtime::linux::network::try_barrier;
+use crate::runtime::spec::namespaces::{Namespace, Namespaces};
 use crate::sys::network::{addresses, is_namespace};
 
 /// What keeps a container with the spec `theirs` at the source from coming into `here`, and what to do.
 #[must_use]
-pub fn judge(theirs: &Value, here: Place, keeps_connections: bool) -> Option<(String, String)> {
+pub fn judge(theirs: &Value, here: Namespace, keeps_connections: bool) -> Option<(String, String)> {
     // A spec that cannot be read is another finding.
     let theirs: Spec = serde_json::from_value(theirs.clone()).ok()?;
     mismatch(&theirs, here).or_else(|| {
         let path = match here {
-            Place::Host => return None,
-            Place::Made => None,
-            Place::Existing(path) => Some(path),
+            Namespace::Host => return None,
+            Namespace::Own => None,
+            Namespace::Joined(path) => Some(path),
         };
         unusable(path, keeps_connections)
     })
 }
 
-fn mismatch(theirs: &Spec, here: Place) -> Option<(String, String)> {
-    let there = Place::of(theirs);
+fn mismatch(theirs: &Spec, here: Namespace) -> Option<(String, String)> {
+    let namespaces = Namespaces::of(theirs);
+    let there = namespaces.get(LinuxNamespaceType::Network);
     let (what, remedy) = match (there, here) {
-        (Place::Host, Place::Made | Place::Existing(_)) => (
+        (Namespace::Host, Namespace::Own | Namespace::Joined(_)) => (
             "the container uses the host's network at the source, and would have a network namespace here",
             "start the receiver without --netns and with the same namespaces in the config.json as at the source",
         ),
-        (Place::Made | Place::Existing(_), Place::Host) => (
+        (Namespace::Own | Namespace::Joined(_), Namespace::Host) => (
             "the container has a network namespace at the source, and would use the host's network here",
             "start the receiver with --netns, or add the namespace to the config.json",
         ),
-        (Place::Made, Place::Existing(_))
-            if lower::has_namespace(theirs, LinuxNamespaceType::User) =>
-        {
-            (
-                "the container's network namespace was made within its user namespace, and such a one cannot be replaced by another",
-                "start the receiver without --netns, or give the container a network namespace by its path when it is created",
-            )
-        }
+        (Namespace::Own, Namespace::Joined(_)) if namespaces.has(LinuxNamespaceType::User) => (
+            "the container's network namespace was made within its user namespace, and such a one cannot be replaced by another",
+            "start the receiver without --netns, or give the container a network namespace by its path when it is created",
+        ),
         _ => return None,
     };
     Some((what.into(), remedy.into()))
@@ -81,11 +78,11 @@ fn unusable(path: Option<&Path>, keeps_connections: bool) -> Option<(String, Str
 /// Those of `wanted` that no interface has. A network namespace that is made for the container gets its addresses from a hook, too late to be
 /// looked at.
 #[must_use]
-pub fn missing_addresses(here: Place, wanted: &[IpAddr]) -> Vec<IpAddr> {
+pub fn missing_addresses(here: Namespace, wanted: &[IpAddr]) -> Vec<IpAddr> {
     let namespace = match here {
-        Place::Host => None,
-        Place::Made => return Vec::new(),
-        Place::Existing(path) => Some(path),
+        Namespace::Host => None,
+        Namespace::Own => return Vec::new(),
+        Namespace::Joined(path) => Some(path),
     };
     if wanted.is_empty() {
         return Vec::new();
@@ -114,32 +111,32 @@ mod tests {
     #[test]
     fn the_loopback_is_here_and_a_documentation_address_is_not() {
         let wanted = ["127.0.0.1", "192.0.2.77"].map(|text| text.parse().unwrap());
-        assert_eq!(missing_addresses(Place::Host, &wanted), wanted[1..]);
-        let own = Place::Existing(Path::new("/proc/self/ns/net"));
+        assert_eq!(missing_addresses(Namespace::Host, &wanted), wanted[1..]);
+        let own = Namespace::Joined(Path::new("/proc/self/ns/net"));
         assert_eq!(missing_addresses(own, &wanted), wanted[1..]);
-        assert!(missing_addresses(Place::Made, &wanted).is_empty());
+        assert!(missing_addresses(Namespace::Own, &wanted).is_empty());
     }
 
     #[test]
     fn networks_that_do_not_fit_are_found() {
-        let existing = Place::Existing(Path::new("/proc/self/ns/net"));
+        let existing = Namespace::Joined(Path::new("/proc/self/ns/net"));
         let host = spec(serde_json::json!([{"type": "pid"}]));
         let made = spec(serde_json::json!([{"type": "network"}]));
         let rootless = spec(serde_json::json!([{"type": "network"}, {"type": "user"}]));
-        assert!(judge(&host, Place::Host, true).is_none());
-        assert!(judge(&made, Place::Made, true).is_none());
+        assert!(judge(&host, Namespace::Host, true).is_none());
+        assert!(judge(&made, Namespace::Own, true).is_none());
         assert!(judge(&made, existing, true).is_none());
         assert!(judge(&host, existing, true).is_some());
-        assert!(judge(&made, Place::Host, true).is_some());
+        assert!(judge(&made, Namespace::Host, true).is_some());
         assert!(judge(&rootless, existing, true).is_some());
-        assert!(judge(&rootless, Place::Made, true).is_none());
+        assert!(judge(&rootless, Namespace::Own, true).is_none());
     }
 
     #[test]
     fn what_is_no_network_namespace_is_found() {
         let made = spec(serde_json::json!([{"type": "network"}]));
         for path in ["/no-such", "/proc/self/status", "/proc/self/ns/uts"] {
-            let (what, _) = judge(&made, Place::Existing(Path::new(path)), false).unwrap();
+            let (what, _) = judge(&made, Namespace::Joined(Path::new(path)), false).unwrap();
             assert!(what.starts_with(path), "{what}");
         }
     }

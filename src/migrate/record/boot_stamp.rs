@@ -18,11 +18,11 @@ use std::path::Path;
 use serde::{Deserialize, Serialize};
 
 use super::error::JournalError;
-use super::journal::{self, Journal, JournalRecord};
+use super::journal::{Journal, JournalRecord};
 use super::verdict::{self, VerdictError};
 use crate::migrate::record::paths;
 use crate::migrate::trust::rendezvous;
-use crate::migrate::wire::id::Side;
+use crate::migrate::wire::id::MigrationId;
 use crate::migrate::wire::state::{Phase, Verdict};
 use crate::sys::file::write_atomic;
 
@@ -78,6 +78,9 @@ fn read_word(path: &str) -> Option<String> {
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Claim {
     by: Boot,
+    /// Id of the receiver, whose file in the store must go.
+    #[serde(default)]
+    receiver: Option<MigrationId>,
     record: JournalRecord,
     /// What the receiver had recorded of its changes to the file system.
     placement: Option<String>,
@@ -90,12 +93,15 @@ pub struct Claim {
 pub fn leave(root: &Path, record: &JournalRecord, by: Boot) -> io::Result<()> {
     let mut claim = Claim {
         by,
+        receiver: record
+            .acquaintance
+            .map(|acquaintance| acquaintance.receiver),
         record: record.clone(),
         placement: paths::read_placement(root, &record.container),
     };
     if !record.owns_images {
         // Nobody is answered but through the store.
-        claim.record.secret = None;
+        claim.record.acquaintance = None;
     }
     let text = serde_json::to_vec(&claim).map_err(io::Error::other)?;
     write_atomic(&record.images.join(FILE), &text, 0o600)?;
@@ -131,7 +137,7 @@ impl Claim {
     /// # Errors
     /// [`JournalError::File`].
     pub fn give_back(self, root: &Path) -> Result<JournalRecord, JournalError> {
-        if let (Some(receiver), Some(store)) = (self.record.receiver, self.record.images.parent()) {
+        if let (Some(receiver), Some(store)) = (self.receiver, self.record.images.parent()) {
             rendezvous::remove(store, &self.record.container, &receiver);
         }
         if let Some(placement) = &self.placement {
@@ -147,8 +153,8 @@ impl Claim {
 ///
 /// # Errors
 /// [`ClaimError`]: then it must not go.
-pub fn keep(root: &Path, container: &str) -> Result<(), ClaimError> {
-    let Some(record) = journal::read_side(root, container, Side::Destination)? else {
+pub fn keep(destination: Option<&JournalRecord>) -> Result<(), ClaimError> {
+    let Some(record) = destination else {
         return Ok(());
     };
     if record.confirmed || record.owns_images || record.phase != Phase::Done {
@@ -169,6 +175,9 @@ fn read(images: &Path) -> Option<Claim> {
     let mut text = Vec::new();
     file.take(CAP_BYTES).read_to_end(&mut text).ok()?;
     let mut claim: Claim = serde_json::from_slice(&text).ok()?;
+    if !claim.record.is_known() {
+        return None;
+    }
     if !is_private {
         // As on a server that takes root for somebody else. It is worth a word in that store and nothing else.
         (claim.record.owns_images, claim.placement) = (false, None);
@@ -188,9 +197,12 @@ fn read(images: &Path) -> Option<Claim> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::migrate::record::journal;
     use crate::migrate::record::journal::Start;
+    use crate::migrate::record::ledger::{self, Known};
     use crate::migrate::record::receiver::StoredReceiver;
-    use crate::migrate::wire::id::{Bytes32, MigrationId};
+    use crate::migrate::trust::rendezvous::Acquaintance;
+    use crate::migrate::wire::id::{Bytes32, Side};
     use std::os::unix::fs::PermissionsExt;
     use std::path::PathBuf;
 
@@ -240,7 +252,7 @@ mod tests {
             let back = claim.give_back(after.path()).unwrap();
             assert_eq!(back.phase, Phase::RolledBack);
         }
-        let known = journal::read(after.path(), "web").unwrap().unwrap();
+        let known = ledger::latest(after.path(), "web").unwrap().unwrap();
         assert_eq!(
             (known.migration, known.images),
             (left.migration, left.images)
@@ -261,7 +273,12 @@ mod tests {
         let (root, store) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let mut left = record(root.path(), store.path(), MigrationId::new([1; 16]));
         left.owns_images = true;
-        left.secret = Some(Bytes32([7; 32]));
+        left.acquaintance = Some(Acquaintance {
+            receiver: MigrationId::new([8; 16]),
+            secret: Bytes32([7; 32]),
+            fingerprint: Bytes32([6; 32]),
+            knows_secret: true,
+        });
         left.unanswered = Some(StoredReceiver {
             listen: "192.0.2.2:7260".parse().unwrap(),
             identity: None,
@@ -278,8 +295,8 @@ mod tests {
         let after = tempfile::tempdir().unwrap();
         let back = claim().give_back(after.path()).unwrap();
         assert_eq!(
-            (back.secret, back.unanswered, back.owns_images),
-            (left.secret, left.unanswered, true)
+            (back.acquaintance, back.unanswered, back.owns_images),
+            (left.acquaintance, left.unanswered, true)
         );
         let placement = paths::read_placement(after.path(), "web");
         assert_eq!(placement.as_deref(), Some("what was placed"));
@@ -299,6 +316,7 @@ mod tests {
         fs::create_dir(&images).unwrap();
         let start = start(migration, images.clone());
         let mut journal = Journal::begin(dir.path(), start).unwrap();
+        let keep = |root, container| super::keep(Known::read(root, container)?.destination());
         keep(dir.path(), "web").unwrap();
         assert_eq!(verdict::find(&images, migration), None, "not here yet");
         journal.enter(Phase::Done).unwrap();

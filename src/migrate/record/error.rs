@@ -29,6 +29,18 @@ pub enum JournalError {
         #[source]
         source: serde_json::Error,
     },
+    /// A newer release has written the record.
+    #[error(
+        "the migration record {path} is of a newer rcm (its format is {version}, this one knows up to {known}): settle the migration with that release"
+    )]
+    Newer {
+        /// The file.
+        path: PathBuf,
+        /// Version of the record's format.
+        version: u32,
+        /// Newest version that this release knows.
+        known: u32,
+    },
     /// Another rcm migrates this container.
     #[error("another rcm is migrating container \"{container}\" on this host (it holds {path})")]
     Busy {

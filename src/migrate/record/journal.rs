@@ -25,17 +25,22 @@ use super::restore_spec::Recipe;
 use super::socket_name::SocketName;
 use crate::migrate::trust::TlsFiles;
 use crate::migrate::trust::rendezvous::Acquaintance;
-use crate::migrate::wire::id::{Bytes32, MigrationId, Side};
+use crate::migrate::wire::id::{MigrationId, Side};
 use crate::migrate::wire::state::Phase;
 use crate::sys::file::write_atomic;
 use crate::sys::process::{Liveness, ProcessId};
 
-pub use super::lock::{Lock, lock_path};
+/// Version of the format that this release writes. A release refuses records of newer versions,
+/// because it would lose what it does not know.
+const VERSION: u32 = 1;
 
 /// What the file holds.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct JournalRecord {
+    /// Version of the format; 0 before the format had versions.
+    #[serde(default)]
+    pub version: u32,
     /// Which migration.
     pub migration: MigrationId,
     /// Of which container.
@@ -48,15 +53,9 @@ pub struct JournalRecord {
     pub peer: String,
     /// This migration's directory in the image store.
     pub images: PathBuf,
-    /// With what the ends recognize each other when they ask again. Root alone reads the record.
-    pub secret: Option<Bytes32>,
-    /// Which receiver the secret belongs to.
-    pub receiver: Option<MigrationId>,
-    /// The fingerprint of that receiver's certificate.
-    pub fingerprint: Option<Bytes32>,
-    /// Whether the secret is that of the receiver's file, and not made from the flags alone.
-    #[serde(default = "yes")]
-    pub knows_secret: bool,
+    /// What the ends recognize each other by when the source asks again; `None` before they have met. Only root reads the record.
+    #[serde(flatten)]
+    pub acquaintance: Option<Acquaintance>,
     /// Whether the images are this end's own, and it is the one that removes them.
     #[serde(default)]
     pub owns_images: bool,
@@ -81,10 +80,6 @@ pub struct JournalRecord {
     /// At the source: the names of the container's sockets that it may have to put back.
     #[serde(default)]
     pub names: Vec<SocketName>,
-}
-
-const fn yes() -> bool {
-    true
 }
 
 /// The record of a migration that this process drives.
@@ -135,20 +130,14 @@ impl Journal {
         let journal = Self {
             path,
             record: JournalRecord {
+                version: VERSION,
                 migration: start.migration,
                 container: start.container,
                 side: start.side,
                 phase: Phase::Negotiated,
                 peer: start.peer,
                 images: start.images,
-                secret: start.acquaintance.map(|acquaintance| acquaintance.secret),
-                receiver: start.acquaintance.map(|acquaintance| acquaintance.receiver),
-                fingerprint: start
-                    .acquaintance
-                    .map(|acquaintance| acquaintance.fingerprint),
-                knows_secret: start
-                    .acquaintance
-                    .is_none_or(|acquaintance| acquaintance.knows_secret),
+                acquaintance: start.acquaintance,
                 owns_images: start.owns_images,
                 unanswered: start.receiver,
                 confirmed: false,
@@ -172,6 +161,7 @@ impl Journal {
     /// [`JournalError::File`], [`JournalError::Myself`].
     pub fn adopt(root: &Path, mut record: JournalRecord) -> Result<Self> {
         make_dir(root)?;
+        record.version = VERSION;
         record.writer =
             ProcessId::of(Pid::this()).map_err(|source| JournalError::Myself { source })?;
         let path = match record.side {
@@ -199,10 +189,7 @@ impl Journal {
     /// # Errors
     /// [`JournalError::File`].
     pub fn acquaint(&mut self, acquaintance: Acquaintance, tls: Option<&TlsFiles>) -> Result<()> {
-        self.record.secret = Some(acquaintance.secret);
-        self.record.receiver = Some(acquaintance.receiver);
-        self.record.fingerprint = Some(acquaintance.fingerprint);
-        self.record.knows_secret = acquaintance.knows_secret;
+        self.record.acquaintance = Some(acquaintance);
         self.record.tls = tls.cloned();
         self.store()
     }
@@ -241,7 +228,7 @@ impl Journal {
     /// # Errors
     /// [`JournalError::File`]: then the container must stay.
     pub fn keep(&mut self, root: &Path) -> Result<()> {
-        self.record.secret = None;
+        self.record.acquaintance = None;
         self.path = kept_path(root, &self.record.container);
         self.enter(Phase::Committed)
     }
@@ -254,25 +241,6 @@ impl Journal {
             })?;
         write_atomic(&self.path, &text, 0o600).map_err(file("write", &self.path))
     }
-}
-
-/// The record that tells most about a container: the source's as long as the container is there, else the one that was kept.
-///
-/// # Errors
-/// [`JournalError::File`], [`JournalError::Damaged`].
-pub fn read(root: &Path, container: &str) -> Result<Option<JournalRecord>> {
-    match read_file(&source_path(root, container))? {
-        // A migration that went nowhere says less than the one that brought the container here.
-        Some(record) if record.phase != Phase::RolledBack => Ok(Some(record)),
-        rolled_back => Ok(newer(rolled_back, read_file(&kept_path(root, container))?)),
-    }
-}
-
-fn newer(one: Option<JournalRecord>, other: Option<JournalRecord>) -> Option<JournalRecord> {
-    [one, other]
-        .into_iter()
-        .flatten()
-        .max_by_key(|record| record.updated)
 }
 
 /// The source knows how this migration to this host has ended: nobody will ask any more.
@@ -291,34 +259,49 @@ pub fn forget_receiver(root: &Path, migration: MigrationId, container: &str) -> 
     }
 }
 
-/// The record of one end only.
-///
-/// # Errors
-/// [`JournalError::File`], [`JournalError::Damaged`].
-pub fn read_side(root: &Path, container: &str, side: Side) -> Result<Option<JournalRecord>> {
-    let record = match side {
-        Side::Source => read_file(&source_path(root, container))?,
-        Side::Destination => read_file(&kept_path(root, container))?,
-    };
-    Ok(record.filter(|record| record.side == side))
-}
-
-fn read_file(path: &Path) -> Result<Option<JournalRecord>> {
+pub(super) fn read_file(path: &Path) -> Result<Option<JournalRecord>> {
     match fs::read(path) {
-        Ok(text) => {
-            serde_json::from_slice(&text)
-                .map(Some)
-                .map_err(|source| JournalError::Damaged {
-                    path: path.to_path_buf(),
-                    source,
-                })
-        }
+        Ok(text) => parse(path, &text).map(Some),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
         Err(error) => Err(file("read", path)(error)),
     }
 }
 
+fn parse(path: &Path, text: &[u8]) -> Result<JournalRecord> {
+    #[derive(Deserialize)]
+    struct Versioned {
+        #[serde(default)]
+        version: u32,
+    }
+    let damaged = |source| JournalError::Damaged {
+        path: path.to_path_buf(),
+        source,
+    };
+    // The version first: the rest of a newer record may have another shape.
+    let Versioned { version } = serde_json::from_slice(text).map_err(damaged)?;
+    if version > VERSION {
+        return Err(JournalError::Newer {
+            path: path.to_path_buf(),
+            version,
+            known: VERSION,
+        });
+    }
+    serde_json::from_slice(text).map_err(damaged)
+}
+
 impl JournalRecord {
+    /// Whether this release knows the record's format.
+    #[must_use]
+    pub const fn is_known(&self) -> bool {
+        self.version <= VERSION
+    }
+
+    /// Whether the migration is committed or in doubt: the container may run at the other end.
+    #[must_use]
+    pub fn is_open(&self) -> bool {
+        !self.phase.is_final() && !self.phase.may_roll_back()
+    }
+
     /// Whether the rcm that wrote it is still at work.
     #[must_use]
     pub fn is_driven(&self) -> bool {

@@ -46,6 +46,13 @@ pub fn names(root: &Path) -> Vec<String> {
         .collect()
 }
 
+/// Whether a record of a migration of `container` was kept below `root`, beside that in the
+/// container's own directory.
+#[must_use]
+pub fn is_kept(root: &Path, container: &str) -> bool {
+    kept_path(root, container).exists()
+}
+
 /// The directory of all migrations' records, if there ever was one.
 pub(crate) fn open_dir(root: &Path) -> Result<Option<File>> {
     match File::open(root.join(DIR)) {

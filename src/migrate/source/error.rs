@@ -7,6 +7,7 @@ use std::time::Duration;
 use crate::error::Cause;
 use crate::image::manifest::ManifestError;
 use crate::image::rounds::ChainError;
+use crate::migrate::fate::{Fate, Fated};
 use crate::migrate::link::channel::TransportError;
 use crate::migrate::record::error::JournalError;
 use crate::migrate::transfer::images::BulkError;
@@ -165,4 +166,15 @@ pub enum Failure {
         #[source]
         source: Cause,
     },
+}
+
+impl Fated for Failure {
+    fn fate(&self) -> Fate {
+        match self {
+            Self::RunsOn { .. } => Fate::RunsHere,
+            Self::Stands { .. } | Self::Held { .. } => Fate::Stands,
+            Self::NotSettled { .. } => Fate::Unknown,
+            Self::Remains { .. } => Fate::RunsThere,
+        }
+    }
 }

@@ -9,17 +9,18 @@ use std::path::{Path, PathBuf};
 
 use nix::unistd::Pid;
 use oci_spec::runtime::{LinuxNamespaceType, Mount, Spec};
-use procfs::process::{MountInfo, Process};
+use procfs::process::MountInfo;
 use serde::{Deserialize, Serialize};
 
+use super::mounts::{is_bind, mount_table};
 use crate::criu::External;
 use crate::runtime::error::{Error, Result};
-use crate::runtime::spec::lower;
+use crate::runtime::spec::namespaces::Namespaces;
 use crate::sys::rooted::Root;
 
 pub use namespaces::{OUTER_NETWORK, RestoredNamespaces, dumped_namespaces, restored_namespaces};
 pub(in crate::runtime) use restored::{Bind, declared_binds};
-pub use restored::{make_masks, make_mount_points, make_tmpfs, restored_mounts, restored_sources};
+pub use restored::{RestoredHost, make_masks, make_mount_points, make_tmpfs, restored_mounts};
 pub use tmpfs::{Opened, Tmpfs, open_tmpfs, save_tmpfs};
 
 /// The directory in a restored container's own that has an empty one for each mask. Were it one for all, CRIU would take the masks for binds of
@@ -55,19 +56,6 @@ pub enum Source {
     Tmpfs(Tmpfs),
 }
 
-pub(crate) fn mounts(process: &str) -> Result<Vec<MountInfo>> {
-    let path = format!("/proc/{process}/mountinfo");
-    let read = match process {
-        "self" => Process::myself(),
-        pid => Process::new(pid.parse().unwrap_or_default()),
-    }
-    .and_then(|process| process.mountinfo());
-    match read {
-        Ok(mounts) => Ok(mounts.into_iter().collect()),
-        Err(error) => Err(Error::file("read", path)(std::io::Error::other(error))),
-    }
-}
-
 /// The mounts of a running container that come from the host; those that rcm makes at the destination among them, if the container `moves`.
 ///
 /// # Errors
@@ -75,12 +63,13 @@ pub(crate) fn mounts(process: &str) -> Result<Vec<MountInfo>> {
 pub fn host_mounts(
     init: Pid,
     spec: &Spec,
+    namespaces: &Namespaces,
     bundle: &Path,
     cgroups: &BTreeMap<String, PathBuf>,
     moves: bool,
 ) -> Result<Vec<HostMount>> {
-    let container = mounts(&init.to_string())?;
-    let host = mounts("self")?;
+    let container = mount_table(Some(init))?;
+    let host = mount_table(None)?;
     let root = Root::open(Path::new(&format!("/proc/{init}/root")))
         .map_err(Error::file("open", format!("/proc/{init}/root")))?;
     // Destinations may lead over symbolic links of the image; the kernel's list has where they led to.
@@ -93,17 +82,17 @@ pub fn host_mounts(
             (root.resolve(&destination).unwrap_or(destination), mount)
         })
         .collect();
-    let own_cgroup_namespace = lower::has_namespace(spec, LinuxNamespaceType::Cgroup);
+    let own_cgroup_namespace = namespaces.has(LinuxNamespaceType::Cgroup);
     Ok(select(&Surroundings {
         container: &container,
         host: &host,
         declared: &declared,
-        masked: &masked_paths(spec),
+        masked: &masked_paths(spec, namespaces),
         bundle,
         cgroups,
         own_cgroup_namespace,
         // One that belongs to a user namespace has to be made there.
-        saves_tmpfs: moves && !lower::has_namespace(spec, LinuxNamespaceType::User),
+        saves_tmpfs: moves && !namespaces.has(LinuxNamespaceType::User),
     }))
 }
 
@@ -121,8 +110,8 @@ struct Surroundings<'a> {
 
 /// The masked paths whose masks are the host's to make again. In a user namespace they are not: its root need not be able to reach a directory
 /// of the host.
-fn masked_paths(spec: &Spec) -> Vec<PathBuf> {
-    if lower::has_namespace(spec, LinuxNamespaceType::User) {
+fn masked_paths(spec: &Spec, namespaces: &Namespaces) -> Vec<PathBuf> {
+    if namespaces.has(LinuxNamespaceType::User) {
         return Vec::new();
     }
     let linux = spec.linux().as_ref();
@@ -163,7 +152,7 @@ fn select(around: &Surroundings) -> Vec<HostMount> {
             .rfind(|(path, _)| *path == mount.mount_point)
             .map(|(_, mount)| *mount);
         let source = match declaration {
-            Some(declaration) if lower::is_bind(declaration) => {
+            Some(declaration) if is_bind(declaration) => {
                 let source = declaration.source().clone().unwrap_or_default();
                 Some(Source::Path(around.bundle.join(source)))
             }

@@ -12,11 +12,11 @@ use std::path::{Path, PathBuf};
 use nix::unistd::Pid;
 use serde::{Deserialize, Serialize};
 
-use super::external::mounts;
+use super::mounts::mount_table;
 use crate::criu::{External, InheritedFd};
 use crate::runtime::error::{Error, Result};
-use crate::runtime::verbs::create::is_missing;
-use crate::runtime::verbs::restore::copy;
+use crate::runtime::process::stdio;
+use crate::sys;
 
 /// An open file of the host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -79,9 +79,9 @@ impl HostFile {
 
     fn own_stream(&self) -> Result<OwnedFd> {
         match self.stream {
-            Some(0) => copy(std::io::stdin().as_fd()),
-            Some(1) => copy(std::io::stdout().as_fd()),
-            Some(2) => copy(std::io::stderr().as_fd()),
+            Some(0) => stdio::duplicate(std::io::stdin().as_fd()),
+            Some(1) => stdio::duplicate(std::io::stdout().as_fd()),
+            Some(2) => stdio::duplicate(std::io::stderr().as_fd()),
             _ => Err(Error::DeletedFile {
                 path: self.path.clone(),
             }),
@@ -91,7 +91,7 @@ impl HostFile {
     /// Makes a file that is missing on this host: a log that goes on elsewhere. CRIU wants it as large as it was.
     fn ensure_exists(&self) -> Result<()> {
         match fs::metadata(&self.path) {
-            Err(error) if is_missing(&error) && !self.directory => {}
+            Err(error) if sys::file::is_missing(&error) && !self.directory => {}
             // What else is wrong is found when it is opened.
             _ => return Ok(()),
         }
@@ -132,12 +132,12 @@ impl HostFile {
 /// # Errors
 /// Where `/proc` cannot be read.
 pub fn find(init: Pid, processes: &[Pid]) -> Result<(Vec<External>, Vec<HostFile>)> {
-    let container: HashSet<i32> = mounts(&init.to_string())?
+    let container: HashSet<i32> = mount_table(Some(init))?
         .iter()
         .map(|mount| mount.mnt_id)
         .collect();
     // Pipes, sockets and the like lie on mounts that nobody sees.
-    let host: HashSet<i32> = mounts("self")?
+    let host: HashSet<i32> = mount_table(None)?
         .iter()
         .map(|mount| mount.mnt_id)
         .filter(|mount_id| !container.contains(mount_id))

@@ -2,6 +2,7 @@
 
 pub mod cgroup;
 pub mod external;
+pub(crate) mod go_json;
 pub mod hooks;
 pub mod host_file;
 pub mod mounts;

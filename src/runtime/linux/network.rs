@@ -16,7 +16,7 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use nix::unistd::Pid;
-use oci_spec::runtime::{LinuxNamespaceType, Spec};
+use oci_spec::runtime::LinuxNamespaceType;
 use procfs::process::{FDTarget, Process};
 
 use super::external;
@@ -24,8 +24,7 @@ use crate::criu::{Criu, InheritedFd, NetworkLockMethod, Version};
 use crate::runtime::container::Container;
 use crate::runtime::error::{Error, Result};
 use crate::runtime::image_extras::Details;
-use crate::runtime::spec::lower;
-use crate::runtime::verbs::restore::RestoreRequest;
+use crate::runtime::spec::namespaces::{Namespace, Namespaces};
 use crate::sys;
 use crate::sys::announce::Announcement;
 use crate::sys::network_lock::{self, Neighbours, NetworkLock, Reach};
@@ -35,36 +34,11 @@ const BARRIER_FILE: &str = "network-barrier";
 /// A table's name has at most 255 bytes (`NFT_NAME_MAXLEN`), and an id may be longer.
 const NAMED_BYTES: usize = 200;
 
-/// Where a spec puts a container's sockets.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Place<'a> {
-    /// The host's own network.
-    Host,
-    /// A namespace that is made for the container.
-    Made,
-    /// One that exists.
-    Existing(&'a Path),
-}
-
-impl<'a> Place<'a> {
-    /// What the spec says.
-    #[must_use]
-    pub fn of(spec: &'a Spec) -> Self {
-        match lower::namespace(spec, LinuxNamespaceType::Network) {
-            None => Self::Host,
-            Some(namespace) => match namespace.path() {
-                Some(path) if !path.as_os_str().is_empty() => Self::Existing(path),
-                _ => Self::Made,
-            },
-        }
-    }
-}
-
 /// Whether the dump of a container that moves leaves its network namespace out. One that belongs to a user namespace can only be made within it, so
 /// CRIU does.
 #[must_use]
-pub fn is_left_out(spec: &Spec) -> bool {
-    Place::of(spec) != Place::Host && !lower::has_namespace(spec, LinuxNamespaceType::User)
+pub fn is_left_out(namespaces: &Namespaces) -> bool {
+    namespaces.has(LinuxNamespaceType::Network) && !namespaces.has(LinuxNamespaceType::User)
 }
 
 /// The network namespace that a restored container gets, if it is not CRIU that makes it.
@@ -90,10 +64,10 @@ impl Departure {
     pub(crate) fn prepare(
         criu: &Criu,
         init: Pid,
-        spec: &Spec,
+        namespaces: &Namespaces,
         tcp_established: bool,
     ) -> Option<Self> {
-        let is_host = Place::of(spec) == Place::Host;
+        let is_host = !namespaces.has(LinuxNamespaceType::Network);
         let needless = (is_host && !tcp_established) || (!is_host && is_lonely(init));
         if needless || criu.version() < Version::NETWORK_LOCK_SKIP {
             return None;
@@ -183,10 +157,10 @@ fn tcp_ends(processes: &[Pid]) -> Vec<SocketAddr> {
 pub(crate) fn criu_lock(
     criu: &Criu,
     init: Pid,
-    spec: &Spec,
+    namespaces: &Namespaces,
     tcp_established: bool,
 ) -> Option<NetworkLockMethod> {
-    let own = Place::of(spec) == Place::Made;
+    let own = namespaces.makes(LinuxNamespaceType::Network);
     let lonely = own && is_lonely(init);
     let skip = lonely || (!own && !tcp_established);
     (skip && criu.version() >= Version::NETWORK_LOCK_SKIP).then_some(NetworkLockMethod::Skip)
@@ -207,44 +181,49 @@ fn names_loopback_only(devices: &str) -> bool {
         .all(|(name, _)| name.trim() == "lo")
 }
 
+/// Container whose network is to be restored.
+#[derive(Debug)]
+pub(crate) struct Arriving {
+    /// Id of the container.
+    pub id: String,
+    /// Whether the container comes from another host.
+    pub moves: bool,
+    /// Whether established TCP connections are restored. Without a barrier they would be lost.
+    pub has_connections: bool,
+}
+
 /// The network of a container that is restored.
 #[derive(Debug)]
 pub(crate) struct Arrival {
-    id: String,
-    /// It comes from another host.
-    moves: bool,
+    container: Arriving,
     is_host: bool,
-    /// Without a barrier its connections would be lost.
-    has_connections: bool,
     barrier: Option<NetworkLock>,
 }
 
 impl Arrival {
     /// Also returns the namespace, if one was left out of the images or the spec names one.
     pub(crate) fn prepare(
-        request: &RestoreRequest,
-        spec: &Spec,
+        container: Arriving,
+        namespaces: &Namespaces,
         details: &Details,
     ) -> Result<(Self, Option<Given>)> {
-        let place = Place::of(spec);
+        let network = namespaces.get(LinuxNamespaceType::Network);
         let mut arrival = Self {
-            id: request.id.clone(),
-            moves: request.moves,
-            is_host: place == Place::Host,
-            has_connections: request.flags.tcp_established,
+            container,
+            is_host: network == Namespace::Host,
             barrier: None,
         };
-        let namespace = match place {
-            Place::Host => {
+        let namespace = match network {
+            Namespace::Host => {
                 arrival.bar_connections(&details.tcp_ends)?;
                 return Ok((arrival, None));
             }
-            Place::Made if details.network_left_out => sys::network::make_namespace()
+            Namespace::Own if details.network_left_out => sys::network::make_namespace()
                 .map_err(Error::file("make a namespace like", "/proc/self/ns/net"))?,
-            Place::Existing(path) => {
+            Namespace::Joined(path) => {
                 File::open(path).map_err(Error::file("use the namespace", path))?
             }
-            Place::Made => return Ok((arrival, None)),
+            Namespace::Own => return Ok((arrival, None)),
         };
         if details.network_left_out {
             // When CRIU tries what the kernel can do, it talks to itself.
@@ -264,9 +243,9 @@ impl Arrival {
         match &self.barrier {
             Some(barrier) if !self.is_host => barrier
                 .lock(Reach::Everything)
-                .map_err(error_of("lock", &self.id)),
-            None if self.moves && !self.is_host => {
-                let namespace = of_process(pid).map_err(error_of("lock", &self.id))?;
+                .map_err(error_of("lock", &self.container.id)),
+            None if self.container.moves && !self.is_host => {
+                let namespace = of_process(pid).map_err(error_of("lock", &self.container.id))?;
                 self.bar_namespace(&namespace, Reach::Everything)
             }
             _ => Ok(()),
@@ -274,7 +253,7 @@ impl Arrival {
     }
 
     fn bar_namespace(&mut self, namespace: &File, reach: Reach) -> Result<()> {
-        if !self.moves {
+        if !self.container.moves {
             return Ok(());
         }
         self.put_up(namespace, Neighbours::Ignored, reach)
@@ -282,21 +261,23 @@ impl Arrival {
 
     /// In the host's network nothing else may suffer.
     fn bar_connections(&mut self, ends: &[SocketAddr]) -> Result<()> {
-        if !self.moves || ends.is_empty() {
+        if !self.container.moves || ends.is_empty() {
             return Ok(());
         }
-        let namespace = own().map_err(error_of("lock", &self.id))?;
+        let namespace = own().map_err(error_of("lock", &self.container.id))?;
         self.put_up(&namespace, Neighbours::Answered, Reach::Ends(ends))
     }
 
     fn put_up(&mut self, namespace: &File, neighbours: Neighbours, reach: Reach) -> Result<()> {
         // One may have stood here since the container left, if rcm was killed at a bad moment then.
-        let barrier = network_lock::remove(namespace, &table(&self.id))
+        let barrier = network_lock::remove(namespace, &table(&self.container.id))
             .and_then(|()| NetworkLock::prepare(namespace, neighbours))
             .and_then(|barrier| barrier.lock(reach).map(|()| barrier));
         match barrier {
             Ok(barrier) => self.barrier = Some(barrier),
-            Err(error) if self.has_connections => return Err(error_of("lock", &self.id)(error)),
+            Err(error) if self.container.has_connections => {
+                return Err(error_of("lock", &self.container.id)(error));
+            }
             Err(error) => tracing::warn!("the network is not locked: {error}"),
         }
         Ok(())
@@ -307,7 +288,7 @@ impl Arrival {
         if let Some(barrier) = self.barrier.take() {
             barrier.unlock();
         }
-        if !self.moves || self.is_host {
+        if !self.container.moves || self.is_host {
             return None;
         }
         of_process(pid)
@@ -355,11 +336,11 @@ fn still_there(container: &Container) -> Option<File> {
         return of_process(init).ok();
     }
     let spec = container.spec().ok()?;
-    match Place::of(&spec) {
+    match Namespaces::of(&spec).get(LinuxNamespaceType::Network) {
         // What is left of a namespace's name when it was unmounted is an ordinary file.
-        Place::Existing(path) => File::open(path).ok().filter(sys::network::is_namespace),
-        Place::Made => None,
-        Place::Host => own().ok(),
+        Namespace::Joined(path) => File::open(path).ok().filter(sys::network::is_namespace),
+        Namespace::Own => None,
+        Namespace::Host => own().ok(),
     }
 }
 

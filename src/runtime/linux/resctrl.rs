@@ -2,20 +2,19 @@
 //!
 //! The engine's `container_main_process`, which rcm uses, leaves RDT to its caller: rcm lets the engine make the group and removes it itself.
 
-use crate::error::chain;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
 use libcontainer::process::intel_rdt::{find_resctrl_mount_point, setup_intel_rdt};
 use nix::unistd::Pid;
-use oci_spec::runtime::LinuxIntelRdt;
+use oci_spec::runtime::{LinuxIntelRdt, Spec};
 use serde::Serialize;
 
 use super::cgroup::CgroupError;
-use super::stats::is_zero;
-use crate::runtime::container::Container;
-use crate::runtime::error::{Error, Result};
+use super::go_json;
+use crate::error::chain;
+use crate::sys::file::Failed;
 
 /// What RDT tells of a container.
 #[derive(Debug, Default, PartialEq, Eq, Serialize)]
@@ -55,9 +54,9 @@ pub struct Stats {
 pub struct CacheInfo {
     #[serde(skip_serializing_if = "String::is_empty")]
     pub cbm_mask: String,
-    #[serde(skip_serializing_if = "is_zero")]
+    #[serde(skip_serializing_if = "go_json::is_zero")]
     pub min_cbm_bits: u64,
-    #[serde(skip_serializing_if = "is_zero")]
+    #[serde(skip_serializing_if = "go_json::is_zero")]
     pub num_closids: u64,
 }
 
@@ -65,13 +64,13 @@ pub struct CacheInfo {
 #[derive(Debug, Default, PartialEq, Eq, Serialize)]
 #[allow(missing_docs)]
 pub struct BandwidthInfo {
-    #[serde(skip_serializing_if = "is_zero")]
+    #[serde(skip_serializing_if = "go_json::is_zero")]
     pub bandwidth_gran: u64,
-    #[serde(skip_serializing_if = "is_zero")]
+    #[serde(skip_serializing_if = "go_json::is_zero")]
     pub delay_linear: u64,
-    #[serde(skip_serializing_if = "is_zero")]
+    #[serde(skip_serializing_if = "go_json::is_zero")]
     pub min_bandwidth: u64,
-    #[serde(skip_serializing_if = "is_zero")]
+    #[serde(skip_serializing_if = "go_json::is_zero")]
     pub num_closids: u64,
 }
 
@@ -102,19 +101,11 @@ pub struct Group {
 }
 
 impl Group {
-    /// The group of `container`; none where its spec names no RDT or the host has none.
-    ///
-    /// # Errors
-    /// Where the spec cannot be read.
-    pub fn of(container: &Container) -> Result<Option<Self>> {
-        let spec = container.spec()?;
-        let rdt = spec
-            .linux()
-            .as_ref()
-            .and_then(|linux| linux.intel_rdt().as_ref());
-        Ok(rdt
-            .zip(mount_point())
-            .map(|(rdt, root)| Self::new(root, rdt, container.id())))
+    /// Returns the group of the container `id`; `None` if its spec names no RDT or the host has none.
+    #[must_use]
+    pub fn of(spec: &Spec, id: &str) -> Option<Self> {
+        let rdt = spec.linux().as_ref()?.intel_rdt().as_ref()?;
+        Some(Self::new(mount_point()?, rdt, id))
     }
 
     fn new(root: PathBuf, rdt: &LinuxIntelRdt, id: &str) -> Self {
@@ -131,15 +122,15 @@ impl Group {
     /// Puts a process that has no children yet, the container's first or the one that restores it, into the group, making it as the spec wants it.
     ///
     /// # Errors
-    /// [`Error::Start`] where the host has no RDT or refuses.
-    pub(crate) fn join(id: &str, pid: Pid, rdt: &LinuxIntelRdt) -> Result<()> {
+    /// The reason, as one sentence: the host has no RDT or refuses.
+    pub(crate) fn join(id: &str, pid: Pid, rdt: &LinuxIntelRdt) -> Result<(), String> {
         setup_intel_rdt(Some(id), &pid, rdt)
             .map(drop)
-            .map_err(|error| Error::Start {
-                reason: format!(
+            .map_err(|error| {
+                format!(
                     "intelRdt is specified in config, but cannot be set up: {}",
                     chain(&error)
-                ),
+                )
             })
     }
 
@@ -168,7 +159,7 @@ impl Group {
     ///
     /// # Errors
     /// Where a file that the kernel has cannot be read.
-    pub fn stats(&self) -> std::result::Result<Stats, CgroupError> {
+    pub fn stats(&self) -> Result<Stats, CgroupError> {
         let mut stats = Stats::default();
         let of_root = lines(&self.root.join("schemata"))?;
         stats.schemata = lines(&self.schemata_path())?;
@@ -197,7 +188,7 @@ impl Group {
         Ok(stats)
     }
 
-    fn monitor(&self, stats: &mut Stats) -> std::result::Result<(), CgroupError> {
+    fn monitor(&self, stats: &mut Stats) -> Result<(), CgroupError> {
         let features = lines(&self.root.join("info/L3_MON/mon_features"))?;
         let has = |name: &str| features.iter().any(|feature| feature == name);
         let counts_bandwidth = has("mbm_total_bytes") || has("mbm_local_bytes");
@@ -225,7 +216,7 @@ impl Group {
                     mbm_local_bytes: number(&node.join("mbm_local_bytes"))?,
                 })
             };
-            let counted: std::result::Result<_, CgroupError> = nodes.iter().map(read).collect();
+            let counted: Result<_, CgroupError> = nodes.iter().map(read).collect();
             stats.mbm_stats = Some(counted?);
         }
         if counts_cache {
@@ -234,7 +225,7 @@ impl Group {
                     llc_occupancy: number(&node.join("llc_occupancy"))?,
                 })
             };
-            let counted: std::result::Result<_, CgroupError> = nodes.iter().map(read).collect();
+            let counted: Result<_, CgroupError> = nodes.iter().map(read).collect();
             stats.cmt_stats = Some(counted?);
         }
         Ok(())
@@ -271,27 +262,29 @@ fn schema(lines: &[String], resource: &str) -> String {
 }
 
 /// The text of a file, empty where the kernel does not have it.
-fn text(path: &Path) -> std::result::Result<String, CgroupError> {
+fn text(path: &Path) -> Result<String, CgroupError> {
     match fs::read_to_string(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(String::new()),
-        read => read.map_err(|source| CgroupError::File {
-            action: "read",
-            path: path.to_path_buf(),
-            source,
+        read => read.map_err(|source| {
+            CgroupError::File(Failed {
+                action: "read",
+                path: path.to_path_buf(),
+                source,
+            })
         }),
     }
 }
 
-fn lines(path: &Path) -> std::result::Result<Vec<String>, CgroupError> {
+fn lines(path: &Path) -> Result<Vec<String>, CgroupError> {
     Ok(text(path)?.lines().map(str::to_owned).collect())
 }
 
-fn word(path: &Path) -> std::result::Result<String, CgroupError> {
+fn word(path: &Path) -> Result<String, CgroupError> {
     Ok(text(path)?.trim().to_owned())
 }
 
 /// A counter may read `Unavailable`, which counts as nothing.
-fn number(path: &Path) -> std::result::Result<u64, CgroupError> {
+fn number(path: &Path) -> Result<u64, CgroupError> {
     Ok(word(path)?.parse().unwrap_or_default())
 }
 

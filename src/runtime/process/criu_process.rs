@@ -13,8 +13,6 @@ use nix::unistd::Pid;
 use crate::criu::error::CallbackError;
 use crate::runtime::container::Container;
 use crate::runtime::error::{Error, Result};
-use crate::runtime::verbs::create::is_missing;
-use crate::runtime::verbs::kill;
 use crate::sys;
 use crate::sys::process::ProcessId;
 
@@ -45,14 +43,14 @@ pub fn wait_for_end(root: &Path, id: &str) -> Result<()> {
 pub(crate) fn wait_within(dir: &Path, id: &str, limit_dur: Duration) -> Result<()> {
     let path = path(dir);
     let text = match fs::read(&path) {
-        Err(error) if is_missing(&error) => return Ok(()),
+        Err(error) if sys::file::is_missing(&error) => return Ok(()),
         read => read.map_err(Error::file("read", &path))?,
     };
     // The file is replaced atomically, and `/run` does not outlive the machine: what cannot be read is no word of rcm's.
     let Ok(worker) = serde_json::from_slice::<ProcessId>(&text) else {
         return Ok(());
     };
-    match kill::wait_until_gone(worker, limit_dur) {
+    match worker.wait_until_gone(limit_dur) {
         true => Ok(()),
         false => Err(Error::CriuAtWork {
             id: id.to_owned(),

@@ -20,175 +20,229 @@ use oci_spec::runtime::{Hooks, LinuxNamespace, LinuxNamespaceType, Process, Spec
 use super::executor::ProcessExecutor;
 use super::launch::{LaunchError, Outer, run_inside};
 use crate::error::chain;
-use crate::runtime::container::{Container, Record, Status};
+use crate::runtime::container::{Container, Record};
 use crate::runtime::linux::cgroup::{Entry, Making};
 use crate::runtime::linux::hooks::{self, Scene};
 use crate::runtime::linux::mounts::{self, BoundDev, Stage, StageError};
 use crate::runtime::spec::lower;
+use crate::runtime::spec::namespaces::Namespaces;
+use crate::runtime::status::Status;
 use crate::sys;
 use crate::sys::error_capture::ErrorCapture;
+use crate::sys::file::Failed;
 use crate::sys::rooted::{FileKind, Root};
 
-/// What is to be started.
+/// Process to be started in a container.
 pub(crate) struct Launch<'a> {
-    /// The container it belongs to.
+    /// The container that the process belongs to.
     pub container: &'a Container,
     /// The lowered spec.
     pub spec: Spec,
-    /// The socket at which the process waits to be started.
+    /// Socket at which the process waits to be started.
     pub notify_path: &'a Path,
-    /// Where the engine sends the terminal's master; with it the process gets a terminal.
+    /// Socket to which the library sends the terminal's master; the process gets a terminal if there is one.
     pub console: Option<&'a OwnedFd>,
-    /// How many descriptors after stderr stay open.
+    /// Number of descriptors after stderr that stay open.
     pub preserve_fds: i32,
-    /// What becomes of the process.
-    pub role: Role<'a>,
 }
 
-/// What a process is to its container.
-pub(crate) enum Role<'a> {
-    /// The first: cgroup and namespaces are made for it.
-    First {
-        /// Whether the loopback interface is to be brought up: the network namespace is its own.
-        loopback: bool,
-        /// Whether the container does without groups that this user may not make.
-        lenient: bool,
-    },
-    /// It joins.
-    Joining {
-        /// The cgroup.
-        entry: Entry<'a>,
-        /// Where the engine reports a failure after the start.
-        errors: &'a OwnedFd,
-    },
+/// First process of a container: cgroup, namespaces and mounts are made for it.
+pub(crate) struct First<'a> {
+    /// The namespaces of the spec.
+    pub namespaces: &'a Namespaces,
+    /// Whether the container does without groups that this user may not make.
+    pub lenient: bool,
 }
 
-/// Forks the process, sets everything up and leaves it waiting at its notify socket. The working directory is the bundle then.
-///
-/// # Errors
-/// The deepest cause that is known, as one sentence.
-pub(crate) fn launch(mut launch: Launch) -> Result<Pid, String> {
-    let container = launch.container;
-    let record = container.record();
-    let (is_first, loopback, lenient) = match launch.role {
-        Role::First { loopback, lenient } => (true, loopback, lenient),
-        Role::Joining { .. } => (false, false, false),
-    };
-    let makes_user_namespace = lower::namespace(&launch.spec, LinuxNamespaceType::User)
-        .is_some_and(|namespace| namespace.path().is_none());
-    // Every namespace that is joined or made could otherwise look into this process before it has dropped what the host
-    // gave it (ptrace(2), PTRACE_MODE; CVE-2016-9962).
-    let _dumpable = Undumpable::enter();
-    let (dev, _stage) = match is_first {
-        true => prepare_mounts(&mut launch.spec)
-            .map_err(|error| format!("error during container init: {}", chain(&error)))?,
-        false => (None, None),
-    };
-    let user_ns_config = if is_first {
-        UserNamespaceConfig::new(&launch.spec).map_err(|error| chain(&error))?
-    } else {
-        // A process that joins has its mappings already.
-        None
-    };
-    // As runc. The engine makes the socket in another directory and comes back, but this user need not have the right to enter the one where the
-    // command was given. With a bundle that is gone it has to.
-    let _ = nix::unistd::chdir(container.bundle());
-    let notify_listener = NotifyListener::new(launch.notify_path).map_err(|error| chain(&error))?;
-    let process = launch.spec.process().as_ref();
-    let oom_score = process.and_then(|process| process.oom_score_adj());
-    let hooks = launch.spec.hooks().clone().unwrap_or_default();
-    // rcm runs them all. With hooks, if only an empty list, the engine waits where the outer ones are run.
-    launch.spec.set_hooks(is_first.then(Hooks::default));
-    let state = hook_state(container, Status::Creating);
-    let executor = match &launch.role {
-        Role::First { .. } => {
-            let start_hooks = hooks.start_container().clone().unwrap_or_default();
-            let state = hook_state(container, Status::Created).state;
-            ProcessExecutor::of_init(start_hooks, state, dev.is_some())
-        }
-        Role::Joining { errors, .. } => ProcessExecutor::of_joining(errors.as_raw_fd()),
-    };
-    let foreign = take_foreign(&mut launch.spec);
-    let spec = Rc::new(launch.spec);
-    let (entry, errors) = match launch.role {
-        Role::Joining { entry, errors } => (entry, Some(errors)),
-        Role::First { .. } => (first_entry(container, &spec, lenient), None),
-    };
-    let args = ContainerArgs {
-        container_type: match errors {
-            None => ContainerType::InitContainer,
-            Some(pipe) => ContainerType::TenantContainer {
-                exec_notify_fd: pipe.as_raw_fd(),
-            },
-        },
-        syscall: SyscallType::default(),
-        rootfs: record.rootfs.clone(),
-        spec: Rc::clone(&spec),
-        console_socket: launch.console.map(AsRawFd::as_raw_fd),
-        notify_listener,
-        preserve_fds: launch.preserve_fds,
-        container: Some(state.clone()),
-        user_ns_config,
-        // Not used: the process is in its cgroup already when the engine's work begins.
-        cgroup_config: cgroup_config(record),
-        // The engine only asks this where it has no console socket.
-        detached: true,
-        executor: Box::new(executor),
-        no_pivot: record.no_pivot,
-        stdin: None,
-        stdout: None,
-        stderr: None,
-        as_sibling: false,
-        pid_file: None,
-    };
-    let at_hooks = |pid: Pid| {
-        mounts::check_proc(pid, &spec, container.rootfs()).map_err(LaunchError::Mounts)?;
-        if let Entry::Make(making) = &entry {
-            // As with runc, hooks find the limits set.
-            making.limit().map_err(LaunchError::Cgroup)?;
-        }
-        make_working_directory(container, &spec, pid);
-        if loopback {
-            bring_loopback_up(container, pid)?;
-        }
-        run_creation_hooks(container, &hooks, &state.state, pid)
-    };
-    let mut capture = ErrorCapture::start().map_err(|errno| errno.to_string())?;
-    let _oom_score = oom_score.map(OomScore::enter).transpose()?;
-    let outer = Outer {
-        args: &args,
-        entry: &entry,
-        foreign: &foreign,
-        errors,
-        visible: is_first && makes_user_namespace && !geteuid().is_root(),
-    };
-    match super::launch::launch(&outer, at_hooks) {
-        Ok(pid) => {
-            if is_first {
-                finish_mounts(pid, &spec, dev).map_err(|error| chain(&error))?;
+/// Process that joins a running container.
+pub(crate) struct Joining<'a> {
+    /// The cgroup that it joins.
+    pub entry: Entry<'a>,
+    /// Pipe to which the library reports a failure after the start.
+    pub errors: &'a OwnedFd,
+}
+
+impl First<'_> {
+    /// Forks the process, sets everything up and leaves it waiting at its notify socket. Afterwards the bundle
+    /// is the working directory of this process.
+    ///
+    /// # Errors
+    /// The deepest known cause, as one sentence.
+    pub(crate) fn launch(self, mut launch: Launch) -> Result<Pid, String> {
+        let container = launch.container;
+        let namespaces = self.namespaces;
+        let _undumpable = Undumpable::enter();
+        // Needs the host's root and rights, so it comes before any namespace is made. The stage must live
+        // until the process has entered it.
+        let (dev, _stage) = prepare_mounts(&mut launch.spec, namespaces)
+            .map_err(|error| format!("error during container init: {}", chain(&error)))?;
+        let user_ns_config =
+            UserNamespaceConfig::new(&launch.spec).map_err(|error| chain(&error))?;
+        let listener = listen(&launch)?;
+        let hooks = launch.spec.hooks().clone().unwrap_or_default();
+        // rcm runs the hooks. With hooks, even an empty list, the library waits at the point where the
+        // outer ones must run.
+        launch.spec.set_hooks(Some(Hooks::default()));
+        let start_hooks = hooks.start_container().clone().unwrap_or_default();
+        let created = hook_state(container, Status::Created).state;
+        let foreign = take_foreign(&mut launch.spec, namespaces);
+        let spec = Rc::new(std::mem::take(&mut launch.spec));
+        let parts = Parts {
+            container_type: ContainerType::InitContainer,
+            listener,
+            executor: ProcessExecutor::of_init(start_hooks, created, dev.is_some()),
+            user_ns_config,
+        };
+        let args = parts.into_args(&launch, &spec);
+        let entry = first_entry(container, &spec, self.lenient);
+        let creating = hook_state(container, Status::Creating).state;
+        let at_hooks = |pid: Pid| {
+            // Before hooks and the user's program can use a mount that covers `/proc`.
+            mounts::check_proc(pid, &spec, container.rootfs()).map_err(LaunchError::Mounts)?;
+            if let Entry::Make(making) = &entry {
+                // As with runc, hooks find the limits set.
+                making.limit().map_err(LaunchError::Cgroup)?;
             }
-            Ok(pid)
-        }
-        Err(error) => Err(reason(&mut capture, &error, &spec)),
+            make_working_directory(container, &spec, pid);
+            if namespaces.makes(LinuxNamespaceType::Network) {
+                bring_loopback_up(container, pid)?;
+            }
+            run_creation_hooks(container, &hooks, &creating, pid)
+        };
+        let outer = Outer {
+            args: &args,
+            entry: &entry,
+            foreign: &foreign,
+            errors: None,
+            // Only root may look into a process that is not dumpable.
+            visible: namespaces.makes(LinuxNamespaceType::User) && !geteuid().is_root(),
+        };
+        let pid = run(&outer, &spec, at_hooks)?;
+        // After all mounts of the spec: what is set here would be lost under a later mount.
+        finish_mounts(pid, &spec, namespaces, dev).map_err(|error| chain(&error))?;
+        Ok(pid)
     }
 }
 
-fn prepare_mounts(spec: &mut Spec) -> Result<(Option<BoundDev>, Option<Stage>), StageError> {
-    mounts::clear_image_dev(spec);
-    let dev = BoundDev::take(spec)?;
-    Ok((dev, Stage::prepare(spec)?))
+impl Joining<'_> {
+    /// Forks the process, puts it into the container and leaves it waiting at its notify socket. Afterwards
+    /// the bundle is the working directory of this process.
+    ///
+    /// # Errors
+    /// The deepest known cause, as one sentence.
+    pub(crate) fn launch(self, mut launch: Launch) -> Result<Pid, String> {
+        let _undumpable = Undumpable::enter();
+        let listener = listen(&launch)?;
+        // Without hooks the library does not wait for anybody to run them.
+        launch.spec.set_hooks(None);
+        let namespaces = Namespaces::of(&launch.spec);
+        let foreign = take_foreign(&mut launch.spec, &namespaces);
+        let spec = Rc::new(std::mem::take(&mut launch.spec));
+        let parts = Parts {
+            container_type: ContainerType::TenantContainer {
+                exec_notify_fd: self.errors.as_raw_fd(),
+            },
+            listener,
+            executor: ProcessExecutor::of_joining(self.errors.as_raw_fd()),
+            // The user namespace that it joins has its mappings already.
+            user_ns_config: None,
+        };
+        let args = parts.into_args(&launch, &spec);
+        let outer = Outer {
+            args: &args,
+            entry: &self.entry,
+            foreign: &foreign,
+            errors: Some(self.errors),
+            visible: false,
+        };
+        run(&outer, &spec, |_| Ok(()))
+    }
 }
 
-fn finish_mounts(pid: Pid, spec: &Spec, dev: Option<BoundDev>) -> Result<(), StageError> {
+/// The arguments of the library in which a first process and a joining one differ.
+struct Parts {
+    container_type: ContainerType,
+    listener: NotifyListener,
+    executor: ProcessExecutor,
+    user_ns_config: Option<UserNamespaceConfig>,
+}
+
+impl Parts {
+    fn into_args(self, launch: &Launch, spec: &Rc<Spec>) -> ContainerArgs {
+        let record = launch.container.record();
+        ContainerArgs {
+            container_type: self.container_type,
+            syscall: SyscallType::default(),
+            rootfs: record.rootfs.clone(),
+            spec: Rc::clone(spec),
+            console_socket: launch.console.map(AsRawFd::as_raw_fd),
+            notify_listener: self.listener,
+            preserve_fds: launch.preserve_fds,
+            container: Some(hook_state(launch.container, Status::Creating)),
+            user_ns_config: self.user_ns_config,
+            // Not used: the process is in its cgroup already when the library's work begins.
+            cgroup_config: cgroup_config(record),
+            // The library only asks this if it has no console socket.
+            detached: true,
+            executor: Box::new(self.executor),
+            no_pivot: record.no_pivot,
+            stdin: None,
+            stdout: None,
+            stderr: None,
+            as_sibling: false,
+            pid_file: None,
+        }
+    }
+}
+
+/// Makes the socket at which the process waits to be started, in the bundle as the working directory.
+fn listen(launch: &Launch) -> Result<NotifyListener, String> {
+    // As runc. The library makes the socket in another directory and comes back, but this user need not have
+    // the right to enter the directory where the command was given. If the bundle is gone, it has to do.
+    let _ = nix::unistd::chdir(launch.container.bundle());
+    NotifyListener::new(launch.notify_path).map_err(|error| chain(&error))
+}
+
+/// Starts the process. A failure is told with the library's first error event, which comes from whichever of the
+/// three processes has failed.
+fn run(
+    outer: &Outer,
+    spec: &Spec,
+    at_hooks: impl FnOnce(Pid) -> Result<(), LaunchError>,
+) -> Result<Pid, String> {
+    let process = spec.process().as_ref();
+    let oom_score = process.and_then(|process| process.oom_score_adj());
+    // Before the fork, so that the events of all three processes are in it.
+    let mut capture = ErrorCapture::start().map_err(|errno| errno.to_string())?;
+    // Inherited by the children, and this process's own again when this returns.
+    let _oom_score = oom_score.map(OomScore::enter).transpose()?;
+    super::launch::launch(outer, at_hooks).map_err(|error| reason(&mut capture, &error, spec))
+}
+
+fn prepare_mounts(
+    spec: &mut Spec,
+    namespaces: &Namespaces,
+) -> Result<(Option<BoundDev>, Option<Stage>), StageError> {
+    mounts::clear_image_dev(spec);
+    let dev = BoundDev::take(spec, namespaces)?;
+    Ok((dev, Stage::prepare(spec, namespaces)?))
+}
+
+fn finish_mounts(
+    pid: Pid,
+    spec: &Spec,
+    namespaces: &Namespaces,
+    dev: Option<BoundDev>,
+) -> Result<(), StageError> {
     if let Some(dev) = dev {
         dev.attach(pid)?;
     }
-    mounts::finish(pid, spec)
+    mounts::finish(pid, spec, namespaces)
 }
 
 /// Takes the existing network and IPC namespaces out of a spec with a user namespace, to be joined before that: it need not be their owner, and then
 /// gives no right to it. The engine joins them afterwards.
-fn take_foreign(spec: &mut Spec) -> Vec<LinuxNamespace> {
+fn take_foreign(spec: &mut Spec, namespaces: &Namespaces) -> Vec<LinuxNamespace> {
     let is_foreign = |namespace: &LinuxNamespace| {
         matches!(
             namespace.typ(),
@@ -200,10 +254,7 @@ fn take_foreign(spec: &mut Spec) -> Vec<LinuxNamespace> {
         .as_ref()
         .and_then(|linux| linux.net_devices().as_ref())
         .is_some_and(|devices| !devices.is_empty());
-    if !geteuid().is_root()
-        || moves_devices
-        || !lower::has_namespace(spec, LinuxNamespaceType::User)
-    {
+    if !geteuid().is_root() || moves_devices || !namespaces.has(LinuxNamespaceType::User) {
         return Vec::new();
     }
     let namespaces = spec
@@ -246,10 +297,12 @@ fn make_working_directory(container: &Container, spec: &Spec, pid: Pid) {
     let made = run_inside(pid, rootfs, || {
         Root::open(rootfs)
             .and_then(|root| root.make(cwd, FileKind::Directory))
-            .map_err(|source| LaunchError::File {
-                action: "make",
-                path: cwd.clone(),
-                source,
+            .map_err(|source| {
+                LaunchError::File(Failed {
+                    action: "make",
+                    path: cwd.clone(),
+                    source,
+                })
             })
     });
     if let Err(error) = made {
@@ -381,7 +434,9 @@ pub(crate) fn hook_state(container: &Container, status: Status) -> EngineContain
     }
 }
 
-/// Keeps this process from being looked into until dropped.
+/// Makes this process undumpable until dropped. Every namespace that is joined or made could otherwise look into
+/// this process before it has dropped the host's descriptors and rights (ptrace(2), `PTRACE_MODE`;
+/// CVE-2016-9962).
 struct Undumpable {
     former: bool,
 }

@@ -1,6 +1,7 @@
 //! The standard streams of a container's process.
 
 use std::fs;
+use std::os::fd::{BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
@@ -44,6 +45,29 @@ pub(crate) fn give_to_user(pid: Pid, uid: u32) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Returns the targets of a process's stdin, stdout and stderr; `/dev/null` for one that cannot be read,
+/// as runc has it.
+pub(crate) fn descriptors(pid: Pid) -> Vec<String> {
+    (0..3)
+        .map(|fd| {
+            fs::read_link(format!("/proc/{pid}/fd/{fd}")).map_or_else(
+                |_| "/dev/null".into(),
+                |path| path.to_string_lossy().into_owned(),
+            )
+        })
+        .collect()
+}
+
+/// Duplicates a standard stream of this process.
+///
+/// # Errors
+/// As dup(2).
+pub(crate) fn duplicate(stream: BorrowedFd) -> Result<OwnedFd> {
+    stream
+        .try_clone_to_owned()
+        .map_err(Error::file("copy a descriptor", "/proc/self/fd"))
 }
 
 /// The ranges of a `uid_map`: the first id inside, the first outside, how many (user_namespaces(7)).

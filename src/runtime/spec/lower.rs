@@ -8,9 +8,7 @@ use std::path::Path;
 
 use libcontainer::syscall::syscall::create_syscall;
 use libcontainer::validator::Validator;
-use oci_spec::runtime::{
-    Linux, LinuxNamespaceType, LinuxResources, LinuxSchedulerPolicy, Mount, Spec,
-};
+use oci_spec::runtime::{Linux, LinuxResources, LinuxSchedulerPolicy, Spec};
 
 mod error;
 mod process;
@@ -18,6 +16,8 @@ mod process;
 pub use error::InvalidSpec;
 pub use process::{normalize_process, validate_process};
 
+use super::namespaces::Namespaces;
+use super::normalize::count_of_list;
 use crate::runtime::linux::mounts;
 use crate::runtime::linux::seccomp;
 use error::Result;
@@ -49,8 +49,9 @@ pub fn validate(spec: &Spec) -> Result<()> {
         .linux()
         .as_ref()
         .ok_or(InvalidSpec::Missing { property: "linux" })?;
+    let namespaces = Namespaces::of(spec);
     for mount in spec.mounts().iter().flatten() {
-        mounts::validate(mount, spec).map_err(|source| InvalidSpec::Mount {
+        mounts::validate(mount, spec, &namespaces).map_err(|source| InvalidSpec::Mount {
             destination: mount.destination().clone(),
             source,
         })?;
@@ -59,9 +60,9 @@ pub fn validate(spec: &Spec) -> Result<()> {
     if let Some(filter) = linux.seccomp() {
         seccomp::validate(filter)?;
     }
-    let namespaces = linux.namespaces().as_deref().unwrap_or_default();
-    for (index, namespace) in namespaces.iter().enumerate() {
-        if namespaces[..index]
+    let listed = linux.namespaces().as_deref().unwrap_or_default();
+    for (index, namespace) in listed.iter().enumerate() {
+        if listed[..index]
             .iter()
             .any(|one| one.typ() == namespace.typ())
         {
@@ -173,7 +174,7 @@ fn lower_mounts(spec: &mut Spec, bundle: &Path) {
         if !mount.destination().is_absolute() {
             mount.set_destination(Path::new("/").join(mount.destination()));
         }
-        if is_bind(mount)
+        if mounts::is_bind(mount)
             && let Some(source) = mount.source()
             && !source.is_absolute()
         {
@@ -185,17 +186,6 @@ fn lower_mounts(spec: &mut Spec, bundle: &Path) {
             mount.set_source(Some(source.into()));
         }
     }
-}
-
-/// Whether a mount binds a path of the host.
-#[must_use]
-pub fn is_bind(mount: &Mount) -> bool {
-    mount.typ().as_deref() == Some("bind")
-        || mount
-            .options()
-            .iter()
-            .flatten()
-            .any(|option| option == "bind" || option == "rbind")
 }
 
 /// An empty path means a new namespace; the engine would try to open it.
@@ -261,19 +251,6 @@ fn lower_linux(spec: &mut Spec) {
     }
 }
 
-/// How many numbers a list of the kernel's has ("0-3,7"); none if it is no list.
-pub(crate) fn count_of_list(list: &str) -> Option<u64> {
-    list.trim()
-        .split(',')
-        .filter(|range| !range.is_empty())
-        .map(|range| {
-            let (first, last) = range.split_once('-').unwrap_or((range, range));
-            let (first, last): (u64, u64) = (first.trim().parse().ok()?, last.trim().parse().ok()?);
-            last.checked_sub(first)?.checked_add(1)
-        })
-        .sum()
-}
-
 fn online_processors() -> Option<u64> {
     count_of_list(&std::fs::read_to_string("/sys/devices/system/cpu/online").ok()?)
 }
@@ -321,26 +298,6 @@ pub fn drop_personality_flags(linux: &mut Linux) -> Option<Vec<String>> {
 #[must_use]
 pub fn resources(spec: &Spec) -> Option<&LinuxResources> {
     spec.linux().as_ref()?.resources().as_ref()
-}
-
-/// Whether the spec makes or joins a namespace of this kind.
-#[must_use]
-pub fn has_namespace(spec: &Spec, kind: LinuxNamespaceType) -> bool {
-    namespace(spec, kind).is_some()
-}
-
-/// The spec's entry for a kind of namespace.
-#[must_use]
-pub fn namespace(
-    spec: &Spec,
-    kind: LinuxNamespaceType,
-) -> Option<&oci_spec::runtime::LinuxNamespace> {
-    spec.linux()
-        .as_ref()?
-        .namespaces()
-        .as_ref()?
-        .iter()
-        .find(|namespace| namespace.typ() == kind)
 }
 
 #[cfg(test)]

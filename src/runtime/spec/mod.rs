@@ -1,6 +1,7 @@
 //! Reading OCI specs.
 
 pub mod lower;
+pub mod namespaces;
 pub(crate) mod normalize;
 pub mod template;
 
@@ -30,11 +31,7 @@ pub fn read(path: &Path) -> Result<Vec<u8>> {
         ErrorKind::NotFound => Error::NoConfig {
             path: path.to_path_buf(),
         },
-        _ => Error::File {
-            action: "read",
-            path: path.to_path_buf(),
-            source,
-        },
+        _ => Error::file("read", path)(source),
     })
 }
 

@@ -4,8 +4,6 @@
 use serde::de::Error as _;
 use serde_json::{Error, Map, Value, json};
 
-use super::lower::count_of_list;
-
 const MEMORY_MODES: [&str; 7] = [
     "MPOL_DEFAULT",
     "MPOL_BIND",
@@ -28,6 +26,19 @@ const SCHEDULER_FLAGS: [(&str, &str); 2] = [
     ("SCHED_FLAG_RESET_ON_FORK", "SCHED_RESET_ON_FORK"),
     ("SCHED_FLAG_DL_OVERRUN", "SCHED_FLAG_D_L_OVERRUN"),
 ];
+
+/// Counts the numbers in a list of the kernel ("0-3,7"); `None` if the text is no list.
+pub(crate) fn count_of_list(list: &str) -> Option<u64> {
+    list.trim()
+        .split(',')
+        .filter(|range| !range.is_empty())
+        .map(|range| {
+            let (first, last) = range.split_once('-').unwrap_or((range, range));
+            let (first, last): (u64, u64) = (first.trim().parse().ok()?, last.trim().parse().ok()?);
+            last.checked_sub(first)?.checked_add(1)
+        })
+        .sum()
+}
 
 /// Rewrites a spec's `process`.
 pub(crate) fn adapt_process(process: &mut Value) {

@@ -14,9 +14,9 @@
 //! * Until CRIU has stopped the tasks itself and thawed the cgroup, a [`ThawGuard`] thaws if rcm dies.
 
 mod held;
+mod stages;
 
 use std::fs::{self, File};
-use std::io::Write;
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -25,23 +25,20 @@ use std::time::{Duration, Instant};
 use nix::unistd::Pid;
 use oci_spec::runtime::{LinuxNamespaceType, Spec};
 
-use crate::criu::error::CallbackError;
 use crate::criu::{
-    self, Criu, DumpOptions, ManageCgroups, NetworkLockMethod, Notification, Notify, PageServer,
-    Reply, Version,
+    self, Common, Criu, DumpOptions, ManageCgroups, NetworkLockMethod, PageServer, Version,
 };
-use crate::runtime::container::{Container, Status};
+use crate::runtime::container::Container;
 use crate::runtime::criu_flags::CriuFlags;
 use crate::runtime::error::{Error, Result};
 use crate::runtime::image_extras::{self, Details};
 use crate::runtime::linux::cgroup::Cgroup;
 use crate::runtime::linux::external::{self, Opened};
-use crate::runtime::linux::host_file;
 use crate::runtime::linux::network::{self, Departure};
-use crate::runtime::linux::quiesce;
-use crate::runtime::process::criu_process;
-use crate::runtime::spec::lower;
-use crate::sys::thaw_guard::ThawGuard;
+use crate::runtime::process::{criu_process, stdio};
+use crate::runtime::spec::namespaces::Namespaces;
+use crate::runtime::status::Status;
+use stages::{Recorded, Stages, thaw_after};
 
 pub use held::HeldCheckpoint;
 
@@ -59,8 +56,6 @@ pub struct CheckpointOptions {
     pub leave_running: bool,
     /// Leave out TCP connections that are not yet established.
     pub tcp_skip_in_flight: bool,
-    /// Give deleted but open files a temporary name.
-    pub link_remap: bool,
     /// The largest deleted file, in bytes, that goes into the images. `None`: CRIU's 1 MiB.
     pub ghost_limit_bytes: Option<u32>,
     /// Where memory goes instead of the image directory.
@@ -84,8 +79,11 @@ pub fn begin(
     container: &Container,
     options: CheckpointOptions,
 ) -> Result<HeldCheckpoint> {
-    let prepared = prepare(criu, container, options, true)?;
-    let (dump, stages, tmpfs) = (prepared.dump, prepared.stages, prepared.tmpfs);
+    let Prepared {
+        dump,
+        stages,
+        tmpfs,
+    } = Subject::of(criu, container, &options)?.dump(options)?;
     let paused = stages.paused;
     let cgroup = stages.cgroup.clone();
     let mut held = match criu.dump(&dump, stages) {
@@ -143,151 +141,217 @@ fn given_up(container: &Container, source: criu::Error) -> Error {
 /// [`Error::NotCheckpointable`], [`criu::Error::Lacks`] on a kernel without memory tracking, CRIU's first error.
 pub fn pre_dump(criu: &Criu, container: &Container, options: CheckpointOptions) -> Result<()> {
     criu.require_memory_tracking()?;
-    let prepared = prepare(criu, container, options, false)?;
-    criu.pre_dump(&prepared.dump, &mut Recorded(container))?;
+    let dump = Subject::of(criu, container, &options)?.pre_dump(options)?;
+    criu.pre_dump(&dump, &mut Recorded(container))?;
     Ok(())
 }
 
+/// Container that can be dumped, with everything that a dump asks of it.
+struct Subject<'a> {
+    criu: &'a Criu,
+    container: &'a Container,
+    init: Pid,
+    spec: Spec,
+    namespaces: Namespaces,
+    cgroup: Cgroup,
+    status: Status,
+}
+
+/// A complete dump, ready to begin.
 struct Prepared {
     dump: DumpOptions,
     stages: Stages,
-    /// What rcm saves itself.
+    /// The tmpfs that rcm saves itself.
     tmpfs: Vec<Opened>,
 }
 
-fn prepare(
-    criu: &Criu,
-    container: &Container,
-    options: CheckpointOptions,
-    complete: bool,
-) -> Result<Prepared> {
-    let status = container.status();
-    if !matches!(status, Status::Running | Status::Paused) {
-        return Err(Error::NotCheckpointable {
-            id: container.id().to_owned(),
-            status,
-        });
-    }
-    let init = container.live_init()?;
-    let spec = container.spec()?;
-    let flags = &options.flags;
-    if flags.lazy_pages {
-        criu.require_lazy_dump()?;
-    }
-    flags.make_image_dir()?;
-    flags.make_work_dir()?;
-    let track_memory = match &options.parent_path {
-        Some(parent) => {
+impl<'a> Subject<'a> {
+    /// Checks that the container executes and that this CRIU can do what is asked for, and makes the directories.
+    fn of(criu: &'a Criu, container: &'a Container, options: &CheckpointOptions) -> Result<Self> {
+        let status = container.status();
+        if !matches!(status, Status::Running | Status::Paused) {
+            return Err(Error::NotCheckpointable {
+                id: container.id().to_owned(),
+                status,
+            });
+        }
+        let init = container.live_init()?;
+        let spec = container.spec()?;
+        let flags = &options.flags;
+        if flags.lazy_pages {
+            criu.require_lazy_dump()?;
+        }
+        flags.make_image_dir()?;
+        flags.make_work_dir()?;
+        if let Some(parent) = &options.parent_path {
             check_parent(&flags.image_path, parent)?;
             criu.require_memory_tracking()?;
-            true
         }
-        None => false,
-    };
-
-    let mut common = flags.common(container, &spec);
-    if complete {
-        // The copies of running memory take as long as they take.
-        common.answer_limit_dur = options.answer_limit_dur;
+        Ok(Self {
+            criu,
+            container,
+            init,
+            namespaces: Namespaces::of(&spec),
+            spec,
+            cgroup: container.cgroup(),
+            status,
+        })
     }
-    common.root = Some(container.rootfs().to_path_buf());
-    let (mut freezer, mut departure, mut tmpfs) = (None, None, Vec::new());
-    if complete {
-        if options.moves {
-            departure = Departure::prepare(criu, init, &spec, flags.tcp_established);
-        }
+
+    /// Prepares a copy of the memory while the container executes. It may take its time: no answer limit is
+    /// set, and nothing is locked or frozen.
+    fn pre_dump(&self, options: CheckpointOptions) -> Result<DumpOptions> {
+        let mut common = self.common(&options.flags);
+        self.leave_namespaces(&mut common, false)?;
+        self.leave_cgroups(&options.flags, &mut common);
+        Ok(self.dump_options(common, options))
+    }
+
+    /// Prepares a dump that can be restored.
+    fn dump(&self, mut options: CheckpointOptions) -> Result<Prepared> {
+        let tcp_established = options.flags.choices.tcp_established;
+        let mut common = self.common(&options.flags);
+        common.answer_limit_dur = options.answer_limit_dur;
+        let departure = options
+            .moves
+            .then(|| Departure::prepare(self.criu, self.init, &self.namespaces, tcp_established))
+            .flatten();
+        // rcm's own lock replaces CRIU's, which costs several program starts within the freeze.
         common.network_lock = match departure {
             Some(_) => Some(NetworkLockMethod::Skip),
-            None => network::criu_lock(criu, init, &spec, flags.tcp_established),
+            None => network::criu_lock(self.criu, self.init, &self.namespaces, tcp_established),
         };
-    }
-    // A namespace that CRIU must lock is one that it has to see.
-    let leave_network = options.moves
-        && common.network_lock == Some(NetworkLockMethod::Skip)
-        && network::is_left_out(&spec);
-    let network = leave_network
-        .then(|| network::of_process(init))
-        .transpose()
-        .map_err(Error::file(
-            "use the namespace",
-            format!("/proc/{init}/ns/net"),
-        ))?;
-    common.external = external::dumped_namespaces(init, &spec, leave_network)?;
-    if !common.external.is_empty() {
-        criu.require(
-            Version::EXTERNAL_PID_NAMESPACE,
-            "a container in an existing namespace",
-        )?;
-    }
-    let mut details = Details::default();
-    let cgroup = container.cgroup();
-    if flags.manage_cgroups == ManageCgroups::Default && is_plain(&spec, &cgroup) {
-        common.manage_cgroups = ManageCgroups::Ignore;
-        details.cgroups_left_out = true;
-    }
-    details.network_left_out = leave_network;
-    if complete {
-        details.mounts = external::host_mounts(
-            init,
-            &spec,
-            container.bundle(),
-            cgroup.paths(),
-            options.moves,
-        )?;
-        tmpfs = external::open_tmpfs(init, &mut details.mounts)?;
-        common
-            .external
-            .extend(external::dumped_mounts(&details.mounts));
-        let descriptors = match container.record().descriptors.is_empty() {
-            true => super::create::descriptors(init),
-            false => container.record().descriptors.clone(),
+        // A namespace that CRIU must lock is one that it has to see.
+        let leave_network = options.moves
+            && common.network_lock == Some(NetworkLockMethod::Skip)
+            && network::is_left_out(&self.namespaces);
+        let network = leave_network
+            .then(|| network::of_process(self.init))
+            .transpose()
+            .map_err(Error::file(
+                "use the namespace",
+                format!("/proc/{}/ns/net", self.init),
+            ))?;
+        self.leave_namespaces(&mut common, leave_network)?;
+        let mut details = Details {
+            network_left_out: leave_network,
+            cgroups_left_out: self.leave_cgroups(&options.flags, &mut common),
+            ..Details::default()
         };
-        image_extras::write_descriptors(&flags.image_path, &descriptors)?;
-        if !cgroup.is_v2() || criu.version() >= Version::FREEZER_V2 {
-            freezer = open_freezer(&cgroup)?;
+        let tmpfs = self.leave_mounts(&mut common, &mut details, options.moves)?;
+        self.write_descriptors(&options.flags.image_path)?;
+        let mut freezer = None;
+        if !self.cgroup.is_v2() || self.criu.version() >= Version::FREEZER_V2 {
+            freezer = open_freezer(&self.cgroup)?;
         }
-    }
-    let dump = DumpOptions {
-        common,
-        pid: init.as_raw(),
-        leave_running: options.leave_running,
-        tcp_skip_in_flight: options.tcp_skip_in_flight,
-        link_remap: options.link_remap,
-        ghost_limit_bytes: options.ghost_limit_bytes,
-        parent_images: options.parent_path,
-        track_memory,
-        freeze_cgroup: freezer.as_ref().map(path_through_this_process),
-        page_server: options.page_server,
-        page_connection: options.page_connection,
-        network: network.map(|network| Arc::new(network.into())),
-        ..DumpOptions::default()
-    };
-    Ok(Prepared {
-        dump,
-        tmpfs,
-        stages: Stages {
-            container: container.clone(),
-            init,
-            images: options.flags.image_path,
-            cgroup,
-            paused: status == Status::Paused,
+        let stages = Stages {
+            container: self.container.clone(),
+            init: self.init,
+            images: options.flags.image_path.clone(),
+            cgroup: self.cgroup.clone(),
+            paused: self.status == Status::Paused,
             details,
-            asks_for_files: !complete || criu.version() >= Version::EXTERNAL_FILES_QUERY,
+            asks_for_files: self.criu.version() >= Version::EXTERNAL_FILES_QUERY,
             freezer,
             departure,
             guard: None,
             stopped_at: Instant::now(),
             frozen_at: Instant::now(),
-            status_fd: options.status_fd,
-        },
-    })
+            status_fd: options.status_fd.take(),
+        };
+        let dump = DumpOptions {
+            freeze_cgroup: stages.freezer.as_ref().map(path_through_this_process),
+            network: network.map(|network| Arc::new(network.into())),
+            ..self.dump_options(common, options)
+        };
+        Ok(Prepared {
+            dump,
+            stages,
+            tmpfs,
+        })
+    }
+
+    fn common(&self, flags: &CriuFlags) -> Common {
+        let mut common = flags.common(self.container, &self.spec);
+        common.root = Some(self.container.rootfs().to_path_buf());
+        common
+    }
+
+    fn dump_options(&self, common: Common, options: CheckpointOptions) -> DumpOptions {
+        DumpOptions {
+            common,
+            pid: self.init.as_raw(),
+            leave_running: options.leave_running,
+            tcp_skip_in_flight: options.tcp_skip_in_flight,
+            ghost_limit_bytes: options.ghost_limit_bytes,
+            track_memory: options.parent_path.is_some(),
+            parent_images: options.parent_path,
+            page_server: options.page_server,
+            page_connection: options.page_connection,
+            ..DumpOptions::default()
+        }
+    }
+
+    /// Leaves out the namespaces that exist without the container.
+    fn leave_namespaces(&self, common: &mut Common, leave_network: bool) -> Result<()> {
+        common.external = external::dumped_namespaces(self.init, &self.namespaces, leave_network)?;
+        if !common.external.is_empty() {
+            self.criu.require(
+                Version::EXTERNAL_PID_NAMESPACE,
+                "a container in an existing namespace",
+            )?;
+        }
+        Ok(())
+    }
+
+    /// Leaves out the control groups if a restore makes them anyway. Returns whether it does.
+    fn leave_cgroups(&self, flags: &CriuFlags, common: &mut Common) -> bool {
+        let leave = flags.choices.manage_cgroups() == ManageCgroups::Default
+            && is_plain(&self.namespaces, &self.cgroup);
+        if leave {
+            common.manage_cgroups = ManageCgroups::Ignore;
+        }
+        leave
+    }
+
+    /// Leaves out the mounts that come from the host, and opens the tmpfs that rcm saves itself.
+    fn leave_mounts(
+        &self,
+        common: &mut Common,
+        details: &mut Details,
+        moves: bool,
+    ) -> Result<Vec<Opened>> {
+        details.mounts = external::host_mounts(
+            self.init,
+            &self.spec,
+            &self.namespaces,
+            self.container.bundle(),
+            self.cgroup.paths(),
+            moves,
+        )?;
+        // While the container executes: opened now, they can be read when it is frozen.
+        let tmpfs = external::open_tmpfs(self.init, &mut details.mounts)?;
+        common
+            .external
+            .extend(external::dumped_mounts(&details.mounts));
+        Ok(tmpfs)
+    }
+
+    fn write_descriptors(&self, images: &Path) -> Result<()> {
+        let recorded = &self.container.record().descriptors;
+        if recorded.is_empty() {
+            image_extras::write_descriptors(images, &stdio::descriptors(self.init))
+        } else {
+            image_extras::write_descriptors(images, recorded)
+        }
+    }
 }
 
 /// Whether the container has no control group but the one that a restore makes for it, limits included. Then CRIU need not look at control groups, which
 /// takes it 20 ms of the freeze, and does not save those of others: on a hybrid set-up every container is in the root of the v2 hierarchy.
 ///
 /// A cgroup namespace is made by CRIU along with the groups.
-fn is_plain(spec: &Spec, cgroup: &Cgroup) -> bool {
+fn is_plain(namespaces: &Namespaces, cgroup: &Cgroup) -> bool {
     let has_groups_below = |dir: &PathBuf| {
         fs::read_dir(dir)
             .into_iter()
@@ -295,7 +359,7 @@ fn is_plain(spec: &Spec, cgroup: &Cgroup) -> bool {
             .flatten()
             .any(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()))
     };
-    !lower::has_namespace(spec, LinuxNamespaceType::Cgroup)
+    !namespaces.has(LinuxNamespaceType::Cgroup)
         && cgroup.freezer_dir().is_ok()
         && !cgroup.paths().values().any(has_groups_below)
 }
@@ -328,123 +392,6 @@ fn path_through_this_process(dir: &File) -> PathBuf {
         std::process::id(),
         dir.as_raw_fd()
     ))
-}
-
-/// Thaws what a failed or refused dump may have left frozen.
-fn thaw_after(cgroup: &Cgroup, paused: bool, id: &str) {
-    if paused || cgroup.freezer_dir().is_err() {
-        return;
-    }
-    if let Err(error) = cgroup.thaw() {
-        tracing::error!(
-            "container {id} may still be frozen: {}; `rcm resume {id}` thaws it",
-            crate::error::chain(&error)
-        );
-    }
-}
-
-/// What rcm does at the stages of a dump.
-#[derive(Debug)]
-struct Stages {
-    container: Container,
-    init: Pid,
-    images: PathBuf,
-    cgroup: Cgroup,
-    /// Whether the container was paused before the dump.
-    paused: bool,
-    details: Details,
-    /// Whether CRIU asks for files that are not to be saved. One that does not can save none that lies outside the container's mounts.
-    asks_for_files: bool,
-    /// As long as this is open CRIU finds the freezer.
-    freezer: Option<File>,
-    guard: Option<ThawGuard>,
-    /// Lets no packet through from the freeze on.
-    departure: Option<Departure>,
-    /// Just before the first task stops, as far as rcm stops them.
-    stopped_at: Instant,
-    /// When rcm had stopped all of them.
-    frozen_at: Instant,
-    status_fd: Option<OwnedFd>,
-}
-
-impl Stages {
-    fn freeze(&mut self) -> Result<(), CallbackError> {
-        if self.freezer.is_none() || self.paused {
-            return Ok(());
-        }
-        let dir = self.cgroup.freezer_dir()?;
-        self.guard = Some(match self.cgroup.is_v2() {
-            true => ThawGuard::start(&dir.join("cgroup.freeze"), b"0")?,
-            false => ThawGuard::start(&dir.join("freezer.state"), b"THAWED")?,
-        });
-        self.stopped_at = quiesce::freeze(&self.cgroup)?;
-        self.frozen_at = Instant::now();
-        Ok(())
-    }
-
-    fn find_files(&mut self) -> Result<Reply, CallbackError> {
-        // CRIU has stopped the tasks itself and thawed the cgroup.
-        self.guard = None;
-        let processes = self.bar_ends()?;
-        let (external, files) = host_file::find(self.init, &processes)?;
-        self.details.files = files;
-        self.details.write(&self.images)?;
-        Ok(Reply { external })
-    }
-
-    /// Returns the processes, which stand still.
-    fn bar_ends(&mut self) -> Result<Vec<Pid>, CallbackError> {
-        let processes = match self.cgroup.pids()? {
-            none if none.is_empty() => vec![self.init],
-            processes => processes,
-        };
-        if let Some(departure) = &mut self.departure {
-            self.details.tcp_ends = departure.bar_ends(&processes)?;
-        }
-        Ok(processes)
-    }
-}
-
-/// A conversation of which nothing but its worker matters.
-struct Recorded<'a>(&'a Container);
-
-impl Notify for Recorded<'_> {
-    fn started(&mut self, pid: Pid) -> Result<(), CallbackError> {
-        criu_process::record(self.0, pid)
-    }
-
-    fn on(&mut self, _: Notification) -> Result<Reply, CallbackError> {
-        Ok(Reply::default())
-    }
-}
-
-impl Notify for Stages {
-    fn started(&mut self, pid: Pid) -> Result<(), CallbackError> {
-        criu_process::record(&self.container, pid)
-    }
-
-    fn on(&mut self, notification: Notification) -> Result<Reply, CallbackError> {
-        match notification {
-            Notification::PreDump => {
-                if let Some(departure) = &self.departure {
-                    departure.bar()?;
-                }
-                self.freeze()?;
-                if !self.asks_for_files {
-                    self.bar_ends()?;
-                    self.details.write(&self.images)?;
-                }
-            }
-            Notification::QueryExternalFiles => return self.find_files(),
-            Notification::StatusReady => {
-                if let Some(fd) = self.status_fd.take() {
-                    File::from(fd).write_all(&[0])?;
-                }
-            }
-            _ => {}
-        }
-        Ok(Reply::default())
-    }
 }
 
 #[cfg(test)]

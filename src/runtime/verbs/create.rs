@@ -3,15 +3,13 @@
 use std::collections::BTreeMap;
 use std::ffi::CString;
 use std::fs;
-use std::io::ErrorKind;
-use std::os::fd::AsFd;
 use std::path::{Path, PathBuf};
 
 use chrono::Utc;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::unistd::Pid;
-use oci_spec::runtime::{LinuxNamespaceType, Process, Spec};
+use oci_spec::runtime::{LinuxIntelRdt, LinuxNamespaceType, Spec};
 
 use super::{delete, update};
 use crate::error::chain;
@@ -19,13 +17,14 @@ use crate::runtime::container::{Container, Record, validate_id};
 use crate::runtime::error::{Error, Result};
 use crate::runtime::linux::cgroup::{self, Cgroup};
 use crate::runtime::linux::resctrl::Group;
-use crate::runtime::process::libcontainer::{self, Launch, Role};
-use crate::runtime::process::terminal::{Console, Master};
+use crate::runtime::process::delivery::{Delivery, PidfdOf, Requested};
+use crate::runtime::process::libcontainer::{First, Launch};
+use crate::runtime::process::terminal::Master;
 use crate::runtime::process::{notify, stdio};
+use crate::runtime::spec::namespaces::Namespaces;
 use crate::runtime::spec::{self, lower};
 use crate::sys;
 use crate::sys::process::ProcessId;
-use crate::sys::terminal::WindowSize;
 
 /// What a container is made from.
 #[derive(Debug, Clone)]
@@ -86,7 +85,11 @@ pub fn create(request: &CreateRequest) -> Result<Created> {
     spec::warn_of_unknown_capabilities(&text);
     lower::validate(&given)?;
     let wants_terminal = has_terminal(&given);
-    check_console(request, wants_terminal)?;
+    check_console(
+        request.detach,
+        request.console_socket.as_deref(),
+        wants_terminal,
+    )?;
     if request.systemd_cgroup {
         check_systemd()?;
     }
@@ -105,9 +108,10 @@ pub fn create(request: &CreateRequest) -> Result<Created> {
         notify::add_variable(&mut lowered);
     }
 
+    let namespaces = Namespaces::of(&lowered);
     let record = new_record(request, &bundle, &lowered)?;
     let mut container = claim(&request.root, record, &text)?;
-    match set_up(request, &mut container, lowered, wants_terminal, lenient) {
+    match set_up(request, &mut container, lowered, &namespaces, lenient) {
         Ok((pid, terminal)) => Ok(Created {
             container,
             terminal,
@@ -123,18 +127,16 @@ pub fn create(request: &CreateRequest) -> Result<Created> {
 }
 
 pub(crate) fn new_record(request: &CreateRequest, bundle: &Path, spec: &Spec) -> Result<Record> {
-    let creator = ProcessId::of(Pid::this()).map_err(|error| Error::File {
-        action: "read",
-        path: "/proc/self/stat".into(),
-        source: std::io::Error::other(error),
-    })?;
+    let creator = ProcessId::of(Pid::this())
+        .map_err(std::io::Error::other)
+        .map_err(Error::file("read", "/proc/self/stat"))?;
     let cgroup_path = cgroups_path(spec).cloned().unwrap_or_default();
     // Until the first process is there, these are where it will be put, so that a creation that dies can be cleaned up.
     let cgroup_paths = if request.systemd_cgroup {
         BTreeMap::new()
     } else {
         Cgroup::at(&cgroup_path)
-            .map_err(cgroup_error("find", &request.id))?
+            .map_err(Error::cgroup("find", &request.id))?
             .paths()
             .clone()
     };
@@ -164,100 +166,104 @@ fn cgroups_path(spec: &Spec) -> Option<&PathBuf> {
     spec.linux().as_ref()?.cgroups_path().as_ref()
 }
 
+/// Sets a claimed container up. Everything is in place when this returns, and the first process waits to
+/// be started.
 fn set_up(
     request: &CreateRequest,
     container: &mut Container,
     spec: Spec,
-    wants_terminal: bool,
+    namespaces: &Namespaces,
     lenient: bool,
 ) -> Result<(Pid, Option<Master>)> {
-    let console = wants_terminal.then(Console::new).transpose()?;
-    let console_socket = match &request.console_socket {
-        Some(path) => Some(connect("console", path)?),
-        None => None,
+    let requested = Requested {
+        console_socket: request.console_socket.as_deref(),
+        pidfd_socket: request.pidfd_socket.as_deref(),
+        pid_file: request.pid_file.as_deref(),
     };
-    let pidfd_socket = match &request.pidfd_socket {
-        Some(path) => Some(connect("pidfd", path)?),
-        None => None,
-    };
-    let console_size = spec.process().as_ref().and_then(console_size);
-    let uid = spec.process().as_ref().map(|process| process.user().uid());
+    let delivery = Delivery::prepare(spec.process().as_ref(), requested)?;
     if !request.no_new_keyring {
+        // Before the fork: the container inherits the keyring.
         join_session_keyring(&request.id);
     }
-
     if request.notifies {
         notify::make_dir(container)?;
     }
-    // Should this process be killed meanwhile, the children that it leaves are known by this: `delete --force` looks for it. A
-    // regular file to be read only, so that no path through `/proc/self/fd` leads out of the container.
+    // If this process is killed meanwhile, `delete --force` finds the children that it leaves by this open
+    // file. It is a regular file, open for reading only, so that no path through `/proc/self/fd` leads
+    // out of the container.
     let spec_path = container.spec_path();
     let _mark = fs::File::open(&spec_path).map_err(Error::file("read", &spec_path))?;
-    let rdt = spec
-        .linux()
-        .as_ref()
-        .and_then(|linux| linux.intel_rdt().clone());
-    let weighs_devices = lower::resources(&spec)
-        .and_then(|resources| resources.block_io().as_ref()?.weight_device().as_ref())
-        .is_some_and(|devices| !devices.is_empty());
-    let own_network = lower::namespace(&spec, LinuxNamespaceType::Network)
-        .is_some_and(|namespace| namespace.path().is_none());
-    let own_pids = lower::namespace(&spec, LinuxNamespaceType::Pid)
-        .is_some_and(|namespace| namespace.path().is_none());
+    let limits = OuterLimits::of(&spec);
     let notify_path = container.notify_path();
-    let pid = libcontainer::launch(Launch {
+    let launch = Launch {
         container,
         spec,
         notify_path: &notify_path,
-        console: console.as_ref().map(Console::engine_end),
+        console: delivery.engine_end(),
         preserve_fds: request.preserve_fds,
-        role: Role::First {
-            loopback: own_network,
-            lenient,
-        },
-    })
-    .map_err(|reason| Error::Start { reason })?;
+    };
+    let first = First {
+        namespaces,
+        lenient,
+    };
+    let pid = first
+        .launch(launch)
+        .map_err(|reason| Error::Start { reason })?;
+    // From here on a failure must find the process: `delete::discard` kills what the record names.
+    register(container, pid)?;
+    limits.apply(request, container, namespaces, pid)?;
+    let terminal = delivery.complete(pid, PidfdOf::Init)?;
+    Ok((pid, terminal))
+}
+
+/// Enters the first process into the container's record.
+fn register(container: &mut Container, pid: Pid) -> Result<()> {
     let init = ProcessId::of(pid).map_err(|error| Error::Start {
         reason: format!("the container's first process {pid} is gone: {error}"),
     })?;
-    let cgroup = Cgroup::of_process(pid).map_err(cgroup_error("find", &request.id))?;
+    let cgroup = Cgroup::of_process(pid).map_err(Error::cgroup("find", container.id()))?;
     let record = container.record_mut();
     record.init = Some(init);
     record.cgroup_paths = cgroup.paths().clone();
-    record.descriptors = descriptors(pid);
-    container.save()?;
-    if request.rootless {
-        set_rootless_limits(container, own_pids)?;
-    } else if weighs_devices {
-        update::set_device_weights(container)?;
-    }
-    if let Some(rdt) = rdt {
-        Group::join(&request.id, pid, &rdt)?;
+    record.descriptors = stdio::descriptors(pid);
+    container.save()
+}
+
+/// Limits that rcm sets itself when the first process exists, because the library does not.
+#[derive(Debug)]
+struct OuterLimits {
+    rdt: Option<LinuxIntelRdt>,
+    weighs_devices: bool,
+}
+
+impl OuterLimits {
+    fn of(spec: &Spec) -> Self {
+        let linux = spec.linux().as_ref();
+        Self {
+            rdt: linux.and_then(|linux| linux.intel_rdt().clone()),
+            weighs_devices: lower::resources(spec)
+                .and_then(|resources| resources.block_io().as_ref()?.weight_device().as_ref())
+                .is_some_and(|devices| !devices.is_empty()),
+        }
     }
 
-    let mut terminal = None;
-    if let Some(console) = console {
-        let master = console.receive()?;
-        if let Some(size) = console_size {
-            master.resize(size)?;
+    fn apply(
+        &self,
+        request: &CreateRequest,
+        container: &Container,
+        namespaces: &Namespaces,
+        pid: Pid,
+    ) -> Result<()> {
+        if request.rootless {
+            set_rootless_limits(container, namespaces.makes(LinuxNamespaceType::Pid))?;
+        } else if self.weighs_devices {
+            update::set_device_weights(container)?;
         }
-        match console_socket {
-            Some(socket) => master.send(&socket)?,
-            None => terminal = Some(master),
+        if let Some(rdt) = &self.rdt {
+            Group::join(&request.id, pid, rdt).map_err(|reason| Error::Start { reason })?;
         }
+        Ok(())
     }
-    if let Some(uid) = uid {
-        stdio::give_to_user(pid, uid)?;
-    }
-    if let Some(socket) = pidfd_socket {
-        let pidfd = sys::process::pidfd_open(pid).map_err(Error::system(
-            "open a pidfd of the container's first process",
-        ))?;
-        sys::socket::send_fd(socket.as_fd(), b"pidfd", pidfd.as_fd())
-            .map_err(Error::system("send the pidfd"))?;
-    }
-    write_pid_file(request.pid_file.as_deref(), pid)?;
-    Ok((pid, terminal))
 }
 
 /// Without privileges limits are set from here, in the groups that could be made. Device rules are left out: only root can have them.
@@ -277,56 +283,6 @@ fn set_rootless_limits(container: &Container, own_pids: bool) -> Result<()> {
     update::set_limits(container)
 }
 
-/// Writes a process id to the file that the caller asked for, atomically.
-///
-/// # Errors
-/// Errors of the file system.
-pub(crate) fn write_pid_file(path: Option<&Path>, pid: Pid) -> Result<()> {
-    match path {
-        Some(path) => sys::file::replace_atomic(path, pid.to_string().as_bytes(), 0o644)
-            .map_err(Error::file("write the pid file", path)),
-        None => Ok(()),
-    }
-}
-
-/// For `map_err` on an operation on a container's cgroup.
-pub(crate) fn cgroup_error(
-    action: &'static str,
-    id: &str,
-) -> impl FnOnce(crate::runtime::linux::cgroup::CgroupError) -> Error {
-    let id = id.to_owned();
-    move |source| Error::Cgroup { action, id, source }
-}
-
-/// Where a process's stdin, stdout and stderr lead; `/dev/null` for one that cannot be read, as runc has it.
-pub(crate) fn descriptors(pid: Pid) -> Vec<String> {
-    (0..3)
-        .map(|fd| {
-            fs::read_link(format!("/proc/{pid}/fd/{fd}")).map_or_else(
-                |_| "/dev/null".into(),
-                |path| path.to_string_lossy().into_owned(),
-            )
-        })
-        .collect()
-}
-
-pub(crate) fn connect(what: &'static str, path: &Path) -> Result<std::os::unix::net::UnixStream> {
-    sys::socket::connect(path).map_err(|source| Error::Socket {
-        what,
-        path: path.to_path_buf(),
-        source,
-    })
-}
-
-/// The size that the spec wants a terminal to have.
-pub(crate) fn console_size(process: &Process) -> Option<WindowSize> {
-    let size = process.console_size()?;
-    Some(WindowSize {
-        rows: u16::try_from(size.height()).unwrap_or(u16::MAX),
-        columns: u16::try_from(size.width()).unwrap_or(u16::MAX),
-    })
-}
-
 pub(crate) fn has_terminal(spec: &Spec) -> bool {
     spec.process()
         .as_ref()
@@ -334,8 +290,16 @@ pub(crate) fn has_terminal(spec: &Spec) -> bool {
         .unwrap_or(false)
 }
 
-pub(crate) fn check_console(request: &CreateRequest, wants_terminal: bool) -> Result<()> {
-    match (request.detach && wants_terminal, &request.console_socket) {
+/// Checks that the terminal has somewhere to go if rcm does not stay, and only then.
+///
+/// # Errors
+/// [`Error::ConsoleSocketNeeded`], [`Error::ConsoleSocketUseless`].
+pub(crate) fn check_console(
+    detach: bool,
+    console_socket: Option<&Path>,
+    wants_terminal: bool,
+) -> Result<()> {
+    match (detach && wants_terminal, console_socket) {
         (true, None) => Err(Error::ConsoleSocketNeeded),
         (false, Some(_)) => Err(Error::ConsoleSocketUseless),
         _ => Ok(()),
@@ -360,7 +324,7 @@ pub(crate) fn claim(root: &Path, record: Record, spec_json: &[u8]) -> Result<Con
 /// In a frozen one the first process would wait for ever.
 fn check_cgroup(record: &Record) -> Result<()> {
     let cgroup = Cgroup::new(record.cgroup_paths.clone());
-    let processes = cgroup.pids().map_err(cgroup_error("read", &record.id))?;
+    let processes = cgroup.pids().map_err(Error::cgroup("read", &record.id))?;
     if !processes.is_empty() {
         return Err(Error::CgroupNotEmpty {
             path: record.cgroup_path.clone(),
@@ -414,9 +378,4 @@ fn join_session_keyring(id: &str) {
             "cannot create a session keyring for container {id}: {errno}; --no-new-keyring avoids this"
         ),
     }
-}
-
-/// Whether an error says that the file is not there.
-pub(crate) fn is_missing(error: &std::io::Error) -> bool {
-    error.kind() == ErrorKind::NotFound
 }

@@ -7,15 +7,15 @@ use std::time::{Duration, Instant};
 
 use libcgroups::common::CgroupManager;
 
-use super::create::{cgroup_error, is_missing};
-use super::{kill, start};
+use super::start;
 use crate::error::chain;
-use crate::runtime::container::{Container, Status, validate_id};
+use crate::runtime::container::{Container, validate_id};
 use crate::runtime::error::{Error, Result};
 use crate::runtime::linux::cgroup::CgroupError;
 use crate::runtime::linux::network;
 use crate::runtime::linux::resctrl::Group;
 use crate::runtime::process::libcontainer;
+use crate::runtime::status::Status;
 use crate::sys;
 
 /// How long the first process has to die of SIGKILL, as with runc.
@@ -56,7 +56,7 @@ pub fn delete(root: &Path, id: &str, force: bool) -> Result<()> {
 /// A container's directory, perhaps without a record; that it is gone is no error.
 fn remove_remains(dir: &Path) -> Result<()> {
     match fs::remove_dir_all(dir) {
-        Err(error) if !is_missing(&error) => Err(Error::file("remove", dir)(error)),
+        Err(error) if !sys::file::is_missing(&error) => Err(Error::file("remove", dir)(error)),
         _ => Ok(()),
     }
 }
@@ -70,7 +70,7 @@ pub(crate) fn kill_and_wait(container: &Container) -> Result<()> {
     container
         .cgroup()
         .kill_all()
-        .map_err(cgroup_error("kill", container.id()))?;
+        .map_err(Error::cgroup("kill", container.id()))?;
     let Some(init) = container.record().init else {
         return kill_orphans(container);
     };
@@ -78,7 +78,7 @@ pub(crate) fn kill_and_wait(container: &Container) -> Result<()> {
     if let Ok(pid) = container.live_init() {
         let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
     }
-    if kill::wait_until_gone(init, KILL_LIMIT_DUR) {
+    if init.wait_until_gone(KILL_LIMIT_DUR) {
         Ok(())
     } else {
         Err(Error::StillRunning { pid: init.pid })
@@ -92,7 +92,7 @@ fn kill_orphans(container: &Container) -> Result<()> {
     let deadline = Instant::now() + KILL_LIMIT_DUR;
     loop {
         let orphans = match sys::process::holders(&path) {
-            Err(error) if is_missing(&error) => return Ok(()),
+            Err(error) if sys::file::is_missing(&error) => return Ok(()),
             found => found.map_err(Error::file("look for processes that use", &path))?,
         };
         let Some(first) = orphans.first() else {
@@ -167,7 +167,8 @@ fn remove_cgroup(container: &Container) -> Result<()> {
             Ok(())
         }
     });
-    if let Ok(Some(group)) = Group::of(container)
+    if let Ok(spec) = container.spec()
+        && let Some(group) = Group::of(&spec, container.id())
         && let Err(error) = group.remove()
     {
         tracing::warn!(
@@ -175,7 +176,7 @@ fn remove_cgroup(container: &Container) -> Result<()> {
             container.id()
         );
     }
-    removed.map_err(cgroup_error("remove", container.id()))
+    removed.map_err(Error::cgroup("remove", container.id()))
 }
 
 fn stop_unit(container: &Container) -> std::result::Result<(), CgroupError> {

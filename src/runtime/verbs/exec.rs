@@ -2,7 +2,7 @@
 
 use std::fs;
 use std::io::Read;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 
 use nix::unistd::Pid;
@@ -10,15 +10,16 @@ use oci_spec::runtime::{
     Linux, LinuxNamespace, LinuxNamespaceBuilder, LinuxNamespaceType, Process, Spec,
 };
 
-use super::create::{cgroup_error, check_preserved, connect, console_size, write_pid_file};
-use crate::runtime::container::{Container, Status};
+use super::create::{check_console, check_preserved};
+use crate::runtime::container::Container;
 use crate::runtime::error::{Error, Result};
 use crate::runtime::linux::cgroup::{Cgroup, CgroupError, Entry, SubCgroups};
 use crate::runtime::linux::seccomp;
-use crate::runtime::process::libcontainer::{self, Launch, Role};
-use crate::runtime::process::stdio;
-use crate::runtime::process::terminal::{Console, Master};
+use crate::runtime::process::delivery::{Delivery, PidfdOf, Requested};
+use crate::runtime::process::libcontainer::{Joining, Launch};
+use crate::runtime::process::terminal::Master;
 use crate::runtime::spec::lower;
+use crate::runtime::status::Status;
 use crate::sys;
 
 /// What is to be executed, and how.
@@ -78,95 +79,65 @@ const NAMESPACES: [(&str, LinuxNamespaceType); 8] = [
 /// # Errors
 /// [`Error`].
 pub fn exec(container: &Container, mut request: ExecRequest) -> Result<Executed> {
+    check(container, &request)?;
+    lower::normalize_process(&mut request.process);
+    let init = container.live_init()?;
+    let spec = tenant_spec(container.spec()?, request.process.clone(), init)?;
+    let entry = entry(container, &request.sub_cgroups, init)
+        .map_err(Error::cgroup("join", container.id()))?;
+    let requested = Requested {
+        console_socket: request.console_socket.as_deref(),
+        pidfd_socket: request.pidfd_socket.as_deref(),
+        pid_file: request.pid_file.as_deref(),
+    };
+    let delivery = Delivery::prepare(Some(&request.process), requested)?;
+    let start = StartGate::prepare(container)?;
+
+    let launch = Launch {
+        container,
+        spec,
+        notify_path: &start.socket_path,
+        console: delivery.engine_end(),
+        preserve_fds: request.preserve_fds,
+    };
+    let joining = Joining {
+        entry,
+        errors: &start.writer,
+    };
+    let pid = joining.launch(launch).map_err(|reason| {
+        start.remove();
+        Error::Exec { reason }
+    })?;
+    // The process exists: if its creator does not get what it wanted, the process must not stay.
+    match delivery.complete(pid, PidfdOf::Joined) {
+        Ok(terminal) => Ok(Executed {
+            pid,
+            terminal,
+            start,
+        }),
+        Err(error) => {
+            start.remove();
+            let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
+            Err(error)
+        }
+    }
+}
+
+/// Checks that the container takes another process and that the request fits together.
+fn check(container: &Container, request: &ExecRequest) -> Result<()> {
     match container.status() {
         Status::Stopped | Status::Creating => return Err(Error::ExecStopped),
         Status::Paused if !request.ignore_paused => return Err(Error::ExecPaused),
         _ => {}
     }
     lower::validate_process(&request.process)?;
-    lower::normalize_process(&mut request.process);
-    let terminal = request.process.terminal().unwrap_or(false);
-    match (request.detach && terminal, &request.console_socket) {
-        (true, None) => return Err(Error::ConsoleSocketNeeded),
-        (false, Some(_)) => return Err(Error::ConsoleSocketUseless),
-        _ => {}
-    }
-    check_preserved(request.preserve_fds)?;
-    let init = container.live_init()?;
-    let spec = tenant_spec(container.spec()?, request.process.clone(), init)?;
-    let entry = entry(container, &request.sub_cgroups, init)
-        .map_err(cgroup_error("join", container.id()))?;
-
-    let console = terminal.then(Console::new).transpose()?;
-    let console_socket = match &request.console_socket {
-        Some(path) => Some(connect("console", path)?),
-        None => None,
-    };
-    let pidfd_socket = match &request.pidfd_socket {
-        Some(path) => Some(connect("pidfd", path)?),
-        None => None,
-    };
-    let (errors, writer) =
-        nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC).map_err(Error::system("make a pipe"))?;
-    let socket_path = container
-        .dir()
-        .join(format!("exec-{}.sock", std::process::id()));
-    let launched = libcontainer::launch(Launch {
-        container,
-        spec,
-        notify_path: &socket_path,
-        console: console.as_ref().map(Console::engine_end),
-        preserve_fds: request.preserve_fds,
-        role: Role::Joining {
-            entry,
-            errors: &writer,
-        },
-    });
-    let start = StartGate {
-        socket_path,
-        errors,
-        writer,
-    };
-    let pid = match launched {
-        Ok(pid) => pid,
-        Err(reason) => {
-            start.remove();
-            return Err(Error::Exec { reason });
-        }
-    };
-    let mut executed = Executed {
-        pid,
-        terminal: None,
-        start,
-    };
-    let wired = (|| {
-        if let Some(console) = console {
-            let master = console.receive()?;
-            if let Some(size) = console_size(&request.process) {
-                master.resize(size)?;
-            }
-            match console_socket {
-                Some(socket) => master.send(&socket)?,
-                None => executed.terminal = Some(master),
-            }
-        }
-        stdio::give_to_user(pid, request.process.user().uid())?;
-        if let Some(socket) = pidfd_socket {
-            let pidfd = sys::process::pidfd_open(pid)
-                .map_err(Error::system("open a pidfd of the process"))?;
-            sys::socket::send_fd(socket.as_fd(), b"pidfd", pidfd.as_fd())
-                .map_err(Error::system("send the pidfd"))?;
-        }
-        write_pid_file(request.pid_file.as_deref(), pid)
-    })();
-    match wired {
-        Ok(()) => Ok(executed),
-        Err(error) => {
-            executed.start.remove();
-            let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
-            Err(error)
-        }
-    }
+    let wants_terminal = request.process.terminal().unwrap_or(false);
+    check_console(
+        request.detach,
+        request.console_socket.as_deref(),
+        wants_terminal,
+    )?;
+    check_preserved(request.preserve_fds)
 }
 
 /// The groups of the container that a process joins.
@@ -189,6 +160,19 @@ fn entry(
 }
 
 impl StartGate {
+    fn prepare(container: &Container) -> Result<Self> {
+        let (errors, writer) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)
+            .map_err(Error::system("make a pipe"))?;
+        let socket_path = container
+            .dir()
+            .join(format!("exec-{}.sock", std::process::id()));
+        Ok(Self {
+            socket_path,
+            errors,
+            writer,
+        })
+    }
+
     fn remove(&self) {
         // Left behind it would do no harm: the container's directory goes as a whole.
         let _ = fs::remove_file(&self.socket_path);

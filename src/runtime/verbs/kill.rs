@@ -1,15 +1,16 @@
 //! Signals to a container.
 
 use std::str::FromStr;
-use std::thread;
-use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::sys::signal::Signal;
+use oci_spec::runtime::LinuxNamespaceType;
 
-use crate::runtime::container::{Container, Status};
+use crate::runtime::container::Container;
 use crate::runtime::error::{Error, Result};
-use crate::sys::process::{self, Liveness, ProcessId};
+use crate::runtime::spec::namespaces::Namespaces;
+use crate::runtime::status::Status;
+use crate::sys::process;
 
 /// The highest signal number of Linux (signal(7)).
 const LAST_SIGNAL: i32 = 64;
@@ -34,12 +35,9 @@ pub fn parse_signal(text: &str) -> Option<i32> {
 /// # Errors
 /// [`Error::NotRunning`].
 pub fn kill(container: &Container, signal: i32) -> Result<()> {
-    let own_pids = container.spec().is_ok_and(|spec| {
-        crate::runtime::spec::lower::has_namespace(
-            &spec,
-            oci_spec::runtime::LinuxNamespaceType::Pid,
-        )
-    });
+    let own_pids = container
+        .spec()
+        .is_ok_and(|spec| Namespaces::of(&spec).has(LinuxNamespaceType::Pid));
     let is_stopped = container.status() == Status::Stopped;
     let outlives = signal == Signal::SIGKILL as i32 && !own_pids && container.cgroup().exists();
     if is_stopped && !(outlives && container.cgroup().pids().is_ok_and(|pids| !pids.is_empty())) {
@@ -50,7 +48,7 @@ pub fn kill(container: &Container, signal: i32) -> Result<()> {
         return container
             .cgroup()
             .kill_all()
-            .map_err(super::create::cgroup_error("kill", container.id()));
+            .map_err(Error::cgroup("kill", container.id()));
     }
     let pid = container.live_init()?;
     match process::kill(pid, signal) {
@@ -63,24 +61,9 @@ pub fn kill(container: &Container, signal: i32) -> Result<()> {
         // The v1 freezer delivers even SIGKILL only after a thaw.
         cgroup
             .thaw()
-            .map_err(super::create::cgroup_error("thaw", container.id()))?;
+            .map_err(Error::cgroup("thaw", container.id()))?;
     }
     Ok(())
-}
-
-/// Waits until a process has ended. Returns whether it has within `limit_dur`.
-#[must_use]
-pub(crate) fn wait_until_gone(process: ProcessId, limit_dur: Duration) -> bool {
-    let deadline = Instant::now() + limit_dur;
-    let mut pause_dur = Duration::from_micros(200);
-    while process.liveness() == Liveness::Alive {
-        if Instant::now() > deadline {
-            return false;
-        }
-        thread::sleep(pause_dur);
-        pause_dur = (pause_dur * 2).min(Duration::from_millis(20));
-    }
-    true
 }
 
 #[cfg(test)]

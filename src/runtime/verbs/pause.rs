@@ -1,8 +1,8 @@
 //! Pausing and resuming with the cgroup freezer.
 
-use super::create::cgroup_error;
-use crate::runtime::container::{Container, Status};
+use crate::runtime::container::Container;
 use crate::runtime::error::{Error, Result};
+use crate::runtime::status::Status;
 
 /// Suspends all processes of a running or created container.
 ///
@@ -13,7 +13,7 @@ pub fn pause(container: &Container) -> Result<()> {
         Status::Running | Status::Created => container
             .cgroup()
             .freeze()
-            .map_err(cgroup_error("freeze", container.id())),
+            .map_err(Error::cgroup("freeze", container.id())),
         status => Err(Error::NotPausable(status)),
     }
 }
@@ -27,7 +27,7 @@ pub fn resume(container: &Container) -> Result<()> {
         Status::Paused => container
             .cgroup()
             .thaw()
-            .map_err(cgroup_error("thaw", container.id())),
+            .map_err(Error::cgroup("thaw", container.id())),
         _ => Err(Error::NotPaused),
     }
 }

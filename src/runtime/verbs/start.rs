@@ -7,13 +7,13 @@ use std::time::Duration;
 
 use oci_spec::runtime::{Hook, Spec};
 
-use super::create;
 use crate::error::chain;
-use crate::runtime::container::{Container, Status};
+use crate::runtime::container::Container;
 use crate::runtime::error::{Error, Result};
 use crate::runtime::linux::hooks::{self, Scene};
 use crate::runtime::process::libcontainer;
-use crate::sys::process;
+use crate::runtime::status::Status;
+use crate::sys::{self, process};
 
 /// How often the first process is looked at.
 const POLL_INTERVAL_DUR: Duration = Duration::from_micros(200);
@@ -37,7 +37,7 @@ pub fn start(container: &Container) -> Result<()> {
     ))?;
     // From here on the container counts as started.
     match fs::remove_file(&path) {
-        Err(error) if !create::is_missing(&error) => {
+        Err(error) if !sys::file::is_missing(&error) => {
             return Err(Error::file("remove", &path)(error));
         }
         _ => {}

@@ -1,5 +1,8 @@
 use super::*;
+use crate::migrate::record::ledger::latest;
+use crate::migrate::record::lock::Lock;
 use crate::migrate::record::paths::*;
+use crate::migrate::wire::id::Bytes32;
 
 fn start(side: Side) -> Start {
     Start {
@@ -37,19 +40,19 @@ fn every_phase_is_on_the_disk() {
         Phase::Committing,
     ] {
         journal.enter(phase).unwrap();
-        let stored = read(root.path(), "web").unwrap().unwrap();
+        let stored = latest(root.path(), "web").unwrap().unwrap();
         assert_eq!(&stored, journal.record());
         assert!(stored.is_driven());
     }
     journal.keep(root.path()).unwrap();
     fs::remove_dir_all(root.path().join("web")).unwrap();
     // Who is killed now has the images to remove.
-    let kept = read(root.path(), "web").unwrap().unwrap();
+    let kept = latest(root.path(), "web").unwrap().unwrap();
     assert_eq!((kept.phase, kept.side), (Phase::Committed, Side::Source));
     journal.enter(Phase::Done).unwrap();
-    let kept = read(root.path(), "web").unwrap().unwrap();
+    let kept = latest(root.path(), "web").unwrap().unwrap();
     assert_eq!(
-        (kept.phase, kept.side, kept.secret),
+        (kept.phase, kept.side, kept.acquaintance),
         (Phase::Done, Side::Source, None)
     );
 }
@@ -80,7 +83,7 @@ fn secrets_are_for_root_alone() {
 fn a_dead_writer_is_told_from_a_living_one() {
     let root = tempfile::tempdir().unwrap();
     let journal = Journal::begin(root.path(), start(Side::Destination)).unwrap();
-    let mut record = read(root.path(), "web").unwrap().unwrap();
+    let mut record = latest(root.path(), "web").unwrap().unwrap();
     assert_eq!(&record, journal.record());
     assert!(record.is_driven());
     record.writer.start_time += 1;
@@ -122,11 +125,93 @@ fn litter_of_a_killed_process_is_removed() {
 #[test]
 fn damage_is_reported_with_the_file() {
     let root = tempfile::tempdir().unwrap();
-    assert_eq!(read(root.path(), "web").unwrap(), None);
+    assert_eq!(latest(root.path(), "web").unwrap(), None);
     make_dir(root.path()).unwrap();
     fs::write(kept_path(root.path(), "web"), "{").unwrap();
     assert!(matches!(
-        read(root.path(), "web"),
+        latest(root.path(), "web"),
         Err(JournalError::Damaged { .. })
     ));
+}
+
+/// As the release before versions wrote it, with `changes` to it.
+fn old_record(changes: &str) -> String {
+    format!(
+        r#"{{
+  "migration": "05050505050505050505050505050505",
+  "container": "web",
+  "side": "destination",
+  "phase": "done",
+  "peer": "192.0.2.1:7260",
+  "images": "/pool/05050505050505050505050505050505",
+  {changes}
+  "ownsImages": false,
+  "unanswered": null,
+  "confirmed": false,
+  "tls": null,
+  "writer": {{"pid": 7, "startTime": 99}},
+  "started": "2025-01-02T03:04:05.678Z",
+  "updated": "2025-01-02T03:04:06.789Z",
+  "reason": null,
+  "recipe": null
+}}"#
+    )
+}
+
+#[test]
+fn records_of_earlier_releases_are_understood() {
+    let path = Path::new("/record");
+    let parse = |changes: &str| parse(path, old_record(changes).as_bytes()).unwrap();
+    let digits = |digit: &str, count| digit.repeat(count);
+    let met = format!(
+        r#""secret": "{}", "receiver": "{}", "fingerprint": "{}", "#,
+        digits("09", 32),
+        digits("06", 16),
+        digits("04", 32)
+    );
+    let expected = start(Side::Destination).acquaintance;
+    let record = parse(&met);
+    assert_eq!((record.version, record.acquaintance), (0, expected));
+    assert_eq!(record.phase, Phase::Done);
+    let by_flags = parse(&format!(r#"{met} "knowsSecret": false, "#));
+    assert!(!by_flags.acquaintance.unwrap().knows_secret);
+    let not_met = r#""secret": null, "receiver": null, "fingerprint": null, "knowsSecret": true, "#;
+    assert_eq!(parse(not_met).acquaintance, None);
+    let no_secret = met.replacen(&format!(r#""{}""#, digits("09", 32)), "null", 1);
+    assert_eq!(parse(&no_secret).acquaintance, None);
+}
+
+#[test]
+fn what_the_ends_recognize_each_other_by_is_where_it_was() {
+    let root = tempfile::tempdir().unwrap();
+    let journal = Journal::begin(root.path(), start(Side::Destination)).unwrap();
+    let text = fs::read_to_string(kept_path(root.path(), "web")).unwrap();
+    let stored: serde_json::Value = serde_json::from_str(&text).unwrap();
+    assert_eq!(stored["secret"], "09".repeat(32));
+    assert_eq!(stored["receiver"], "06".repeat(16));
+    assert_eq!(stored["fingerprint"], "04".repeat(32));
+    assert_eq!(
+        (&stored["knowsSecret"], &stored["version"]),
+        (&true.into(), &1.into())
+    );
+    assert_eq!(
+        latest(root.path(), "web").unwrap().as_ref(),
+        Some(journal.record())
+    );
+}
+
+#[test]
+fn a_record_of_a_newer_release_is_refused() {
+    let text = r#"{"version": 2, "shape": "another"}"#;
+    let error = parse(Path::new("/record"), text.as_bytes()).unwrap_err();
+    assert!(
+        matches!(error, JournalError::Newer { version: 2, .. }),
+        "{error}"
+    );
+    assert!(
+        error
+            .to_string()
+            .contains("settle the migration with that release"),
+        "{error}"
+    );
 }

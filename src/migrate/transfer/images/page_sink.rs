@@ -4,13 +4,13 @@ use std::io::{self, Read};
 use std::sync::Arc;
 use std::time::Instant;
 
-use super::sender::Shared;
+use super::queue::Queue;
 use crate::criu::page_server::PageSink;
 use crate::image::manifest::PIECE_BYTES;
 
 /// Cuts the memory that a page server takes into pieces.
 pub(super) struct Memory {
-    shared: Arc<Shared>,
+    queue: Arc<Queue>,
     name: String,
     /// Empty, or as long as a piece can be.
     piece: Vec<u8>,
@@ -19,9 +19,9 @@ pub(super) struct Memory {
 }
 
 impl Memory {
-    pub fn new(shared: Arc<Shared>) -> Self {
+    pub fn new(queue: Arc<Queue>) -> Self {
         Self {
-            shared,
+            queue,
             name: String::new(),
             piece: Vec::new(),
             filled_bytes: 0,
@@ -35,7 +35,7 @@ impl Memory {
         }
         let bytes = std::mem::take(&mut self.piece);
         let length_bytes = std::mem::take(&mut self.filled_bytes);
-        let mut feed = self.shared.lock();
+        let mut feed = self.queue.lock();
         loop {
             let stopping = feed.stopping;
             let Some(directory) = feed.current.as_mut().filter(|_| !stopping) else {
@@ -44,7 +44,7 @@ impl Memory {
             if directory.has_room() {
                 let pushed = directory.push(&self.name, bytes, length_bytes);
                 self.piece = directory.take_spare();
-                self.shared.changed.notify_all();
+                self.queue.changed.notify_all();
                 return match pushed {
                     true => Ok(()),
                     false => Err(io::Error::other(
@@ -53,7 +53,7 @@ impl Memory {
                 };
             }
             let began = Instant::now();
-            feed = self.shared.wait(feed, None);
+            feed = self.queue.wait(feed, None);
             feed.waited_dur += began.elapsed();
         }
     }

@@ -4,11 +4,12 @@ use std::collections::{BTreeMap, VecDeque};
 use std::fs::{self, File};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use super::{BulkError, Result};
 use crate::image::manifest::{self, ImageFile, Manifest, PIECE_BYTES};
+use crate::sys::file::Failed;
 
 /// Pieces of memory that wait for a connection or are on one. With the one that CRIU fills they are all that is held of a container's memory, however many
 /// connections there are.
@@ -23,6 +24,38 @@ pub(super) struct Feed {
     /// For how long memory has waited for a place, and CRIU with it.
     pub waited_dur: Duration,
     pub stopping: bool,
+}
+
+/// Queue between CRIU and the threads of a sender.
+#[derive(Debug, Default)]
+pub(super) struct Queue {
+    feed: Mutex<Feed>,
+    pub changed: Condvar,
+}
+
+impl Queue {
+    pub fn lock(&self) -> MutexGuard<'_, Feed> {
+        self.feed.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub fn wait<'a>(
+        &self,
+        feed: MutexGuard<'a, Feed>,
+        limit_dur: Option<Duration>,
+    ) -> MutexGuard<'a, Feed> {
+        match limit_dur {
+            Some(limit_dur) => {
+                self.changed
+                    .wait_timeout(feed, limit_dur)
+                    .unwrap_or_else(PoisonError::into_inner)
+                    .0
+            }
+            None => self
+                .changed
+                .wait(feed)
+                .unwrap_or_else(PoisonError::into_inner),
+        }
+    }
 }
 
 /// The directory that is being sent.
@@ -123,7 +156,7 @@ impl Directory {
                 .read(true)
                 .custom_flags(libc::O_NOFOLLOW)
                 .open(&path)
-                .map_err(super::file("open", &path))?;
+                .map_err(Failed::to("open", &path))?;
             let image = Image {
                 file: Some(Arc::new(file)),
                 size_bytes,

@@ -5,7 +5,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -14,12 +14,13 @@ use xxhash_rust::xxh3::Xxh3;
 use super::block::{CHUNK_BYTES, Encoding, Header};
 use super::compress::{Compression, Encoder};
 use super::page_sink::Memory;
-use super::queue::{Contents, Directory, Feed, Piece};
+use super::queue::{Contents, Directory, Piece, Queue};
 use super::rate_limit::Pace;
 use super::{BulkError, Result};
 use crate::criu::page_server::{self, PageServerError};
 use crate::image::manifest::Manifest;
 use crate::migrate::link::channel::{Channel, Patience};
+use crate::sys::file::Failed;
 
 /// A connection that takes nothing for so long is dead.
 const STALL_LIMIT_DUR: Duration = Duration::from_secs(30);
@@ -52,9 +53,8 @@ struct PageServer {
 }
 
 #[derive(Debug)]
-pub(super) struct Shared {
-    feed: Mutex<Feed>,
-    pub changed: Condvar,
+struct Shared {
+    queue: Arc<Queue>,
     pace: Option<Arc<Pace>>,
     compression: Compression,
     sent_bytes: Arc<AtomicU64>,
@@ -77,8 +77,7 @@ impl Sender {
         sent_bytes: Arc<AtomicU64>,
     ) -> Result<Self> {
         let shared = Arc::new(Shared {
-            feed: Mutex::default(),
-            changed: Condvar::new(),
+            queue: Arc::default(),
             pace: settings.pace,
             compression: settings.compression,
             sent_bytes,
@@ -111,33 +110,33 @@ impl Sender {
     /// [`BulkError::File`] where there is no connection to be had.
     pub fn begin(&self, number: u32, path: &Path, parent: Option<&Path>) -> Result<OwnedFd> {
         let (ours, theirs) =
-            page_server::connection().map_err(super::file("make a socket for", path))?;
+            page_server::connection().map_err(Failed::to("make a socket for", path))?;
         let socket = ours
             .try_clone()
-            .map_err(super::file("make a socket for", path))?;
-        let mut sink = Memory::new(Arc::clone(&self.shared));
+            .map_err(Failed::to("make a socket for", path))?;
+        let mut sink = Memory::new(Arc::clone(&self.shared.queue));
         let (dir, parent) = (path.to_path_buf(), parent.map(Path::to_path_buf));
         let serve = move || page_server::serve(ours, &dir, parent.as_deref(), &mut sink);
         *self.page_server() = Some(PageServer {
             thread: std::thread::spawn(serve),
             socket: socket.into(),
         });
-        let mut feed = self.shared.lock();
+        let mut feed = self.shared.queue.lock();
         feed.current = Some(Directory::new(number, path, self.workers.len()));
-        self.shared.changed.notify_all();
+        self.shared.queue.changed.notify_all();
         Ok(theirs.into())
     }
 
     /// Why the connections have ended, if they have.
     #[must_use]
     pub fn failure(&self) -> Option<BulkError> {
-        self.shared.lock().error.take()
+        self.shared.queue.lock().error.take()
     }
 
     /// For how long CRIU has waited for the connections since this was last asked. The rest of the time in which it wrote memory is what copying costs.
     #[must_use]
     pub fn take_waited(&self) -> Duration {
-        std::mem::take(&mut self.shared.lock().waited_dur)
+        std::mem::take(&mut self.shared.queue.lock().waited_dur)
     }
 
     fn page_server(&self) -> MutexGuard<'_, Option<PageServer>> {
@@ -158,12 +157,12 @@ impl Sender {
                 Err(_) => return Err(BulkError::Incomplete),
             }
         }
-        let mut feed = self.shared.lock();
+        let mut feed = self.shared.queue.lock();
         let Some(directory) = &mut feed.current else {
             return Err(BulkError::Incomplete);
         };
         directory.complete()?;
-        self.shared.changed.notify_all();
+        self.shared.queue.changed.notify_all();
         loop {
             if let Some(error) = feed.error.take() {
                 return Err(error);
@@ -175,15 +174,18 @@ impl Sender {
             if patience.is_over() {
                 return Err(BulkError::Incomplete);
             }
-            feed = self.shared.wait(feed, Some(Duration::from_millis(20)));
+            feed = self
+                .shared
+                .queue
+                .wait(feed, Some(Duration::from_millis(20)));
         }
     }
 }
 
 impl Drop for Sender {
     fn drop(&mut self) {
-        self.shared.lock().stopping = true;
-        self.shared.changed.notify_all();
+        self.shared.queue.lock().stopping = true;
+        self.shared.queue.changed.notify_all();
         super::hang_up(&self.sockets);
         if let Some(server) = self.page_server().take() {
             super::hang_up(&[server.socket]);
@@ -197,36 +199,13 @@ impl Drop for Sender {
 }
 
 impl Shared {
-    pub fn lock(&self) -> MutexGuard<'_, Feed> {
-        self.feed.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    pub fn wait<'a>(
-        &self,
-        feed: MutexGuard<'a, Feed>,
-        limit_dur: Option<Duration>,
-    ) -> MutexGuard<'a, Feed> {
-        match limit_dur {
-            Some(limit_dur) => {
-                self.changed
-                    .wait_timeout(feed, limit_dur)
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .0
-            }
-            None => self
-                .changed
-                .wait(feed)
-                .unwrap_or_else(PoisonError::into_inner),
-        }
-    }
-
     fn work(&self, index: usize, count: usize, mut channel: Channel) {
         let worked = self.work_until_stopped(index, count, &mut channel);
         if let Err(error) = worked {
-            let mut feed = self.lock();
+            let mut feed = self.queue.lock();
             feed.error.get_or_insert(error);
             feed.stopping = true;
-            self.changed.notify_all();
+            self.queue.changed.notify_all();
         }
     }
 
@@ -241,20 +220,20 @@ impl Shared {
                     wire.clear();
                     Header::encode_end(&mut wire, number);
                     channel.write_all(&wire, Patience::within(STALL_LIMIT_DUR))?;
-                    let mut feed = self.lock();
+                    let mut feed = self.queue.lock();
                     if let Some(directory) = &mut feed.current {
                         directory.ended[index] = true;
                     }
-                    self.changed.notify_all();
+                    self.queue.changed.notify_all();
                 }
                 Task::Send(piece) => {
                     let digest = self.send(&piece, channel, &mut encoder, &mut raw, &mut wire)?;
-                    let mut feed = self.lock();
+                    let mut feed = self.queue.lock();
                     if let Some(directory) = &mut feed.current {
                         directory.sent(piece, digest);
                     }
                     if count > 1 {
-                        self.changed.notify_all();
+                        self.queue.changed.notify_all();
                     }
                 }
             }
@@ -263,7 +242,7 @@ impl Shared {
 
     /// What worker `index` does next; waits until there is something.
     fn next(&self, index: usize) -> Task {
-        let mut feed = self.lock();
+        let mut feed = self.queue.lock();
         loop {
             if feed.stopping {
                 return Task::Stop;
@@ -272,7 +251,7 @@ impl Shared {
                 match directory.next_piece() {
                     Some(piece) => {
                         // There is room for more memory.
-                        self.changed.notify_all();
+                        self.queue.changed.notify_all();
                         return Task::Send(piece);
                     }
                     None if directory.complete && !directory.ended[index] => {
@@ -281,7 +260,7 @@ impl Shared {
                     None => {}
                 }
             }
-            feed = self.wait(feed, None);
+            feed = self.queue.wait(feed, None);
         }
     }
 
@@ -311,7 +290,7 @@ impl Shared {
                 Contents::File { file, path } => {
                     let chunk = &mut raw[..want_bytes];
                     file.read_exact_at(chunk, piece.offset + done_bytes as u64)
-                        .map_err(super::file("read", path))?;
+                        .map_err(Failed::to("read", path))?;
                     chunk
                 }
             };

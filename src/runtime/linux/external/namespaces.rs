@@ -5,21 +5,25 @@ use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 
 use nix::unistd::Pid;
-use oci_spec::runtime::{LinuxNamespaceType, Spec};
+use oci_spec::runtime::LinuxNamespaceType;
 
 use crate::criu::{External, JoinNamespace};
 use crate::runtime::error::{Error, Result};
-use crate::runtime::spec::lower;
+use crate::runtime::spec::namespaces::Namespaces;
 
 /// The namespaces that are left out of a dump because the spec names existing ones, as runc calls them; not that of the network with
 /// `leave_network`, because CRIU does not get to see it.
 ///
 /// # Errors
 /// Where `/proc` cannot be read.
-pub fn dumped_namespaces(init: Pid, spec: &Spec, leave_network: bool) -> Result<Vec<External>> {
+pub fn dumped_namespaces(
+    init: Pid,
+    namespaces: &Namespaces,
+    leave_network: bool,
+) -> Result<Vec<External>> {
     let mut found = Vec::new();
     for (typ, kind, name) in OUTER_NAMESPACES {
-        let exists = lower::namespace(spec, *typ).is_some_and(|one| one.path().is_some());
+        let exists = namespaces.joined(*typ).is_some();
         if exists && !(leave_network && *typ == LinuxNamespaceType::Network) {
             // Not by the spec's path, where another one may be by now.
             let path = format!("/proc/{init}/ns/{kind}");
@@ -49,19 +53,10 @@ pub type RestoredNamespaces = (Vec<(&'static str, PathBuf)>, Vec<JoinNamespace>)
 ///
 /// # Errors
 /// [`Error::UnsupportedNamespace`] for a cgroup namespace, which CRIU cannot join.
-pub fn restored_namespaces(spec: &Spec) -> Result<RestoredNamespaces> {
+pub fn restored_namespaces(namespaces: &Namespaces) -> Result<RestoredNamespaces> {
     let (mut inherited, mut joined) = (Vec::new(), Vec::new());
-    let linux = spec.linux().as_ref();
-    for namespace in linux
-        .and_then(|linux| linux.namespaces().as_ref())
-        .into_iter()
-        .flatten()
-    {
-        let path = match namespace.path() {
-            Some(path) if !path.as_os_str().is_empty() => path.clone(),
-            _ => continue,
-        };
-        let typ = namespace.typ();
+    for (typ, path) in namespaces.all_joined() {
+        let path = path.to_path_buf();
         if typ == LinuxNamespaceType::Network {
             continue;
         }
@@ -88,7 +83,7 @@ mod tests {
 
     #[test]
     fn namespaces_with_a_path_are_entered() {
-        let spec: Spec = serde_json::from_value(serde_json::json!({
+        let spec: oci_spec::runtime::Spec = serde_json::from_value(serde_json::json!({
             "ociVersion": "1.0.2",
             "linux": {"namespaces": [
                 {"type": "network", "path": "/proc/self/ns/net"},
@@ -97,11 +92,12 @@ mod tests {
             ]}
         }))
         .unwrap();
-        let dumped = dumped_namespaces(Pid::this(), &spec, false).unwrap();
+        let namespaces = Namespaces::of(&spec);
+        let dumped = dumped_namespaces(Pid::this(), &namespaces, false).unwrap();
         let inode = fs::metadata("/proc/self/ns/net").unwrap().ino();
         assert_eq!(dumped.len(), 2);
         assert_eq!(dumped[0].to_string(), format!("net[{inode}]:extRootNetNS"));
-        let (inherited, joined) = restored_namespaces(&spec).unwrap();
+        let (inherited, joined) = restored_namespaces(&namespaces).unwrap();
         assert_eq!(inherited, [("extRootPidNS", "/proc/self/ns/pid".into())]);
         assert_eq!(joined[0].kind, "ipc");
     }

@@ -10,8 +10,7 @@ use procfs::process::MountInfo;
 use super::{HostMount, MASK_DIR, Source, text};
 use crate::criu::External;
 use crate::runtime::error::{Error, Result};
-use crate::runtime::linux::mounts::place;
-use crate::runtime::spec::lower;
+use crate::runtime::linux::mounts::{is_bind, place};
 use crate::sys::rooted::{FileKind, Root};
 use crate::sys::tree::Tree;
 
@@ -52,7 +51,7 @@ pub(in crate::runtime) fn declared_binds<'a>(
     spec.mounts()
         .iter()
         .flatten()
-        .filter(|mount| lower::is_bind(mount))
+        .filter(|mount| is_bind(mount))
         .map(|mount| {
             let path = Path::new("/").join(mount.destination());
             Bind {
@@ -64,56 +63,70 @@ pub(in crate::runtime) fn declared_binds<'a>(
         .collect()
 }
 
-/// The host mounts of a restore with their sources, by their paths in the container: those that the checkpoint found, with the sources of the spec that is
-/// restored where it has them, and those that runc's images name. `masks` are from [`make_masks`].
-#[must_use]
-pub fn restored_sources(
-    found: &[HostMount],
-    spec: &Spec,
-    bundle: &Path,
-    rootfs: &Root,
-    host: &[MountInfo],
-    cgroups: &BTreeMap<String, PathBuf>,
-    masks: &[PathBuf],
-) -> BTreeMap<PathBuf, PathBuf> {
-    let mut sources: BTreeMap<PathBuf, PathBuf> = BTreeMap::new();
-    let mut masks = masks.iter();
-    for mount in found {
-        let source = match &mount.source {
-            Source::Path(path) => Some(path.clone()),
-            Source::Mask => masks.next().cloned(),
-            Source::Cgroup { controller, below } => {
-                cgroups.get(controller).map(|dir| dir.join(below))
-            }
-            Source::Tmpfs(_) => None,
-        };
-        sources.extend(source.map(|source| (mount.path.clone(), source)));
-    }
-    sources.extend(
-        declared_binds(spec, bundle, rootfs)
-            .into_iter()
-            .map(|bind| (bind.path, bind.source)),
-    );
-    let linux = spec.linux().as_ref();
-    let masked = linux.is_some_and(|linux| linux.masked_paths().is_some());
-    // runc's images know masked files as binds of this, and devices as binds of themselves.
-    let runc = masked
-        .then(|| PathBuf::from("/dev/null"))
-        .into_iter()
-        .chain(
-            linux
-                .and_then(|linux| linux.devices().as_ref())
+/// What decides where the host mounts of a restored container come from.
+#[derive(Debug, Clone, Copy)]
+pub struct RestoredHost<'a> {
+    /// The mounts that the checkpoint found.
+    pub found: &'a [HostMount],
+    /// The spec that is restored; its sources count more than those of the checkpoint.
+    pub spec: &'a Spec,
+    /// Directory to which sources of the spec are relative.
+    pub bundle: &'a Path,
+    /// The container's root file system.
+    pub rootfs: &'a Root,
+    /// The directories of [`make_masks`].
+    pub masks: &'a [PathBuf],
+}
+
+impl RestoredHost<'_> {
+    /// Returns the sources on the host by their paths in the container: those of the checkpoint, those of
+    /// the spec, and those that runc's images name. `host` is the mount table of this process, `cgroups`
+    /// the directories of the container's cgroup.
+    #[must_use]
+    pub fn sources(
+        &self,
+        host: &[MountInfo],
+        cgroups: &BTreeMap<String, PathBuf>,
+    ) -> BTreeMap<PathBuf, PathBuf> {
+        let mut sources: BTreeMap<PathBuf, PathBuf> = BTreeMap::new();
+        let mut masks = self.masks.iter();
+        for mount in self.found {
+            let source = match &mount.source {
+                Source::Path(path) => Some(path.clone()),
+                Source::Mask => masks.next().cloned(),
+                Source::Cgroup { controller, below } => {
+                    cgroups.get(controller).map(|dir| dir.join(below))
+                }
+                Source::Tmpfs(_) => None,
+            };
+            sources.extend(source.map(|source| (mount.path.clone(), source)));
+        }
+        sources.extend(
+            declared_binds(self.spec, self.bundle, self.rootfs)
                 .into_iter()
-                .flatten()
-                .map(|device| device.path().clone()),
+                .map(|bind| (bind.path, bind.source)),
         );
-    for path in runc {
-        sources.entry(path.clone()).or_insert(path);
+        let linux = self.spec.linux().as_ref();
+        let masked = linux.is_some_and(|linux| linux.masked_paths().is_some());
+        // runc's images know masked files as binds of this, and devices as binds of themselves.
+        let runc = masked
+            .then(|| PathBuf::from("/dev/null"))
+            .into_iter()
+            .chain(
+                linux
+                    .and_then(|linux| linux.devices().as_ref())
+                    .into_iter()
+                    .flatten()
+                    .map(|device| device.path().clone()),
+            );
+        for path in runc {
+            sources.entry(path.clone()).or_insert(path);
+        }
+        for (path, source) in runc_cgroup_mounts(self.spec, host, cgroups) {
+            sources.entry(path).or_insert(source);
+        }
+        sources
     }
-    for (path, source) in runc_cgroup_mounts(spec, host, cgroups) {
-        sources.entry(path).or_insert(source);
-    }
-    sources
 }
 
 /// What CRIU is told about host mounts at a restore, from their paths and sources.
@@ -168,7 +181,7 @@ pub fn make_mount_points(spec: &Spec, bundle: &Path, rootfs: &Path) -> Result<()
             // In sysfs, or in a tmpfs whose contents are in the images.
             continue;
         }
-        let kind = if lower::is_bind(mount)
+        let kind = if is_bind(mount)
             && let Some(source) = mount.source()
             && !bundle.join(source).is_dir()
         {

@@ -15,8 +15,9 @@ use oci_spec::runtime::{LinuxNamespaceType, Mount, Process, Spec};
 
 use super::error::{Result, StageError};
 use super::idmap::{made, mapping, source};
-use super::{Options, options};
-use crate::runtime::spec::lower;
+use super::options;
+use super::options::{Options, is_bind};
+use crate::runtime::spec::namespaces::Namespaces;
 use crate::sys::namespace::within_mounts_of;
 use crate::sys::rooted::{FileKind, Root};
 use crate::sys::tree::{Scope, Tree};
@@ -55,18 +56,17 @@ impl BoundDev {
     ///
     /// # Errors
     /// Where it cannot be bound.
-    pub fn take(spec: &mut Spec) -> Result<Option<Self>> {
+    pub fn take(spec: &mut Spec, namespaces: &Namespaces) -> Result<Option<Self>> {
         let mut mounts = spec.mounts().clone().unwrap_or_default();
-        let is_bound =
-            |mount: &Mount| lower::is_bind(mount) && mount.destination() == Path::new(DEV);
-        let possible = geteuid().is_root() && lower::has_namespace(spec, LinuxNamespaceType::Mount);
+        let is_bound = |mount: &Mount| is_bind(mount) && mount.destination() == Path::new(DEV);
+        let possible = geteuid().is_root() && namespaces.has(LinuxNamespaceType::Mount);
         let Some(index) = mounts.iter().rposition(is_bound).filter(|_| possible) else {
             return Ok(None);
         };
         let bound = &mounts[index];
         let wanted = options(bound);
-        let ids = mapping(bound, &wanted, spec).unwrap_or_default();
-        let tree = made(bound, &wanted, ids.as_ref(), spec)?;
+        let ids = mapping(bound, &wanted, spec, namespaces).unwrap_or_default();
+        let tree = made(bound, &wanted, ids.as_ref(), spec, namespaces)?;
         let host_pts = source(bound).join("pts");
 
         let is_below = |mount: &&Mount| {

@@ -10,6 +10,27 @@ use oci_spec::runtime::Mount;
 use crate::image::tree::TreeError;
 use crate::sys::namespace::NamespaceError;
 
+/// A mount of a spec is invalid. The sentences are runc's.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum InvalidMount {
+    /// Only a path can be mounted again with other ids.
+    #[error("id-mapped mounts are only supported for bind-mounts")]
+    MappedFileSystem,
+    /// The kernel wants the rights of the one who mounted the file system.
+    #[error("id-mapped mounts are not supported for rootless containers")]
+    MappedRootless,
+    /// User ids without group ids, or none and no user namespace whose ids could be meant.
+    #[error("id-mapped mounts must have both uid and gid mappings specified")]
+    IncompleteMapping,
+    /// The mount would have to be made on the host.
+    #[error("id-mapped mounts need a mount namespace of the container")]
+    MappedOnHost,
+    /// The kernel would ignore it.
+    #[error("bind mounts cannot have any filesystem-specific options applied")]
+    BindData,
+}
+
 /// A mount could not be prepared.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]

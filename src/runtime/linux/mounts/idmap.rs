@@ -8,9 +8,9 @@ use nix::errno::Errno;
 use nix::mount::MsFlags;
 use oci_spec::runtime::{LinuxIdMapping, LinuxNamespaceType, Mount, Spec};
 
-use super::error::{Result, StageError, failed};
-use super::{InvalidMount, Options};
-use crate::runtime::spec::lower;
+use super::error::{InvalidMount, Result, StageError, failed};
+use super::options::Options;
+use crate::runtime::spec::namespaces::{Namespace, Namespaces};
 use crate::sys::namespace::{IdRange, user_namespace};
 use crate::sys::tree::{Attributes, Scope, Tree};
 
@@ -36,17 +36,16 @@ pub(super) fn mapping(
     mount: &Mount,
     options: &Options,
     spec: &Spec,
+    namespaces: &Namespaces,
 ) -> std::result::Result<Option<Mapping>, InvalidMount> {
     let own = (mount.uid_mappings(), mount.gid_mappings());
     let (uids, gids) = match own {
         (None, None) if options.id_mapped.is_none() => return Ok(None),
         (None, None) => {
-            let user = lower::namespace(spec, LinuxNamespaceType::User)
-                .ok_or(InvalidMount::IncompleteMapping)?;
-            if let Some(path) = user.path()
-                && !path.as_os_str().is_empty()
-            {
-                return Ok(Some(Mapping::Joined(path.clone())));
+            match namespaces.get(LinuxNamespaceType::User) {
+                Namespace::Host => return Err(InvalidMount::IncompleteMapping),
+                Namespace::Joined(path) => return Ok(Some(Mapping::Joined(path.to_path_buf()))),
+                Namespace::Own => {}
             }
             let linux = spec.linux().as_ref();
             (
@@ -92,6 +91,7 @@ pub(super) fn made(
     options: &Options,
     ids: Option<&Mapping>,
     spec: &Spec,
+    namespaces: &Namespaces,
 ) -> Result<Tree> {
     let tree = Tree::copy(source(mount), scope(options.is_recursive_bind()))
         .map_err(failed(mount, "copy the mount"))?;
@@ -102,7 +102,7 @@ pub(super) fn made(
     // A copy is a peer of the host's mount; what is mounted in the container must not be seen there, see the engine's treatment of `/`.
     let linux = spec.linux().as_ref();
     let propagation = linux.and_then(|linux| linux.rootfs_propagation().as_deref());
-    let own_user = lower::has_namespace(spec, LinuxNamespaceType::User);
+    let own_user = namespaces.has(LinuxNamespaceType::User);
     let propagation = match propagation {
         Some("shared") if !own_user => return Ok(tree),
         Some("private") => MsFlags::MS_PRIVATE,

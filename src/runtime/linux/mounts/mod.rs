@@ -12,6 +12,7 @@ mod place;
 mod proc;
 mod restored;
 mod stage;
+mod table;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -22,40 +23,20 @@ use nix::unistd::{Pid, geteuid};
 use oci_spec::runtime::{LinuxNamespaceType, Mount, Spec};
 
 pub(crate) use dev::{BoundDev, clear_image_dev};
-pub use error::StageError;
-pub use options::{Options, names};
+pub use error::{InvalidMount, StageError};
+pub use options::{Options, is_bind, names};
 pub(crate) use proc::check_proc;
 pub use stage::Stage;
+pub(in crate::runtime) use table::mount_table;
 
 pub(crate) use restored::{Prepared, complete};
 
 use crate::error::chain;
 use crate::runtime::process::launch::{LaunchError, run_inside};
-use crate::runtime::spec::lower;
+use crate::runtime::spec::namespaces::Namespaces;
 use crate::sys::namespace::within_mounts_of;
 use crate::sys::tree::{Attributes, Scope, change_at};
 use idmap::mapping;
-
-/// What is wrong with a mount. The sentences are runc's.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum InvalidMount {
-    /// Only a path can be mounted again with other ids.
-    #[error("id-mapped mounts are only supported for bind-mounts")]
-    MappedFileSystem,
-    /// The kernel wants the rights of the one who mounted the file system.
-    #[error("id-mapped mounts are not supported for rootless containers")]
-    MappedRootless,
-    /// User ids without group ids, or none and no user namespace whose ids could be meant.
-    #[error("id-mapped mounts must have both uid and gid mappings specified")]
-    IncompleteMapping,
-    /// The mount would have to be made on the host.
-    #[error("id-mapped mounts need a mount namespace of the container")]
-    MappedOnHost,
-    /// The kernel would ignore it.
-    #[error("bind mounts cannot have any filesystem-specific options applied")]
-    BindData,
-}
 
 /// The options of a mount.
 #[must_use]
@@ -67,10 +48,10 @@ pub fn options(mount: &Mount) -> Options {
 ///
 /// # Errors
 /// [`InvalidMount`].
-pub fn validate(mount: &Mount, spec: &Spec) -> Result<(), InvalidMount> {
+pub fn validate(mount: &Mount, spec: &Spec, namespaces: &Namespaces) -> Result<(), InvalidMount> {
     let options = options(mount);
-    let is_bind = lower::is_bind(mount);
-    if is_bind && !options.data.is_empty() {
+    let binds = is_bind(mount);
+    if binds && !options.data.is_empty() {
         return Err(InvalidMount::BindData);
     }
     let is_mapped = options.id_mapped.is_some()
@@ -79,14 +60,14 @@ pub fn validate(mount: &Mount, spec: &Spec) -> Result<(), InvalidMount> {
     if !is_mapped {
         return Ok(());
     }
-    if !is_bind {
+    if !binds {
         return Err(InvalidMount::MappedFileSystem);
     }
     if !geteuid().is_root() {
         return Err(InvalidMount::MappedRootless);
     }
-    mapping(mount, &options, spec)?;
-    match lower::has_namespace(spec, LinuxNamespaceType::Mount) {
+    mapping(mount, &options, spec, namespaces)?;
+    match namespaces.has(LinuxNamespaceType::Mount) {
         true => Ok(()),
         false => Err(InvalidMount::MappedOnHost),
     }
@@ -108,7 +89,7 @@ pub(crate) fn place(
     });
     match cover {
         None => Some((rootfs.to_path_buf(), destination)),
-        Some((cover, below)) if lower::is_bind(cover) => {
+        Some((cover, below)) if is_bind(cover) => {
             let source = cover.source().clone().unwrap_or_default();
             Some((bundle.join(source), below))
         }
@@ -121,7 +102,7 @@ pub(crate) fn place(
 /// It passes what it does not know to the file system, and what is about a file system and not about a mount it forgets. fsconfig(2) takes these as
 /// parameters of any file system, whatever type and value they have, so that they pass as unknown ones.
 pub(crate) fn translate(mount: &mut Mount) {
-    let is_bind = lower::is_bind(mount);
+    let binds = is_bind(mount);
     let Some(given) = mount.options() else {
         return;
     };
@@ -131,7 +112,7 @@ pub(crate) fn translate(mount: &mut Mount) {
             // Inode versions are counted without being asked for (ext4 since Linux 6.1, others always), messages of the kernel stay as they are.
             "iversion" | "noiversion" | "silent" | "loud" | "tmpcopyup" => {}
             "lazytime" | "nolazytime" | "sync" | "async" | "dirsync" | "mand" | "nomand"
-                if is_bind => {}
+                if binds => {}
             "sync" | "async" | "dirsync" | "mand" | "nomand" => {
                 translated.push(format!("{option}="));
             }
@@ -196,7 +177,7 @@ fn finishes(mount: &Mount) -> Vec<Finish> {
 ///
 /// # Errors
 /// The mount that cannot have what its options say.
-pub(crate) fn finish(init: Pid, spec: &Spec) -> Result<(), StageError> {
+pub(crate) fn finish(init: Pid, spec: &Spec, namespaces: &Namespaces) -> Result<(), StageError> {
     let changes: Vec<(&Path, Finish)> = spec
         .mounts()
         .iter()
@@ -208,7 +189,7 @@ pub(crate) fn finish(init: Pid, spec: &Spec) -> Result<(), StageError> {
                 .map(move |one| (destination, one))
         })
         .collect();
-    if changes.is_empty() || !lower::has_namespace(spec, LinuxNamespaceType::Mount) {
+    if changes.is_empty() || !namespaces.has(LinuxNamespaceType::Mount) {
         return Ok(());
     }
     let apply = || {

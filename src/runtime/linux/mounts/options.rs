@@ -1,6 +1,7 @@
 //! The options of a mount, as runc understands them.
 
 use nix::mount::MsFlags;
+use oci_spec::runtime::Mount;
 
 use crate::sys::tree::Attributes;
 
@@ -105,6 +106,17 @@ const OPTIONS: &[(&str, Effect)] = &[
 /// Every option that is no data of a file system, sorted.
 pub fn names() -> impl Iterator<Item = &'static str> {
     OPTIONS.iter().map(|(name, _)| *name)
+}
+
+/// Tells whether a mount of a spec binds a path of the host.
+#[must_use]
+pub fn is_bind(mount: &Mount) -> bool {
+    mount.typ().as_deref() == Some("bind")
+        || mount
+            .options()
+            .iter()
+            .flatten()
+            .any(|option| option == "bind" || option == "rbind")
 }
 
 /// The options of one mount.

@@ -11,9 +11,9 @@ use oci_spec::runtime::Spec;
 use procfs::process::MountInfo;
 
 use super::error::{Result, StageError};
+use super::options::is_bind;
+use super::table::mount_table;
 use crate::error::chain;
-use crate::runtime::linux::external;
-use crate::runtime::spec::lower;
 
 /// Files that may be something else than the kernel's, as with runc: lxcfs provides them.
 const REPLACED: [&str; 10] = [
@@ -34,7 +34,7 @@ const REPLACED: [&str; 10] = [
 /// # Errors
 /// [`StageError::InsideProc`], [`StageError::NotProc`].
 pub fn check_proc(init: Pid, spec: &Spec, rootfs: &Path) -> Result<()> {
-    let mounts = external::mounts(&init.to_string()).map_err(|error| StageError::Unchecked {
+    let mounts = mount_table(Some(init)).map_err(|error| StageError::Unchecked {
         reason: chain(&error),
     })?;
     // A proc file system of the host's brings along what is mounted in it.
@@ -42,7 +42,7 @@ pub fn check_proc(init: Pid, spec: &Spec, rootfs: &Path) -> Result<()> {
         .mounts()
         .iter()
         .flatten()
-        .any(|mount| lower::is_bind(mount) && mount.destination() == Path::new("/proc"));
+        .any(|mount| is_bind(mount) && mount.destination() == Path::new("/proc"));
     mounts
         .iter()
         .try_for_each(|mount| check(mount, &rootfs.join("proc"), is_hosts))

@@ -14,7 +14,7 @@ use super::options;
 use super::place::{STAGE, make_place, point};
 use crate::criu::Trees;
 use crate::runtime::linux::external::{Bind, HostMount, Source, declared_binds};
-use crate::runtime::spec::lower;
+use crate::runtime::spec::namespaces::Namespaces;
 use crate::sys::namespace::within_mounts_of;
 use crate::sys::rooted::Root;
 use crate::sys::tree::{Attributes, Scope, Tree, change_at};
@@ -34,9 +34,15 @@ impl Prepared {
     ///
     /// # Errors
     /// [`StageError`].
-    pub fn new(spec: &Spec, bundle: &Path, rootfs: &Root, found: &[HostMount]) -> Result<Self> {
+    pub fn new(
+        spec: &Spec,
+        namespaces: &Namespaces,
+        bundle: &Path,
+        rootfs: &Root,
+        found: &[HostMount],
+    ) -> Result<Self> {
         let binds = declared_binds(spec, bundle, rootfs);
-        let own_user = lower::has_namespace(spec, LinuxNamespaceType::User);
+        let own_user = namespaces.has(LinuxNamespaceType::User);
         let mut prepared = Self::default();
         let below = found
             .iter()
@@ -48,7 +54,7 @@ impl Prepared {
                 continue;
             };
             let options = options(bind.mount);
-            let ids = mapping(bind.mount, &options, spec).unwrap_or_default();
+            let ids = mapping(bind.mount, &options, spec, namespaces).unwrap_or_default();
             if ids.is_none() && !own_user {
                 continue;
             }
@@ -102,7 +108,7 @@ fn nearest<'a, 'b>(binds: &'a [Bind<'a>], path: &'b Path) -> Option<(&'a Bind<'a
 ///
 /// # Errors
 /// The mount that cannot have them.
-pub(crate) fn complete(init: Pid, spec: &Spec) -> Result<()> {
+pub(crate) fn complete(init: Pid, spec: &Spec, namespaces: &Namespaces) -> Result<()> {
     let attributes = Attributes {
         set: libc::MOUNT_ATTR_NOSYMFOLLOW,
         clear: 0,
@@ -121,7 +127,7 @@ pub(crate) fn complete(init: Pid, spec: &Spec) -> Result<()> {
             Some((mount.destination().as_path(), scope))
         })
         .collect();
-    if changes.is_empty() || !lower::has_namespace(spec, LinuxNamespaceType::Mount) {
+    if changes.is_empty() || !namespaces.has(LinuxNamespaceType::Mount) {
         return Ok(());
     }
     let mut failed = Path::new("/");

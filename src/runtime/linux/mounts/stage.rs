@@ -20,10 +20,11 @@ use oci_spec::runtime::{LinuxNamespaceType, Mount, Spec};
 use super::copy_up::copy_up;
 use super::error::{Result, StageError, failed};
 use super::idmap::{made, mapping, open_namespace, ranges, scope, set_attributes, source};
+use super::options::{Options, is_bind};
 use super::place::{STAGE, make_place, place_error, point, settle};
-use super::{Options, options, place, translate};
+use super::{options, place, translate};
 use crate::error::chain;
-use crate::runtime::spec::lower;
+use crate::runtime::spec::namespaces::{Namespace, Namespaces};
 use crate::sys::mount::cover;
 use crate::sys::namespace::{mount_namespace, user_namespace};
 use crate::sys::rooted::{Directory, Root};
@@ -68,7 +69,7 @@ impl Stage {
     ///
     /// # Errors
     /// [`StageError`].
-    pub fn prepare(spec: &mut Spec) -> Result<Option<Self>> {
+    pub fn prepare(spec: &mut Spec, namespaces: &Namespaces) -> Result<Option<Self>> {
         let mut mounts = spec.mounts().clone().unwrap_or_default();
         let mut props = Vec::new();
         for index in 0..mounts.len() {
@@ -81,7 +82,7 @@ impl Stage {
                 inherit_mode(&mut mounts[index], covered);
             }
             let options = options(&mounts[index]);
-            if let Some(prop) = prop(&mounts[index], &options, covered, spec)? {
+            if let Some(prop) = prop(&mounts[index], &options, covered, spec, namespaces)? {
                 props.push((index, mounts[index].clone(), options, prop));
             }
         }
@@ -107,17 +108,21 @@ impl Stage {
             .collect();
         let stage = match props.is_empty() {
             true => None,
-            false => Some(Self::build(spec, props)?),
+            false => Some(Self::build(spec, namespaces, props)?),
         };
         mounts.iter_mut().for_each(translate);
         spec.set_mounts(Some(mounts));
         Ok(stage)
     }
 
-    fn build(spec: &mut Spec, props: Vec<(Mount, Options, Prop)>) -> Result<Self> {
-        let user = container_user(spec)?;
-        let existing = match namespace_path(spec, LinuxNamespaceType::Mount) {
-            Some(path) => Some(open_namespace(&path)?),
+    fn build(
+        spec: &mut Spec,
+        namespaces: &Namespaces,
+        props: Vec<(Mount, Options, Prop)>,
+    ) -> Result<Self> {
+        let user = container_user(spec, namespaces)?;
+        let existing = match namespaces.joined(LinuxNamespaceType::Mount) {
+            Some(path) => Some(open_namespace(path)?),
             None => None,
         };
         let user_fd = user.as_ref().map(AsFd::as_fd);
@@ -162,21 +167,23 @@ fn prop(
     options: &Options,
     covered: Option<Covered>,
     spec: &Spec,
+    namespaces: &Namespaces,
 ) -> Result<Option<Prop>> {
-    let possible = geteuid().is_root() && lower::has_namespace(spec, LinuxNamespaceType::Mount);
+    let possible = geteuid().is_root() && namespaces.has(LinuxNamespaceType::Mount);
     if !possible {
         return Ok(None);
     }
-    if !lower::is_bind(mount) {
+    if !is_bind(mount) {
         let copies = options.copy_up && mount.typ().as_deref() == Some("tmpfs");
         return Ok(copies.then_some(Prop::Filled(covered)));
     }
-    if let Ok(Some(ids)) = mapping(mount, options, spec) {
-        return made(mount, options, Some(&ids), spec).map(|tree| Some(Prop::Made(tree)));
+    if let Ok(Some(ids)) = mapping(mount, options, spec, namespaces) {
+        return made(mount, options, Some(&ids), spec, namespaces)
+            .map(|tree| Some(Prop::Made(tree)));
     }
-    if lower::has_namespace(spec, LinuxNamespaceType::User) && !reachable_by_all(source(mount)) {
+    if namespaces.has(LinuxNamespaceType::User) && !reachable_by_all(source(mount)) {
         // As runc, which opens what is mounted with the rights of the one who makes the container.
-        return made(mount, options, None, spec).map(|tree| Some(Prop::Made(tree)));
+        return made(mount, options, None, spec, namespaces).map(|tree| Some(Prop::Made(tree)));
     }
     // The engine makes devices in /dev, and takes `ro` from it until they are made.
     let plain = !options.has_attributes() || mount.destination() == Path::new("/dev");
@@ -218,21 +225,16 @@ fn bind(mount: &mut Mount, options: &Options, source: &Path) {
 }
 
 /// The user namespace of the container, made now where the spec wants a new one.
-fn container_user(spec: &Spec) -> Result<Option<OwnedFd>> {
-    if !lower::has_namespace(spec, LinuxNamespaceType::User) {
-        return Ok(None);
-    }
-    if let Some(path) = namespace_path(spec, LinuxNamespaceType::User) {
-        return open_namespace(&path).map(Some);
+fn container_user(spec: &Spec, namespaces: &Namespaces) -> Result<Option<OwnedFd>> {
+    match namespaces.get(LinuxNamespaceType::User) {
+        Namespace::Host => return Ok(None),
+        Namespace::Joined(path) => return open_namespace(path).map(Some),
+        Namespace::Own => {}
     }
     let linux = spec.linux().as_ref();
     let uids = ranges(linux.and_then(|linux| linux.uid_mappings().as_ref()));
     let gids = ranges(linux.and_then(|linux| linux.gid_mappings().as_ref()));
     Ok(Some(user_namespace(&uids, &gids)?))
-}
-
-fn namespace_path(spec: &Spec, kind: LinuxNamespaceType) -> Option<PathBuf> {
-    lower::namespace(spec, kind)?.path().clone()
 }
 
 /// Makes the spec's namespace of this kind the one of a descriptor, which the processes of the engine inherit.

@@ -5,13 +5,13 @@
 
 use std::collections::BTreeMap;
 
-use serde::{Serialize, Serializer};
+use serde::Serialize;
 
 use super::cgroup::{Cgroup, CgroupError};
+use super::go_json;
 use super::resctrl::{self, Group};
 use crate::runtime::container::Container;
-use crate::runtime::error::Result;
-use crate::runtime::verbs::create::cgroup_error;
+use crate::runtime::error::{Error, Result};
 
 mod files;
 mod v1;
@@ -54,7 +54,7 @@ pub struct Cpu {
 #[derive(Debug, Default, Serialize)]
 pub struct CpuUsage {
     /// In total.
-    #[serde(skip_serializing_if = "is_zero")]
+    #[serde(skip_serializing_if = "go_json::is_zero")]
     pub total: u64,
     /// By processor; cgroup v1 only, like the next two.
     #[serde(skip_serializing_if = "Vec::is_empty")]
@@ -76,13 +76,13 @@ pub struct CpuUsage {
 #[serde(rename_all = "camelCase")]
 pub struct Throttling {
     /// Periods that have elapsed.
-    #[serde(skip_serializing_if = "is_zero")]
+    #[serde(skip_serializing_if = "go_json::is_zero")]
     pub periods: u64,
     /// Periods in which the quota was used up.
-    #[serde(skip_serializing_if = "is_zero")]
+    #[serde(skip_serializing_if = "go_json::is_zero")]
     pub throttled_periods: u64,
     /// How long tasks were held back.
-    #[serde(skip_serializing_if = "is_zero")]
+    #[serde(skip_serializing_if = "go_json::is_zero")]
     pub throttled_time: u64,
 }
 
@@ -109,7 +109,7 @@ pub struct CpuSet {
 #[derive(Debug, Default, Serialize)]
 pub struct Memory {
     /// Page cache.
-    #[serde(skip_serializing_if = "is_zero")]
+    #[serde(skip_serializing_if = "go_json::is_zero")]
     pub cache: u64,
     /// All memory.
     pub usage: MemoryEntry,
@@ -134,10 +134,10 @@ pub struct MemoryEntry {
     /// The limit; the largest number where there is none.
     pub limit: u64,
     /// What is used now.
-    #[serde(skip_serializing_if = "is_zero")]
+    #[serde(skip_serializing_if = "go_json::is_zero")]
     pub usage: u64,
     /// The most that was used.
-    #[serde(skip_serializing_if = "is_zero")]
+    #[serde(skip_serializing_if = "go_json::is_zero")]
     pub max: u64,
     /// How often the limit was hit; cgroup v1 only.
     pub failcnt: u64,
@@ -147,10 +147,10 @@ pub struct MemoryEntry {
 #[derive(Debug, Default, Serialize)]
 pub struct Pids {
     /// How many there are.
-    #[serde(skip_serializing_if = "is_zero")]
+    #[serde(skip_serializing_if = "go_json::is_zero")]
     pub current: u64,
     /// The limit, 0 for none.
-    #[serde(skip_serializing_if = "is_zero")]
+    #[serde(skip_serializing_if = "go_json::is_zero")]
     pub limit: u64,
 }
 
@@ -191,16 +191,16 @@ pub struct BlockIo {
 #[derive(Debug, Default, PartialEq, Eq, Serialize)]
 pub struct BlockIoEntry {
     /// The device's numbers.
-    #[serde(skip_serializing_if = "is_zero")]
+    #[serde(skip_serializing_if = "go_json::is_zero")]
     pub major: u64,
-    #[serde(skip_serializing_if = "is_zero")]
+    #[serde(skip_serializing_if = "go_json::is_zero")]
     #[allow(missing_docs)]
     pub minor: u64,
     /// `Read`, `Write`, ...
     #[serde(skip_serializing_if = "String::is_empty")]
     pub op: String,
     /// The count.
-    #[serde(skip_serializing_if = "is_zero")]
+    #[serde(skip_serializing_if = "go_json::is_zero")]
     pub value: u64,
 }
 
@@ -208,10 +208,10 @@ pub struct BlockIoEntry {
 #[derive(Debug, Default, Serialize)]
 pub struct HugeTlb {
     /// What is used now.
-    #[serde(skip_serializing_if = "is_zero")]
+    #[serde(skip_serializing_if = "go_json::is_zero")]
     pub usage: u64,
     /// The most that was used; cgroup v1 only.
-    #[serde(skip_serializing_if = "is_zero")]
+    #[serde(skip_serializing_if = "go_json::is_zero")]
     pub max: u64,
     /// How often the limit was hit.
     pub failcnt: u64,
@@ -230,30 +230,16 @@ pub struct Pressure {
 #[derive(Debug, Default, PartialEq, Serialize)]
 pub struct PressureLine {
     /// Over ten seconds.
-    #[serde(serialize_with = "as_go_has_it")]
+    #[serde(serialize_with = "go_json::float")]
     pub avg10: f64,
     /// Over a minute.
-    #[serde(serialize_with = "as_go_has_it")]
+    #[serde(serialize_with = "go_json::float")]
     pub avg60: f64,
     /// Over five minutes.
-    #[serde(serialize_with = "as_go_has_it")]
+    #[serde(serialize_with = "go_json::float")]
     pub avg300: f64,
     /// The waiting time in microseconds.
     pub total: u64,
-}
-
-pub(crate) fn is_zero(value: &u64) -> bool {
-    *value == 0
-}
-
-/// A whole number has no decimal point in Go's JSON.
-fn as_go_has_it<S: Serializer>(value: &f64, serializer: S) -> std::result::Result<S::Ok, S::Error> {
-    if value.fract() == 0.0 {
-        // Percentages: they fit.
-        serializer.serialize_u64(*value as u64)
-    } else {
-        serializer.serialize_f64(*value)
-    }
 }
 
 /// Reads one container's statistics, any number of times.
@@ -273,7 +259,7 @@ impl Reader {
         Ok(Self {
             id: container.id().to_owned(),
             cgroup: container.cgroup(),
-            group: Group::of(container)?,
+            group: Group::of(&container.spec()?, container.id()),
         })
     }
 
@@ -283,7 +269,7 @@ impl Reader {
     /// [`crate::runtime::Error::Cgroup`] where a file is there and cannot be read.
     pub fn read(&self) -> Result<Stats> {
         self.collect()
-            .map_err(cgroup_error("read the statistics of", &self.id))
+            .map_err(Error::cgroup("read the statistics of", &self.id))
     }
 
     fn collect(&self) -> std::result::Result<Stats, CgroupError> {

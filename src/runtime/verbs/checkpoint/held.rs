@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use nix::unistd::Pid;
 
-use super::{Stages, thaw_after};
+use super::stages::{Stages, thaw_after};
 use crate::criu::PausedDump;
 use crate::runtime::container::Container;
 use crate::runtime::error::Result;

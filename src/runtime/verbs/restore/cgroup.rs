@@ -12,7 +12,6 @@ use crate::runtime::error::{Error, Result};
 use crate::runtime::linux::cgroup::{Cgroup, Making};
 use crate::runtime::process::libcontainer;
 use crate::runtime::spec::lower;
-use crate::runtime::verbs::create::cgroup_error;
 
 /// Puts CRIU into the container's cgroup, with the container's limits, so that what it restores is born there.
 pub(super) fn enter(container: &Container, spec: &Spec, criu: Pid) -> Result<Cgroup> {
@@ -25,12 +24,12 @@ pub(super) fn enter(container: &Container, spec: &Spec, criu: Pid) -> Result<Cgr
     making
         .enter(criu)
         .and_then(|()| making.limit())
-        .map_err(cgroup_error("set up", container.id()))?;
-    Cgroup::of_process(criu).map_err(cgroup_error("find", container.id()))
+        .map_err(Error::cgroup("set up", container.id()))?;
+    Cgroup::of_process(criu).map_err(Error::cgroup("find", container.id()))
 }
 
 /// CRIU restores the dumped groups below the ones that it is in itself, hierarchy by hierarchy (cgroups(7), `/proc/PID/cgroup`).
-pub(super) fn roots(criu: i32) -> Result<Vec<CgroupRoot>> {
+pub(super) fn roots(criu: Pid) -> Result<Vec<CgroupRoot>> {
     let path = PathBuf::from(format!("/proc/{criu}/cgroup"));
     let text = fs::read_to_string(&path).map_err(Error::file("read", &path))?;
     Ok(parse_cgroup_roots(&text))

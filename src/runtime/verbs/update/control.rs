@@ -4,7 +4,7 @@ use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use super::UpdateError;
+use super::error::UpdateError;
 use crate::error::chain;
 
 type Result<T> = std::result::Result<T, UpdateError>;

@@ -3,121 +3,27 @@
 //! The control files are written here and not by the engine's manager: that would apply the whole of `linux.resources` again, device rules included,
 //! writes period and quota in an order that the kernel may refuse, and could not take back what it did before it failed.
 
-use crate::error::chain;
-use std::io;
-use std::path::PathBuf;
-
 use libcgroups::common::{CgroupManager, ControllerOpt, create_cgroup_manager};
 use oci_spec::runtime::Spec;
 use serde_json::{Value, json};
 
-use crate::runtime::container::{Container, Status};
+use crate::error::chain;
+use crate::runtime::container::Container;
 use crate::runtime::error::{Error, Result};
 use crate::runtime::linux::resctrl::{self, Group};
 use crate::runtime::process::libcontainer;
 use crate::runtime::spec::{self, lower};
+use crate::runtime::status::Status;
 use control::ControlFiles;
 
 mod control;
+mod error;
 mod resources;
 mod v1;
 mod v2;
 
+pub use error::UpdateError;
 pub use resources::{BlockIo, Cpu, Memory, Pids, Resources, ThrottleDevice, WeightDevice};
-
-/// Limits could not be changed.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum UpdateError {
-    /// The kernel refused a value.
-    #[error("cannot write {value:?} to {path}")]
-    Write {
-        /// What was written.
-        value: String,
-        /// The control file.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
-    /// A control file cannot be read.
-    #[error("cannot read {path}")]
-    Read {
-        /// The control file.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
-    /// The controller is not there.
-    #[error("cannot set {setting}: the container's cgroup has no {controller} controller")]
-    NoController {
-        /// The setting, as `config.json` calls it.
-        setting: &'static str,
-        /// Its controller.
-        controller: &'static str,
-    },
-    /// The kernel could not reclaim enough.
-    #[error(
-        "unable to set memory limit to {limit_bytes} (current usage: {usage_bytes}, peak usage: {peak_bytes})"
-    )]
-    MemoryInUse {
-        /// The limit.
-        limit_bytes: i64,
-        /// What is used now.
-        usage_bytes: String,
-        /// The most that was used.
-        peak_bytes: String,
-    },
-    /// `checkBeforeUpdate` says not to try.
-    #[error(
-        "memory limit {limit_bytes} is below the current usage of {usage_bytes} and checkBeforeUpdate is set"
-    )]
-    BelowUsage {
-        /// The limit.
-        limit_bytes: i64,
-        /// What is used now.
-        usage_bytes: u64,
-    },
-    /// A limit for swap on cgroup v2 follows from that of memory.
-    #[error("unable to set swap limit without memory limit")]
-    SwapWithoutLimit,
-    /// The sum cannot be below a part.
-    #[error("memory+swap limit should be >= memory limit")]
-    SwapBelowLimit,
-    /// The kernel took another value than was written.
-    #[error("the {bound} allowed cpu-shares is {accepted}")]
-    Shares {
-        /// "maximum" or "minimum".
-        bound: &'static str,
-        /// What it took.
-        accepted: u64,
-    },
-    /// `unified` names files of cgroup v2.
-    #[error("invalid configuration: cannot use unified on cgroup v1")]
-    UnifiedOnV1,
-    /// `unified` names no file.
-    #[error("unified resource {name:?} must be a file name without slashes")]
-    UnifiedName {
-        /// The name.
-        name: String,
-    },
-    /// The processor cannot divide its cache.
-    #[error("Intel RDT/CAT: l3 cache schema is not enabled")]
-    NoCacheAllocation,
-    /// The processor cannot divide its memory bandwidth.
-    #[error("Intel RDT/MBA: memory bandwidth schema is not enabled")]
-    NoBandwidthAllocation,
-    /// The container was created without.
-    #[error("updating a non-existent Intel RDT configuration is not supported")]
-    NoRdt,
-    /// systemd refused.
-    #[error("systemd does not take the new limits: {reason}")]
-    Systemd {
-        /// Its sentence.
-        reason: String,
-    },
-}
 
 /// What is to be changed.
 #[derive(Debug, Default, Clone)]
@@ -282,7 +188,7 @@ fn apply_rdt(container: &Container, request: &Request, files: &mut ControlFiles)
     if request.mem_bw_schema.is_some() && !can(resctrl::has_bandwidth_allocation) {
         return Err(UpdateError::NoBandwidthAllocation.into());
     }
-    let group = Group::of(container)?.ok_or(UpdateError::NoRdt)?;
+    let group = Group::of(&container.spec()?, container.id()).ok_or(UpdateError::NoRdt)?;
     let text: String = schemata.iter().map(|line| format!("{line}\n")).collect();
     Ok(files.write(&group.schemata_path(), &text)?)
 }

@@ -5,7 +5,8 @@ use std::path::{Path, PathBuf};
 use nix::errno::Errno;
 
 use super::control::{ControlFiles, read};
-use super::{BlockIo, Cpu, Memory, Resources, UpdateError};
+use super::error::UpdateError;
+use super::resources::{BlockIo, Cpu, Memory, Resources};
 use crate::runtime::linux::cgroup::Cgroup;
 
 type Result<T> = std::result::Result<T, UpdateError>;

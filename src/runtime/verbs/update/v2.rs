@@ -3,8 +3,9 @@
 use std::path::Path;
 
 use super::control::{ControlFiles, read};
+use super::error::UpdateError;
+use super::resources::{BlockIo, Cpu, Memory, Resources};
 use super::v1::{pids_max, set_idle, takes_weight, write_around};
-use super::{BlockIo, Cpu, Memory, Resources, UpdateError};
 
 type Result<T> = std::result::Result<T, UpdateError>;
 

@@ -1,0 +1,136 @@
+//! What rcm does while CRIU dumps a container.
+
+use std::fs::File;
+use std::io::Write;
+use std::os::fd::OwnedFd;
+use std::path::PathBuf;
+use std::time::Instant;
+
+use nix::unistd::Pid;
+
+use crate::criu::error::CallbackError;
+use crate::criu::{Notification, Notify, Reply};
+use crate::runtime::container::Container;
+use crate::runtime::image_extras::Details;
+use crate::runtime::linux::cgroup::Cgroup;
+use crate::runtime::linux::network::Departure;
+use crate::runtime::linux::{host_file, quiesce};
+use crate::runtime::process::criu_process;
+use crate::sys::thaw_guard::ThawGuard;
+
+/// What rcm does at the stages of a dump.
+#[derive(Debug)]
+pub(super) struct Stages {
+    pub(super) container: Container,
+    pub(super) init: Pid,
+    pub(super) images: PathBuf,
+    pub(super) cgroup: Cgroup,
+    /// Whether the container was paused before the dump.
+    pub(super) paused: bool,
+    pub(super) details: Details,
+    /// Whether CRIU asks for files that are not to be saved. One that does not can save none that lies outside the container's mounts.
+    pub(super) asks_for_files: bool,
+    /// As long as this is open CRIU finds the freezer.
+    pub(super) freezer: Option<File>,
+    pub(super) guard: Option<ThawGuard>,
+    /// Lets no packet through from the freeze on.
+    pub(super) departure: Option<Departure>,
+    /// Just before the first task stops, as far as rcm stops them.
+    pub(super) stopped_at: Instant,
+    /// When rcm had stopped all of them.
+    pub(super) frozen_at: Instant,
+    pub(super) status_fd: Option<OwnedFd>,
+}
+
+impl Stages {
+    fn freeze(&mut self) -> Result<(), CallbackError> {
+        if self.freezer.is_none() || self.paused {
+            return Ok(());
+        }
+        let dir = self.cgroup.freezer_dir()?;
+        self.guard = Some(match self.cgroup.is_v2() {
+            true => ThawGuard::start(&dir.join("cgroup.freeze"), b"0")?,
+            false => ThawGuard::start(&dir.join("freezer.state"), b"THAWED")?,
+        });
+        self.stopped_at = quiesce::freeze(&self.cgroup)?;
+        self.frozen_at = Instant::now();
+        Ok(())
+    }
+
+    fn find_files(&mut self) -> Result<Reply, CallbackError> {
+        // CRIU has stopped the tasks itself and thawed the cgroup.
+        self.guard = None;
+        let processes = self.bar_ends()?;
+        let (external, files) = host_file::find(self.init, &processes)?;
+        self.details.files = files;
+        self.details.write(&self.images)?;
+        Ok(Reply { external })
+    }
+
+    /// Returns the processes, which stand still.
+    fn bar_ends(&mut self) -> Result<Vec<Pid>, CallbackError> {
+        let processes = match self.cgroup.pids()? {
+            none if none.is_empty() => vec![self.init],
+            processes => processes,
+        };
+        if let Some(departure) = &mut self.departure {
+            self.details.tcp_ends = departure.bar_ends(&processes)?;
+        }
+        Ok(processes)
+    }
+}
+
+/// A conversation of which nothing but its worker matters.
+pub(super) struct Recorded<'a>(pub(super) &'a Container);
+
+impl Notify for Recorded<'_> {
+    fn started(&mut self, pid: Pid) -> Result<(), CallbackError> {
+        criu_process::record(self.0, pid)
+    }
+
+    fn on(&mut self, _: Notification) -> Result<Reply, CallbackError> {
+        Ok(Reply::default())
+    }
+}
+
+impl Notify for Stages {
+    fn started(&mut self, pid: Pid) -> Result<(), CallbackError> {
+        criu_process::record(&self.container, pid)
+    }
+
+    fn on(&mut self, notification: Notification) -> Result<Reply, CallbackError> {
+        match notification {
+            Notification::PreDump => {
+                if let Some(departure) = &self.departure {
+                    departure.bar()?;
+                }
+                self.freeze()?;
+                if !self.asks_for_files {
+                    self.bar_ends()?;
+                    self.details.write(&self.images)?;
+                }
+            }
+            Notification::QueryExternalFiles => return self.find_files(),
+            Notification::StatusReady => {
+                if let Some(fd) = self.status_fd.take() {
+                    File::from(fd).write_all(&[0])?;
+                }
+            }
+            _ => {}
+        }
+        Ok(Reply::default())
+    }
+}
+
+/// Thaws what a failed or refused dump may have left frozen.
+pub(super) fn thaw_after(cgroup: &Cgroup, paused: bool, id: &str) {
+    if paused || cgroup.freezer_dir().is_err() {
+        return;
+    }
+    if let Err(error) = cgroup.thaw() {
+        tracing::error!(
+            "container {id} may still be frozen: {}; `rcm resume {id}` thaws it",
+            crate::error::chain(&error)
+        );
+    }
+}
