@@ -125,7 +125,7 @@ pub fn settle(globals: &Globals, args: &Args) -> Result<i32> {
     println!("{text}");
     if resolved.is_unanswered() {
         eprintln!(
-            "the source may not know this yet: run `rcm live-migrate {id} --resolve` there within {} s",
+            "the source may not know yet: run `rcm live-migrate {id} --resolve` there within {} s",
             TELL_DUR.as_secs()
         );
         let interrupt = Interrupt::install().ok();
