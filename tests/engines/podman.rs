@@ -3,11 +3,10 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use crate::common::{Cmd, Host, Namespace, Output, is_alive, skip, wait_until};
+use crate::common::{Cmd, Host, Namespace, Output, is_alive, skip, wait_until, wait_within};
 use crate::engine::{CLIENT_LIMIT_DUR, Machine, Shared, image_archive, missing, setting};
 
 pub const PROGRAMS: [&str; 2] = ["podman", "conmon"];
@@ -153,11 +152,10 @@ impl Podman {
 
 impl Drop for Podman {
     fn drop(&mut self) {
-        let deadline = Instant::now() + CLIENT_LIMIT_DUR;
         // conmon ends a moment after its container. If it stays, the host finds it.
-        while !self.remove_groups() && Instant::now() < deadline && !std::thread::panicking() {
-            std::thread::sleep(Duration::from_millis(20));
-        }
+        let _ = wait_within(CLIENT_LIMIT_DUR, || {
+            self.remove_groups() || std::thread::panicking()
+        });
     }
 }
 

@@ -417,12 +417,11 @@ impl Drop for Host {
             }
         }
         // Killed processes take a moment to leave.
-        let deadline = Instant::now() + Duration::from_secs(2);
-        let mut remains = self.remains();
-        while !remains.is_empty() && Instant::now() < deadline {
-            std::thread::sleep(Duration::from_millis(10));
+        let mut remains = Vec::new();
+        let _ = super::wait_within(Duration::from_secs(2), || {
             remains = self.remains();
-        }
+            remains.is_empty()
+        });
         problems.extend(remains);
         if problems.is_empty() {
             self.remove_cgroups();

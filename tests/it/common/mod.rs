@@ -45,15 +45,28 @@ pub const COMMAND_LIMIT_DUR: Duration = Duration::from_secs(30);
 /// # Panics
 /// After [`COMMAND_LIMIT_DUR`].
 #[track_caller]
-pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
-    let deadline = Instant::now() + COMMAND_LIMIT_DUR;
+pub fn wait_until(what: &str, condition: impl FnMut() -> bool) {
+    assert!(
+        wait_within(COMMAND_LIMIT_DUR, condition),
+        "not within {COMMAND_LIMIT_DUR:?}: {what}"
+    );
+}
+
+/// Asks until the answer is yes, for at most `limit_dur`. Returns whether it was.
+///
+/// The pauses grow to a hundredth of the time that has passed, at least 5 ms: many conditions execute a program.
+#[must_use]
+pub fn wait_within(limit_dur: Duration, mut condition: impl FnMut() -> bool) -> bool {
+    let began = Instant::now();
     while !condition() {
-        assert!(
-            Instant::now() < deadline,
-            "not within {COMMAND_LIMIT_DUR:?}: {what}"
-        );
-        std::thread::sleep(Duration::from_millis(5));
+        let passed_dur = began.elapsed();
+        if passed_dur >= limit_dur {
+            return false;
+        }
+        let pause_dur = passed_dur / 100;
+        std::thread::sleep(pause_dur.clamp(Duration::from_millis(5), Duration::from_millis(100)));
     }
+    true
 }
 
 /// Whether a process exists that is no zombie.

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use super::{Bundle, COMMAND_LIMIT_DUR, Host, Output, Running, wait_until};
+use super::{Bundle, COMMAND_LIMIT_DUR, Host, Output, Running, wait_until, wait_within};
 
 /// Counts in its memory. The file stays open; the file `stop` ends the program with status 7.
 pub const COUNTER: &str = "exec </dev/null >/dev/null 2>&1 3>>/numbers
@@ -135,15 +135,12 @@ impl Pair {
 /// Prints the state of both hosts if the wait fails.
 #[track_caller]
 pub fn wait_until_empty(what: &str, mut list: impl FnMut() -> Vec<String>) {
-    let deadline = Instant::now() + COMMAND_LIMIT_DUR;
-    loop {
-        let left = list();
-        if left.is_empty() {
-            return;
-        }
-        assert!(Instant::now() < deadline, "{what}: {left:#?}");
-        std::thread::sleep(Duration::from_millis(5));
-    }
+    let mut left = Vec::new();
+    let is_empty = wait_within(COMMAND_LIMIT_DUR, || {
+        left = list();
+        left.is_empty()
+    });
+    assert!(is_empty, "{what}: {left:#?}");
 }
 
 pub fn send(host: &Host, id: &str, store: &Path, address: SocketAddr, flags: &[&str]) -> Running {

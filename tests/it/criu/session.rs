@@ -7,7 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
@@ -17,6 +17,8 @@ use rcm::criu::stats::DumpStats;
 use rcm::criu::{
     Common, Criu, DumpOptions, Error, PausedDump, PausedRestore, RestoreOptions, Version,
 };
+
+use crate::common::wait_until;
 
 /// A process that writes ever larger numbers into a file.
 struct Counter {
@@ -70,11 +72,8 @@ while True:
     }
 
     fn assert_counts(&self) {
-        let (before, deadline) = (self.number(), Instant::now() + Duration::from_secs(10));
-        while self.number() <= before {
-            assert!(Instant::now() < deadline, "it does not count on");
-            sleep(Duration::from_millis(5));
-        }
+        let before = self.number();
+        wait_until("it counts on", || self.number() > before);
     }
 
     fn assert_stopped(&self) {
@@ -217,11 +216,7 @@ fn it_runs_on_when_the_one_who_holds_it_is_killed() {
         .stdout(Stdio::null())
         .spawn()
         .unwrap();
-    let deadline = Instant::now() + Duration::from_secs(20);
-    while !images.join("held").exists() {
-        assert!(Instant::now() < deadline, "the dump is not held");
-        sleep(Duration::from_millis(5));
-    }
+    wait_until("the dump is held", || images.join("held").exists());
     counter.assert_stopped();
     holder.kill().unwrap();
     holder.wait().unwrap();

@@ -189,11 +189,7 @@ fn one_copy_is_left(victim: Side) {
             // A receiver waits on if no source has connected, or if its source died after the
             // commit.
             let mut survivor = survivor;
-            let deadline = Instant::now() + Duration::from_secs(3);
-            while survivor.is_running() && Instant::now() < deadline {
-                std::thread::sleep(Duration::from_millis(10));
-            }
-            if survivor.is_running() {
+            if !survivor.ends_within(Duration::from_secs(3)) {
                 survivor.signal(Signal::SIGTERM);
             }
             pair.resolve_destination();

@@ -108,7 +108,7 @@ fn a_tree_that_changes_meanwhile_is_whole_in_the_end() {
         fs::create_dir(source.join(format!("d{name}"))).unwrap();
     }
     std::thread::scope(|scope| {
-        scope.spawn(|| {
+        let changing = scope.spawn(|| {
             let mut random = Random::new(4);
             while !stop.load(std::sync::atomic::Ordering::Relaxed) {
                 let dir = source.join(format!("d{}", random.below(50)));
@@ -131,7 +131,7 @@ fn a_tree_that_changes_meanwhile_is_whole_in_the_end() {
             (_, sent) = follow(&source, &destination, &sent);
         }
         stop.store(true, std::sync::atomic::Ordering::Relaxed);
-        std::thread::sleep(Duration::from_millis(100));
+        changing.join().unwrap();
         follow(&source, &destination, &sent);
     });
     assert_same(&source, &destination);

@@ -5,14 +5,13 @@ use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::signal::Signal;
 
 use super::apart::{Apart, WRITER, assert_gapless};
-use crate::common::COMMAND_LIMIT_DUR;
 use crate::common::pair::{Gate, Receiver, runs_on};
+use crate::common::{COMMAND_LIMIT_DUR, wait_within};
 use crate::tree::sample;
 
 /// A network that cuts the connection of the tree, the second one, as soon as `is_time` returns
@@ -70,10 +69,7 @@ fn a_cut_link_leaves_both_trees(id: &str, has_tree: bool) {
         let sender = apart.sending(&receiver, &slow);
         if in_the_freeze {
             let dumped = format!("{id}: dump ");
-            let until = Instant::now() + 2 * COMMAND_LIMIT_DUR;
-            while !sender.stderr().contains(&dumped) && Instant::now() < until {
-                std::thread::sleep(Duration::from_millis(20));
-            }
+            let _ = wait_within(2 * COMMAND_LIMIT_DUR, || sender.stderr().contains(&dumped));
             frozen.store(true, Ordering::Relaxed);
         }
         runs_on(sender.wait(), "the root file system cannot be sent");

@@ -52,8 +52,8 @@ fn nothing_is_made_where_an_image_s_dev_leads() {
     }
 }
 
-/// CVE-2025-52565. The terminal is mounted on `/dev/console`, and never on the target of a link that
-/// the image has there.
+/// CVE-2025-52565. The terminal is mounted on `/dev/console`, and never on the target of a link
+/// that the image has there.
 #[test]
 fn a_terminal_is_mounted_on_no_other_file() {
     const LOOK: &str = "grep devpts /proc/mounts | cut -d' ' -f2; stat -c %t /dev/console";
