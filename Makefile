@@ -18,7 +18,7 @@ BINARY     := $(TARGET_DIR)/release/rcm
 ASSETS     := $(TARGET_DIR)/assets
 SOURCES    := Cargo.toml Cargo.lock $(wildcard build.rs) $(shell find src -name '*.rs')
 # How the tests are run, see .config/nextest.toml: PROFILE=ci leaves a report for machines.
-NEXTEST    := $(CARGO) nextest run --locked --profile $(or $(PROFILE),default)
+NEXTEST    := tests/in-memory.sh $(CARGO) nextest run --locked --profile $(or $(PROFILE),default)
 # Tests that cannot run here say so in this file: the output of tests that pass is not shown.
 SKIP_LOG   := $(abspath $(TARGET_DIR))/skips.log
 MSRV       := $(shell sed -n 's/^rust-version *= *"\(.*\)"/\1/p' Cargo.toml)
