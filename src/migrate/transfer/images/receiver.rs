@@ -21,6 +21,7 @@ use crate::image::manifest::{ImageFile, Manifest, ManifestError, PIECE_BYTES, pi
 use crate::image::rounds;
 use crate::migrate::link::channel::{Channel, Patience, TransportError};
 use crate::sys::bell::Bell;
+use crate::sys::file::Failed;
 
 /// A connection that stops in the middle of a piece for so long is dead.
 const STALL_LIMIT_DUR: Duration = Duration::from_secs(30);
@@ -204,7 +205,7 @@ impl Arrivals {
         };
         // Zeros at the end were not written.
         file.set_len(entry.size_bytes)
-            .map_err(super::file("write", &path))?;
+            .map_err(Failed::to("write", &path))?;
         let mut digests = Vec::new();
         for offset in (0..pieces_of(entry.size_bytes)).map(|index| index * PIECE_BYTES) {
             let expected_bytes = PIECE_BYTES.min(entry.size_bytes - offset);
@@ -233,12 +234,12 @@ impl Shared {
         DirBuilder::new()
             .mode(0o700)
             .create(&dir)
-            .map_err(super::file("create", &dir))?;
+            .map_err(Failed::to("create", &dir))?;
         match rounds::parent(number) {
             None => Ok(()),
             Some(parent) => {
                 let link = dir.join(rounds::PARENT);
-                symlink(parent, &link).map_err(super::file("create", &link))
+                symlink(parent, &link).map_err(|error| Failed::to("create", &link)(error).into())
             }
         }
     }
@@ -306,7 +307,7 @@ impl Shared {
                         // Zeros stay a hole; the file has never had anything else there.
                         if chunk.wire_bytes > 0 {
                             file.write_all_at(raw, offset + done_bytes as u64)
-                                .map_err(super::file("write", &path))?;
+                                .map_err(Failed::to("write", &path))?;
                         }
                         done_bytes += raw.len();
                     }
@@ -340,7 +341,7 @@ impl Shared {
             .mode(0o600)
             .custom_flags(libc::O_NOFOLLOW)
             .open(&path)
-            .map_err(super::file("create", &path))?;
+            .map_err(Failed::to("create", &path))?;
         let file = Arc::new(file);
         arrivals.files.insert(name.to_owned(), Arc::clone(&file));
         Ok((file, path))

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use super::stream::{Incoming, Outgoing};
 use super::swap::{Placement, Targets};
-use super::{MAX_CONFIG_BYTES, Result, RootfsError, file, lift};
+use super::{MAX_CONFIG_BYTES, Result, RootfsError, lift};
 use crate::error::chain;
 use crate::image::tree::{Compression, Limits, TreePath, apply_noting, link_copy, take_inventory};
 use crate::migrate::link::channel::{Channel, Patience, TransportError};
@@ -19,6 +19,7 @@ use crate::migrate::transfer::images;
 use crate::migrate::wire::payload::Synced;
 use crate::migrate::wire::protocol::Message;
 use crate::sys::bell::Bell;
+use crate::sys::file::Failed;
 
 /// More than any file system has.
 const MAX_ENTRIES: u64 = 1 << 32;
@@ -157,10 +158,10 @@ fn receive(channel: &mut Channel, targets: &Targets, limit_bytes: u64) -> Result
     (&mut stream)
         .take(MAX_CONFIG_BYTES)
         .read_to_end(&mut config)
-        .map_err(file("receive", &targets.config_place))?;
+        .map_err(Failed::to("receive", &targets.config_place))?;
     stream.end()?;
     if let Some(path) = &targets.config {
-        fs::write(path, config).map_err(file("write", path))?;
+        fs::write(path, config).map_err(Failed::to("write", path))?;
     }
     if targets.is_diff {
         if let Some(old) = &targets.base {
@@ -169,7 +170,7 @@ fn receive(channel: &mut Channel, targets: &Targets, limit_bytes: u64) -> Result
         let nobody_counts = AtomicU64::new(0);
         let mut stream = Outgoing::new(channel, None, &nobody_counts);
         take_inventory(&targets.tree, &mut stream, Compression::Zstd).map_err(lift)?;
-        stream.flush().map_err(file("send", &targets.tree))?;
+        stream.flush().map_err(Failed::to("send", &targets.tree))?;
         stream.end(false)?;
     }
     let limits = Limits {

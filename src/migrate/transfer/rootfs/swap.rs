@@ -7,7 +7,7 @@ use std::path::{Component, Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::{CONFIG, Result, RootfsError, file};
+use super::{CONFIG, Result, RootfsError};
 use crate::error::chain;
 use crate::image::tree::{Slot, Staging, TreePath};
 use crate::migrate::record::journal::JournalRecord;
@@ -16,6 +16,7 @@ use crate::migrate::wire::id::{MigrationId, Side};
 use crate::migrate::wire::preamble::CarriedFile;
 use crate::migrate::wire::rootfs::RootfsWay;
 use crate::sys::beneath::Dir;
+use crate::sys::file::Failed;
 use crate::sys::file::write_atomic;
 
 /// A bundle and a tree that are not in their places before they are whole, and that make way again for what was there before unless they are kept.
@@ -106,7 +107,7 @@ impl Placement {
             made,
         };
         let text = serde_json::to_vec_pretty(&record).unwrap_or_default();
-        write_atomic(&record_path, &text, 0o600).map_err(file("write", &record_path))?;
+        write_atomic(&record_path, &text, 0o600).map_err(Failed::to("write", &record_path))?;
         // Dropped, it undoes what was done of the rest.
         let mut placement = Self {
             record_path,
@@ -124,7 +125,7 @@ impl Placement {
             DirBuilder::new()
                 .mode(0o711)
                 .create(dir)
-                .map_err(file("create", dir))?;
+                .map_err(Failed::to("create", dir))?;
         }
         placement.tree = Some(Staging::create_tree(tree)?);
         placement.config = config.map(Staging::create).transpose()?;
@@ -187,7 +188,7 @@ impl Placement {
         for path in paths.chain(above.map(Path::to_path_buf)) {
             File::open(&path)
                 .and_then(|opened| opened.sync_all())
-                .map_err(file("sync", &path))?;
+                .map_err(Failed::to("sync", &path))?;
         }
         Ok(())
     }
@@ -247,7 +248,7 @@ pub fn settle(root: &Path, journal: &JournalRecord) -> Result<()> {
     let text = match fs::read(&path) {
         Ok(text) => text,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(file("read", &path)(error)),
+        Err(error) => return Err(Failed::to("read", &path)(error).into()),
     };
     let record: Record = serde_json::from_slice(&text).map_err(|_| RootfsError::Invalid {
         reason: "the record of what was placed is damaged",
@@ -278,9 +279,10 @@ fn unpack(carried: &[CarriedFile], dir: &Path) -> Result<()> {
         }
         .and_then(|()| chown(&path, Some(one.uid), Some(one.gid)))
         .and_then(|()| fs::set_permissions(&path, Permissions::from_mode(one.mode & 0o7777)))
-        .map_err(file("create", &path))?;
+        .map_err(Failed::to("create", &path))?;
     }
-    fs::set_permissions(dir, Permissions::from_mode(0o755)).map_err(file("create", dir))
+    fs::set_permissions(dir, Permissions::from_mode(0o755))
+        .map_err(|error| Failed::to("create", dir)(error).into())
 }
 
 /// The directories up to `path` that do not exist, from above.
@@ -296,7 +298,9 @@ fn missing(path: &Path) -> Vec<PathBuf> {
 
 fn forget(path: &Path) -> Result<()> {
     match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(file("remove", path)(error)),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(Failed::to("remove", path)(error).into())
+        }
         _ => Ok(()),
     }
 }
@@ -304,5 +308,5 @@ fn forget(path: &Path) -> Result<()> {
 fn sync(path: &Path) -> Result<()> {
     Dir::open(path)
         .and_then(|dir| dir.sync_file_system())
-        .map_err(file("sync", path))
+        .map_err(|error| Failed::to("sync", path)(error).into())
 }
