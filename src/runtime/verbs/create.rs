@@ -199,7 +199,7 @@ fn set_up(
         container,
         spec,
         notify_path: &notify_path,
-        console: delivery.engine_end(),
+        console: delivery.libcontainer_end(),
         preserve_fds: request.preserve_fds,
     };
     let first = First {

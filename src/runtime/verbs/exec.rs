@@ -97,7 +97,7 @@ pub fn exec(container: &Container, mut request: ExecRequest) -> Result<Executed>
         container,
         spec,
         notify_path: &start.socket_path,
-        console: delivery.engine_end(),
+        console: delivery.libcontainer_end(),
         preserve_fds: request.preserve_fds,
     };
     let joining = Joining {

@@ -78,7 +78,7 @@ impl HeldCheckpoint {
     ///
     /// # Errors
     /// [`Error::Network`](crate::runtime::Error::Network).
-    pub fn leave_barrier(&mut self) -> Result<()> {
+    pub fn leave_lock(&mut self) -> Result<()> {
         let held = self.held.as_mut();
         match held.and_then(|held| held.notify_mut().departure.as_ref()) {
             Some(departure) => departure.leave(&self.container),
@@ -91,7 +91,7 @@ impl HeldCheckpoint {
             release_freezer(held.notify_mut());
             // Before CRIU lets the sockets go: each then asks its peer what it has missed.
             if let Some(departure) = held.notify_mut().departure.take() {
-                departure.open();
+                departure.unlock();
             }
             let stages = held.refuse();
             thaw_after(&stages.cgroup, stages.paused, self.container.id());

@@ -60,7 +60,7 @@ impl Stages {
     fn find_files(&mut self) -> Result<Reply, CallbackError> {
         // CRIU has stopped the tasks itself and thawed the cgroup.
         self.guard = None;
-        let processes = self.bar_ends()?;
+        let processes = self.lock_ends()?;
         let (external, files) = host_file::find(self.init, &processes)?;
         self.details.files = files;
         self.details.write(&self.images)?;
@@ -68,13 +68,13 @@ impl Stages {
     }
 
     /// Returns the processes, which stand still.
-    fn bar_ends(&mut self) -> Result<Vec<Pid>, CallbackError> {
+    fn lock_ends(&mut self) -> Result<Vec<Pid>, CallbackError> {
         let processes = match self.cgroup.pids()? {
             none if none.is_empty() => vec![self.init],
             processes => processes,
         };
         if let Some(departure) = &mut self.departure {
-            self.details.tcp_ends = departure.bar_ends(&processes)?;
+            self.details.tcp_ends = departure.lock_ends(&processes)?;
         }
         Ok(processes)
     }
@@ -102,11 +102,11 @@ impl Notify for Stages {
         match notification {
             Notification::PreDump => {
                 if let Some(departure) = &self.departure {
-                    departure.bar()?;
+                    departure.lock()?;
                 }
                 self.freeze()?;
                 if !self.asks_for_files {
-                    self.bar_ends()?;
+                    self.lock_ends()?;
                     self.details.write(&self.images)?;
                 }
             }

@@ -35,7 +35,7 @@ impl Stages {
             sys::network::bring_loopback_up(Pid::from_raw(pid))?;
         }
         // Before the hooks, which may connect it.
-        self.arrival.bar(Pid::from_raw(pid))?;
+        self.arrival.lock(Pid::from_raw(pid))?;
         let mut container = self.container.clone();
         container.record_mut().init = Some(ProcessId::of(Pid::from_raw(pid))?);
         for kind in ["prestart", "createRuntime"] {
