@@ -12,10 +12,11 @@ use serde_json::Value;
 
 use super::outgoing::bind_mounts;
 use crate::engines::detect;
+use crate::migrate::source::offer::Bundle;
 use crate::migrate::unix_sockets::is_bind;
 use crate::migrate::wire::finding::Finding;
 use crate::migrate::wire::id::Side;
-use crate::migrate::wire::preamble::{CarriedFile, Preamble};
+use crate::migrate::wire::preamble::CarriedFile;
 use crate::runtime::Container;
 
 /// The bundles of containers that were an engine's.
@@ -106,14 +107,17 @@ impl Luggage {
         })
     }
 
-    /// Has the destination prepare for the container as it will be.
-    pub fn declare(&self, preamble: &mut Preamble) {
-        // A spec that was parsed can be written.
-        preamble.spec = serde_json::to_value(&self.spec).unwrap_or_default();
-        preamble.bind_mounts = bind_mounts(&self.spec, &self.bundle);
-        preamble.rootfs = self.bundle.join(ROOTFS);
-        preamble.bundle.clone_from(&self.bundle);
-        preamble.carried.clone_from(&self.files);
+    /// Returns the bundle that the destination makes.
+    #[must_use]
+    pub fn bundle(&self) -> Bundle {
+        Bundle {
+            path: self.bundle.clone(),
+            rootfs: self.bundle.join(ROOTFS),
+            // A spec that was parsed can be written.
+            spec: serde_json::to_value(&self.spec).unwrap_or_default(),
+            bind_mounts: bind_mounts(&self.spec, &self.bundle),
+            carried: self.files.clone(),
+        }
     }
 
     /// The bundle's `config.json`.
