@@ -99,7 +99,7 @@ impl HostFile {
             _ => return Ok(()),
         }
         tracing::warn!(
-            "{}, which the container had open, is missing and made anew",
+            "the file {}, which the container had open, is missing: creating it",
             self.path.display()
         );
         OpenOptions::new()
