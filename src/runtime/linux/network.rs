@@ -100,9 +100,10 @@ impl Departure {
     /// Locks the network namespace. This must come before the freeze: a connection that arrives
     /// after it and is not accepted any more would make the dump fail.
     pub(crate) fn lock(&self) -> io::Result<()> {
-        match self.is_host {
-            true => Ok(()),
-            false => self.lock.lock(Reach::Everything),
+        if self.is_host {
+            Ok(())
+        } else {
+            self.lock.lock(Reach::Everything)
         }
     }
 
@@ -125,9 +126,10 @@ impl Departure {
     /// dies.
     pub(crate) fn leave(&self, container: &Container) -> Result<()> {
         let path = left_lock_file(container);
-        let reach = match self.is_host {
-            true => Reach::Ends(&self.ends),
-            false => Reach::Everything,
+        let reach = if self.is_host {
+            Reach::Ends(&self.ends)
+        } else {
+            Reach::Everything
         };
         // The file comes before the lock: if rcm dies in between, a file without a lock is
         // harmless, but a lock without a file would be forgotten.

@@ -102,7 +102,8 @@ pub struct Group {
 }
 
 impl Group {
-    /// Returns the group of the container `id`; `None` if its spec names no RDT or the host has none.
+    /// Returns the group of the container `id`; `None` if its spec names no RDT or the host has
+    /// none.
     #[must_use]
     pub fn of(spec: &Spec, id: &str) -> Option<Self> {
         let rdt = spec.linux().as_ref()?.intel_rdt().as_ref()?;

@@ -30,9 +30,10 @@ pub(crate) fn validate(seccomp: &LinuxSeccomp) -> Result<(), InvalidSeccomp> {
         rule.action() == LinuxSeccompAction::ScmpActNotify
             && rule.names().iter().any(|name| name == "write")
     });
-    match asks_about_write {
-        true => Err(InvalidSeccomp::NotifyOfWrite),
-        false => Ok(()),
+    if asks_about_write {
+        Err(InvalidSeccomp::NotifyOfWrite)
+    } else {
+        Ok(())
     }
 }
 

@@ -55,11 +55,12 @@ pub(crate) fn wait_within(dir: &Path, id: &str, limit_dur: Duration) -> Result<(
     let Ok(criu_process) = serde_json::from_slice::<ProcessId>(&text) else {
         return Ok(());
     };
-    match criu_process.wait_until_gone(limit_dur) {
-        true => Ok(()),
-        false => Err(Error::CriuAtWork {
+    if criu_process.wait_until_gone(limit_dur) {
+        Ok(())
+        } else {
+        Err(Error::CriuAtWork {
             id: id.to_owned(),
-            pid: criu_process.pid,
+            pid: criu_process.pid
         }),
     }
 }

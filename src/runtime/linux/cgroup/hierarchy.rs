@@ -94,9 +94,10 @@ pub(super) fn resolve(membership: &str, hierarchies: &[Hierarchy]) -> BTreeMap<S
             // A process in the root group of a hierarchy was never moved there, so that group is
             // not the container's.
             if dir != hierarchy.mount_point {
-                let key = match controller.is_empty() && has_v1_controllers {
-                    true => UNIFIED,
-                    false => controller,
+                let key = if controller.is_empty() && has_v1_controllers {
+                    UNIFIED
+                } else {
+                    controller
                 };
                 paths.insert(key.to_owned(), dir);
             }

@@ -35,9 +35,10 @@ impl Cgroup {
         for (controller, sub) in subs {
             let unknown = || CgroupError::UnknownController {
                 controller: controller.clone(),
-                known: match self.is_v2() {
-                    true => String::new(),
-                    false => self.paths.keys().cloned().collect::<Vec<_>>().join(","),
+                known: if self.is_v2() {
+                    String::new()
+                } else {
+                    self.paths.keys().cloned().collect::<Vec<_>>().join(",")
                 },
             };
             if controller.is_empty() {
@@ -200,9 +201,10 @@ fn is_permission(error: &CgroupError) -> bool {
 /// Returns whether this user may make the directory, or move processes into it if it exists.
 fn may_make(dir: &Path) -> bool {
     let procs = dir.join(PROCS_FILE);
-    let changed = match procs.exists() {
-        true => Some(procs.as_path()),
-        false => dir.ancestors().find(|dir| dir.exists()),
+    let changed = if procs.exists() {
+        Some(procs.as_path())
+    } else {
+        dir.ancestors().find(|dir| dir.exists())
     };
     changed.is_some_and(|path| nix::unistd::access(path, AccessFlags::W_OK).is_ok())
 }

@@ -75,9 +75,10 @@ pub enum CgroupError {
     /// A group was requested in a hierarchy that the container is not in.
     #[error(
         "unknown controller {controller} in --cgroup: {}",
-        match known.is_empty() {
-            true => "on cgroup v2 one path for all controllers can be given, without a prefix".to_owned(),
-            false => format!("the container's are {known}"),
+        if known.is_empty() {
+            "on cgroup v2 one path for all controllers can be given, without a prefix".to_owned()
+        } else {
+            format!("the container's are {known}")
         }
     )]
     UnknownController {

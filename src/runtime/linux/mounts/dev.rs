@@ -111,9 +111,10 @@ impl BoundDev {
         let attach = || {
             let mut below = Vec::with_capacity(self.below.len());
             for path in self.below {
-                let kind = match path.is_dir() {
-                    true => FileKind::Directory,
-                    false => FileKind::File,
+                let kind = if path.is_dir() {
+                    FileKind::Directory
+                } else {
+                    FileKind::File
                 };
                 below.push((Tree::copy(&path, Scope::Recursive)?, path, kind));
             }

@@ -75,9 +75,10 @@ pub(super) fn ranges(mappings: Option<&Vec<LinuxIdMapping>>) -> Vec<IdRange> {
 }
 
 pub(super) fn scope(recursive: bool) -> Scope {
-    match recursive {
-        true => Scope::Recursive,
-        false => Scope::Top,
+    if recursive {
+        Scope::Recursive
+    } else {
+        Scope::Top
     }
 }
 

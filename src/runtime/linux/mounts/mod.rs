@@ -69,9 +69,10 @@ pub fn validate(mount: &Mount, spec: &Spec, namespaces: &Namespaces) -> Result<(
         return Err(InvalidMount::MappedRootless);
     }
     mapping(mount, &options, spec, namespaces)?;
-    match namespaces.has(LinuxNamespaceType::Mount) {
-        true => Ok(()),
-        false => Err(InvalidMount::MappedOnHost),
+    if namespaces.has(LinuxNamespaceType::Mount) {
+        Ok(())
+    } else {
+        Err(InvalidMount::MappedOnHost)
     }
 }
 

@@ -265,9 +265,10 @@ impl Options {
         } else {
             libc::MOUNT_ATTR_RELATIME
         };
-        match self.set.contains(MsFlags::MS_NODIRATIME) {
-            true => time | libc::MOUNT_ATTR_NODIRATIME,
-            false => time,
+        if self.set.contains(MsFlags::MS_NODIRATIME) {
+            time | libc::MOUNT_ATTR_NODIRATIME
+        } else {
+            time
         }
     }
 

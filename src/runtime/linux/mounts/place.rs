@@ -59,9 +59,10 @@ pub(super) fn settle(mounts: &mut [Mount], index: usize, spec: &Spec) {
     // The prefix of the destination that corresponds to `base`: the destination without `below`.
     let destination = Path::new("/").join(mounts[index].destination());
     let depth = below.components().filter(is_name).count();
-    let cover = match base == *rootfs {
-        true => Path::new("/"),
-        false => destination.ancestors().nth(depth).unwrap_or(Path::new("/")),
+    let cover = if base == *rootfs {
+        Path::new("/")
+    } else {
+        destination.ancestors().nth(depth).unwrap_or(Path::new("/"))
     };
     if let Ok(settled) = root.resolve_missing(&below) {
         let settled = cover.join(settled.strip_prefix("/").unwrap_or(&settled));

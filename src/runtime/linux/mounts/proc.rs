@@ -60,10 +60,11 @@ fn check(mount: &MountInfo, proc: &Path, is_hosts: bool) -> Result<()> {
             _ => Err(StageError::NotProc),
         };
     }
-    match is_hosts || REPLACED.iter().any(|name| below == Path::new(name)) {
-        true => Ok(()),
-        false => Err(StageError::InsideProc {
-            destination: Path::new("/proc").join(below),
+    if is_hosts || REPLACED.iter().any(|name| below == Path::new(name)) {
+        Ok(())
+        } else {
+        Err(StageError::InsideProc {
+            destination: Path::new("/proc").join(below)
         }),
     }
 }

@@ -60,9 +60,10 @@ impl Prepared {
             if ids.is_none() && !own_user {
                 continue;
             }
-            let source = match below.as_os_str().is_empty() {
-                true => bind.source.clone(),
-                false => bind.source.join(below),
+            let source = if below.as_os_str().is_empty() {
+                bind.source.clone()
+            } else {
+                bind.source.join(below)
             };
             let tree =
                 Tree::copy(&source, Scope::Top).map_err(failed(bind.mount, "copy the mount"))?;

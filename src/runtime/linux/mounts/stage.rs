@@ -110,9 +110,10 @@ impl Stage {
             .into_iter()
             .map(|(_, mount, options, staged)| (mount, options, staged))
             .collect();
-        let stage = match all.is_empty() {
-            true => None,
-            false => Some(Self::build(spec, namespaces, all)?),
+        let stage = if all.is_empty() {
+            None
+        } else {
+            Some(Self::build(spec, namespaces, all)?)
         };
         mounts.iter_mut().for_each(translate);
         spec.set_mounts(Some(mounts));

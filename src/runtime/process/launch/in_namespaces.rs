@@ -67,9 +67,10 @@ fn enter(pid: Pid, dir: &Path) -> Result<()> {
     // The user namespace that owns the others gives rights over them. Root has these rights before
     // it enters the user namespace, and loses them in it; so it enters it last. Others gain them
     // there, and enter it first.
-    let kinds = match geteuid().is_root() {
-        true => [&NAMESPACES[..], &[USER]].concat(),
-        false => [&[USER], &NAMESPACES[..]].concat(),
+    let kinds = if geteuid().is_root() {
+        [&NAMESPACES[..], &[USER]].concat()
+    } else {
+        [&[USER], &NAMESPACES[..]].concat()
     };
     // All are opened before one is entered, because the container's /proc may be another one.
     let mut others = Vec::with_capacity(kinds.len());

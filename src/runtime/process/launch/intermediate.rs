@@ -56,9 +56,10 @@ impl Intermediate<'_> {
         }
         // The cgroup comes before all namespaces. The group becomes the root of a cgroup namespace,
         // and in a user namespace this process may not join it any more.
-        self.outer.entry.enter(Pid::this()).map_err(match is_init {
-            true => LaunchError::Cgroup,
-            false => LaunchError::JoinCgroup,
+        self.outer.entry.enter(Pid::this()).map_err(if is_init {
+            LaunchError::Cgroup
+        } else {
+            LaunchError::JoinCgroup
         })?;
         match affinity {
             Some(affinity) => {

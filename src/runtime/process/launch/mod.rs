@@ -2,20 +2,21 @@
 //! one, which forks the container's.
 //!
 //! ```text
-//! rcm ──fork──▶ intermediate ──fork (a sibling)──▶ libcontainer's container_init_process
-//!  │               │                                │
-//!  │               joins the cgroup                 │
-//!  │◀── mappings? ─makes the user namespace         │
-//!  │ writes them ─▶│                                │
-//!  │◀── pid ───────ends                             makes the namespaces, mounts
-//!  │◀── now? ───────────────────────────────────────│
-//!  │ hooks ────────────────────────────────────────▶│ changes the root, ...
-//!  │◀── ready ──────────────────────────────────────│ waits for the start
+//! rcm --fork--> intermediate --fork (a sibling)--> libcontainer's container_init_process
+//!  |               |                                |
+//!  |               joins the cgroup                 |
+//!  |<-- mappings? -makes the user namespace         |
+//!  | writes them ->|                                |
+//!  |<-- pid -------ends                             makes the namespaces, mounts
+//!  |<-- now? ---------------------------------------|
+//!  | hooks ---------------------------------------->| changes the root, ...
+//!  |<-- ready --------------------------------------| waits for the start
 //! ```
 //!
 //! libcontainer has all three processes. rcm uses only the inner one, which does nearly all of the
 //! work. libcontainer's outer processes join every cgroup or fail, know only one path for all
-//! hierarchies, and do not report which hook failed and its output. The channels are libcontainer's.
+//! hierarchies, and do not report which hook failed, nor its output. The channels are
+//! libcontainer's.
 
 use std::fs;
 use std::io;
