@@ -302,7 +302,9 @@ pub enum Error {
         path: PathBuf,
     },
     /// CRIU cannot join a namespace of this kind.
-    #[error("cannot restore into an existing {kind} namespace: CRIU cannot join namespaces of this kind")]
+    #[error(
+        "cannot restore into an existing {kind} namespace: CRIU cannot join namespaces of this kind"
+    )]
     UnsupportedNamespace {
         /// Kind of the namespace.
         kind: oci_spec::runtime::LinuxNamespaceType,

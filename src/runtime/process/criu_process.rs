@@ -57,11 +57,11 @@ pub(crate) fn wait_within(dir: &Path, id: &str, limit_dur: Duration) -> Result<(
     };
     if criu_process.wait_until_gone(limit_dur) {
         Ok(())
-        } else {
+    } else {
         Err(Error::CriuAtWork {
             id: id.to_owned(),
-            pid: criu_process.pid
-        }),
+            pid: criu_process.pid,
+        })
     }
 }
 

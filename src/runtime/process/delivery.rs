@@ -83,7 +83,8 @@ impl<'a> Delivery<'a> {
             stdio::give_to_user(pid, uid)?;
         }
         if let Some(socket) = self.pidfd_socket {
-            let pidfd = sys::process::pidfd_open(pid).map_err(Error::system(subject.open_action()))?;
+            let pidfd =
+                sys::process::pidfd_open(pid).map_err(Error::system(subject.open_action()))?;
             sys::socket::send_fd(socket.as_fd(), b"pidfd", pidfd.as_fd())
                 .map_err(Error::system("send the pidfd"))?;
         }

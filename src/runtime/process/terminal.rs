@@ -27,7 +27,8 @@ impl Console {
     /// # Errors
     /// Those of socketpair(2).
     pub fn new() -> Result<Self> {
-        let (ours, libcontainer) = sys::socket::pair().map_err(Error::system("make a console socket"))?;
+        let (ours, libcontainer) =
+            sys::socket::pair().map_err(Error::system("make a console socket"))?;
         Ok(Self { ours, libcontainer })
     }
 

@@ -62,10 +62,10 @@ fn check(mount: &MountInfo, proc: &Path, is_hosts: bool) -> Result<()> {
     }
     if is_hosts || REPLACED.iter().any(|name| below == Path::new(name)) {
         Ok(())
-        } else {
+    } else {
         Err(StageError::InsideProc {
-            destination: Path::new("/proc").join(below)
-        }),
+            destination: Path::new("/proc").join(below),
+        })
     }
 }
 

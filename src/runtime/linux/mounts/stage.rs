@@ -90,7 +90,9 @@ impl Stage {
                 all.push((index, mounts[index].clone(), options, staged));
             }
         }
-        let is_needed = all.iter().any(|(.., staged)| matches!(staged, Staged::Made(_)));
+        let is_needed = all
+            .iter()
+            .any(|(.., staged)| matches!(staged, Staged::Made(_)));
         if !all.is_empty()
             && let Err(error) = make_place()
         {

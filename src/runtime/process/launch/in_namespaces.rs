@@ -31,7 +31,11 @@ const USER: (&str, CloneFlags) = ("user", CloneFlags::CLONE_NEWUSER);
 ///
 /// # Errors
 /// [`LaunchError::InNamespaces`].
-pub(crate) fn run_in_namespaces(pid: Pid, dir: &Path, work: impl FnOnce() -> Result<()>) -> Result<()> {
+pub(crate) fn run_in_namespaces(
+    pid: Pid,
+    dir: &Path,
+    work: impl FnOnce() -> Result<()>,
+) -> Result<()> {
     let pipe = |source: io::Error| {
         LaunchError::File(Failed {
             action: "make",
