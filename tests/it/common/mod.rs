@@ -54,7 +54,8 @@ pub fn wait_until(what: &str, condition: impl FnMut() -> bool) {
 
 /// Asks until the answer is yes, for at most `limit_dur`. Returns whether it was.
 ///
-/// The pauses grow to a hundredth of the time that has passed, at least 5 ms: many conditions execute a program.
+/// The pauses grow to a hundredth of the time that has passed, at least 5 ms: many conditions
+/// execute a program.
 #[must_use]
 pub fn wait_within(limit_dur: Duration, mut condition: impl FnMut() -> bool) -> bool {
     let began = Instant::now();
