@@ -61,8 +61,8 @@ impl<'a> Delivery<'a> {
         self.console.as_ref().map(Console::engine_end)
     }
 
-    /// Delivers everything that was requested of the process `pid`, called `what` in messages. Returns
-    /// the terminal if no socket gets it.
+    /// Delivers everything that was requested of the process `pid`, called `what` in messages.
+    /// Returns the terminal if no socket gets it.
     ///
     /// # Errors
     /// The first end that could not be delivered.

@@ -40,7 +40,8 @@ pub(crate) struct Launch<'a> {
     pub spec: Spec,
     /// Socket at which the process waits to be started.
     pub notify_path: &'a Path,
-    /// Socket to which the library sends the terminal's master; the process gets a terminal if there is one.
+    /// Socket to which the library sends the terminal's master; the process gets a terminal if
+    /// there is one.
     pub console: Option<&'a OwnedFd>,
     /// Number of descriptors after stderr that stay open.
     pub preserve_fds: i32,
@@ -63,8 +64,8 @@ pub(crate) struct Joining<'a> {
 }
 
 impl First<'_> {
-    /// Forks the process, sets everything up and leaves it waiting at its notify socket. Afterwards the bundle
-    /// is the working directory of this process.
+    /// Forks the process, sets everything up and leaves it waiting at its notify socket. Afterwards
+    /// the bundle is the working directory of this process.
     ///
     /// # Errors
     /// The deepest known cause, as one sentence.
@@ -72,16 +73,16 @@ impl First<'_> {
         let container = launch.container;
         let namespaces = self.namespaces;
         let _undumpable = Undumpable::enter();
-        // Needs the host's root and rights, so it comes before any namespace is made. The stage must live
-        // until the process has entered it.
+        // Needs the host's root and rights, so it comes before any namespace is made. The stage
+        // must live until the process has entered it.
         let (dev, _stage) = prepare_mounts(&mut launch.spec, namespaces)
             .map_err(|error| format!("error during container init: {}", chain(&error)))?;
         let user_ns_config =
             UserNamespaceConfig::new(&launch.spec).map_err(|error| chain(&error))?;
         let listener = listen(&launch)?;
         let hooks = launch.spec.hooks().clone().unwrap_or_default();
-        // rcm runs the hooks. With hooks, even an empty list, the library waits at the point where the
-        // outer ones must run.
+        // rcm runs the hooks. With hooks, even an empty list, the library waits at the point where
+        // the outer ones must run.
         launch.spec.set_hooks(Some(Hooks::default()));
         let start_hooks = hooks.start_container().clone().unwrap_or_default();
         let created = hook_state(container, Status::Created).state;
@@ -125,8 +126,8 @@ impl First<'_> {
 }
 
 impl Joining<'_> {
-    /// Forks the process, puts it into the container and leaves it waiting at its notify socket. Afterwards
-    /// the bundle is the working directory of this process.
+    /// Forks the process, puts it into the container and leaves it waiting at its notify socket.
+    /// Afterwards the bundle is the working directory of this process.
     ///
     /// # Errors
     /// The deepest known cause, as one sentence.
@@ -195,16 +196,18 @@ impl Parts {
     }
 }
 
-/// Makes the socket at which the process waits to be started, in the bundle as the working directory.
+/// Makes the socket at which the process waits to be started, in the bundle as the working
+/// directory.
 fn listen(launch: &Launch) -> Result<NotifyListener, String> {
-    // As runc. The library makes the socket in another directory and comes back, but this user need not have
-    // the right to enter the directory where the command was given. If the bundle is gone, it has to do.
+    // As runc. The library makes the socket in another directory and comes back, but this user need
+    // not have the right to enter the directory where the command was given. If the bundle is gone,
+    // it has to do.
     let _ = nix::unistd::chdir(launch.container.bundle());
     NotifyListener::new(launch.notify_path).map_err(|error| chain(&error))
 }
 
-/// Starts the process. A failure is told with the library's first error event, which comes from whichever of the
-/// three processes has failed.
+/// Starts the process. A failure is told with the library's first error event, which comes from
+/// whichever of the three processes has failed.
 fn run(
     outer: &Outer,
     spec: &Spec,
@@ -240,8 +243,9 @@ fn finish_mounts(
     mounts::finish(pid, spec, namespaces)
 }
 
-/// Takes the existing network and IPC namespaces out of a spec with a user namespace, to be joined before that: it need not be their owner, and then
-/// gives no right to it. The engine joins them afterwards.
+/// Takes the existing network and IPC namespaces out of a spec with a user namespace, to be joined
+/// before that: it need not be their owner, and then gives no right to it. The engine joins them
+/// afterwards.
 fn take_foreign(spec: &mut Spec, namespaces: &Namespaces) -> Vec<LinuxNamespace> {
     let is_foreign = |namespace: &LinuxNamespace| {
         matches!(
@@ -269,7 +273,8 @@ fn take_foreign(spec: &mut Spec, namespaces: &Namespaces) -> Vec<LinuxNamespace>
     foreign
 }
 
-/// The container's groups and limits. Without privileges the limits are not the engine's business: it would insist on device rules, too.
+/// The container's groups and limits. Without privileges the limits are not the engine's business:
+/// it would insist on device rules, too.
 fn first_entry<'a>(container: &Container, spec: &'a Spec, lenient: bool) -> Entry<'a> {
     let record = container.record();
     Entry::Make(Making {
@@ -280,8 +285,8 @@ fn first_entry<'a>(container: &Container, spec: &'a Spec, lenient: bool) -> Entr
     })
 }
 
-/// Makes the working directory where neither the image nor a mount has it, as runc does. One that cannot be made is reported when it cannot be
-/// entered.
+/// Makes the working directory where neither the image nor a mount has it, as runc does. One that
+/// cannot be made is reported when it cannot be entered.
 fn make_working_directory(container: &Container, spec: &Spec, pid: Pid) {
     let Some(process) = spec.process() else {
         return;
@@ -322,7 +327,8 @@ fn bring_loopback_up(container: &Container, pid: Pid) -> Result<(), LaunchError>
     })
 }
 
-/// Runs the hooks of a creation; the container's namespaces and mounts are there, its root is still the host's.
+/// Runs the hooks of a creation; the container's namespaces and mounts are there, its root is still
+/// the host's.
 fn run_creation_hooks(
     container: &Container,
     hooks: &Hooks,
@@ -358,7 +364,8 @@ fn run_creation_hooks(
     })
 }
 
-/// The deepest cause of a failure: runc's sentence where the executor refused, else the first error that the engine logged.
+/// The deepest cause of a failure: runc's sentence where the executor refused, else the first error
+/// that the engine logged.
 fn reason(capture: &mut ErrorCapture, error: &LaunchError, spec: &Spec) -> String {
     let flat = chain(error);
     // The engine's own wrapping of what rcm's executor said.
@@ -381,7 +388,8 @@ fn reason(capture: &mut ErrorCapture, error: &LaunchError, spec: &Spec) -> Strin
     }
 }
 
-/// runc's sentence for a working directory that cannot be entered. The engine names the error number only.
+/// runc's sentence for a working directory that cannot be entered. The engine names the error
+/// number only.
 fn chdir(failure: &str, spec: &Spec) -> String {
     let cwd = spec.process().as_ref().map(Process::cwd);
     let errno = [
@@ -434,9 +442,9 @@ pub(crate) fn hook_state(container: &Container, status: Status) -> EngineContain
     }
 }
 
-/// Makes this process undumpable until dropped. Every namespace that is joined or made could otherwise look into
-/// this process before it has dropped the host's descriptors and rights (ptrace(2), `PTRACE_MODE`;
-/// CVE-2016-9962).
+/// Makes this process undumpable until dropped. Every namespace that is joined or made could
+/// otherwise look into this process before it has dropped the host's descriptors and rights
+/// (ptrace(2), `PTRACE_MODE`; CVE-2016-9962).
 struct Undumpable {
     former: bool,
 }
@@ -455,7 +463,8 @@ impl Drop for Undumpable {
     }
 }
 
-/// Gives this process the container's OOM score while children inherit it, and its own back when dropped.
+/// Gives this process the container's OOM score while children inherit it, and its own back when
+/// dropped.
 struct OomScore {
     former: String,
 }

@@ -10,8 +10,9 @@ use nix::unistd::{Pid, Uid, chown};
 
 use crate::runtime::error::{Error, Result};
 
-/// Gives the standard streams of the process `pid` to its user, `uid` within the container, so that it can open them again by name
-/// (`/dev/stderr`). As runc does; the group stays, and so does `/dev/null`.
+/// Gives the standard streams of the process `pid` to its user, `uid` within the container, so that
+/// it can open them again by name (`/dev/stderr`). As runc does; the group stays, and so does
+/// `/dev/null`.
 ///
 /// In a user namespace only what belongs to one of the container's users is given.
 ///
@@ -47,8 +48,8 @@ pub(crate) fn give_to_user(pid: Pid, uid: u32) -> Result<()> {
     Ok(())
 }
 
-/// Returns the targets of a process's stdin, stdout and stderr; `/dev/null` for one that cannot be read,
-/// as runc has it.
+/// Returns the targets of a process's stdin, stdout and stderr; `/dev/null` for one that cannot be
+/// read, as runc has it.
 pub(crate) fn descriptors(pid: Pid) -> Vec<String> {
     (0..3)
         .map(|fd| {
@@ -70,7 +71,8 @@ pub(crate) fn duplicate(stream: BorrowedFd) -> Result<OwnedFd> {
         .map_err(Error::file("copy a descriptor", "/proc/self/fd"))
 }
 
-/// The ranges of a `uid_map`: the first id inside, the first outside, how many (user_namespaces(7)).
+/// The ranges of a `uid_map`: the first id inside, the first outside, how many
+/// (user_namespaces(7)).
 fn ranges(map: &str) -> impl Iterator<Item = (u32, u32, u32)> {
     map.lines().filter_map(|line| {
         let mut fields = line.split_whitespace().map(str::parse);

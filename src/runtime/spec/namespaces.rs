@@ -15,8 +15,8 @@ pub enum Namespace<'a> {
     Joined(&'a Path),
 }
 
-/// Namespaces of a container, by kind. They are read once from the spec, before parts of the spec are
-/// replaced for the engine.
+/// Namespaces of a container, by kind. They are read once from the spec, before parts of the spec
+/// are replaced for the engine.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Namespaces {
     /// The kinds that the spec lists, with the path of an existing namespace.

@@ -1,17 +1,20 @@
 //! Dumping a container.
 //!
-//! [`begin`] stops the container and writes its images, and [`HeldCheckpoint`] decides what becomes of it: a plain `checkpoint` commits at once, a
-//! migration ships the images first.
+//! [`begin`] stops the container and writes its images, and [`HeldCheckpoint`] decides what becomes
+//! of it: a plain `checkpoint` commits at once, a migration ships the images first.
 //!
 //! # Freezing
 //!
-//! CRIU's own way to freeze a cgroup looks every 100 ms whether it is done. So rcm freezes it, when CRIU reports that its start-up is over, and CRIU
-//! finds it frozen. But CRIU then also freezes it again when it lets the tasks go, and if rcm has been killed nobody would thaw it. Two things keep a
-//! container from staying frozen so:
+//! CRIU's own way to freeze a cgroup looks every 100 ms whether it is done. So rcm freezes it, when
+//! CRIU reports that its start-up is over, and CRIU finds it frozen. But CRIU then also freezes it
+//! again when it lets the tasks go, and if rcm has been killed nobody would thaw it. Two things
+//! keep a container from staying frozen so:
 //!
-//! * CRIU gets the freezer's directory as `/proc/PID/fd/N` of this process. When rcm is dead the path is, too, and CRIU cannot freeze again.
-//!   (Its result is not looked at, criu/seize.c `pstree_switch_state`.)
-//! * Until CRIU has stopped the tasks itself and thawed the cgroup, a [`ThawGuard`] thaws if rcm dies.
+//! * CRIU gets the freezer's directory as `/proc/PID/fd/N` of this process. When rcm is dead the
+//!   path is, too, and CRIU cannot freeze again. (Its result is not looked at, criu/seize.c
+//!   `pstree_switch_state`.)
+//! * Until CRIU has stopped the tasks itself and thawed the cgroup, a
+//!   [`ThawGuard`](crate::sys::thaw_guard::ThawGuard) thaws if rcm dies.
 
 mod held;
 mod stages;
@@ -66,7 +69,8 @@ pub struct CheckpointOptions {
     pub status_fd: Option<OwnedFd>,
     /// How long CRIU may take for each stage of the dump; `None` for as long as it takes.
     pub answer_limit_dur: Option<Duration>,
-    /// The container goes to another host: its network namespace stays, and no packet passes there from the freeze until it is decided.
+    /// The container goes to another host: its network namespace stays, and no packet passes there
+    /// from the freeze until it is decided.
     pub moves: bool,
 }
 
@@ -135,10 +139,12 @@ fn given_up(container: &Container, source: criu::Error) -> Error {
     }
 }
 
-/// Copies the memory of the running container, so that a later dump with this one as its parent has less to copy.
+/// Copies the memory of the running container, so that a later dump with this one as its parent has
+/// less to copy.
 ///
 /// # Errors
-/// [`Error::NotCheckpointable`], [`criu::Error::Lacks`] on a kernel without memory tracking, CRIU's first error.
+/// [`Error::NotCheckpointable`], [`criu::Error::Lacks`] on a kernel without memory tracking, CRIU's
+/// first error.
 pub fn pre_dump(criu: &Criu, container: &Container, options: CheckpointOptions) -> Result<()> {
     criu.require_memory_tracking()?;
     let dump = Subject::of(criu, container, &options)?.pre_dump(options)?;
@@ -166,7 +172,8 @@ struct Prepared {
 }
 
 impl<'a> Subject<'a> {
-    /// Checks that the container executes and that this CRIU can do what is asked for, and makes the directories.
+    /// Checks that the container executes and that this CRIU can do what is asked for, and makes
+    /// the directories.
     fn of(criu: &'a Criu, container: &'a Container, options: &CheckpointOptions) -> Result<Self> {
         let status = container.status();
         if !matches!(status, Status::Running | Status::Paused) {
@@ -198,8 +205,8 @@ impl<'a> Subject<'a> {
         })
     }
 
-    /// Prepares a copy of the memory while the container executes. It may take its time: no answer limit is
-    /// set, and nothing is locked or frozen.
+    /// Prepares a copy of the memory while the container executes. It may take its time: no answer
+    /// limit is set, and nothing is locked or frozen.
     fn pre_dump(&self, options: CheckpointOptions) -> Result<DumpOptions> {
         let mut common = self.common(&options.flags);
         self.leave_namespaces(&mut common, false)?;
@@ -347,8 +354,10 @@ impl<'a> Subject<'a> {
     }
 }
 
-/// Whether the container has no control group but the one that a restore makes for it, limits included. Then CRIU need not look at control groups, which
-/// takes it 20 ms of the freeze, and does not save those of others: on a hybrid set-up every container is in the root of the v2 hierarchy.
+/// Whether the container has no control group but the one that a restore makes for it, limits
+/// included. Then CRIU need not look at control groups, which takes it 20 ms of the freeze, and
+/// does not save those of others: on a hybrid set-up every container is in the root of the v2
+/// hierarchy.
 ///
 /// A cgroup namespace is made by CRIU along with the groups.
 fn is_plain(namespaces: &Namespaces, cgroup: &Cgroup) -> bool {

@@ -37,7 +37,8 @@ pub struct CreateRequest {
     pub bundle: PathBuf,
     /// Whether systemd manages the cgroup.
     pub systemd_cgroup: bool,
-    /// Whether the container does without what this user may not do to cgroups, where the spec asks for none of it.
+    /// Whether the container does without what this user may not do to cgroups, where the spec asks
+    /// for none of it.
     pub rootless: bool,
     /// Whether the container gets a socket for sd_notify(3).
     pub notifies: bool,
@@ -131,7 +132,8 @@ pub(crate) fn new_record(request: &CreateRequest, bundle: &Path, spec: &Spec) ->
         .map_err(std::io::Error::other)
         .map_err(Error::file("read", "/proc/self/stat"))?;
     let cgroup_path = cgroups_path(spec).cloned().unwrap_or_default();
-    // Until the first process is there, these are where it will be put, so that a creation that dies can be cleaned up.
+    // Until the first process is there, these are where it will be put, so that a creation that
+    // dies can be cleaned up.
     let cgroup_paths = if request.systemd_cgroup {
         BTreeMap::new()
     } else {
@@ -166,8 +168,8 @@ fn cgroups_path(spec: &Spec) -> Option<&PathBuf> {
     spec.linux().as_ref()?.cgroups_path().as_ref()
 }
 
-/// Sets a claimed container up. Everything is in place when this returns, and the first process waits to
-/// be started.
+/// Sets a claimed container up. Everything is in place when this returns, and the first process
+/// waits to be started.
 fn set_up(
     request: &CreateRequest,
     container: &mut Container,
@@ -188,9 +190,9 @@ fn set_up(
     if request.notifies {
         notify::make_dir(container)?;
     }
-    // If this process is killed meanwhile, `delete --force` finds the children that it leaves by this open
-    // file. It is a regular file, open for reading only, so that no path through `/proc/self/fd` leads
-    // out of the container.
+    // If this process is killed meanwhile, `delete --force` finds the children that it leaves by
+    // this open file. It is a regular file, open for reading only, so that no path through
+    // `/proc/self/fd` leads out of the container.
     let spec_path = container.spec_path();
     let _mark = fs::File::open(&spec_path).map_err(Error::file("read", &spec_path))?;
     let limits = OuterLimits::of(&spec);
@@ -266,7 +268,8 @@ impl OuterLimits {
     }
 }
 
-/// Without privileges limits are set from here, in the groups that could be made. Device rules are left out: only root can have them.
+/// Without privileges limits are set from here, in the groups that could be made. Device rules are
+/// left out: only root can have them.
 fn set_rootless_limits(container: &Container, own_pids: bool) -> Result<()> {
     if container.cgroup().paths().is_empty() {
         if !own_pids {
@@ -320,8 +323,8 @@ pub(crate) fn claim(root: &Path, record: Record, spec_json: &[u8]) -> Result<Con
     Ok(container)
 }
 
-/// Checks that no one else lives in the container's cgroup: a failed creation, and deleting the container, kill what is in there.
-/// In a frozen one the first process would wait for ever.
+/// Checks that no one else lives in the container's cgroup: a failed creation, and deleting the
+/// container, kill what is in there. In a frozen one the first process would wait for ever.
 fn check_cgroup(record: &Record) -> Result<()> {
     let cgroup = Cgroup::new(record.cgroup_paths.clone());
     let processes = cgroup.pids().map_err(Error::cgroup("read", &record.id))?;
@@ -354,7 +357,8 @@ pub(crate) fn check_systemd() -> Result<()> {
     }
 }
 
-/// Checks that the descriptors which the caller announced are there. rcm's own are close-on-exec, the caller's cannot be.
+/// Checks that the descriptors which the caller announced are there. rcm's own are close-on-exec,
+/// the caller's cannot be.
 pub(crate) fn check_preserved(count: i32) -> Result<()> {
     for index in 0..count {
         let inherited = fcntl(3 + index, FcntlArg::F_GETFD)
@@ -366,7 +370,8 @@ pub(crate) fn check_preserved(count: i32) -> Result<()> {
     Ok(())
 }
 
-/// The container's processes get a session keyring of their own, called as runc calls it, inherited from this process.
+/// The container's processes get a session keyring of their own, called as runc calls it, inherited
+/// from this process.
 fn join_session_keyring(id: &str) {
     let Ok(name) = CString::new(format!("_ses.{id}")) else {
         return;

@@ -62,7 +62,8 @@ struct StartGate {
     writer: OwnedFd,
 }
 
-/// Namespaces that a process joins, as `/proc/PID/ns` and the engine call them. The user namespace is first: it owns the others.
+/// Namespaces that a process joins, as `/proc/PID/ns` and the engine call them. The user namespace
+/// is first: it owns the others.
 const NAMESPACES: [(&str, LinuxNamespaceType); 8] = [
     ("user", LinuxNamespaceType::User),
     ("ipc", LinuxNamespaceType::Ipc),
@@ -212,7 +213,8 @@ impl Executed {
     }
 }
 
-/// The spec of a process that joins: the container's, with the process replaced and the namespaces those that its first process is in.
+/// The spec of a process that joins: the container's, with the process replaced and the namespaces
+/// those that its first process is in.
 fn tenant_spec(spec: Spec, process: Process, init: Pid) -> Result<Spec> {
     let mut linux = spec.linux().clone().unwrap_or_default();
     lower::drop_personality_flags(&mut linux);
@@ -239,8 +241,9 @@ fn tenant_spec(spec: Spec, process: Process, init: Pid) -> Result<Spec> {
     Ok(tenant)
 }
 
-/// A namespace is joined if the container's is another than this process's: also one that the spec does not name, because the first process may
-/// have been put there by other means. CRIU restores into a time namespace, and refuses to dump processes in several.
+/// A namespace is joined if the container's is another than this process's: also one that the spec
+/// does not name, because the first process may have been put there by other means. CRIU restores
+/// into a time namespace, and refuses to dump processes in several.
 fn joined_namespaces(init: Pid) -> Result<Vec<LinuxNamespace>> {
     let mut namespaces = Vec::with_capacity(NAMESPACES.len());
     for (file, kind) in NAMESPACES {

@@ -1,7 +1,7 @@
 //! Restoring a container.
 //!
-//! [`begin`] restores everything but lets nothing execute, and [`HeldRestore`] decides: a plain `restore` resumes at once, the destination of a
-//! migration when the source has committed.
+//! [`begin`] restores everything but lets nothing execute, and [`HeldRestore`] decides: a plain
+//! `restore` resumes at once, the destination of a migration when the source has committed.
 
 mod cgroup;
 mod held;
@@ -72,7 +72,8 @@ pub struct RestoreRequest {
     pub network_namespace: Option<PathBuf>,
     /// How long CRIU may take for each stage of the restore; `None` for as long as it takes.
     pub answer_limit_dur: Option<Duration>,
-    /// The container comes from another host: no packet reaches it before it goes on, and then its link is told where its addresses are.
+    /// The container comes from another host: no packet reaches it before it goes on, and then its
+    /// link is told where its addresses are.
     pub moves: bool,
 }
 
@@ -217,8 +218,8 @@ impl Restore<'_> {
         let masks = external::make_masks(&details.mounts, container.dir())?;
         let (outer_namespaces, join_namespaces) = external::restored_namespaces(namespaces)?;
 
-        // From here on the network is locked, if the container moves: its sockets must not answer before
-        // the source has committed.
+        // From here on the network is locked, if the container moves: its sockets must not answer
+        // before the source has committed.
         let (arrival, given) = Arrival::prepare(self.arriving(), namespaces, details)?;
         let (network, inherited_network) = match given {
             Some(Given::Around(namespace)) => (Some(namespace), None),
@@ -275,7 +276,8 @@ impl Restore<'_> {
         }
     }
 
-    /// Opens the resources outside the container that CRIU gets by descriptor: namespaces, pipes, files.
+    /// Opens the resources outside the container that CRIU gets by descriptor: namespaces, pipes,
+    /// files.
     fn inherited(
         &self,
         outer_namespaces: Vec<(&'static str, PathBuf)>,
@@ -339,8 +341,8 @@ impl Restore<'_> {
         })
     }
 
-    /// Puts a CRIU that has just been started into the container's groups, and completes its options with what
-    /// is known only then.
+    /// Puts a CRIU that has just been started into the container's groups, and completes its
+    /// options with what is known only then.
     fn place_criu(
         &self,
         criu: Pid,
@@ -364,8 +366,8 @@ impl Restore<'_> {
     }
 }
 
-/// Mount point for the old root. CRIU moves the old root onto `tmp`, or onto a directory that it makes, which it
-/// cannot in a read-only root (criu/mount.c, `cr_pivot_root`, CRIU 4.2).
+/// Mount point for the old root. CRIU moves the old root onto `tmp`, or onto a directory that it
+/// makes, which it cannot in a read-only root (criu/mount.c, `cr_pivot_root`, CRIU 4.2).
 struct PutOld(Option<PathBuf>);
 
 impl PutOld {
@@ -384,8 +386,9 @@ impl Drop for PutOld {
     }
 }
 
-/// In a user namespace the tasks read their images themselves, as the namespace's root. The files are readable (criu/include/crtools.h,
-/// `CR_FD_PERM`); their directory must let that group pass, and nobody else.
+/// In a user namespace the tasks read their images themselves, as the namespace's root. The files
+/// are readable (criu/include/crtools.h, `CR_FD_PERM`); their directory must let that group pass,
+/// and nobody else.
 fn admit_user_namespace(images: &Path, spec: &Spec) -> Result<()> {
     let linux = spec.linux().as_ref();
     let root_group = linux

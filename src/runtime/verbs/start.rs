@@ -84,7 +84,7 @@ fn of_kind<'a>(spec: &'a Spec, kind: &str) -> Option<&'a Vec<Hook>> {
 }
 
 /// Waits until the first process has been replaced by the user's program (or has ended): poststart hooks come after that, and
-/// after the startContainer hooks. Until then it has the container's spec open, see [`create`](create::create).
+/// after the startContainer hooks. Until then it has the container's spec open, see [`create`](super::create::create).
 fn wait_for_program(container: &Container) -> Result<()> {
     let path = container.spec_path();
     let path = path.canonicalize().map_err(Error::file("find", &path))?;

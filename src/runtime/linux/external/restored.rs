@@ -79,9 +79,9 @@ pub struct RestoredHost<'a> {
 }
 
 impl RestoredHost<'_> {
-    /// Returns the sources on the host by their paths in the container: those of the checkpoint, those of
-    /// the spec, and those that runc's images name. `host` is the mount table of this process, `cgroups`
-    /// the directories of the container's cgroup.
+    /// Returns the sources on the host by their paths in the container: those of the checkpoint,
+    /// those of the spec, and those that runc's images name. `host` is the mount table of this
+    /// process, `cgroups` the directories of the container's cgroup.
     #[must_use]
     pub fn sources(
         &self,
@@ -142,7 +142,8 @@ pub fn restored_mounts(sources: BTreeMap<PathBuf, PathBuf>) -> Vec<External> {
         .collect()
 }
 
-/// What runc binds of cgroup v1 where the spec has a mount of the type `cgroup`: a directory per hierarchy, called as on the host.
+/// What runc binds of cgroup v1 where the spec has a mount of the type `cgroup`: a directory per
+/// hierarchy, called as on the host.
 fn runc_cgroup_mounts(
     spec: &Spec,
     host: &[MountInfo],
@@ -169,8 +170,9 @@ fn runc_cgroup_mounts(
         .collect()
 }
 
-/// Makes the mount points that a container's mounts need and its root file system (or the source of a bind below which they lie) lacks: creating a
-/// container makes them, so restoring one into a fresh copy must, too.
+/// Makes the mount points that a container's mounts need and its root file system (or the source of
+/// a bind below which they lie) lacks: creating a container makes them, so restoring one into a
+/// fresh copy must, too.
 ///
 /// # Errors
 /// Errors of the file system.
@@ -200,7 +202,8 @@ pub fn make_mount_points(spec: &Spec, bundle: &Path, rootfs: &Path) -> Result<()
     Ok(())
 }
 
-/// Makes each tmpfs that was saved among the `images`, mounted nowhere yet, by its place in the container.
+/// Makes each tmpfs that was saved among the `images`, mounted nowhere yet, by its place in the
+/// container.
 ///
 /// # Errors
 /// As [`Error::Tmpfs`], and where one cannot be made.

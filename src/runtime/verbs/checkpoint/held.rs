@@ -18,7 +18,8 @@ pub struct HeldCheckpoint {
     pub(super) init: Pid,
     /// Taken by the decision.
     pub(super) held: Option<PausedDump<Stages>>,
-    /// Whether the tasks may live after a commit: they shall, or a lazy dump fails while its pages are fetched.
+    /// Whether the tasks may live after a commit: they shall, or a lazy dump fails while its pages
+    /// are fetched.
     pub(super) may_run_on: bool,
     pub(super) stopped_at: Instant,
     pub(super) frozen_at: Instant,
@@ -31,30 +32,35 @@ impl HeldCheckpoint {
         &self.container
     }
 
-    /// When the container stopped; slightly too early where it has no freezer and CRIU stops its tasks one by one.
+    /// When the container stopped; slightly too early where it has no freezer and CRIU stops its
+    /// tasks one by one.
     #[must_use]
     pub fn stopped_at(&self) -> Instant {
         self.stopped_at
     }
 
-    /// When all of it stood still; about the same as [`Self::stopped_at`] where CRIU stops the tasks.
+    /// When all of it stood still; about the same as [`Self::stopped_at`] where CRIU stops the
+    /// tasks.
     #[must_use]
     pub fn frozen_at(&self) -> Instant {
         self.frozen_at
     }
 
-    /// Whether CRIU still holds the container. If it was killed, the container has gone on, and is not what the images are any more.
+    /// Whether CRIU still holds the container. If it was killed, the container has gone on, and is
+    /// not what the images are any more.
     #[must_use]
     pub fn holds(&self) -> bool {
         // Not whether CRIU lives: the last that a dying process does is to say that it is dead.
         is_traced(self.init)
     }
 
-    /// Completes the dump: CRIU kills the processes, or lets them run on with [`leave_running`](super::CheckpointOptions::leave_running). The container is not
-    /// deleted; that is [`crate::runtime::verbs::delete::destroy`].
+    /// Completes the dump: CRIU kills the processes, or lets them run on with
+    /// [`leave_running`](super::CheckpointOptions::leave_running). The container is not deleted;
+    /// that is [`crate::runtime::verbs::delete::destroy`].
     ///
     /// Where the cgroup was frozen meanwhile (a fence), its tasks must have been killed before
-    /// ([`kill_all`](crate::runtime::Cgroup::kill_all)): frozen tasks of cgroup v1 do not die, and CRIU would wait for them.
+    /// ([`kill_all`](crate::runtime::Cgroup::kill_all)): frozen tasks of cgroup v1 do not die, and
+    /// CRIU would wait for them.
     ///
     /// # Errors
     /// CRIU's, where it fails or dies.
@@ -74,7 +80,8 @@ impl HeldCheckpoint {
         self.roll_back();
     }
 
-    /// Keeps every packet from the container's sockets, if this does, until [`lift`](crate::runtime::linux::network::lift), whatever becomes of this process.
+    /// Keeps every packet from the container's sockets, if this does, until
+    /// [`lift`](crate::runtime::linux::network::lift), whatever becomes of this process.
     ///
     /// # Errors
     /// [`Error::Network`](crate::runtime::Error::Network).

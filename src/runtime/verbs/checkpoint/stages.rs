@@ -28,7 +28,8 @@ pub(super) struct Stages {
     /// Whether the container was paused before the dump.
     pub(super) paused: bool,
     pub(super) details: Details,
-    /// Whether CRIU asks for files that are not to be saved. One that does not can save none that lies outside the container's mounts.
+    /// Whether CRIU asks for files that are not to be saved. One that does not can save none that
+    /// lies outside the container's mounts.
     pub(super) asks_for_files: bool,
     /// As long as this is open CRIU finds the freezer.
     pub(super) freezer: Option<File>,

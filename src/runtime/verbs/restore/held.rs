@@ -73,7 +73,8 @@ impl HeldRestore {
             return Err(Error::NotRunning);
         };
         let pid = held.pid();
-        // Before anything executes: were rcm killed now, the container would be known for what it is; and what fails may be tried again.
+        // Before anything executes: were rcm killed now, the container would be known for what it
+        // is; and what fails may be tried again.
         self.register(pid)?;
         write_pid_file(self.pid_file.as_deref(), pid)?;
         // Before CRIU lets the sockets go: each then asks its peer what it has missed.
@@ -81,8 +82,8 @@ impl HeldRestore {
         let stages = held.resume()?;
         let cgroup = self.container.cgroup();
         if cgroup.freezer_dir().is_ok() {
-            // CRIU restores the freezer of cgroup v1 as it found it: frozen, by rcm for the dump or by an engine that pauses before it. As with runc, a
-            // container that is restored runs.
+            // CRIU restores the freezer of cgroup v1 as it found it: frozen, by rcm for the dump or
+            // by an engine that pauses before it. As with runc, a container that is restored runs.
             if let Err(error) = cgroup.thaw() {
                 // It executes or has executed: no reason to take it away.
                 let id = self.container.id();

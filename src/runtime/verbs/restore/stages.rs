@@ -29,7 +29,8 @@ pub(super) struct Stages {
 }
 
 impl Stages {
-    /// The first process exists, its namespaces too; nothing is in them yet. The hooks that runc runs on a restore run here.
+    /// The first process exists, its namespaces too; nothing is in them yet. The hooks that runc
+    /// runs on a restore run here.
     fn set_up(&mut self, pid: i32) -> Result<(), CallbackError> {
         if self.own_network {
             sys::network::bring_loopback_up(Pid::from_raw(pid))?;
