@@ -1,5 +1,5 @@
-//! Both ends against each other on the loopback device, with containers that are only played: every state, and what can go wrong in it.
-//! Whatever happens, there are never two runners, and before the commit the source's runs on.
+//! Both ends against each other on the loopback device, with simulated containers: every state and
+//! its failures. There are never two running copies, and before the commit the source's runs on.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -9,7 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use super::destination::{self, DestinationError, Prepared, Setup};
-use super::link::listener::{Lobby, listen};
+use super::link::listener::{Listener, listen};
 use super::method::precopy::Limits;
 use super::preflight::facts;
 use super::progress::Progress;
@@ -36,13 +36,13 @@ use played::{Container, Fault, Node, Shared, State, World};
 
 struct Outcome {
     world: Shared,
-    /// `None` when it died.
+    /// `None` if it died.
     source: Option<Result<Report, Failure>>,
-    /// `None` when it died.
+    /// `None` if it died.
     destination: Option<Result<bool, DestinationError>>,
     source_phase: Option<Phase>,
     destination_phase: Option<Phase>,
-    /// What is left in the image store.
+    /// Files left in the image store.
     left: Vec<String>,
 }
 
@@ -55,7 +55,7 @@ impl Outcome {
         (world.source, world.destination)
     }
 
-    /// Asserts what holds after every failure before the commit.
+    /// Asserts the state after every failure before the commit.
     fn assert_rolled_back(&self) {
         assert_eq!(self.states(), (State::Running, State::Absent));
         if let Some(source) = &self.source {
@@ -90,7 +90,7 @@ fn migrate_within(
     play(at_source, at_destination, cut, settle_limit_dur, None)
 }
 
-/// Two rounds, then the freeze: with so many nothing depends on how long they take.
+/// Two rounds, then the freeze: with this number of rounds nothing depends on their duration.
 fn migrate_in_rounds(at_source: Fault, at_destination: Fault, cut: Cut) -> Outcome {
     let limits = Limits {
         downtime_limit_dur: Duration::ZERO,
@@ -128,14 +128,14 @@ fn play(
     }));
 
     let trust = Trust::fresh().unwrap();
-    let rendezvous = Rendezvous::leave(&store, "web", &trust).unwrap();
-    let lobby = Lobby::new(
+    let rendezvous = Rendezvous::create(&store, "web", &trust).unwrap();
+    let listener = Listener::new(
         listen(Some((Ipv4Addr::LOCALHOST, 0).into())).unwrap(),
         rendezvous.acquaintance(),
         trust,
     );
     let address = network(
-        lobby.address().unwrap(),
+        listener.address().unwrap(),
         cut,
         pre_copy.map_or(0, |limits| limits.max_rounds as usize),
     );
@@ -158,7 +158,7 @@ fn play(
         }
         let mut progress = Progress::new(Box::new(()), Report::of("web"));
         let mut arrived = destination::receive(
-            Prepared::new(setup, node, rendezvous, lobby),
+            Prepared::new(setup, node, rendezvous, listener),
             &mut progress,
             None,
         )?;
@@ -265,7 +265,8 @@ fn a_source_that_dies_in_the_dump_leaves_it_running() {
 #[test]
 fn a_damaged_image_leaves_it_running() {
     let outcome = migrate(Fault::None, Fault::DamagedImage, Cut::None);
-    // The damage may already be in the source's digest; then the restore stumbles over it and the destination dies.
+    // The damage may already be in the source's digest. Then the restore fails on it and the
+    // destination dies.
     outcome.assert_rolled_back();
 }
 
@@ -314,7 +315,8 @@ fn a_link_that_is_cut_before_the_commit_leaves_it_running() {
         Kind::Ready,
     ] {
         for cut in [Cut::Before(kind), Cut::After(kind)] {
-            // A receiver that no migration has begun at waits on, and would do so here for ever.
+            // A receiver on which no migration has begun keeps waiting, and would do so here for
+            // ever.
             let begun =
                 !matches!(kind, Kind::Proof | Kind::Preamble) && cut != Cut::Before(Kind::Findings);
             if begun {
@@ -324,7 +326,8 @@ fn a_link_that_is_cut_before_the_commit_leaves_it_running() {
     }
 }
 
-/// The source cannot know whether its commit arrived. It learns that it did not, and only then lets the container run.
+/// The source cannot know whether its commit arrived. It learns that it did not, and only then lets
+/// the container run.
 #[test]
 fn a_commit_that_never_arrived_is_given_back() {
     let outcome = migrate(Fault::None, Fault::None, Cut::Before(Kind::Commit));
@@ -340,10 +343,12 @@ fn a_commit_whose_answer_is_lost_is_asked_about() {
     migrate(Fault::None, Fault::None, Cut::After(Kind::Commit)).assert_moved();
 }
 
-/// Nobody answers any more: the container stands still at the source, with its images, and the record says so.
+/// The destination does not answer any more: the container stays frozen at the source, with its
+/// images, and the record says so.
 #[test]
 fn an_unsettled_commit_never_runs_by_itself() {
-    // The destination dies with the commit: it panics on the way to letting the container run for the last time.
+    // The destination dies with the commit: it panics on its way to letting the container run for
+    // the last time.
     let outcome = migrate_within(
         Fault::None,
         Fault::Resume(u32::MAX),

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use crate::error::Cause;
 use crate::migrate::agreement::Local;
-use crate::migrate::record::restore_spec::Recipe;
+use crate::migrate::record::restore_spec::RestoreSpec;
 use crate::migrate::wire::facts::Facts;
 use crate::migrate::wire::preamble::Preamble;
 
@@ -31,7 +31,7 @@ pub trait Host {
     fn inspect(&self, preamble: &Preamble) -> Local;
 
     /// What [`Self::restore`] is told, for whoever restores the container if this process dies.
-    fn recipe(&self, preamble: &Preamble) -> Recipe;
+    fn restore_spec(&self, preamble: &Preamble) -> RestoreSpec;
 
     /// Restores the container from `images` without letting it run. What was done is undone on failure.
     ///

@@ -105,7 +105,7 @@ impl<F: Fence> HandedOff<'_, F> {
         session.progress.begin("clean up");
         let plan = session.plan;
         let recorded = (session.journal.enter(Phase::Committed))
-            .and_then(|()| session.journal.keep(&plan.root));
+            .and_then(|()| session.journal.move_to_kept(&plan.root));
         let finished = fenced.finish();
         unix_sockets::forget(session.names.list());
         session.images.keep = false;

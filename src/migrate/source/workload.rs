@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use crate::criu::stats::DumpStats;
 use crate::error::Cause;
-use crate::migrate::unix_sockets::{Names, Unkept};
+use crate::migrate::unix_sockets::{SocketNames, Unkept};
 use crate::migrate::wire::id::MigrationId;
 
 /// Where images go.
@@ -52,7 +52,7 @@ pub trait Held: Sized {
     fn frozen_at(&self) -> Instant;
 
     /// The names of its sockets that the destination's restore may take from it, and those that cannot be kept.
-    fn names(&self, migration: MigrationId) -> (Names, Vec<Unkept>);
+    fn names(&self, migration: MigrationId) -> (SocketNames, Vec<Unkept>);
 
     /// Makes it stand still by its cgroup, too.
     ///
