@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use clap::ValueEnum;
 
-use crate::migrate::transfer::images::{self, MAX_STREAMS, Pace};
+use crate::migrate::transfer::images::{self, MAX_STREAMS, RateLimit};
 use crate::migrate::wire::rootfs::RootfsWish;
 
 /// More connections than this gain nothing, and cost memory.
@@ -82,7 +82,7 @@ impl StreamingArgs {
                 Compress::Zstd => images::Compression::Zstd,
                 Compress::Gzip => images::Compression::Gzip,
             },
-            pace: self.bandwidth.map(|rate| Arc::new(Pace::new(rate))),
+            rate_limit: self.bandwidth.map(|rate| Arc::new(RateLimit::new(rate))),
         }
     }
 }

@@ -376,7 +376,7 @@ fn roll_back_source(root: &Path, record: JournalRecord, reason: &str) -> Result<
             .lift()
             .map_err(cgroup_error(&record.container))?;
     }
-    rootfs::remove_nonce(container.rootfs(), record.migration);
+    rootfs::remove_probe(container.rootfs(), record.migration);
     // The destination may not have heard of the end yet.
     let age_dur = (Utc::now() - record.updated).to_std().unwrap_or_default();
     names.settle(unix_sockets::ORPHAN_LIMIT_DUR.saturating_sub(age_dur));
