@@ -11,9 +11,7 @@ use crate::criu::CriuChoices;
 use crate::error::{Cause, chain};
 use crate::migrate::agreement::{Local, plan};
 use crate::migrate::destination::{Held, Host};
-use crate::migrate::ops::resolve::tidy_up;
 use crate::migrate::preflight::{self, network};
-use crate::migrate::record::ledger::Known;
 use crate::migrate::record::lock::Lock;
 use crate::migrate::record::paths;
 use crate::migrate::record::restore_spec::Recipe;
@@ -54,19 +52,25 @@ pub struct AnyContainer {
     bundles: Option<PathBuf>,
     /// Directory of CRIU's work directories, likewise.
     work_paths: Option<PathBuf>,
+    /// Takes the right to receive a container.
+    take: TakeLock,
     /// Lock of the container that comes.
     lock: Option<Lock>,
 }
 
+/// Takes the right to receive the container with this id below a state directory.
+pub type TakeLock = fn(&Path, &str) -> Result<Lock, Cause>;
+
 impl AnyContainer {
     /// Takes the directories in which each container has a subdirectory with its id. Without them,
     /// the bundle has the source's path, and the work directory is the one that a receiver for that
-    /// container uses.
+    /// container uses. `take` is called when a container comes.
     #[must_use]
-    pub fn new(bundles: Option<PathBuf>, work_paths: Option<PathBuf>) -> Self {
+    pub fn new(bundles: Option<PathBuf>, work_paths: Option<PathBuf>, take: TakeLock) -> Self {
         Self {
             bundles,
             work_paths,
+            take,
             lock: None,
         }
     }
@@ -147,8 +151,7 @@ impl Host for IncomingHost {
             return Ok(());
         };
         let (root, id) = (&self.request.root, &self.request.id);
-        let lock = Lock::take(root, id)?;
-        tidy_up(root, id, Known::open(root, id, &lock)?, &lock)?;
+        let lock = (any.take)(root, id)?;
         self.work_path = match &any.work_paths {
             Some(work_paths) => {
                 let path = work_paths.join(id);

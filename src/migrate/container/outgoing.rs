@@ -170,7 +170,7 @@ impl source::Fence for FencedContainer {
     fn seal(&mut self) -> Result<(), Cause> {
         // The network lock first: once the fence is sealed, the death of rcm must leave both. If
         // the container stayed frozen without the lock, the kernel would acknowledge data for it.
-        self.held.leave_barrier()?;
+        self.held.leave_lock()?;
         self.fence.seal();
         Ok(())
     }

@@ -42,9 +42,6 @@ use crate::image::manifest::ManifestError;
 use crate::migrate::link::channel::TransportError;
 use crate::sys::file::Failed;
 
-/// Limit for the number of connections of one migration.
-pub const MAX_STREAMS: u32 = 16;
-
 /// Errors of the transfer of images.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]

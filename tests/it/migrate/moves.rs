@@ -153,8 +153,8 @@ fn a_receiver_that_is_asked_to_stop_gives_it_back() {
 
 #[test]
 fn a_freeze_that_takes_too_long_is_ended() {
-    let (pair, gate, receiver, sender) = in_the_middle("slow", &["--timeout", "1s"]);
-    runs_on(sender.wait(), "was frozen for 1s");
+    let (pair, gate, receiver, sender) = in_the_middle("slow", &["--timeout", "3s"]);
+    runs_on(sender.wait(), "was frozen for 3s");
     pair.assert_counts();
     gate.open();
     receiver.running.wait().exits_with(1);

@@ -120,7 +120,7 @@ fn a_failed_restore_takes_no_names() {
     let named = Named::gated("namesfail");
     let gate = Gate::close(named.pair.source.dir());
     let receiver = named.pair.receiver(&["--detach"]);
-    let flags = ["--timeout", "1s"];
+    let flags = ["--timeout", "3s"];
     let sender = named.pair.send_with(receiver.address, &flags);
     gate.wait();
     // It runs on, and the source waits for the destination.
@@ -128,7 +128,7 @@ fn a_failed_restore_takes_no_names() {
     assert!(UnixStream::connect(&named.sockets[0].0).is_ok());
     // The restore goes on now, takes the names and is destroyed.
     gate.open();
-    runs_on(sender.wait(), "was frozen for 1s");
+    runs_on(sender.wait(), "was frozen for 3s");
     receiver.running.wait().exits_with(1);
     named.assert_answers();
 

@@ -24,9 +24,17 @@ fn is_root() -> bool {
     nix::unistd::geteuid().is_root()
 }
 
-/// Two directories on the disk.
+/// Two directories, which may be in memory.
 fn places() -> (tempfile::TempDir, PathBuf, PathBuf) {
-    let dir = tempfile::tempdir().expect("a directory");
+    places_in(tempfile::tempdir().expect("a directory"))
+}
+
+/// Two directories on the disk, if this machine has one.
+fn places_on_disk() -> (tempfile::TempDir, PathBuf, PathBuf) {
+    places_in(tempfile::tempdir_in("/var/tmp").expect("a directory"))
+}
+
+fn places_in(dir: tempfile::TempDir) -> (tempfile::TempDir, PathBuf, PathBuf) {
     let (source, destination) = (dir.path().join("source"), dir.path().join("destination"));
     std::fs::create_dir(&source).expect("a directory");
     (dir, source, destination)
@@ -203,7 +211,7 @@ fn a_linked_copy_takes_changes_and_leaves_the_old_tree_alone() {
     if !is_root() {
         crate::common::skip!("needs root: device nodes and owners");
     }
-    let (dir, source, destination) = places();
+    let (dir, source, destination) = places_on_disk();
     sample::build(&source, 20);
     copy(&source, &destination);
     let before = compare::describe(&destination);

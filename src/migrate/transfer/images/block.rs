@@ -1,10 +1,13 @@
 //! Encoding of pieces of images. No input or output here.
 //!
 //! ```text
-//! piece   1:u8  name_bytes:u8  number:u32  offset:u64  length:u32  name   then chunks, `length` bytes
-//! end     2:u8  0:u8           number:u32  0:u64       0:u32              of this number, here
+//! piece   1:u8  name_bytes:u8  number:u32  offset:u64  length:u32  name   chunks
+//! end     2:u8  0:u8           number:u32  0:u64       0:u32
 //! chunk   encoding:u8  raw_bytes:u32  wire_bytes:u32  data
 //! ```
+//!
+//! The chunks of a piece make up `length` bytes. After an end no more of this number follows on the
+//! connection.
 //!
 //! Numbers are big-endian. A piece begins at a multiple of [`PIECE_BYTES`] and is no longer than
 //! that. An empty file is one piece of length 0. Every number is checked before it is used, so that
