@@ -1,4 +1,4 @@
-//! The restore that a migration's record describes.
+//! The restore request that a migration's record describes.
 
 use std::path::Path;
 
@@ -6,7 +6,7 @@ use super::outgoing::flags;
 use crate::migrate::record::restore_spec::RestoreSpec;
 use crate::runtime::verbs::restore::RestoreRequest;
 
-/// The restore of the container `id` below `root` from `images`, by an rcm that then leaves it to itspec.
+/// Returns the request that restores the container `id` below `root` from `images` and detaches.
 #[must_use]
 pub fn restore_request(spec: &RestoreSpec, root: &Path, id: &str, images: &Path) -> RestoreRequest {
     RestoreRequest {

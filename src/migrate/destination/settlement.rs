@@ -1,4 +1,4 @@
-//! After the end: a source that does not know it.
+//! Answers to a source that does not know how its migration has ended.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -28,7 +28,7 @@ pub struct Settlement {
 }
 
 impl Settlement {
-    /// For a receiver that has died, by one that takes its place.
+    /// Returns the settlement of a receiver that has died, for the process that replaces it.
     #[must_use]
     pub fn new(
         listener: Listener,
@@ -46,13 +46,14 @@ impl Settlement {
         }
     }
 
-    /// Which migration it is about.
+    /// Returns the id of the migration.
     #[must_use]
     pub const fn migration(&self) -> MigrationId {
         self.migration
     }
 
-    /// Waits until the source has said that it knows, for at most `limit_dur`. Returns whether it has.
+    /// Waits until the source has confirmed that it knows the verdict, for at most `limit_dur`.
+    /// Returns whether it has.
     pub fn answer(&mut self, limit_dur: Duration, interrupt: Option<&Interrupt>) -> bool {
         let patience = Patience::within(limit_dur).or_interrupt(interrupt);
         if self.verdict == Verdict::Running
@@ -61,7 +62,8 @@ impl Settlement {
         {
             return true;
         }
-        // What comes next comes on a new connection, or, when nobody listens here any more, looks into the store.
+        // From here on the source asks on a new connection or, if no process listens here any more,
+        // looks into the store.
         self.channel = None;
         if self.images.is_dir()
             && let Err(error) = verdict::write(&self.images, self.migration, self.verdict)
@@ -87,7 +89,7 @@ impl Settlement {
                 answer(channel, self.migration, self.verdict);
                 match self.verdict {
                     Verdict::Running => channel.expect::<Settled>(patience).is_ok(),
-                    // It acts on the word alone.
+                    // The source acts on this answer without confirming it.
                     Verdict::RolledBack => true,
                     Verdict::Committed | Verdict::Unknown => false,
                 }
@@ -103,6 +105,6 @@ impl Settlement {
 
 pub(super) fn answer(channel: &mut Channel, migration: MigrationId, verdict: Verdict) {
     let message = Message::Answer(Answer { migration, verdict });
-    // Who asked and does not listen asks again.
+    // If the answer is lost, the source asks again.
     let _ = channel.send(&message, Patience::within(ANSWER_LIMIT_DUR));
 }

@@ -182,8 +182,8 @@ pub fn local_test(request: &TestRequest, progress: &mut Progress) -> Result<(), 
     let choices = &request.criu.choices;
     let spec = container.spec().map_err(SubjectError::from)?;
     let mut survey = survey(&container, &spec, choices);
-    let (observed, room) = (&survey.observed, preflight::room(image_path));
-    let lacking = lacking(Side::Source, observed, true, room, image_path);
+    let (observed, space) = (&survey.observed, preflight::free_space(image_path));
+    let lacking = lacking(Side::Source, observed, true, space, image_path);
     survey.findings.extend(lacking);
     let plan = Plan {
         root: root.clone(),

@@ -11,8 +11,8 @@ use nix::unistd::Pid;
 use super::CriuSettings;
 use super::subject::ThisHost;
 use crate::error::chain;
-use crate::migrate::container::incoming::Any;
-use crate::migrate::container::incoming::Node;
+use crate::migrate::container::incoming::AnyContainer;
+use crate::migrate::container::incoming::IncomingHost;
 use crate::migrate::destination::{self, DestinationError, Prepared, Settlement, Setup};
 use crate::migrate::fate::{Fate, Fated};
 use crate::migrate::link::channel::TransportError;
@@ -202,7 +202,7 @@ pub fn receive(
     if let Err(errno) = become_subreaper() {
         tracing::warn!("cannot become a subreaper: {errno}");
     }
-    let node = node(request, progress)?;
+    let host = incoming_host(request, progress)?;
     tell_of_earlier_boots(request, progress);
     let trust = Trust::of(&request.trust)?;
     let (listener, rendezvous) = listen(request, port, trust, progress)?;
@@ -212,7 +212,7 @@ pub fn receive(
         limit_dur: request.limit_dur,
         linger_dur: LINGER_DUR,
     };
-    let prepared = Prepared::new(setup, node, rendezvous, listener);
+    let prepared = Prepared::new(setup, host, rendezvous, listener);
     let arrived = destination::receive(prepared, progress, interrupt)?;
     Ok(Arrival {
         root: request.root.clone(),
@@ -243,7 +243,10 @@ fn take(root: &Path, id: &str) -> Result<Lock, ReceiveError> {
 }
 
 /// This host as the place of the restore.
-fn node(request: &ReceiveRequest, progress: &mut Progress) -> Result<Node, ReceiveError> {
+fn incoming_host(
+    request: &ReceiveRequest,
+    progress: &mut Progress,
+) -> Result<IncomingHost, ReceiveError> {
     let is_any = request.is_for_any();
     let ThisHost { criu, facts } = ThisHost::look(request.criu.program.as_deref())?;
     let criu = criu.map_err(|error| chain(&error));
@@ -256,13 +259,13 @@ fn node(request: &ReceiveRequest, progress: &mut Progress) -> Result<Node, Recei
         true => PathBuf::new(),
         false => request.criu.work_path(&request.root, &request.container)?,
     };
-    Ok(Node {
+    Ok(IncomingHost {
         criu,
         facts,
         image_path: request.image_path.clone(),
         any: is_any.then(|| {
             let (bundles, work_paths) = (request.bundle.clone(), request.criu.work_path.clone());
-            Any::new(bundles, work_paths, |root, id| Ok(take(root, id)?))
+            AnyContainer::new(bundles, work_paths, |root, id| Ok(take(root, id)?))
         }),
         bundle: request.bundle.clone(),
         request: RestoreRequest {

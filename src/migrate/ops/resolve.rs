@@ -22,8 +22,8 @@ use crate::migrate::record::lock::Lock;
 use crate::migrate::record::paths;
 use crate::migrate::record::verdict;
 use crate::migrate::source::ask;
-use crate::migrate::transfer::rootfs::{self, RootfsError};
-use crate::migrate::trust::{Trust, TrustError, TrustSettings};
+use crate::migrate::transfer::rootfs;
+use crate::migrate::trust::{Trust, TrustSettings};
 use crate::migrate::unix_sockets::{self, SocketNames};
 use crate::migrate::wire::id::Side;
 use crate::migrate::wire::payload::Settled;
@@ -266,7 +266,7 @@ fn roll_back_source(root: &Path, record: JournalRecord, reason: &str) -> Result<
             .lift()
             .map_err(cgroup_error(&record.container))?;
     }
-    rootfs::remove_nonce(container.rootfs(), record.migration);
+    rootfs::remove_probe(container.rootfs(), record.migration);
     // The destination may not have heard of the end yet.
     let age_dur = (Utc::now() - record.updated).to_std().unwrap_or_default();
     names.settle(unix_sockets::ORPHAN_LIMIT_DUR.saturating_sub(age_dur));

@@ -1,7 +1,7 @@
-//! A network that cuts a connection exactly where a test wants it.
+//! A network that cuts a connection at a given message.
 //!
-//! It sees TLS records and cannot read them. But each end sends the same messages in the same
-//! order, and each message begins a record.
+//! It sees TLS records but not their contents. But each end sends the same messages in the same
+//! order, and a message begins a record.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -15,8 +15,8 @@ const PROTECTED: u8 = 23;
 /// Length of a full record: 2^14 bytes, their type and the tag. A longer message continues in the
 /// next record.
 const FULL_BYTES: usize = (1 << 14) + 17;
-/// Returns the messages of the source after its part of the handshake and its opening, in a
-/// migration with so many rounds of pre-copy.
+/// Messages of the source after its part of the handshake and its opening, in a migration with this
+/// number of rounds.
 fn by_source(rounds: usize) -> Vec<Kind> {
     let mut kinds = vec![Kind::Proof, Kind::Preamble];
     kinds.resize(kinds.len() + rounds, Kind::Round);
@@ -24,8 +24,7 @@ fn by_source(rounds: usize) -> Vec<Kind> {
     kinds
 }
 
-/// Returns the messages of the destination after its part of the handshake, and its opening with
-/// the challenge.
+/// Messages of the destination after its part of the handshake and its opening with the challenge.
 fn by_destination(rounds: usize) -> Vec<Kind> {
     let mut kinds = vec![Kind::Welcome, Kind::Findings];
     kinds.resize(kinds.len() + rounds, Kind::RoundVerified);
@@ -33,7 +32,7 @@ fn by_destination(rounds: usize) -> Vec<Kind> {
     kinds
 }
 
-/// Number of protected records before those.
+/// Number of the protected records before these messages.
 const INTRODUCTION: usize = 2;
 
 /// Fault of the network in a migration.
@@ -46,7 +45,7 @@ pub(super) enum Cut {
     After(Kind),
 }
 
-/// Forwards connections to `target` and cuts the first one as requested. The later ones work.
+/// Forwards connections to `target` and cuts the first one as asked. Later ones are not cut.
 pub(super) fn network(target: SocketAddr, cut: Cut, rounds: usize) -> SocketAddr {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let address = listener.local_addr().unwrap();
@@ -91,7 +90,7 @@ fn forward(mut from: TcpStream, mut to: TcpStream, kinds: &[Kind], cut: Cut) {
         }
     };
     let _ = copy();
-    // Both directions: a cut link carries nothing either way.
+    // Both directions are cut, as on a broken link.
     let _ = to.shutdown(Shutdown::Both);
     let _ = from.shutdown(Shutdown::Both);
 }

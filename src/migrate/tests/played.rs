@@ -1,4 +1,4 @@
-//! Simulated containers. They behave like CRIU and the freezer when a process dies.
+//! Simulated containers. They behave as CRIU and the freezer do if a process dies.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -29,7 +29,7 @@ pub(super) enum State {
     Fenced,
 }
 
-/// Containers of both hosts. Two running copies would be noticed here.
+/// Both hosts' containers. Two running copies would be seen here.
 #[derive(Debug)]
 pub(super) struct World {
     pub(super) source: State,
@@ -61,7 +61,7 @@ pub(super) enum Fault {
     PreDump(u32),
     /// The source dies in this round.
     DieInPreDump(u32),
-    /// This round does not build on the one before it.
+    /// This round does not refer to the one before it.
     Orphan(u32),
     /// The dump fails.
     Dump,
@@ -71,15 +71,15 @@ pub(super) enum Fault {
     DamagedImage,
     /// The restore fails.
     Restore,
-    /// The destination dies in it.
+    /// The destination dies in the restore.
     DieInRestore,
     /// The container cannot be fenced.
     Fence,
-    /// The fence cannot be made to last.
+    /// The fence cannot be made permanent.
     Seal,
     /// The source dies while fencing.
     DieInFence,
-    /// Resuming it fails so many times.
+    /// This many attempts to resume it fail.
     Resume(u32),
     /// Removing the container at the source fails.
     Finish,
@@ -89,7 +89,7 @@ pub(super) struct Container {
     pub(super) world: Shared,
     pub(super) fault: Fault,
     pub(super) dir: PathBuf,
-    /// Number of rounds of its memory that were copied.
+    /// Number of rounds of its memory.
     pub(super) rounds: u32,
 }
 
@@ -116,7 +116,7 @@ impl Workload for Container {
         let number = self.rounds;
         self.rounds += 1;
         match self.fault {
-            Fault::PreDump(round) if round == number => return Err("Error (criu): no room".into()),
+            Fault::PreDump(round) if round == number => return Err("Error (criu): no space".into()),
             Fault::DieInPreDump(round) if round == number => panic!("killed"),
             Fault::Orphan(round) if round == number => {}
             _ => link_parent(images, parent)?,
@@ -148,7 +148,7 @@ impl Workload for Container {
     }
 }
 
-/// Behaves like CRIU.
+/// Links the parent as CRIU does.
 fn link_parent(images: &Path, parent: Option<&Path>) -> std::io::Result<()> {
     match parent {
         Some(parent) => symlink(parent, images.join("parent")),
@@ -156,7 +156,7 @@ fn link_parent(images: &Path, parent: Option<&Path>) -> std::io::Result<()> {
     }
 }
 
-/// Behaves like CRIU: resumes the tasks if no process answers it.
+/// As CRIU does: the tasks run on if no process is there to answer.
 impl Drop for HeldDump {
     fn drop(&mut self) {
         if !self.decided {
@@ -225,7 +225,7 @@ impl source::Fence for FencedDump {
     fn leave(self) {}
 }
 
-pub(super) struct Node {
+pub(super) struct PlayedHost {
     pub(super) world: Shared,
     pub(super) fault: Fault,
     pub(super) id_in_use: bool,
@@ -239,7 +239,7 @@ pub(super) struct HeldRestore {
     decided: bool,
 }
 
-impl Host for Node {
+impl Host for PlayedHost {
     type Held = HeldRestore;
 
     fn facts(&self) -> Facts {
@@ -284,7 +284,7 @@ impl Host for Node {
     }
 }
 
-/// Behaves like CRIU: kills the tasks that it has restored if no process answers it.
+/// As CRIU does: it kills the restored tasks if no process is there to answer.
 impl Drop for HeldRestore {
     fn drop(&mut self) {
         if !self.decided {

@@ -1,4 +1,4 @@
-//! Pre-copy: after any failure in a round, the container runs on at the source and the rounds are
+//! Pre-copy: after any fault in a round the container runs on at the source and the rounds are
 //! removed.
 
 use super::*;
@@ -45,7 +45,7 @@ fn a_dump_that_fails_after_the_rounds_leaves_it_running() {
     }
 }
 
-/// CRIU completes such a round without an error, or a later one incompletely.
+/// CRIU silently makes such a round complete, or a later one incomplete.
 #[test]
 fn a_round_without_its_parent_is_not_built_on() {
     let outcome = migrate_in_rounds(Fault::Orphan(1), Fault::None, Cut::None);
