@@ -36,7 +36,7 @@ fn preamble() -> Vec<u8> {
     encode(&Message::Preamble(Box::new(parsed))).unwrap()
 }
 
-/// Frames whose payload is more than numbers; the others are tried beside the codec.
+/// Frames that carry more than numbers; unit tests beside the codec try the others.
 #[test]
 fn frames_with_preambles() {
     let valid = preamble();
@@ -130,7 +130,7 @@ fn secrets_and_verdicts_in_the_store() {
     });
 }
 
-/// Whatever a manifest names, nothing is opened but files of that directory.
+/// Only files of that directory are opened, for any name in a manifest.
 #[test]
 fn names_in_manifests() {
     const PARTS: [&str; 11] = [
