@@ -79,7 +79,7 @@ check: ## Formatting, clippy, rustdoc and the rules of the source tree; needs no
 .PHONY: test
 test: deps example-rootfs ## Build and run all tests, those that need root and CRIU included
 	@mkdir -p $(TARGET_DIR) && : > $(SKIP_LOG)
-	RCM_SKIP_LOG=$(SKIP_LOG) $(NEXTEST); status=$$?; cat $(SKIP_LOG); exit $$status
+	RCM_PREVIOUS_RELEASE=$$(scripts/previous-release.sh $(TARGET_DIR)/previous) RCM_SKIP_LOG=$(SKIP_LOG) $(NEXTEST); status=$$?; cat $(SKIP_LOG); exit $$status
 
 .PHONY: test-engines
 test-engines: deps ## Run the tests with Docker, containerd and Podman alone

@@ -352,6 +352,47 @@ fn confined_crates_stay_where_they_belong() {
 }
 
 #[test]
+fn the_floors_of_the_migration_are_kept() {
+    assert_breach(
+        "migrate/record/journal.rs",
+        "use crate::migrate::ops::send;",
+        1,
+        "migrate::record imports migrate::ops, which is not on a floor below",
+    );
+    assert_breach(
+        "migrate/source/session.rs",
+        "use super::super::destination;",
+        1,
+        "not on a floor below",
+    );
+    assert_breach("migrate/cellar.rs", "", 1, "no place in FLOORS");
+    assert_clean(
+        "migrate/ops/send.rs",
+        "use crate::migrate::record::journal;",
+    );
+}
+
+/// The command line turns arguments into requests. Locks, records and CRIU are the business of the
+/// operations that it calls.
+#[test]
+fn the_command_line_leaves_the_migration_to_the_operations() {
+    for text in [
+        "use crate::migrate::record::lock::Lock;",
+        "use crate::migrate::record::journal;",
+        "use crate::criu::Criu;",
+    ] {
+        assert_breach(
+            "cli/live_migrate/send.rs",
+            text,
+            1,
+            "cli::live_migrate imports",
+        );
+    }
+    assert_clean("cli/live_migrate/send.rs", "use crate::migrate::ops::send;");
+    assert_clean("cli/checkpoint.rs", "use crate::criu::Criu;");
+}
+
+#[test]
 fn the_protocol_does_no_io() {
     for text in [
         "use std::fs::File;",
@@ -368,7 +409,7 @@ fn the_protocol_does_no_io() {
     }
     assert_breach("migrate/wire/frame.rs", "use std::process;", 1, "does I/O");
     assert_clean("migrate/wire/codec.rs", "use std::io::{Read, Write};");
-    assert_clean("migrate/transport.rs", "use std::net::TcpStream;");
+    assert_clean("migrate/link/channel.rs", "use std::net::TcpStream;");
 }
 
 #[test]

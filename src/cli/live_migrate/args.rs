@@ -16,13 +16,15 @@ use crate::migrate::trust::{TlsFiles, TrustSettings};
 
 /// Move a running container to another host
 ///
-/// On the destination, `rcm live-migrate ID --image-path=DIR` waits for the container; on the source, the same with `--destination=HOST` sends
-/// it. DIR is a directory that both hosts share, or each host's own: then the images cross the network, and both ends need the same --token-file, or
-/// certificates. The container goes on at the destination from the instruction at which it was stopped; on
-/// any failure it runs on at the source.
+/// On the destination, `rcm live-migrate ID --image-path=DIR` waits for the container; on the
+/// source, the same with `--destination=HOST` sends it. DIR is a directory that both hosts share,
+/// or each host's own: then the images cross the network, and both ends need the same --token-file,
+/// or certificates. The container goes on at the destination from the instruction at which it was
+/// stopped; on any failure it runs on at the source.
 ///
-/// Exit status: 0 the container was moved; 1 it was not, and runs on at the source; 2 wrong usage; 3 it is not settled where it runs, and the
-/// message names the command that settles it. A receiver without --detach stays as the container's parent and exits with its status.
+/// Exit status: 0 the container was moved; 1 it was not, and runs on at the source; 2 wrong usage;
+/// 3 it is not settled where it runs, and the message names the command that settles it. A receiver
+/// without --detach stays as the container's parent and exits with its status.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// The name of the container, the same on both hosts; - at a receiver for any
@@ -36,13 +38,15 @@ pub struct Args {
     /// The image store: a directory that both hosts share, or this host's own
     #[arg(long, value_name = "DIR", required_unless_present_any = ["relay", "status", "resolve", "cancel"])]
     pub image_path: Option<PathBuf>,
-    /// Send the container to the receiver at HOST; the default port is 7260. With ssh:// in front through ssh, whose port follows
+    /// Send the container to the receiver at HOST; the default port is 7260. With ssh:// in front
+    /// through ssh, whose port follows
     #[arg(long, value_name = "[ssh://[USER@]]HOST[:PORT]")]
     pub destination: Option<Destination>,
     /// How long the container may stand still before it is let go again, such as 90s or 5m
     #[arg(long, value_name = "TIME", default_value = "5m", value_parser = parse_time)]
     pub timeout: Duration,
-    /// Dump the container and restore a copy on this host, which does not get to run: can it be migrated at all?
+    /// Dump the container and restore a copy on this host, which does not get to run: can it be
+    /// migrated at all?
     ///
     /// The container stands still meanwhile, and runs on. --image-path is where the images go.
     #[arg(long, conflicts_with_all = ["destination", "status", "resolve", "cancel", "receiver-flags", "trust-flags"])]
@@ -52,17 +56,21 @@ pub struct Args {
     pub status: bool,
     /// Finish or roll back a migration that was left open
     ///
-    /// At a destination that was started again meanwhile, and has forgotten it, with its --image-path: the container goes back to its source.
+    /// At a destination that was started again meanwhile, and has forgotten it, with its
+    /// --image-path: the container goes back to its source.
     #[arg(long, conflicts_with_all = ["destination", "receiver", "listen", "bundle", "detach", "pid_file", "cgroup_parent"])]
     pub resolve: bool,
     /// With --resolve at the source: take the container back if the destination does not answer
     ///
-    /// Only for a destination that is switched off for good, or was started again and has lost its image store. If the container runs there, two copies of it run.
+    /// Only for a destination that is switched off for good, or was started again and has lost its
+    /// image store. If the container runs there, two copies of it run.
     #[arg(long, requires = "resolve", conflicts_with = "console_socket")]
     pub peer_lost: bool,
-    /// End the migration of the container that is under way, from either host; the container runs on at the source
+    /// End the migration of the container that is under way, from either host; the container runs
+    /// on at the source
     ///
-    /// A receiver that only waits is ended, too. Exit status: 0 it was ended, 1 there is none, 3 it is too late, and the message says what has happened.
+    /// A receiver that only waits is ended, too. Exit status: 0 it was ended, 1 there is none, 3 it
+    /// is too late, and the message says what has happened.
     #[arg(long, conflicts_with_all = ["destination", "status", "resolve"])]
     pub cancel: bool,
     /// Carry a source that came through ssh to the receiver on this host
@@ -95,7 +103,8 @@ pub struct ReceiverArgs {
     /// The bundle here [default: the path that it has at the source]
     #[arg(long, short, value_name = "DIR")]
     pub bundle: Option<PathBuf>,
-    /// Take any container, one after the other, until a signal comes; the same as - for the container's name
+    /// Take any container, one after the other, until a signal comes; the same as - for the
+    /// container's name
     ///
     /// As with --detach. With --bundle DIR the bundle of a container is DIR/CONTAINER-ID.
     #[arg(long, conflicts_with_all = ["id", "pid_file"])]
@@ -112,7 +121,8 @@ pub struct ReceiverArgs {
     /// The container's cgroup is PATH/ID, whatever its config says
     #[arg(long, value_name = "PATH")]
     pub cgroup_parent: Option<PathBuf>,
-    /// The Unix socket that gets the container's terminal; with --resolve, of a container that it restores
+    /// The Unix socket that gets the container's terminal; with --resolve, of a container that it
+    /// restores
     #[arg(long, value_name = "PATH")]
     pub console_socket: Option<PathBuf>,
 }

@@ -34,17 +34,21 @@ pub struct ModeArgs {
     max_rounds: u32,
     /// Drop superseded pages from the images of earlier rounds
     ///
-    /// Saves space in the image store. On NFS it costs downtime: the destination has to fetch again what has changed on the server.
+    /// Saves space in the image store. On NFS it costs downtime: the destination has to fetch again
+    /// what has changed on the server.
     #[arg(long)]
     pub auto_dedup: bool,
     /// Only find out what speaks against the migration, at both ends; the receiver goes on waiting
     ///
-    /// Each finding is a line on stdout, with what to do. Exit status: 0 the migration would begin, 1 it would not.
+    /// Each finding is a line on stdout, with what to do. Exit status: 0 the migration would begin,
+    /// 1 it would not.
     #[arg(long)]
     dry_run: bool,
-    /// Do everything up to the commit, then let the container run on here; the receiver goes on waiting
+    /// Do everything up to the commit, then let the container run on here; the receiver goes on
+    /// waiting
     ///
-    /// The container stands still for as long as in a migration, and the last line predicts its downtime.
+    /// The container stands still for as long as in a migration, and the last line predicts its
+    /// downtime.
     #[arg(long, conflicts_with = "dry_run")]
     rehearse: bool,
 }

@@ -17,7 +17,8 @@ pub fn receive(globals: &Globals, args: &Args, image_path: &Path) -> Result<i32>
     let mut progress = args.output.begin(&args.id, Side::Destination);
     let port = Port::At(args.receiver.listen);
     let taken = take(&request, args, port, &mut progress);
-    // In the foreground too the migration is over now, and the container's own output comes after the report.
+    // In the foreground too the migration is over now, and the container's own output comes after
+    // the report.
     args.output
         .end(progress, Outcome::Moved, taken.as_ref().map(|_| 0));
     let (arrival, interrupt) = taken?;

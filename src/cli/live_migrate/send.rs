@@ -68,7 +68,8 @@ fn try_send(request: &SendRequest, args: &Args, progress: &mut Progress) -> Resu
     Ok(i32::from(errors > 0))
 }
 
-/// Says each finding on a line of stdout, unless with `quiet` the report says it. Returns how many prevent the migration.
+/// Says each finding on a line of stdout, unless with `quiet` the report says it. Returns how many
+/// prevent the migration.
 fn count_and_say(findings: &[Finding], quiet: bool) -> usize {
     let mut errors = 0;
     for finding in findings {

@@ -66,7 +66,8 @@ fn describe(known: &MigrationStatus) -> String {
 
 /// Returns when the migration has ended and nothing is left of it.
 pub fn cancel(globals: &Globals, id: &str) -> Result<i32> {
-    // Wherever the container runs, it is too late to cancel: nothing but "as before" leaves nothing to say.
+    // Wherever the container runs, it is too late to cancel: nothing but "as before" leaves nothing
+    // to say.
     let ended =
         ops::cancel(&globals.root, id).map_err(|error| Failed::of(error, Fate::AsBefore))?;
     match ended {
@@ -82,7 +83,8 @@ pub fn cancel(globals: &Globals, id: &str) -> Result<i32> {
 
 /// As for a migration: 0 moved, 1 the container is the source's, 3 still open.
 ///
-/// A container that is restored gets its terminal to the console socket, if it is not to be the receiver's.
+/// A container that is restored gets its terminal to the console socket, if it is not to be the
+/// receiver's.
 pub fn settle(globals: &Globals, args: &Args) -> Result<i32> {
     let id = args.id.as_str();
     let path = |path: &Option<PathBuf>| path.clone().map(absolute);

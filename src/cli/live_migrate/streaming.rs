@@ -4,7 +4,8 @@ use std::sync::Arc;
 
 use clap::ValueEnum;
 
-use crate::migrate::transfer::images::{self, MAX_STREAMS, Pace};
+use crate::migrate::transfer::images::{self, Pace};
+use crate::migrate::wire::preamble::MAX_STREAMS;
 use crate::migrate::wire::rootfs::RootfsWish;
 
 /// More connections than this gain nothing, and cost memory.

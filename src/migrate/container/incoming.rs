@@ -11,9 +11,7 @@ use crate::criu::CriuChoices;
 use crate::error::{Cause, chain};
 use crate::migrate::agreement::{Local, plan};
 use crate::migrate::destination::{Held, Host};
-use crate::migrate::ops::resolve::tidy_up;
 use crate::migrate::preflight::{self, network};
-use crate::migrate::record::ledger::Known;
 use crate::migrate::record::lock::Lock;
 use crate::migrate::record::paths;
 use crate::migrate::record::restore_spec::Recipe;
@@ -53,18 +51,24 @@ pub struct Any {
     bundles: Option<PathBuf>,
     /// So is the directory in which CRIU logs.
     work_paths: Option<PathBuf>,
+    /// Takes the right to receive a container.
+    take: TakeLock,
     /// Of the container that comes.
     lock: Option<Lock>,
 }
+
+/// Takes the right to receive the container with this id below a state directory.
+pub type TakeLock = fn(&Path, &str) -> Result<Lock, Cause>;
 
 impl Any {
     /// With directories in which each container has one with its id. Without them, the bundle is where the source has it, and CRIU logs where it does
     /// for a receiver of that container.
     #[must_use]
-    pub fn new(bundles: Option<PathBuf>, work_paths: Option<PathBuf>) -> Self {
+    pub fn new(bundles: Option<PathBuf>, work_paths: Option<PathBuf>, take: TakeLock) -> Self {
         Self {
             bundles,
             work_paths,
+            take,
             lock: None,
         }
     }
@@ -143,8 +147,7 @@ impl Host for Node {
             return Ok(());
         };
         let (root, id) = (&self.request.root, &self.request.id);
-        let lock = Lock::take(root, id)?;
-        tidy_up(root, id, Known::open(root, id, &lock)?, &lock)?;
+        let lock = (any.take)(root, id)?;
         self.work_path = match &any.work_paths {
             Some(work_paths) => {
                 let path = work_paths.join(id);

@@ -165,7 +165,7 @@ impl Held for HeldCheckpoint {
 
 impl source::Fence for FencedContainer {
     fn seal(&mut self) -> Result<(), Cause> {
-        self.held.leave_barrier()?;
+        self.held.leave_lock()?;
         self.fence.seal();
         Ok(())
     }

@@ -39,7 +39,8 @@ pub(super) struct Session<H> {
     pub(super) local: Local,
     /// Takes the root file system where it is copied. Dropped, it leaves everything as it was.
     pub(super) tree: Option<rootfs::Receiver>,
-    /// Takes the images where the ends share no store. Before `images`: it must be gone when those are removed.
+    /// Takes the images where the ends share no store. Before `images`: it must be gone when those
+    /// are removed.
     pub(super) bulk: Option<images::Receiver>,
     /// The migration's directory in the store.
     pub(super) images: Images,
@@ -51,7 +52,8 @@ pub(super) struct Session<H> {
     pub(super) rendezvous: Rendezvous,
 }
 
-/// A migration's directory in the store; one that is this end's own is removed when dropped, unless kept.
+/// A migration's directory in the store; one that is this end's own is removed when dropped, unless
+/// kept.
 #[derive(Debug)]
 pub(super) struct Images {
     pub(super) path: PathBuf,
@@ -120,7 +122,8 @@ impl<H: Host> Session<H> {
         }
     }
 
-    /// Waits for word that images are complete. That they do not get here is noticed meanwhile, so that the source hears why.
+    /// Waits for word that images are complete. That they do not get here is noticed meanwhile, so
+    /// that the source hears why.
     fn next_images(&mut self, patience: Patience) -> Result<Message> {
         let expected = [Kind::Round, Kind::Shipped];
         let Some(bulk) = &self.bulk else {
@@ -161,7 +164,8 @@ impl<H: Host> Session<H> {
         Ok(began.elapsed())
     }
 
-    /// Waits for the connections that carry the images, where the ends share no store, and the root file system, where it is copied, and makes place for them.
+    /// Waits for the connections that carry the images, where the ends share no store, and the root
+    /// file system, where it is copied, and makes place for them.
     fn open_streams(&mut self, patience: Patience) -> Result<()> {
         let copies_tree = self.local.rootfs_plan.way.copies();
         let (mut images, mut tree) = (Vec::new(), None);
@@ -291,7 +295,8 @@ impl<H: Host> Session<H> {
         Ok(committed_at)
     }
 
-    /// The source's reason, if it has ended the migration meanwhile: it removes the images then, and that they are missing explains nothing.
+    /// The source's reason, if it has ended the migration meanwhile: it removes the images then,
+    /// and that they are missing explains nothing.
     pub(super) fn was_aborted(&mut self) -> Option<DestinationError> {
         let now = Patience::within(Duration::ZERO);
         match self.channel.receive(&[], now) {
@@ -300,7 +305,8 @@ impl<H: Host> Session<H> {
         }
     }
 
-    /// What ended this end's part of the tree: then the source only passes on what it was told of it.
+    /// What ended this end's part of the tree: then the source only passes on what it was told of
+    /// it.
     pub(super) fn tree_failure(&self) -> Option<DestinationError> {
         let failure = self.tree.as_ref()?.failure()?;
         Some(failure.into())

@@ -1,7 +1,8 @@
 //! The connection between the two ends: TCP, with a deadline on every operation.
 //!
-//! A [`Channel`] carries messages over any [`Stream`], a nonblocking byte stream with a descriptor to poll: a TLS session on a TCP socket
-//! ([`super::tls`]). What happens before a peer has proved itself is in [`super::listener`].
+//! A [`Channel`] carries messages over any [`Stream`], a nonblocking byte stream with a descriptor
+//! to poll: a TLS session on a TCP socket ([`super::tls`]). What happens before a peer has proved
+//! itself is in [`super::listener`].
 
 use std::io::{self, ErrorKind, IoSlice, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -201,7 +202,8 @@ impl<'a> Patience<'a> {
         }
     }
 
-    /// Waits until `fd` is readable, which a pidfd is when its process has ended. Returns `false` if the patience is over first.
+    /// Waits until `fd` is readable, which a pidfd is when its process has ended. Returns `false`
+    /// if the patience is over first.
     ///
     /// # Errors
     /// As [`Self::poll`].
@@ -218,7 +220,8 @@ impl<'a> Patience<'a> {
         }
     }
 
-    /// Waits until one of `fds` is ready, the deadline passes, the bell rings or a signal comes. The readiness is in `fds`.
+    /// Waits until one of `fds` is ready, the deadline passes, the bell rings or a signal comes.
+    /// The readiness is in `fds`.
     ///
     /// # Errors
     /// [`TransportError::Interrupted`], [`TransportError::Poll`].
@@ -307,7 +310,8 @@ impl Channel {
     /// Sends a message whole.
     ///
     /// # Errors
-    /// Those of the connection and [`TransportError::Invalid`] where the message is too long. A part may have been sent.
+    /// Those of the connection and [`TransportError::Invalid`] where the message is too long. A
+    /// part may have been sent.
     pub fn send(&mut self, message: &Message, patience: Patience) -> Result<()> {
         let bytes = codec::encode(message).map_err(|source| self.invalid(source))?;
         self.write_all(&bytes, patience)
@@ -344,7 +348,8 @@ impl Channel {
         self.only(message)
     }
 
-    /// Receives the next message, which must be a `P`: an abort means nothing from a peer that has not proved who it is.
+    /// Receives the next message, which must be a `P`: an abort means nothing from a peer that has
+    /// not proved who it is.
     pub(crate) fn expect_strictly<P: Payload>(&mut self, patience: Patience) -> Result<P> {
         let message = self.receive_strictly(&[P::KIND], patience)?;
         self.only(message)
@@ -401,7 +406,8 @@ impl Channel {
         mut parts: &mut [IoSlice<'_>],
         patience: Patience,
     ) -> Result<()> {
-        // What is empty goes first: a write of nothing would not be told from a write that did nothing.
+        // What is empty goes first: a write of nothing would not be told from a write that did
+        // nothing.
         IoSlice::advance_slices(&mut parts, 0);
         while !parts.is_empty() {
             match self.stream.write_vectored(parts) {
@@ -453,7 +459,8 @@ impl Channel {
     }
 }
 
-/// Options of every connection: no delay for small frames, and a dead peer is noticed while nothing is sent (tcp(7)).
+/// Options of every connection: no delay for small frames, and a dead peer is noticed while nothing
+/// is sent (tcp(7)).
 pub(crate) fn prepare(stream: &TcpStream) -> io::Result<()> {
     stream.set_nodelay(true)?;
     stream.set_nonblocking(true)?;

@@ -1,10 +1,13 @@
 //! A test on one host: can this container be dumped, and restored from its images?
 //!
-//! Both are held: CRIU holds the container at `post-dump` while it holds the copy at `post-restore`. The copy never executes an instruction; it is destroyed
-//! before the container goes on. The death of this process at any moment does the same, because nobody answers CRIU any more.
+//! Both are held: CRIU holds the container at `post-dump` while it holds the copy at
+//! `post-restore`. The copy never executes an instruction; it is destroyed before the container
+//! goes on. The death of this process at any moment does the same, because nobody answers CRIU any
+//! more.
 //!
-//! A copy beside the container must not take anything away from it but the names of its sockets, which are put back ([`crate::migrate::unix_sockets`]). So some
-//! containers cannot be tested so ([`in_the_way`]); a rehearsal with a destination can.
+//! A copy beside the container must not take anything away from it but the names of its sockets,
+//! which are put back ([`crate::migrate::unix_sockets`]). So some containers cannot be tested so
+//! ([`in_the_way`]); a rehearsal with a destination can.
 
 use std::fs::DirBuilder;
 use std::io;
@@ -237,7 +240,8 @@ fn test(
     }
     let dir = plan.image_path.join(plan.migration.to_string());
     progress.report_mut().migration = Some(plan.migration);
-    // After a crash `--resolve`, or the next attempt, removes what is in the directory: that of the copy is in it, too.
+    // After a crash `--resolve`, or the next attempt, removes what is in the directory: that of the
+    // copy is in it, too.
     let mut journal = Journal::begin(
         &plan.root,
         Start {
@@ -376,7 +380,8 @@ fn say(progress: &mut Progress, would_run_dur: Duration, stood_still_dur: Durati
     ));
 }
 
-/// Why a copy of the container cannot be held beside it: it would need what there is only once on a host, or take it away.
+/// Why a copy of the container cannot be held beside it: it would need what there is only once on a
+/// host, or take it away.
 #[must_use]
 pub fn in_the_way(spec: &Spec, choices: &CriuChoices) -> Vec<Finding> {
     let namespaces = Namespaces::of(spec);

@@ -43,7 +43,8 @@ use crate::sys::process::{ProcessId, become_subreaper};
 
 /// How long a receiver that has rolled back stays for a source that does not know it.
 const LINGER_DUR: Duration = Duration::from_secs(20);
-/// How long a receiver in the foreground waits for the source to confirm before it goes on to do so beside its other work.
+/// How long a receiver in the foreground waits for the source to confirm before it goes on to do so
+/// beside its other work.
 const PROMPT_DUR: Duration = Duration::from_secs(2);
 
 /// A receiver.
@@ -59,7 +60,8 @@ pub struct ReceiveRequest {
     pub trust: TrustSettings,
     /// CRIU and its options. For any container, the work path has a directory for each.
     pub criu: CriuSettings,
-    /// The bundle, or for any container the directory of their bundles; `None` for the path at the source.
+    /// The bundle, or for any container the directory of their bundles; `None` for the path at the
+    /// source.
     pub bundle: Option<PathBuf>,
     /// Whether systemd manages the container's cgroup.
     pub systemd_cgroup: bool,
@@ -182,7 +184,8 @@ pub enum ArrivalError {
 
 /// Waits for the container, up to its first instruction here.
 ///
-/// `interrupt` ends the wait until the commit. The process becomes the reaper of orphans (`PR_SET_CHILD_SUBREAPER`).
+/// `interrupt` ends the wait until the commit. The process becomes the reaper of orphans
+/// (`PR_SET_CHILD_SUBREAPER`).
 ///
 /// # Errors
 /// [`ReceiveError`].
@@ -221,8 +224,7 @@ pub fn receive(
 
 /// Takes the right to receive a container that does not exist here.
 fn lock(root: &Path, id: &str) -> Result<Lock, ReceiveError> {
-    let lock = Lock::take(root, id)?;
-    tidy_up(root, id, Known::open(root, id, &lock)?, &lock)?;
+    let lock = take(root, id)?;
     if root.join(id).exists() {
         return Err(ReceiveError::Exists {
             container: id.to_owned(),
@@ -232,13 +234,21 @@ fn lock(root: &Path, id: &str) -> Result<Lock, ReceiveError> {
     Ok(lock)
 }
 
+/// Takes the right to receive a container, and removes the remains of its last migration. Whether
+/// the container exists here is judged with the other findings.
+fn take(root: &Path, id: &str) -> Result<Lock, ReceiveError> {
+    let lock = Lock::take(root, id)?;
+    tidy_up(root, id, Known::open(root, id, &lock)?, &lock)?;
+    Ok(lock)
+}
+
 /// This host as the place of the restore.
 fn node(request: &ReceiveRequest, progress: &mut Progress) -> Result<Node, ReceiveError> {
     let is_any = request.is_for_any();
     let ThisHost { criu, facts } = ThisHost::look(request.criu.program.as_deref())?;
     let criu = criu.map_err(|error| chain(&error));
     if let Err(error) = &criu {
-        // A source hears it, with what else speaks against a migration.
+        // A source hears it as one of the findings.
         progress.say(&format!("error: {error}"));
     }
     let work_path = match is_any {
@@ -250,7 +260,10 @@ fn node(request: &ReceiveRequest, progress: &mut Progress) -> Result<Node, Recei
         criu,
         facts,
         image_path: request.image_path.clone(),
-        any: is_any.then(|| Any::new(request.bundle.clone(), request.criu.work_path.clone())),
+        any: is_any.then(|| {
+            let (bundles, work_paths) = (request.bundle.clone(), request.criu.work_path.clone());
+            Any::new(bundles, work_paths, |root, id| Ok(take(root, id)?))
+        }),
         bundle: request.bundle.clone(),
         request: RestoreRequest {
             root: request.root.clone(),
@@ -319,7 +332,8 @@ impl Arrival {
         self.restored.container.id()
     }
 
-    /// Tells the source, for at most `limit_dur`, and leaves the container to itself. The source should know before this process is gone.
+    /// Tells the source, for at most `limit_dur`, and leaves the container to itself. The source
+    /// should know before this process is gone.
     pub fn leave(mut self, limit_dur: Duration, interrupt: Option<&Interrupt>) {
         let container = self.container().to_owned();
         if self.settlement.answer(limit_dur, interrupt) {
@@ -334,9 +348,11 @@ impl Arrival {
         }
     }
 
-    /// Stays as the container's parent, which gets the signals and the terminal, and removes the container after its end. Returns its exit status.
+    /// Stays as the container's parent, which gets the signals and the terminal, and removes the
+    /// container after its end. Returns its exit status.
     ///
-    /// A source that does not know how the migration ended is told meanwhile, for at most `limit_dur`.
+    /// A source that does not know how the migration ended is told meanwhile, for at most
+    /// `limit_dur`.
     ///
     /// # Errors
     /// [`ArrivalError`]: the container runs on.
@@ -362,7 +378,8 @@ impl Arrival {
             // The port and the secret are for a source that does not know.
             drop(settlement);
         } else {
-            // A thread, and only now: nothing is forked any more, and the signals are blocked in it as they are here.
+            // A thread, and only now: nothing is forked any more, and the signals are blocked in it
+            // as they are here.
             let id = container.id().to_owned();
             std::thread::spawn(move || {
                 if settlement.answer(limit_dur, None) {
@@ -382,7 +399,8 @@ impl Arrival {
     }
 }
 
-/// Notes that no source will ask any more. If that fails, the next `--resolve` waits for a source in vain, and no more.
+/// Notes that no source will ask any more. If that fails, the next `--resolve` waits for a source
+/// in vain, and no more.
 fn forget_receiver(root: &Path, migration: MigrationId, container: &str) {
     if let Err(error) = journal::forget_receiver(root, migration, container) {
         tracing::warn!("{}", chain(&error));

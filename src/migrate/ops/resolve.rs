@@ -1,5 +1,7 @@
 //! Settling what a crash, or a silent peer, has left open.
 
+mod error;
+
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -11,19 +13,17 @@ use crate::error::{Cause, chain};
 use crate::image;
 use crate::migrate::container::fence::Fence;
 use crate::migrate::container::restore_request::restore_request;
-use crate::migrate::fate::{Fate, Fated};
-use crate::migrate::link::address::{Destination, InvalidDestination};
-use crate::migrate::link::channel::{Patience, TransportError};
+use crate::migrate::link::address::Destination;
+use crate::migrate::link::channel::Patience;
 use crate::migrate::record::boot_stamp::{self, Boot};
-use crate::migrate::record::error::JournalError;
 use crate::migrate::record::journal::{Journal, JournalRecord};
 use crate::migrate::record::ledger::{self, Known};
 use crate::migrate::record::lock::Lock;
 use crate::migrate::record::paths;
-use crate::migrate::record::verdict::{self, VerdictError};
+use crate::migrate::record::verdict;
 use crate::migrate::source::ask;
-use crate::migrate::transfer::rootfs::{self, RootfsError};
-use crate::migrate::trust::{Trust, TrustError, TrustSettings};
+use crate::migrate::transfer::rootfs;
+use crate::migrate::trust::{Trust, TrustSettings};
 use crate::migrate::unix_sockets::{self, Names};
 use crate::migrate::wire::id::Side;
 use crate::migrate::wire::payload::Settled;
@@ -61,119 +61,7 @@ pub enum Resolution {
     },
 }
 
-/// A migration cannot be settled.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum ResolveError {
-    /// Nothing is known.
-    #[error(
-        "no migration of container \"{container}\" is known on this host; if it was started again since, name its image store: --image-path=DIR"
-    )]
-    Unknown {
-        /// Which.
-        container: String,
-    },
-    /// It must be settled before the container can come again.
-    #[error(
-        "the last migration of container \"{container}\" to this host is not settled: `rcm live-migrate {container} --resolve` settles it"
-    )]
-    Open {
-        /// Which.
-        container: String,
-    },
-    /// The records cannot be used, or a migration is under way.
-    #[error(transparent)]
-    Journal(#[from] JournalError),
-    /// The destination cannot be asked: the certificates of the migration are not usable any more.
-    #[error(transparent)]
-    Trust(#[from] TrustError),
-    /// The record does not say whom to ask, or how the ends recognize each other.
-    #[error("the migration record names no peer to ask")]
-    Peer {
-        /// The parser's error, if the address makes no sense.
-        #[source]
-        source: Option<InvalidDestination>,
-    },
-    /// Nobody knows.
-    #[error(
-        "{peer} does not answer and left no verdict in {images}: run `rcm live-migrate {container} --resolve` there first; the container stands still here meanwhile (if that host is lost for good, --resolve --peer-lost takes the container back)"
-    )]
-    NoAnswer {
-        /// Which.
-        container: String,
-        /// The destination.
-        peer: String,
-        /// Where it would leave its verdict.
-        images: String,
-        /// Why it cannot be asked.
-        #[source]
-        source: Box<TransportError>,
-    },
-    /// The destination answers, but it is not settled there.
-    #[error(
-        "{peer} answers that the migration is {verdict:?} there: settle it with `rcm live-migrate {container} --resolve` there first"
-    )]
-    NotYet {
-        /// Which.
-        container: String,
-        /// The destination.
-        peer: String,
-        /// Its word.
-        verdict: Verdict,
-    },
-    /// It is this host's and does not run.
-    #[error(
-        "container \"{container}\" belongs to this host, but cannot be restored from its images in {images}; they are kept: remove the cause, then `rcm live-migrate {container} --resolve` again"
-    )]
-    NotRestored {
-        /// Which.
-        container: String,
-        /// Where they are.
-        images: String,
-        /// Why.
-        #[source]
-        source: Cause,
-    },
-    /// The freezer does not obey.
-    #[error("cannot thaw or kill container \"{container}\"")]
-    Cgroup {
-        /// Which.
-        container: String,
-        /// Why.
-        #[source]
-        source: CgroupError,
-    },
-    /// The container cannot be loaded or removed.
-    #[error(transparent)]
-    Runtime(#[from] crate::runtime::Error),
-    /// The verdict cannot be left.
-    #[error(transparent)]
-    Verdict(#[from] VerdictError),
-    /// What was put into the file system cannot be put back, or cleared up.
-    #[error(transparent)]
-    Rootfs(#[from] RootfsError),
-    /// Images are left.
-    #[error("cannot remove the images {path}")]
-    Images {
-        /// Their directory.
-        path: String,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
-}
-
-impl Fated for ResolveError {
-    fn fate(&self) -> Fate {
-        match self {
-            // At a source, which cannot find out whether the container runs at the destination.
-            Self::NoAnswer { .. } | Self::Trust(_) | Self::NotYet { .. } => Fate::Stands,
-            Self::NotRestored { .. } => Fate::Stands,
-            Self::Runtime(crate::runtime::Error::CriuAtWork { .. }) => Fate::Unknown,
-            _ => Fate::AsBefore,
-        }
-    }
-}
+pub use error::ResolveError;
 
 type Result<T, E = ResolveError> = std::result::Result<T, E>;
 
@@ -186,16 +74,16 @@ pub struct Means {
     pub console_socket: Option<PathBuf>,
     /// The image store, where this host has no record of the migration any more.
     pub store: Option<PathBuf>,
-    /// At a source whose destination does not answer: it never will, and whatever it had of the container is gone. Who says so without knowing it makes a second
-    /// running copy.
+    /// At a source whose destination does not answer: it never will, and whatever it had of the
+    /// container is gone. Who says so without knowing it makes a second running copy.
     pub peer_is_lost: bool,
 }
 
 /// Finishes the last migration of `container` or rolls it back, on either end.
 ///
 /// # Errors
-/// [`ResolveError::NoAnswer`], [`ResolveError::NotYet`] and [`ResolveError::NotRestored`] where it stays open. That none is under way is what the lock
-/// shows.
+/// [`ResolveError::NoAnswer`], [`ResolveError::NotYet`] and [`ResolveError::NotRestored`] where it
+/// stays open. That none is under way is what the lock shows.
 pub fn resolve(root: &Path, container: &str, means: &Means, _lock: &Lock) -> Result<Resolution> {
     paths::remove_litter(root, container)?;
     match ledger::latest(root, container)? {
@@ -227,7 +115,8 @@ fn forgotten(root: &Path, container: &str, means: &Means) -> Result<Resolution> 
     resolution
 }
 
-/// Removes what an earlier receiver or source of `container` has left here that was killed before the commit, and an earlier source after the end.
+/// Removes what an earlier receiver or source of `container` has left here that was killed before
+/// the commit, and an earlier source after the end.
 ///
 /// # Errors
 /// [`ResolveError::Open`] if the container may be this host's.
@@ -294,7 +183,8 @@ fn at_source(root: &Path, record: JournalRecord, peer_is_lost: bool) -> Result<R
     }
 }
 
-/// Asks the destination, then the image store. Also returns how to say that the answer was acted on.
+/// Asks the destination, then the image store. Also returns how to say that the answer was acted
+/// on.
 fn inquire(record: &JournalRecord) -> Result<(Verdict, impl FnOnce() + use<>)> {
     let destination: Destination = record.peer.parse().map_err(|source| ResolveError::Peer {
         source: Some(source),
@@ -395,7 +285,8 @@ fn at_destination(root: &Path, record: JournalRecord, means: &Means) -> Result<R
     let owned = record.owns_images;
     // Until CRIU has ended, a container that it is about to kill looks like one that runs.
     criu_process::wait_for_end(root, &record.container)?;
-    // Before the commit the old tree comes back, when nothing of the container is left in the new one.
+    // Before the commit the old tree comes back, when nothing of the container is left in the new
+    // one.
     if !record.phase.may_roll_back() {
         rootfs::settle(root, &record)?;
     }
@@ -417,7 +308,8 @@ fn at_destination(root: &Path, record: JournalRecord, means: &Means) -> Result<R
                 side: Side::Destination,
             })
         }
-        // The receiver died before the commit; CRIU killed what it had restored when nobody answered any more.
+        // The receiver died before the commit; CRIU killed what it had restored when nobody
+        // answered any more.
         _ => {
             delete::delete(root, &record.container, true)?;
             rootfs::settle(root, &record)?;
@@ -438,7 +330,8 @@ fn take_over(root: &Path, record: &JournalRecord, means: &Means) -> Result<Resol
         .map(|container| (container, container.status()))
     {
         Some((container, Status::Paused)) => {
-            // CRIU restores the freezer of cgroup v1 as the dump found it; a paused container is not migrated.
+            // CRIU restores the freezer of cgroup v1 as the dump found it; a paused container is
+            // not migrated.
             let thawed = container.cgroup().thaw();
             thawed.map_err(cgroup_error(container.id()))?;
         }
@@ -467,7 +360,8 @@ fn restore_again(root: &Path, record: &JournalRecord, means: &Means) -> Result<R
     })
 }
 
-/// Whether something of the container has executed here. It may have ended, and must not be restored then: what it has done it would do twice.
+/// Whether something of the container has executed here. It may have ended, and must not be
+/// restored then: what it has done it would do twice.
 fn has_run(record: &JournalRecord) -> bool {
     let recipe = record.recipe.as_ref();
     recipe.is_some_and(|recipe| criu::has_resumed(&recipe.work_path))
@@ -487,8 +381,9 @@ fn restore(root: &Path, record: &JournalRecord, dump: &Path, means: &Means) -> R
     Ok(())
 }
 
-/// For a source that looks into the store. One that knows how the migration ended has removed the directory; one that this end owns, nobody else
-/// looks into, and it goes unless it is still needed.
+/// For a source that looks into the store. One that knows how the migration ended has removed the
+/// directory; one that this end owns, nobody else looks into, and it goes unless it is still
+/// needed.
 fn leave_word(
     images: &Path,
     owned: bool,

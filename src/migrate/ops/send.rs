@@ -38,7 +38,7 @@ pub enum Aim {
     Move,
     /// Everything happens but the commit; the container runs on here and the receiver waits on.
     Rehearse,
-    /// Both ends only say what speaks against the migration.
+    /// Both ends only report their findings.
     Ask,
 }
 
@@ -54,7 +54,8 @@ pub enum Method {
 }
 
 impl Method {
-    /// Returns the limits of pre-copy, or `None` for stop-and-copy, with the reason if the operator should know it.
+    /// Returns the limits of pre-copy, or `None` for stop-and-copy, with the reason if the operator
+    /// should know it.
     fn choose(
         self,
         criu: &Criu,
@@ -110,14 +111,15 @@ pub struct SendRequest {
     pub settle_limit_dur: Duration,
 }
 
-/// What a request to send has come to.
+/// Outcome of a request to send.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Sent {
     /// The container runs at the destination.
     Moved,
     /// The rehearsal succeeded; the container runs on here.
     Rehearsed,
-    /// Everything that speaks against the migration, of both ends. Without an error among the findings it would begin.
+    /// Everything that speaks against the migration, of both ends. Without an error among the
+    /// findings it would begin.
     Asked(Vec<Finding>),
 }
 
@@ -234,7 +236,8 @@ fn prepare(request: &SendRequest, container: &Container) -> Result<Prepared, Sen
     match &host.criu {
         Ok(criu) => {
             (pre_copy, why_not) = request.method.choose(criu, &host.facts)?;
-            // Only the destination can say whether it matters that CRIU does not know this processor.
+            // Only the destination can say whether it matters that CRIU does not know this
+            // processor.
             processor = criu.processor(&request.root).unwrap_or_default();
         }
         Err(error) => {
@@ -283,7 +286,8 @@ fn prepare(request: &SendRequest, container: &Container) -> Result<Prepared, Sen
     })
 }
 
-/// Collects what speaks against the migration. A destination that cannot be asked is no reason to keep back what this end knows.
+/// Collects the findings of both ends. If the destination cannot be asked, the report has this
+/// end's findings.
 fn ask(
     plan: &Plan,
     progress: &mut Progress,

@@ -82,7 +82,8 @@ impl Fated for SubjectError {
     }
 }
 
-/// Refuses a container whose last migration is open. It may run at the destination, so this host may neither move nor resume it.
+/// Refuses a container whose last migration is open. It may run at the destination, so this host
+/// may neither move nor resume it.
 ///
 /// # Errors
 /// [`OpenMigration`].

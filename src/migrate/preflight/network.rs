@@ -8,7 +8,7 @@ use std::path::Path;
 use oci_spec::runtime::{LinuxNamespaceType, Spec};
 use serde_json::Value;
 
-use crate::runtime::linux::network::try_barrier;
+use crate::runtime::linux::network::try_lock;
 use crate::runtime::spec::namespaces::{Namespace, Namespaces};
 use crate::sys::network::{addresses, is_namespace};
 
@@ -66,7 +66,7 @@ fn unusable(path: Option<&Path>, keeps_connections: bool) -> Option<(String, Str
             return Some(named(&format!("cannot be entered: {error}")));
         }
     }
-    match try_barrier(path) {
+    match try_lock(path) {
         Err(error) if keeps_connections => Some((
             format!("the network cannot be locked until the container runs, and its connections would be reset: {error}"),
             "use a kernel with nf_tables (CONFIG_NF_TABLES_INET, CONFIG_NF_TABLES_ARP, Linux 5.12), or give up the connections".into(),

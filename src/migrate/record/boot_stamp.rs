@@ -1,14 +1,20 @@
-//! Who was about to take a container over, left in the image store for a destination that loses its memory.
+//! Who was about to take a container over, left in the image store for a destination that loses its
+//! memory.
 //!
-//! A machine that was started again knows nothing of its migrations, because its journals are in `/run`; and whatever it had restored does not exist any more. A source
-//! that has sent it a commit stands still, and nobody is left to answer it. But the machine can tell that it is the one of the claim, and that this is another
-//! boot than the one in which it made it: so nothing of the container executes there, and nothing of it ever will, because a receiver of this boot does not
-//! know that migration. So the migration is rolled back: [`Verdict::RolledBack`] is its word in a shared store, and where the store is its own it answers in the
-//! receiver's place ([`crate::migrate::ops::answer`]), because the claim is the receiver's journal.
+//! A machine that was started again knows nothing of its migrations, because its journals are in
+//! `/run`; and whatever it had restored does not exist any more. A source that has sent it a commit
+//! stands still, and nobody is left to answer it. But the machine can tell that it is the one of
+//! the claim, and that this is another boot than the one in which it made it: so nothing of the
+//! container executes there, and nothing of it ever will, because a receiver of this boot does not
+//! know that migration. So the migration is rolled back: [`Verdict::RolledBack`] is its word in a
+//! shared store, and where the store is its own it answers in the receiver's place
+//! ([`crate::migrate::ops::answer`]), because the claim is the receiver's journal.
 //!
-//! If it had got as far as to tell that the container runs ([`Verdict::Running`]), the container ended with its machine, as it would have later. In a shared store
-//! that word stays, and it is left there at the latest before the container may go on to a third host ([`keep`]), because then it does not end with this one. In
-//! its own store the claim goes with the images, for good, as soon as the container runs.
+//! If it had got as far as to tell that the container runs ([`Verdict::Running`]), the container
+//! ended with its machine, as it would have later. In a shared store that word stays, and it is
+//! left there at the latest before the container may go on to a third host ([`keep`]), because then
+//! it does not end with this one. In its own store the claim goes with the images, for good, as
+//! soon as the container runs.
 
 use std::fs;
 use std::io::{self, Read};
@@ -86,10 +92,12 @@ pub struct Claim {
     placement: Option<String>,
 }
 
-/// Leaves in the directory of a migration to this host, below its state directory `root`, that `by` takes the container, before the source may commit.
+/// Leaves in the directory of a migration to this host, below its state directory `root`, that `by`
+/// takes the container, before the source may commit.
 ///
 /// # Errors
-/// Where it cannot be written. The migration is none the worse for that, unless this machine loses its power.
+/// Where it cannot be written. The migration is none the worse for that, unless this machine loses
+/// its power.
 pub fn leave(root: &Path, record: &JournalRecord, by: Boot) -> io::Result<()> {
     let mut claim = Claim {
         by,
@@ -112,7 +120,8 @@ pub fn leave(root: &Path, record: &JournalRecord, by: Boot) -> io::Result<()> {
     }
 }
 
-/// The migrations of `container` that ended with an earlier boot of this machine, and of which nobody has heard that it runs here, the oldest first.
+/// The migrations of `container` that ended with an earlier boot of this machine, and of which
+/// nobody has heard that it runs here, the oldest first.
 #[must_use]
 pub fn find(store: &Path, container: &str, here: &Boot) -> Vec<Claim> {
     let entries = fs::read_dir(store).into_iter().flatten().flatten();
@@ -132,7 +141,8 @@ pub fn find(store: &Path, container: &str, here: &Boot) -> Vec<Claim> {
 }
 
 impl Claim {
-    /// Gives the container back: takes over into the records below `root` that the migration was rolled back. What is left of it has to be settled by these.
+    /// Gives the container back: takes over into the records below `root` that the migration was
+    /// rolled back. What is left of it has to be settled by these.
     ///
     /// # Errors
     /// [`JournalError::File`].
@@ -149,7 +159,8 @@ impl Claim {
     }
 }
 
-/// Before a container that has come here goes anywhere else: from now on it is not given back to where it came from.
+/// Before a container that has come here goes anywhere else: from now on it is not given back to
+/// where it came from.
 ///
 /// # Errors
 /// [`ClaimError`]: then it must not go.
@@ -179,7 +190,8 @@ fn read(images: &Path) -> Option<Claim> {
         return None;
     }
     if !is_private {
-        // As on a server that takes root for somebody else. It is worth a word in that store and nothing else.
+        // As on a server that takes root for somebody else. It is worth a word in that store and
+        // nothing else.
         (claim.record.owns_images, claim.placement) = (false, None);
     }
     if !claim.record.owns_images {

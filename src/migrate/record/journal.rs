@@ -1,14 +1,16 @@
 //! What a crashed rcm remembers of a migration.
 //!
-//! Each end holds one record for each container, replaced atomically and synced before the step that it announces is taken: above all,
-//! "committing" is on the disk before the first byte of the commit leaves, so whoever reads it later knows that
-//! the container may run elsewhere. The source's record lies beside the container's state, `ROOT/ID/migration.json`: it goes
-//! with the container. The destination's lies in `ROOT/@migrations/ID.json`, because the container does not exist there at
-//! first; a source's record goes on there when the container is about to be removed. A final phase is entered when nothing is left to do: whoever is
-//! killed before leaves a record by which [`resolve`](crate::migrate::ops::resolve) does the rest.
+//! Each end holds one record for each container, replaced atomically and synced before the step
+//! that it announces is taken: above all, "committing" is on the disk before the first byte of the
+//! commit leaves, so whoever reads it later knows that the container may run elsewhere. The
+//! source's record lies beside the container's state, `ROOT/ID/migration.json`: it goes with the
+//! container. The destination's lies in `ROOT/@migrations/ID.json`, because the container does not
+//! exist there at first; a source's record goes on there when the container is about to be removed.
+//! A final phase is entered when nothing is left to do: whoever is killed before leaves a record by
+//! which [`resolve`](crate::migrate::ops::resolve()) does the rest.
 //!
-//! A record also names the process that writes it, so that a dead one is told from a living one, and the `flock` on `ROOT/@migrations/ID.lock`
-//! keeps two migrations of one container apart.
+//! A record also names the process that writes it, so that a dead one is told from a living one,
+//! and the `flock` on `ROOT/@migrations/ID.lock` keeps two migrations of one container apart.
 
 use std::fs::{self};
 use std::io;
@@ -53,13 +55,15 @@ pub struct JournalRecord {
     pub peer: String,
     /// This migration's directory in the image store.
     pub images: PathBuf,
-    /// What the ends recognize each other by when the source asks again; `None` before they have met. Only root reads the record.
+    /// What the ends recognize each other by when the source asks again; `None` before they have
+    /// met. Only root reads the record.
     #[serde(flatten)]
     pub acquaintance: Option<Acquaintance>,
     /// Whether the images are this end's own, and it is the one that removes them.
     #[serde(default)]
     pub owns_images: bool,
-    /// The receiver, as long as its source may ask and nobody else could tell it: where the ends share no store.
+    /// The receiver, as long as its source may ask and nobody else could tell it: where the ends
+    /// share no store.
     #[serde(default)]
     pub unanswered: Option<StoredReceiver>,
     /// At the destination: whether the source has said that it knows how it ended.
@@ -184,7 +188,8 @@ impl Journal {
         })
     }
 
-    /// Stores with what the ends recognize each other, and the files of mutual TLS, where it is used.
+    /// Stores with what the ends recognize each other, and the files of mutual TLS, where it is
+    /// used.
     ///
     /// # Errors
     /// [`JournalError::File`].
@@ -222,8 +227,8 @@ impl Journal {
         &self.record
     }
 
-    /// Goes on with the record of a source where it survives the container, in the phase [`Phase::Committed`]. The one beside the container goes with
-    /// it.
+    /// Goes on with the record of a source where it survives the container, in the phase
+    /// [`Phase::Committed`]. The one beside the container goes with it.
     ///
     /// # Errors
     /// [`JournalError::File`]: then the container must stay.

@@ -22,7 +22,8 @@ impl Known {
     /// Reads the records. They stay true as long as the caller has the lock.
     ///
     /// # Errors
-    /// [`JournalError::File`](super::error::JournalError::File), [`JournalError::Damaged`](super::error::JournalError::Damaged),
+    /// [`JournalError::File`](super::error::JournalError::File),
+    /// [`JournalError::Damaged`](super::error::JournalError::Damaged),
     /// [`JournalError::Newer`](super::error::JournalError::Newer).
     pub fn open(root: &Path, container: &str, _lock: &Lock) -> Result<Self> {
         Self::read(root, container)
@@ -55,7 +56,8 @@ impl Known {
             .filter(|record| record.side == Side::Destination)
     }
 
-    /// Returns the record that tells most about the container: the source's as long as the container is here, else the one that was kept.
+    /// Returns the record that tells most about the container: the source's as long as the
+    /// container is here, else the one that was kept.
     #[must_use]
     pub fn into_latest(self) -> Option<JournalRecord> {
         match self.own {
@@ -65,7 +67,8 @@ impl Known {
         }
     }
 
-    /// Returns the record of a migration that is not final. A container that is sent on has two records.
+    /// Returns the record of a migration that is not final. A container that is sent on has two
+    /// records.
     #[must_use]
     pub fn under_way(&self) -> Option<&JournalRecord> {
         [self.source(), self.destination()]

@@ -30,7 +30,7 @@ impl Watch {
         Some(Self { inotify })
     }
 
-    /// Takes back what was noticed up to now. Read the records after this, not before.
+    /// Takes back all events up to now. Read the records after this, not before.
     pub fn clear(&self) {
         while self
             .inotify

@@ -1,4 +1,4 @@
-//! What a source tells a destination of the container, of itself and of the migration.
+//! The source's side of an agreement: facts about the container, the host and the migration.
 
 use std::path::PathBuf;
 
@@ -24,7 +24,7 @@ pub struct Bundle {
     pub carried: Vec<CarriedFile>,
 }
 
-/// What is known before the destination is met.
+/// Facts that are known before the source has met the destination.
 #[derive(Debug, Clone)]
 pub struct Offer {
     /// Id of the migration.
@@ -39,17 +39,17 @@ pub struct Offer {
     pub image_path: PathBuf,
     /// CRIU's flags at this end.
     pub criu: CriuChoices,
-    /// What the container uses.
+    /// Resources that the container uses.
     pub observed: Observed,
     /// CRIU's description of the processor; empty if CRIU has none.
     pub processor: Vec<u8>,
-    /// What is to be done about the root file system.
+    /// How the destination is to get the root file system.
     pub rootfs: RootfsOffer,
     /// Whether the migration ends before the commit.
     pub rehearses: bool,
 }
 
-/// What is known only when the destination has been met.
+/// Facts that are known only after the source has met the destination.
 #[derive(Debug, Clone)]
 pub struct Meeting {
     /// Number of connections for the images; 0 if both ends share the store.
@@ -63,7 +63,7 @@ pub struct Meeting {
 }
 
 impl Offer {
-    /// Composes the preamble. This is the only place that says what a destination is told.
+    /// Composes the preamble. No other place decides on its contents.
     #[must_use]
     pub fn preamble(&self, meeting: Meeting) -> Preamble {
         let Self {

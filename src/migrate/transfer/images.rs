@@ -39,9 +39,6 @@ use crate::image::manifest::ManifestError;
 use crate::migrate::link::channel::TransportError;
 use crate::sys::file::Failed;
 
-/// The most connections that one migration has.
-pub const MAX_STREAMS: u32 = 16;
-
 /// Images do not get across.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]

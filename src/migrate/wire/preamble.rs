@@ -14,6 +14,9 @@ use serde::{Deserialize, Serialize};
 
 use super::id::MigrationId;
 
+/// Most connections that may carry the images of one migration.
+pub const MAX_STREAMS: u32 = 16;
+
 /// A mount of the container that needs something on the host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

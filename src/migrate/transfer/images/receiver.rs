@@ -30,7 +30,8 @@ const MAX_FILES: usize = 1 << 16;
 /// As many as 4 TiB have.
 const MAX_PIECES: usize = 1 << 20;
 
-/// Takes images from several connections, each with a thread of its own. Dropped, it ends them at once.
+/// Takes images from several connections, each with a thread of its own. Dropped, it ends them at
+/// once.
 #[derive(Debug)]
 pub struct Receiver {
     shared: Arc<Shared>,
@@ -55,7 +56,8 @@ struct Arrivals {
     /// The number of the directory whose turn it is.
     number: u32,
     files: BTreeMap<String, Arc<File>>,
-    /// Digest and length of each piece, by name and place. One entry for each piece that came, whatever its place is.
+    /// Digest and length of each piece, by name and place. One entry for each piece that came,
+    /// whatever its place is.
     pieces: BTreeMap<(String, u64), (u64, u32)>,
     /// The files whose last piece is here, if it is a short one. Others have none.
     ends: BTreeSet<String>,
@@ -101,7 +103,8 @@ impl Receiver {
         })
     }
 
-    /// Waits until everything of directory `number` is here, and compares it with what the source has sent.
+    /// Waits until everything of directory `number` is here, and compares it with what the source
+    /// has sent.
     ///
     /// # Errors
     /// What has failed, the first difference, the end of `patience`.
@@ -258,7 +261,8 @@ impl Shared {
         let mut raw = vec![0; CHUNK_BYTES];
         loop {
             let mut header = [0; PIECE_HEADER_BYTES];
-            // Between two directories the source may be silent for long; that it lives, TCP finds out.
+            // Between two directories the source may be silent for long; that it lives, TCP finds
+            // out.
             if !read_first(channel, &mut header)? {
                 return Ok(());
             }
@@ -344,7 +348,8 @@ impl Shared {
     }
 }
 
-/// Fills `buffer`, with all the time that its first byte needs. Returns `false` where the connection ends before.
+/// Fills `buffer`, with all the time that its first byte needs. Returns `false` where the
+/// connection ends before.
 fn read_first(channel: &mut Channel, buffer: &mut [u8]) -> Result<bool> {
     match channel.read(buffer, Patience::default()) {
         Ok(read_bytes) => read_exact(channel, &mut buffer[read_bytes..]).map(|()| true),

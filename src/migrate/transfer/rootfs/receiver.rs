@@ -29,7 +29,8 @@ const DRAIN_LIMIT_DUR: Duration = Duration::from_secs(10);
 /// What the last changes concern; nothing where that is too much.
 type Changed = Option<Vec<TreePath>>;
 
-/// Takes the tree on a thread of its own. Dropped, it ends at once, and everything is as it was; see [`Placement`].
+/// Takes the tree on a thread of its own. Dropped, it ends at once, and everything is as it was;
+/// see [`Placement`].
 #[derive(Debug)]
 pub struct Receiver {
     worker: Option<JoinHandle<()>>,
@@ -44,7 +45,8 @@ pub struct Receiver {
 }
 
 impl Receiver {
-    /// Starts to take what comes over `channel`, at most `limit_bytes` of contents with each stream of changes.
+    /// Starts to take what comes over `channel`, at most `limit_bytes` of contents with each stream
+    /// of changes.
     ///
     /// # Errors
     /// [`RootfsError::Transport`] where the connection cannot be duplicated.
