@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use clap::ValueEnum;
 
-use crate::migrate::transfer::images::{self, Pace};
+use crate::migrate::transfer::images::{self, RateLimit};
 use crate::migrate::wire::preamble::MAX_STREAMS;
 use crate::migrate::wire::rootfs::RootfsWish;
 
@@ -87,7 +87,7 @@ impl StreamingArgs {
                 Compress::Zstd => images::Compression::Zstd,
                 Compress::Gzip => images::Compression::Gzip,
             },
-            pace: self.bandwidth.map(|rate| Arc::new(Pace::new(rate))),
+            rate_limit: self.bandwidth.map(|rate| Arc::new(RateLimit::new(rate))),
         }
     }
 }

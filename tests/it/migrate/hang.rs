@@ -46,7 +46,7 @@ fn a_dump_that_hangs_is_not_said_to_have_been_undone() {
     let sender = sender.arg(receiver.address.to_string()).spawn();
     let output = sender.wait().exits_with(3);
     assert!(reached.exists());
-    for said in ["stands still here until CRIU lets go", "--resolve"] {
+    for said in ["is frozen here until CRIU lets go", "--resolve"] {
         assert!(output.stderr().contains(said), "{output:?}");
     }
     receiver.running.wait().exits_with(1);

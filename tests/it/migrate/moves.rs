@@ -155,7 +155,7 @@ fn a_receiver_that_is_asked_to_stop_gives_it_back() {
 #[test]
 fn a_freeze_that_takes_too_long_is_ended() {
     let (pair, gate, receiver, sender) = in_the_middle("slow", &["--timeout", "3s"]);
-    runs_on(sender.wait(), "stood still for 3s");
+    runs_on(sender.wait(), "was frozen for 3s");
     pair.assert_counts();
     gate.open();
     receiver.running.wait().exits_with(1);
@@ -325,7 +325,7 @@ fn what_exec_brought_in_is_named_and_does_not_move() {
     let receiver = pair.receiver(&["--detach"]);
     let output = pair.send_to(receiver.address).wait().ok();
     assert!(
-        output.stderr().contains("(sleep) was brought in by `exec`"),
+        output.stderr().contains("(sleep) was started by `exec`"),
         "{output:?}"
     );
     receiver.running.wait().ok();
@@ -349,7 +349,7 @@ fn a_terminal_moves_with_its_container() {
     // Without a receiver for the terminal, the container is not even frozen.
     let receiver = Receiver::start(&destination, "tty", &store, &["--detach"]);
     let refused = send(&source, "tty", &store, receiver.address, &[]).wait();
-    runs_on(refused, "has a terminal, and nobody takes it");
+    runs_on(refused, "has a terminal, and this receiver has none for it");
     receiver.running.signal(Signal::SIGTERM);
     receiver.running.wait().exits_with(1);
 

@@ -132,7 +132,7 @@ fn a_failed_restore_takes_no_names() {
     assert!(UnixStream::connect(&named.sockets[0].0).is_ok());
     // Now the restore continues, takes the names and is destroyed.
     gate.open();
-    runs_on(sender.wait(), "stood still for 3s");
+    runs_on(sender.wait(), "was frozen for 3s");
     receiver.running.wait().exits_with(1);
     named.assert_answers();
 

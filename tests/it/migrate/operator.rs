@@ -242,7 +242,7 @@ fn a_rehearsal_that_fails_leaves_the_receiver_waiting() {
     let flags = ["--rehearse", "--timeout", "1s"];
     runs_on(
         pair.send_with(receiver.address, &flags).wait(),
-        "stood still for 1s",
+        "was frozen for 1s",
     );
     gate.open();
     pair.assert_counts();

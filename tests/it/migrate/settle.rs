@@ -25,7 +25,7 @@ fn a_commit_that_never_arrives_is_given_back() {
     );
     runs_on(
         pair.send_with(address, &WITHOUT_ROUNDS).wait(),
-        "gave the container back",
+        "has rolled back",
     );
     receiver.running.wait().exits_with(1);
     pair.assert_at_source();

@@ -280,7 +280,7 @@ fn a_destination_that_was_started_again_gives_it_back() {
         let resolving = apart.resolve(&pair.destination, &store);
         match sender {
             Some(sender) => {
-                runs_on(sender.wait(), "gave the container back");
+                runs_on(sender.wait(), "has rolled back");
             }
             None => {
                 wait_until("it can be asked", || {
