@@ -7,7 +7,7 @@ use super::CriuSettings;
 use super::subject::{SubjectError, ThisHost, claim};
 use crate::criu::{self, Criu};
 use crate::error::chain;
-use crate::migrate::container::engine_bundle::Luggage;
+use crate::migrate::container::engine_bundle::EngineBundle;
 use crate::migrate::container::outgoing::RunningContainer;
 use crate::migrate::container::outgoing::bundle;
 use crate::migrate::fate::{Fate, Fated};
@@ -19,7 +19,7 @@ use crate::migrate::record::error::JournalError;
 use crate::migrate::source::offer::Offer;
 use crate::migrate::source::{self, Failure, Plan, SourceError};
 use crate::migrate::transfer::images;
-use crate::migrate::transfer::rootfs::remove_nonce;
+use crate::migrate::transfer::rootfs::remove_probe;
 use crate::migrate::trust::rendezvous::RendezvousError;
 use crate::migrate::trust::rendezvous::random;
 use crate::migrate::trust::{Trust, TrustError, TrustSettings};
@@ -182,7 +182,7 @@ pub fn send(
     let subject = claim(root, &request.container)?;
     let container = subject.container.clone();
     if let Some(last) = subject.last {
-        remove_nonce(container.rootfs(), last);
+        remove_probe(container.rootfs(), last);
     }
     let Prepared {
         plan,
@@ -242,20 +242,20 @@ fn prepare(request: &SendRequest, container: &Container) -> Result<Prepared, Sen
         }
         Err(error) => {
             let what = chain(error);
-            let finding = Finding::error(Side::Source, what, "then try again");
+            let finding = Finding::error(Side::Source, what, "correct this and try again");
             survey.findings.push(finding);
         }
     }
-    let luggage = Luggage::of(container, &spec);
-    if let Some(luggage) = &luggage {
-        survey.findings.extend_from_slice(&luggage.findings);
+    let engine_bundle = EngineBundle::of(container, &spec);
+    if let Some(engine_bundle) = &engine_bundle {
+        survey.findings.extend_from_slice(&engine_bundle.findings);
     }
     let offer = Offer {
         migration: MigrationId::new(random()?),
         container: container.id().to_owned(),
         facts: host.facts,
-        bundle: match &luggage {
-            Some(luggage) => luggage.bundle(),
+        bundle: match &engine_bundle {
+            Some(engine_bundle) => engine_bundle.bundle(),
             None => bundle(container, &spec),
         },
         image_path: request.image_path.clone(),
@@ -272,7 +272,7 @@ fn prepare(request: &SendRequest, container: &Container) -> Result<Prepared, Sen
             trust: Trust::of(&request.trust)?,
             offer,
             rootfs: container.rootfs().to_path_buf(),
-            config: luggage.as_ref().map(Luggage::config),
+            config: engine_bundle.as_ref().map(EngineBundle::config),
             findings: survey.findings,
             pre_copy,
             streams: request.streams,

@@ -1,4 +1,5 @@
-//! rcm's CRIU session against the real CRIU: dumps and restores of plain processes, held and decided.
+//! rcm's CRIU session against the real CRIU: dumps and restores of plain processes, held and
+//! decided.
 //!
 //! Needs root and a CRIU that works on this kernel.
 
@@ -28,7 +29,8 @@ struct Counter {
 impl Counter {
     fn start() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        // One process only: a child that its killed parent leaves behind would keep the process group's id, and with it the pid, taken.
+        // One process only: a child that its killed parent leaves behind would keep the process
+        // group's id, and with it the pid, taken.
         let script = "\
 import os, time
 i = 0

@@ -1,4 +1,5 @@
-//! The training job of the examples, hundreds of megabytes with dozens of threads: what it computes after it has moved.
+//! The training job of the examples, hundreds of megabytes with dozens of threads: it computes the
+//! same results after a migration.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -14,7 +15,7 @@ const STEPS: usize = 600;
 /// Keras is imported and JAX compiles, on a machine that runs other tests.
 const TRAINING_LIMIT_DUR: Duration = Duration::from_secs(180);
 
-/// What `make example` has built; it takes minutes, so the test does not.
+/// Image from `make example`, which takes minutes, so the test does not build it.
 fn rootfs() -> PathBuf {
     let target = std::env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into());
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
@@ -38,8 +39,8 @@ fn trainer(host: &Host, id: &str, results: &Path) -> Bundle {
         .script(&command)
 }
 
-/// Weights, the optimizer's state, the seeds of dropout and the loader's random numbers are in its memory only: were any of it lost or done twice,
-/// the losses would differ.
+/// Weights, the optimizer's state, the seeds of dropout and the loader's random numbers are in its
+/// memory only: if any of it were lost or done twice, the losses would differ.
 #[test]
 fn training_goes_on_as_if_it_had_not_moved() {
     if !rootfs().join("opt/trainer/train.py").exists() {

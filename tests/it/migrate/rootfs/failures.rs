@@ -14,7 +14,8 @@ use crate::common::pair::{Gate, Receiver, runs_on};
 use crate::common::{COMMAND_LIMIT_DUR, wait_within};
 use crate::tree::sample;
 
-/// A network that cuts the connection of the tree, the second one, when `is_time` says so of the bytes that it has carried.
+/// A network that cuts the connection of the tree, the second one, as soon as `is_time` returns
+/// true for the number of bytes that it has carried.
 fn cutting(target: SocketAddr, is_time: impl Fn(usize) -> bool + Send + 'static) -> SocketAddr {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let address = listener.local_addr().unwrap();
@@ -47,7 +48,7 @@ fn forward(mut from: TcpStream, mut to: TcpStream, is_time: impl Fn(usize) -> bo
 }
 
 fn a_cut_link_leaves_both_trees(id: &str, has_tree: bool) {
-    // Something for every pass, that does not shrink on its way.
+    // Data for every pass, which cannot be compressed.
     let noise = "(while true; do head -c 600000 /dev/urandom >/noise; usleep 50000; done) &";
     let apart = Apart::with(id, 10, |bundle, _| {
         bundle.script(&WRITER.replacen("mkdir", &format!("{noise}\nmkdir"), 1))
@@ -125,7 +126,7 @@ fn a_full_disk_at_the_destination_is_known_before_or_told() {
     apart.assert_stayed(&None);
 }
 
-/// What nobody sees is not replaced.
+/// A tree in use is not replaced: its processes would not see the new one.
 #[test]
 fn a_tree_in_use_is_not_replaced() {
     let apart = Apart::new("inuse", 2);
@@ -141,7 +142,7 @@ fn a_tree_in_use_is_not_replaced() {
     apart.assert_moved();
 }
 
-/// In the middle of the restore, the new tree is in its place.
+/// Fails in the middle of the restore, when the new tree is in its place.
 fn a_failed_restore_leaves_both_trees(has_tree: bool) {
     let apart = Apart::with("undone", 10, Gate::hook);
     if has_tree {
@@ -159,7 +160,7 @@ fn a_failed_restore_leaves_both_trees(has_tree: bool) {
     gate.open();
     receiver.running.wait().exits_with(1);
     apart.assert_stayed(&before);
-    // Killed, it leaves that to the next one.
+    // A killed receiver leaves the cleanup to the next one.
     let gate = Gate::close(apart.source.dir());
     let receiver = apart.receiver();
     let sender = apart.sending(&receiver, &[]);
