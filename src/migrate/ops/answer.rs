@@ -1,8 +1,10 @@
-//! Answering a source in the place of a receiver that has died.
+//! Answers a source in place of a receiver that has died.
 //!
-//! A source that gave its container away and got no answer asks the receiver, and looks for its verdict in the store. Where the ends share no store there
-//! is only the receiver; when that is dead too, `--resolve` at the destination settles what is there and then listens for a while, where the
-//! receiver did and with its certificate, which the source has pinned. So the journal of such a migration holds what makes the receiver.
+//! A source that has sent its commit and got no answer asks the receiver, and looks for a verdict
+//! in the store. If the ends share no store, only the receiver can answer. If the receiver is dead,
+//! `--resolve` at the destination settles the migration. Then it listens for a while at the
+//! receiver's address, with the certificate that the source has pinned. So the journal of such a
+//! migration holds the receiver's address, certificate and key.
 
 use std::path::Path;
 use std::time::Duration;
@@ -17,17 +19,17 @@ use crate::migrate::trust::{Trust, TrustError};
 use crate::migrate::wire::state::{Phase, Verdict};
 use crate::sys::interrupt::Interrupt;
 
-/// Nobody can be answered.
+/// The source cannot be answered.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum AnsweringError {
     /// The receiver's certificate cannot be used any more.
     #[error(transparent)]
     Trust(#[from] TrustError),
-    /// Its port cannot.
+    /// The receiver's port cannot be used.
     #[error(transparent)]
     Transport(#[from] TransportError),
-    /// Its file cannot be left.
+    /// The rendezvous file cannot be written.
     #[error(transparent)]
     Rendezvous(#[from] RendezvousError),
     /// The ssh helpers cannot be told.
@@ -35,7 +37,8 @@ pub enum AnsweringError {
     Journal(#[from] JournalError),
 }
 
-/// Answers the source of `record`, at most for `limit_dur`. Returns whether the source has taken note, or `None` where nobody needs to be answered so.
+/// Answers the source of `record`, for at most `limit_dur`. Returns whether the source has
+/// confirmed the answer; `None` if no source has to be answered this way.
 ///
 /// # Errors
 /// [`AnsweringError`].

@@ -1,10 +1,10 @@
-//! Ending a migration from another process, before the commit.
+//! Ends a migration from another process, before the commit.
 //!
-//! The one who drives it gets a signal, as from Ctrl-C, and rolls back by itself. Which process
-//! that is the record in the journal says, and its lock shows that it lives: a process id alone may
-//! belong to another process by now, or to a receiver that has become a container's parent and
-//! would pass the signal on to the container. Against the latter stands [`Gate`]. A receiver to
-//! which nobody has come yet has no record; where it listens says who it is.
+//! `--cancel` sends SIGTERM to the rcm that drives the migration, which then rolls back. The
+//! journal has its pid; the lock proves that the pid is still that process. A receiver may
+//! meanwhile have become the parent of the restored container, and would pass the signal on to it.
+//! [`Gate`] prevents that. A receiver that still waits for a source has no record; its doorbell has
+//! its pid.
 
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
@@ -38,18 +38,18 @@ const END_LIMIT_DUR: Duration = Duration::from_secs(30);
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum CancelError {
-    /// There is none.
+    /// No migration is under way.
     #[error(
         "no migration of container \"{container}\" is under way on this host, and no receiver waits for it"
     )]
     Nothing {
-        /// Which.
+        /// Id of the container.
         container: String,
     },
     /// It was committed before.
     #[error("too late: container \"{container}\" was given to {peer} and runs there")]
     Moved {
-        /// Which.
+        /// Id of the container.
         container: String,
         /// The destination.
         peer: String,
@@ -57,7 +57,7 @@ pub enum CancelError {
     /// It was committed before, and this is the destination.
     #[error("too late: container \"{container}\" has come from {peer} and runs here")]
     Arrived {
-        /// Which.
+        /// Id of the container.
         container: String,
         /// The source.
         peer: String,
@@ -67,7 +67,7 @@ pub enum CancelError {
         "the migration of container \"{container}\" ({peer}) is not settled, and nobody works on it: `rcm live-migrate {container} --resolve` settles it"
     )]
     NotSettled {
-        /// Which.
+        /// Id of the container.
         container: String,
         /// The other end.
         peer: String,
@@ -78,14 +78,14 @@ pub enum CancelError {
     /// The driver's end cannot be waited for.
     #[error(transparent)]
     Wait(#[from] TransportError),
-    /// The driver cannot be told.
+    /// The driver cannot be signalled.
     #[error("cannot signal the rcm that migrates container \"{container}\" (process {pid})")]
     Signal {
-        /// Which.
+        /// Id of the container.
         container: String,
         /// The driver.
         pid: i32,
-        /// Why.
+        /// The system's error.
         #[source]
         source: Errno,
     },
@@ -106,16 +106,16 @@ impl Fated for CancelError {
 
 type Result<T, E = CancelError> = std::result::Result<T, E>;
 
-/// Keeps apart who sends a signal to a driver, and a driver for which signals are about to mean
-/// something else.
+/// Lock between a process that sends the signal and a driver that is about to pass signals on to
+/// its container.
 #[derive(Debug)]
 pub struct Gate {
     _held: Flock<File>,
 }
 
 impl Gate {
-    /// Waits until no other process has it: moments. flock(2) has no descriptor to poll. `None`
-    /// where no migration has ever been recorded.
+    /// Waits until no other process has the lock, which takes moments. flock(2) has no descriptor
+    /// to poll. Returns `None` if no migration was ever recorded.
     ///
     /// # Errors
     /// [`JournalError::File`].
@@ -130,12 +130,12 @@ impl Gate {
     }
 }
 
-/// What was ended.
+/// Operation that was ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Ended {
     /// A migration, of which this is that end; the container runs on at the source.
     Migration(Side),
-    /// A receiver to which nobody had come.
+    /// A receiver to which no source had come.
     Receiver,
 }
 
@@ -195,15 +195,15 @@ pub fn cancel(root: &Path, container: &str) -> Result<Ended> {
     }
 }
 
-/// A descriptor of a process that has the right to migrate `container`; `None` where it does not
-/// have it any more.
+/// Returns a descriptor of the process that holds the lock of `container`; `None` if no process
+/// holds it any more.
 fn reach(root: &Path, container: &str, driver: ProcessId) -> Result<Option<OwnedFd>> {
     let pidfd = match process::pidfd_open(driver.pid()) {
         Ok(pidfd) => pidfd,
         Err(Errno::ESRCH) => return Ok(None),
         Err(source) => return Err(signal_error(container, driver, source)),
     };
-    // After the descriptor was opened: what it refers to is the driver, or the driver is gone.
+    // This check comes after the open, so the descriptor is the driver's, or the driver is gone.
     let lock = lock::lock_path(root, container);
     let drives = driver.liveness() == Liveness::Alive && process::holds(driver.pid(), &lock);
     Ok(drives.then_some(pidfd))

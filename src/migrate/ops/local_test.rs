@@ -1,13 +1,12 @@
 //! A test on one host: can this container be dumped, and restored from its images?
 //!
-//! Both are held: CRIU holds the container at `post-dump` while it holds the copy at
-//! `post-restore`. The copy never executes an instruction; it is destroyed before the container
-//! goes on. The death of this process at any moment does the same, because nobody answers CRIU any
-//! more.
+//! CRIU holds the container at `post-dump` while it holds the copy at `post-restore`. The copy
+//! never executes an instruction. It is destroyed before the container is resumed. If this process
+//! dies, CRIU gets no answer any more, which has the same effect.
 //!
-//! A copy beside the container must not take anything away from it but the names of its sockets,
-//! which are put back ([`crate::migrate::unix_sockets`]). So some containers cannot be tested so
-//! ([`in_the_way`]); a rehearsal with a destination can.
+//! The copy may take the names of the container's sockets, which are put back
+//! ([`crate::migrate::unix_sockets`]). It must not take anything else from the container. So some
+//! containers cannot be tested on one host ([`in_the_way`]), but can rehearse with a destination.
 
 use std::fs::DirBuilder;
 use std::io;
@@ -48,9 +47,9 @@ pub enum LocalTestError {
     /// Something speaks against moving it, or against a copy here.
     #[error("container \"{container}\" cannot be tested here: {}", list(findings))]
     Refused {
-        /// Which.
+        /// Id of the container.
         container: String,
-        /// Those with the severity of an error.
+        /// Findings with the severity of an error.
         findings: Vec<Finding>,
     },
     /// The journal cannot be written.
@@ -61,44 +60,44 @@ pub enum LocalTestError {
     Images {
         /// The directory.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         #[source]
         source: io::Error,
     },
     /// The dump failed; the container runs on.
     #[error("container \"{container}\" cannot be dumped; it runs on")]
     Dump {
-        /// Which.
+        /// Id of the container.
         container: String,
-        /// Why.
+        /// The cause.
         #[source]
         source: Cause,
     },
     /// The restore failed; the container runs on.
     #[error("container \"{container}\" was dumped, and cannot be restored here; it runs on")]
     Restore {
-        /// Which.
+        /// Id of the container.
         container: String,
-        /// Why.
+        /// The cause.
         #[source]
         source: Cause,
     },
     /// A name that the copy takes away could not be put back; the container runs on.
     #[error("container \"{container}\" was not tested, because a copy would take the name of its Unix socket {} away: {}", unkept.path.display(), unkept.why)]
     Name {
-        /// Which.
+        /// Id of the container.
         container: String,
-        /// Which name.
+        /// Path of the socket.
         unkept: Unkept,
     },
-    /// It should run on, but letting it go failed.
+    /// The container should run on, but resuming it failed.
     #[error(
         "container \"{container}\" was tested, and letting it run on failed; `rcm resume {container}` lets it"
     )]
     Stands {
-        /// Which.
+        /// Id of the container.
         container: String,
-        /// Why.
+        /// The cause.
         #[source]
         source: Cause,
     },
@@ -164,7 +163,7 @@ impl Fated for TestError {
     }
 }
 
-/// Dumps the container and restores a copy on this host, which does not get to run.
+/// Dumps the container and restores a copy of it on this host. The copy never runs.
 ///
 /// The test takes moments and is never committed, so nothing interrupts it.
 ///
@@ -203,7 +202,7 @@ pub fn local_test(request: &TestRequest, progress: &mut Progress) -> Result<(), 
     Ok(test(&plan, workload, &spec, progress)?)
 }
 
-/// What is to be tested.
+/// Subject of the test.
 #[derive(Debug)]
 struct Plan {
     root: PathBuf,
@@ -214,10 +213,10 @@ struct Plan {
     findings: Vec<Finding>,
 }
 
-/// Dumps the container, restores a copy of it, destroys that and lets the container run on.
+/// Dumps the container, restores a copy of it, destroys the copy and resumes the container.
 ///
 /// # Errors
-/// [`LocalTestError`]; but for [`LocalTestError::Stands`] the container runs on.
+/// [`LocalTestError`]. The container runs on, except after [`LocalTestError::Stands`].
 fn test(
     plan: &Plan,
     subject: RunningContainer,
@@ -240,8 +239,8 @@ fn test(
     }
     let dir = plan.image_path.join(plan.migration.to_string());
     progress.report_mut().migration = Some(plan.migration);
-    // After a crash `--resolve`, or the next attempt, removes what is in the directory: that of the
-    // copy is in it, too.
+    // After a crash, `--resolve` or the next attempt empties the directory, which also holds the
+    // copy's state.
     let mut journal = Journal::begin(
         &plan.root,
         Start {
@@ -296,7 +295,7 @@ fn copy(
     let linux = spec.linux().as_ref();
     let cgroup = linux.and_then(|linux| linux.cgroups_path().as_ref());
     let request = RestoreRequest {
-        // A state directory and a name of its own: nobody takes it for a container.
+        // A separate state directory and name, so that no command takes the copy for a container.
         root: dir.join("copy"),
         id: format!("{container}.test"),
         bundle: subject.container.bundle().to_path_buf(),
@@ -333,7 +332,7 @@ fn copy(
         })?;
         progress.lap("restore", began);
         let would_run_dur = stopped_at.elapsed();
-        // Gone when this returns.
+        // The copy is gone when this returns.
         copy.refuse();
         Ok(would_run_dur)
     });
@@ -380,8 +379,8 @@ fn say(progress: &mut Progress, would_run_dur: Duration, stood_still_dur: Durati
     ));
 }
 
-/// Why a copy of the container cannot be held beside it: it would need what there is only once on a
-/// host, or take it away.
+/// Returns the obstacles to a copy beside the container: resources that exist once on a host, and
+/// that the copy would need or take away.
 #[must_use]
 pub fn in_the_way(spec: &Spec, choices: &CriuChoices) -> Vec<Finding> {
     let namespaces = Namespaces::of(spec);
