@@ -9,7 +9,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use super::link::channel::{Patience, TransportError};
-use super::link::listener::Lobby;
+use super::link::listener::Listener;
 use super::progress::Progress;
 use super::record::journal;
 use super::trust::rendezvous::Rendezvous;
@@ -60,7 +60,7 @@ type Result<T, E = DestinationError> = std::result::Result<T, E>;
 pub struct Prepared<H> {
     setup: Setup,
     host: H,
-    lobby: Lobby,
+    listener: Listener,
     rendezvous: Rendezvous,
 }
 

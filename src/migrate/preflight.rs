@@ -6,7 +6,7 @@
 use nix::unistd::Pid;
 use oci_spec::runtime::Spec;
 
-use super::unix_sockets::{Names, Unkept};
+use super::unix_sockets::{SocketNames, Unkept};
 use super::wire::finding::Finding;
 use super::wire::id::{MigrationId, Side};
 use super::wire::observed::Observed;
@@ -61,7 +61,7 @@ pub fn survey(container: &Container, spec: &Spec, choices: &CriuChoices) -> Surv
     findings.extend(open.findings);
     findings.extend(connections.findings);
     // Nothing is moved aside here, so any migration id will do.
-    let (_, unkept) = Names::find(container, spec, MigrationId::new([0; 16]));
+    let (_, unkept) = SocketNames::find(container, spec, MigrationId::new([0; 16]));
     findings.extend(unkept.iter().map(Unkept::finding));
     Survey {
         findings,

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use super::destination::{self, DestinationError, Prepared, Setup};
-use super::link::listener::{Lobby, listen};
+use super::link::listener::{Listener, listen};
 use super::method::precopy::Limits;
 use super::preflight::facts;
 use super::progress::Progress;
@@ -129,14 +129,14 @@ fn play(
     }));
 
     let trust = Trust::fresh().unwrap();
-    let rendezvous = Rendezvous::leave(&store, "web", &trust).unwrap();
-    let lobby = Lobby::new(
+    let rendezvous = Rendezvous::create(&store, "web", &trust).unwrap();
+    let listener = Listener::new(
         listen(Some((Ipv4Addr::LOCALHOST, 0).into())).unwrap(),
         rendezvous.acquaintance(),
         trust,
     );
     let address = network(
-        lobby.address().unwrap(),
+        listener.address().unwrap(),
         cut,
         pre_copy.map_or(0, |limits| limits.max_rounds as usize),
     );
@@ -159,7 +159,7 @@ fn play(
         }
         let mut progress = Progress::new(Box::new(()), Report::of("web"));
         let mut arrived = destination::receive(
-            Prepared::new(setup, host, rendezvous, lobby),
+            Prepared::new(setup, host, rendezvous, listener),
             &mut progress,
             None,
         )?;

@@ -1,6 +1,6 @@
-//! The rules of the source tree that the compiler does not hold: who may import whom, where
-//! `unsafe` may stand, and which Rust the crate claims to need. The checker itself is fed sources
-//! that break each rule.
+//! Rules of the source tree that the compiler does not check: allowed imports, the place of
+//! `unsafe`, and the Rust version that the crate needs. Tests of the checker feed it sources that
+//! break each rule.
 
 mod circles;
 mod rules;
@@ -230,9 +230,9 @@ fn the_stated_rust_version_covers_every_dependency() {
 }
 
 /// Asserts that `text` as `src/<file>` breaks exactly one rule, on `line`, and that the message
-/// contains `what`.
+/// contains `part`.
 #[track_caller]
-fn assert_breach(file: &str, text: &str, line: usize, what: &str) {
+fn assert_breach(file: &str, text: &str, line: usize, part: &str) {
     let found = breaches(file, text);
     assert_eq!(found.len(), 1, "one breach expected in {text:?}: {found:?}");
     assert!(
@@ -240,7 +240,7 @@ fn assert_breach(file: &str, text: &str, line: usize, what: &str) {
         "{}",
         found[0]
     );
-    assert!(found[0].contains(what), "{:?} not in {:?}", what, found[0]);
+    assert!(found[0].contains(part), "{:?} not in {:?}", part, found[0]);
 }
 
 #[track_caller]

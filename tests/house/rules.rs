@@ -3,8 +3,8 @@
 
 use proc_macro2::{Delimiter, Group, TokenStream, TokenTree};
 
-/// Top-level modules and what each may import besides itself. Downward only: no module stands in
-/// the list of one that it lists.
+/// Top-level modules, and the modules that each may import besides itself. Downward only: no module
+/// stands in the list of one that it lists.
 pub const LAYERS: &[(&str, &[&str])] = &[
     ("main", &["cli"]),
     (
@@ -29,8 +29,8 @@ pub const LAYERS: &[(&str, &[&str])] = &[
     ("text", &[]),
 ];
 
-/// Floors of the migration, from the ground up. A module imports from lower floors, from itself, and
-/// from nothing else of `migrate`.
+/// Floors of the migration, from the ground up. A module imports from lower floors, from itself,
+/// and from nothing else of `migrate`.
 pub const FLOORS: &[&[&str]] = &[
     &["fate", "limits", "wire"],
     &["agreement", "method", "trust"],
@@ -57,7 +57,7 @@ const CONFINED: &[(&str, &[&str])] = &[
 /// Modules that are tested without root because they touch nothing outside the process.
 const WITHOUT_IO: &[&[&str]] = &[&["migrate", "wire"], &["migrate", "agreement"]];
 
-/// What the modules of [`WITHOUT_IO`] may not name. The traits of `std::io` are fine.
+/// Paths that the modules of [`WITHOUT_IO`] may not name. The traits of `std::io` are fine.
 const IO: &[&[&str]] = &[
     &["std", "env"],
     &["std", "fs"],
@@ -118,7 +118,7 @@ fn lists(list: &[(&str, &str)], file: &str, function: &str) -> bool {
 pub struct FoundPath {
     pub segments: Vec<String>,
     pub line: usize,
-    /// The module whose code has the path.
+    /// Module of the code that has the path.
     pub module: Vec<String>,
     /// The name that a `use` gives to it here; `*` for all names of a module.
     pub imported_as: Option<String>,
@@ -135,7 +135,7 @@ struct FoundFunction {
     in_tests: bool,
 }
 
-/// The module whose tokens are read.
+/// Module that the tokens belong to.
 #[derive(Debug, Clone)]
 struct Scope {
     /// Names below the crate.
@@ -303,7 +303,7 @@ fn ends_with_cfg_test(before: &[TokenTree]) -> bool {
     attribute.delimiter() == Delimiter::Bracket && text == "cfg(test)"
 }
 
-/// The function whose `fn` is the first of `tokens`; `None` without a body.
+/// Returns the function that begins with the `fn` at the head of `tokens`; `None` without a body.
 fn function(tokens: &[TokenTree], in_tests: bool) -> Option<FoundFunction> {
     let TokenTree::Ident(name) = tokens.get(1)? else {
         return None;
@@ -444,14 +444,14 @@ fn climbs(module: &[String], segments: &[String]) -> bool {
         && matches!((floor(from), floor(to)), (Some(from), Some(to)) if to >= from)
 }
 
-/// Every breach of the rules in `file` (relative to `src/`), as `file:line: what`.
+/// Returns every breach of the rules in `file` (relative to `src/`), as `file:line: rule`.
 pub fn breaches(file: &str, text: &str) -> Vec<String> {
     let module = module_of(file);
     let findings = Findings::of(file, text);
 
     let mut breaches = Vec::new();
     let mut breach =
-        |line: usize, what: String| breaches.push(format!("src/{file}:{line}: {what}"));
+        |line: usize, rule: String| breaches.push(format!("src/{file}:{line}: {rule}"));
 
     // The root of the library declares the modules and is bound by no layer.
     if let Some(top) = module.first() {

@@ -14,7 +14,7 @@ use crate::migrate::destination::{Held, Host};
 use crate::migrate::preflight::{self, network};
 use crate::migrate::record::lock::Lock;
 use crate::migrate::record::paths;
-use crate::migrate::record::restore_spec::Recipe;
+use crate::migrate::record::restore_spec::RestoreSpec;
 use crate::migrate::wire::facts::Facts;
 use crate::migrate::wire::preamble::Preamble;
 use crate::migrate::wire::rootfs::RootfsWay;
@@ -242,8 +242,8 @@ impl Host for IncomingHost {
         }
     }
 
-    fn recipe(&self, preamble: &Preamble) -> Recipe {
-        Recipe {
+    fn restore_spec(&self, preamble: &Preamble) -> RestoreSpec {
+        RestoreSpec {
             bundle: self.bundle(preamble).to_path_buf(),
             systemd_cgroup: self.request.systemd_cgroup,
             cgroup_parent: self.request.cgroup_parent.clone(),
@@ -266,7 +266,7 @@ impl Host for IncomingHost {
         let request = RestoreRequest {
             detach: *detach,
             answer_limit_dur: *answer_limit_dur,
-            ..restore_request(&self.recipe(preamble), root, id, images)
+            ..restore_request(&self.restore_spec(preamble), root, id, images)
         };
         let criu = self.criu.as_ref().map_err(Clone::clone)?;
         Ok(restore::begin(criu, &request)?)

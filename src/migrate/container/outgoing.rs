@@ -14,7 +14,7 @@ use crate::criu::stats::DumpStats;
 use crate::error::{Cause, chain};
 use crate::migrate::source::offer::Bundle;
 use crate::migrate::source::{self, Held, Target, Workload};
-use crate::migrate::unix_sockets::{Names, Unkept, is_bind};
+use crate::migrate::unix_sockets::{SocketNames, Unkept, is_bind};
 use crate::migrate::wire::id::MigrationId;
 use crate::migrate::wire::preamble::BindMount;
 use crate::runtime::container::Container;
@@ -134,10 +134,10 @@ impl Held for HeldCheckpoint {
         Self::frozen_at(self)
     }
 
-    fn names(&self, migration: MigrationId) -> (Names, Vec<Unkept>) {
+    fn names(&self, migration: MigrationId) -> (SocketNames, Vec<Unkept>) {
         let container = self.container();
         match container.spec() {
-            Ok(spec) => Names::find(container, &spec, migration),
+            Ok(spec) => SocketNames::find(container, &spec, migration),
             // The dump has read the same spec, so this does not happen.
             Err(_) => Default::default(),
         }

@@ -7,7 +7,7 @@ use crate::error::chain;
 use crate::image::manifest::Manifest;
 use crate::migrate::agreement::{Local, judge};
 use crate::migrate::link::channel::{Channel, Patience, TransportError};
-use crate::migrate::link::listener::Lobby;
+use crate::migrate::link::listener::Listener;
 use crate::migrate::progress::Progress;
 use crate::migrate::record::journal::{Journal, Start};
 use crate::migrate::trust::rendezvous::Rendezvous;
@@ -22,11 +22,11 @@ use crate::sys::interrupt::Interrupt;
 impl<H: Host> Prepared<H> {
     /// Returns a receiver whose secret is in the store and whose port is open.
     #[must_use]
-    pub fn new(setup: Setup, host: H, rendezvous: Rendezvous, lobby: Lobby) -> Self {
+    pub fn new(setup: Setup, host: H, rendezvous: Rendezvous, listener: Listener) -> Self {
         Self {
             setup,
             host,
-            lobby,
+            listener,
             rendezvous,
         }
     }
@@ -43,7 +43,7 @@ impl<H: Host> Prepared<H> {
     ) -> Result<Receiving<H>> {
         let patience = Patience::default().or_interrupt(interrupt);
         loop {
-            let mut channel = self.lobby.admit(patience)?;
+            let mut channel = self.listener.admit(patience)?;
             let asked = channel.receive(
                 &[Kind::Preamble, Kind::Inquiry],
                 patience.at_most(ANSWER_LIMIT_DUR),
@@ -156,11 +156,11 @@ impl<H: Host> Prepared<H> {
                 owns_images: preamble.streams > 0,
                 receiver: match preamble.streams {
                     0 => None,
-                    _ => self.lobby.stored(&self.setup.image_path),
+                    _ => self.listener.stored(&self.setup.image_path),
                 },
-                tls: self.lobby.tls_files().cloned(),
+                tls: self.listener.tls_files().cloned(),
                 acquaintance: Some(self.rendezvous.acquaintance()),
-                recipe: Some(self.host.recipe(&preamble)),
+                restore_spec: Some(self.host.restore_spec(&preamble)),
             },
         );
         let (journal, channel) = match journal {
@@ -176,7 +176,7 @@ impl<H: Host> Prepared<H> {
             session: Session {
                 setup: self.setup,
                 host: self.host,
-                lobby: self.lobby,
+                listener: self.listener,
                 channel,
                 journal,
                 images: Images {

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use crate::error::Cause;
 use crate::migrate::agreement::Local;
-use crate::migrate::record::restore_spec::Recipe;
+use crate::migrate::record::restore_spec::RestoreSpec;
 use crate::migrate::wire::facts::Facts;
 use crate::migrate::wire::preamble::Preamble;
 
@@ -32,7 +32,7 @@ pub trait Host {
 
     /// Returns the parameters of [`Self::restore`], for a later `--resolve` that has to restore the
     /// container.
-    fn recipe(&self, preamble: &Preamble) -> Recipe;
+    fn restore_spec(&self, preamble: &Preamble) -> RestoreSpec;
 
     /// Restores the container from `images` without letting it run. On failure everything is
     /// undone.

@@ -79,7 +79,7 @@ impl<H: Host> Session<H> {
         Prepared {
             setup: self.setup,
             host: self.host,
-            lobby: self.lobby,
+            listener: self.listener,
             rendezvous: self.rendezvous,
         }
     }

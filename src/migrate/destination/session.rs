@@ -13,7 +13,7 @@ use crate::image::manifest::Manifest;
 use crate::image::rounds;
 use crate::migrate::agreement::Local;
 use crate::migrate::link::channel::{Channel, Patience, TransportError};
-use crate::migrate::link::listener::Lobby;
+use crate::migrate::link::listener::Listener;
 use crate::migrate::progress::Progress;
 use crate::migrate::record::boot_stamp::{self, Boot};
 use crate::migrate::record::journal::Journal;
@@ -31,7 +31,7 @@ use crate::sys::interrupt::Interrupt;
 pub(super) struct Session<H> {
     pub(super) setup: Setup,
     pub(super) host: H,
-    pub(super) lobby: Lobby,
+    pub(super) listener: Listener,
     pub(super) channel: Channel,
     pub(super) journal: Journal,
     pub(super) preamble: Preamble,
@@ -171,7 +171,7 @@ impl<H: Host> Session<H> {
         let (mut images, mut tree) = (Vec::new(), None);
         let patience = patience.at_most(ANSWER_LIMIT_DUR);
         while images.len() < self.preamble.streams as usize || tree.is_none() && copies_tree {
-            let mut channel = self.lobby.admit(patience)?;
+            let mut channel = self.listener.admit(patience)?;
             match channel.receive(&[Kind::Join, Kind::Inquiry, Kind::Preamble], patience) {
                 Ok(Message::Join(join)) if join.migration == self.preamble.migration => {
                     match join.purpose {
@@ -213,9 +213,12 @@ impl<H: Host> Session<H> {
             self.tree = Some(rootfs::Receiver::start(channel, swap, limit_bytes)?);
         }
         if let Some(boot) = Boot::current()
-            && let Err(error) = boot_stamp::leave(&self.setup.root, self.journal.record(), boot)
+            && let Err(error) = boot_stamp::write(&self.setup.root, self.journal.record(), boot)
         {
-            tracing::debug!("no boot stamp in {}: {error}", self.images.path.display());
+            tracing::debug!(
+                "cannot write the boot stamp in {}: {error}",
+                self.images.path.display()
+            );
         }
         Ok(())
     }
@@ -358,7 +361,7 @@ impl<H: Host> Session<H> {
 
     pub(super) fn settlement(self, verdict: Verdict) -> Settlement {
         Settlement {
-            lobby: self.lobby,
+            listener: self.listener,
             channel: Some(self.channel),
             images: self.images.path.clone(),
             migration: self.preamble.migration,

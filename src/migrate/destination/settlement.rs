@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::ANSWER_LIMIT_DUR;
 use crate::error::chain;
 use crate::migrate::link::channel::{Channel, Patience};
-use crate::migrate::link::listener::Lobby;
+use crate::migrate::link::listener::Listener;
 use crate::migrate::record::journal::JournalRecord;
 use crate::migrate::record::verdict;
 use crate::migrate::trust::rendezvous::Rendezvous;
@@ -19,7 +19,7 @@ use crate::sys::interrupt::Interrupt;
 /// Answers a source that does not know how its migration ended.
 #[derive(Debug)]
 pub struct Settlement {
-    pub(super) lobby: Lobby,
+    pub(super) listener: Listener,
     pub(super) channel: Option<Channel>,
     pub(super) images: PathBuf,
     pub(super) migration: MigrationId,
@@ -31,13 +31,13 @@ impl Settlement {
     /// Returns the settlement of a receiver that has died, for the process that replaces it.
     #[must_use]
     pub fn new(
-        lobby: Lobby,
+        listener: Listener,
         record: &JournalRecord,
         verdict: Verdict,
         rendezvous: Rendezvous,
     ) -> Self {
         Self {
-            lobby,
+            listener,
             channel: None,
             images: record.images.clone(),
             migration: record.migration,
@@ -66,12 +66,12 @@ impl Settlement {
         // looks into the store.
         self.channel = None;
         if self.images.is_dir()
-            && let Err(error) = verdict::leave(&self.images, self.migration, self.verdict)
+            && let Err(error) = verdict::write(&self.images, self.migration, self.verdict)
         {
             tracing::debug!("{}", chain(&error));
         }
         loop {
-            match self.lobby.admit(patience) {
+            match self.listener.admit(patience) {
                 Ok(mut channel) => {
                     if self.answer_one(&mut channel, patience) {
                         return true;

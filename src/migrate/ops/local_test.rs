@@ -32,7 +32,7 @@ use crate::migrate::record::error::JournalError;
 use crate::migrate::record::journal::{Journal, Start};
 use crate::migrate::source::{Held, Target, Workload};
 use crate::migrate::trust::rendezvous::{RendezvousError, random};
-use crate::migrate::unix_sockets::{Names, Unkept};
+use crate::migrate::unix_sockets::{SocketNames, Unkept};
 use crate::migrate::wire::finding::{Finding, Severity};
 use crate::migrate::wire::id::{MigrationId, Side};
 use crate::migrate::wire::state::Phase;
@@ -254,7 +254,7 @@ fn test(
             images: dir.clone(),
             owns_images: true,
             acquaintance: None,
-            recipe: None,
+            restore_spec: None,
         },
     )?;
     let tested = make_dir(&dir)
@@ -325,7 +325,7 @@ fn copy(
 
     let began = Instant::now();
     progress.begin("restore");
-    let mut names = Names::default();
+    let mut names = SocketNames::default();
     let restored = keep(&held, &container, journal, &mut names).and_then(|()| {
         let copy = restore::begin(&criu, &request).map_err(|source| LocalTestError::Restore {
             container: container.clone(),
@@ -357,7 +357,7 @@ fn keep(
     held: &HeldCheckpoint,
     container: &str,
     journal: &mut Journal,
-    names: &mut Names,
+    names: &mut SocketNames,
 ) -> Result<(), LocalTestError> {
     let (found, mut unkept) = held.names(journal.record().migration);
     journal.note_names(found.list())?;

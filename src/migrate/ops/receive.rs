@@ -17,7 +17,7 @@ use crate::migrate::destination::{self, DestinationError, Prepared, Settlement, 
 use crate::migrate::fate::{Fate, Fated};
 use crate::migrate::link::channel::TransportError;
 use crate::migrate::link::listener;
-use crate::migrate::link::listener::Lobby;
+use crate::migrate::link::listener::Listener;
 use crate::migrate::ops::cancel::Gate;
 use crate::migrate::ops::resolve::ResolveError;
 use crate::migrate::ops::resolve::tidy_up;
@@ -205,14 +205,14 @@ pub fn receive(
     let host = incoming_host(request, progress)?;
     tell_of_earlier_boots(request, progress);
     let trust = Trust::of(&request.trust)?;
-    let (lobby, rendezvous) = listen(request, port, trust, progress)?;
+    let (listener, rendezvous) = listen(request, port, trust, progress)?;
     let setup = Setup {
         root: request.root.clone(),
         image_path: request.image_path.clone(),
         limit_dur: request.limit_dur,
         linger_dur: LINGER_DUR,
     };
-    let prepared = Prepared::new(setup, host, rendezvous, lobby);
+    let prepared = Prepared::new(setup, host, rendezvous, listener);
     let arrived = destination::receive(prepared, progress, interrupt)?;
     Ok(Arrival {
         root: request.root.clone(),
@@ -304,17 +304,17 @@ fn listen(
     port: Port,
     trust: Trust,
     progress: &mut Progress,
-) -> Result<(Lobby, Rendezvous), ReceiveError> {
+) -> Result<(Listener, Rendezvous), ReceiveError> {
     let (root, container) = (&request.root, &request.container);
-    let mut rendezvous = Rendezvous::leave(&request.image_path, container, &trust)?;
+    let mut rendezvous = Rendezvous::create(&request.image_path, container, &trust)?;
     let note = paths::remember_litter(root, container, rendezvous.path())?;
-    rendezvous.go_with(note);
-    let listener = match port {
+    rendezvous.remove_with(note);
+    let socket = match port {
         Port::At(address) => listener::listen(address)?,
-        Port::Open(listener) => listener,
+        Port::Open(socket) => socket,
     };
-    let mut lobby = Lobby::new(listener, rendezvous.acquaintance(), trust);
-    let address = lobby
+    let mut listener = Listener::new(socket, rendezvous.acquaintance(), trust);
+    let address = listener
         .address()
         .map_err(|source| ReceiveError::Address { source })?;
     // A receiver of one container after the other starts a process for each.
@@ -323,9 +323,9 @@ fn listen(
         false => Pid::this(),
     };
     let keeper = ProcessId::of(keeper).map_err(|source| ReceiveError::Keeper { source })?;
-    lobby.announce(root, container, address, rendezvous.path(), Some(keeper))?;
+    listener.announce(root, container, address, rendezvous.path(), Some(keeper))?;
     progress.tell(Event::Listening { address });
-    Ok((lobby, rendezvous))
+    Ok((listener, rendezvous))
 }
 
 impl Arrival {

@@ -24,7 +24,7 @@ use crate::migrate::record::verdict;
 use crate::migrate::source::ask;
 use crate::migrate::transfer::rootfs;
 use crate::migrate::trust::{Trust, TrustSettings};
-use crate::migrate::unix_sockets::{self, Names};
+use crate::migrate::unix_sockets::{self, SocketNames};
 use crate::migrate::wire::id::Side;
 use crate::migrate::wire::payload::Settled;
 use crate::migrate::wire::protocol::Message;
@@ -101,15 +101,15 @@ fn settle(root: &Path, record: JournalRecord, means: &Means) -> Result<Resolutio
 
 /// This host knows of no migration. It may be one that was started again meanwhile.
 fn forgotten(root: &Path, container: &str, means: &Means) -> Result<Resolution> {
-    let claims = match (&means.store, Boot::current()) {
+    let stamps = match (&means.store, Boot::current()) {
         (Some(store), Some(here)) => boot_stamp::find(store, container, &here),
         _ => Vec::new(),
     };
     let mut resolution = Err(ResolveError::Unknown {
         container: container.to_owned(),
     });
-    for claim in claims {
-        let record = claim.give_back(root)?;
+    for stamp in stamps {
+        let record = stamp.roll_back(root)?;
         resolution = Ok(at_destination(root, record, means)?);
     }
     resolution
@@ -207,7 +207,7 @@ fn inquire(record: &JournalRecord) -> Result<(Verdict, impl FnOnce() + use<>)> {
     );
     let (verdict, channel) = match asked {
         Ok((channel, verdict)) if verdict != Verdict::Unknown => (verdict, Some(channel)),
-        asked => match (verdict::find(&record.images, migration), asked) {
+        asked => match (verdict::read(&record.images, migration), asked) {
             (Some(verdict), _) => (verdict, None),
             (None, Ok((_, verdict))) => (verdict, None),
             (None, Err(source)) => {
@@ -236,7 +236,7 @@ fn finish_source(root: &Path, record: JournalRecord) -> Result<()> {
     let container = record.container.clone();
     let images = record.images.clone();
     let mut journal = Journal::adopt(root, record)?;
-    journal.keep(root)?;
+    journal.move_to_kept(root)?;
     match Container::load(root, &container) {
         Ok(loaded) => {
             network::mute(&loaded);
@@ -258,7 +258,7 @@ fn roll_back_source(root: &Path, record: JournalRecord, reason: &str) -> Result<
     // It may still write images, and freeze and thaw.
     criu_process::wait_for_end(root, &record.container)?;
     network::lift(&container)?;
-    let mut names = Names::adopt(&container, record.names.clone());
+    let mut names = SocketNames::adopt(&container, record.names.clone());
     names.put_back();
     // The cgroup is this migration's doing: a paused container is not migrated.
     if container.cgroup().is_frozen() {
@@ -363,13 +363,14 @@ fn restore_again(root: &Path, record: &JournalRecord, means: &Means) -> Result<R
 /// Whether something of the container has executed here. It may have ended, and must not be
 /// restored then: what it has done it would do twice.
 fn has_run(record: &JournalRecord) -> bool {
-    let recipe = record.recipe.as_ref();
-    recipe.is_some_and(|recipe| criu::has_resumed(&recipe.work_path))
+    let restore_spec = record.restore_spec.as_ref();
+    restore_spec.is_some_and(|restore_spec| criu::has_resumed(&restore_spec.work_path))
 }
 
 fn restore(root: &Path, record: &JournalRecord, dump: &Path, means: &Means) -> Result<(), Cause> {
-    let recipe = (record.recipe.as_ref()).ok_or("the migration record does not say how")?;
-    let mut request = restore_request(recipe, root, &record.container, dump);
+    let restore_spec =
+        (record.restore_spec.as_ref()).ok_or("the migration record does not say how")?;
+    let mut request = restore_request(restore_spec, root, &record.container, dump);
     if means.console_socket.is_some() {
         request.console_socket.clone_from(&means.console_socket);
     }
@@ -397,7 +398,7 @@ fn leave_word(
         };
     }
     if images.is_dir() {
-        verdict::leave(images, migration, word)?;
+        verdict::write(images, migration, word)?;
     }
     Ok(())
 }

@@ -114,7 +114,7 @@ impl<F: Fence> HandedOff<'_, F> {
         // `--resolve` removes the rest and does not ask the destination again. It is kept outside
         // of the container's own directory, which `finish` removes.
         let recorded = (session.journal.enter(Phase::Committed))
-            .and_then(|()| session.journal.keep(&plan.root));
+            .and_then(|()| session.journal.move_to_kept(&plan.root));
         let finished = fenced.finish();
         unix_sockets::forget(session.names.list());
         session.images.keep = false;

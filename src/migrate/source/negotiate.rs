@@ -19,7 +19,7 @@ use crate::migrate::transfer::images;
 use crate::migrate::transfer::rootfs::{self, SharedProbe};
 use crate::migrate::trust::rendezvous;
 use crate::migrate::trust::rendezvous::{Acquaintance, RendezvousError};
-use crate::migrate::unix_sockets::Names;
+use crate::migrate::unix_sockets::SocketNames;
 use crate::migrate::wire::finding::{Finding, Severity};
 use crate::migrate::wire::id::Side;
 use crate::migrate::wire::payload::{Findings, Join, Purpose};
@@ -114,7 +114,7 @@ fn try_to_meet(plan: &Plan, images: &Images, patience: Patience) -> Result<Conta
         container,
         &plan.trust,
         |met| {
-            let found = rendezvous::find(
+            let found = rendezvous::read(
                 &plan.offer.image_path,
                 container,
                 &met.receiver,
@@ -293,7 +293,7 @@ impl<'a, W: Workload> Negotiated<'a, W> {
                 receiver: None,
                 tls: None,
                 acquaintance: None,
-                recipe: None,
+                restore_spec: None,
             },
         )?;
         let met = Self::meet(plan, progress, patience).and_then(|met| {
@@ -320,7 +320,7 @@ impl<'a, W: Workload> Negotiated<'a, W> {
                         rounds: 0,
                         round_trip_dur: Duration::ZERO,
                         bulk,
-                        names: Names::default(),
+                        names: SocketNames::default(),
                     },
                     workload,
                 })

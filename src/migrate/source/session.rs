@@ -19,7 +19,7 @@ use crate::migrate::transfer::images::{self, BulkError};
 use crate::migrate::transfer::rootfs::{self, RootfsError};
 use crate::migrate::trust::Trust;
 use crate::migrate::trust::rendezvous::Acquaintance;
-use crate::migrate::unix_sockets::{self, Names};
+use crate::migrate::unix_sockets::{self, SocketNames};
 use crate::migrate::wire::id::MigrationId;
 use crate::migrate::wire::payload::{Answer, Inquiry, Ready, Shipped};
 use crate::migrate::wire::protocol::{Kind, Message};
@@ -104,11 +104,11 @@ pub(super) struct Session<'a> {
     /// Sends the images to a destination that does not share the store.
     pub(super) bulk: Option<images::Sender>,
     /// Files of the container's Unix sockets that the restore may replace.
-    pub(super) names: Names,
+    pub(super) names: SocketNames,
 }
 
 impl Session<'_> {
-    pub(super) fn ship(&mut self, names: Names) -> Result<Manifest, SourceError> {
+    pub(super) fn ship(&mut self, names: SocketNames) -> Result<Manifest, SourceError> {
         self.patience.check()?;
         if let Some(tree) = &self.tree {
             tree.finish();
@@ -144,7 +144,7 @@ impl Session<'_> {
 
     /// Moves the files of the container's sockets aside. The record of them comes first, so that
     /// `--resolve` can put them back.
-    fn keep(&mut self, names: Names) -> Result<(), SourceError> {
+    fn keep(&mut self, names: SocketNames) -> Result<(), SourceError> {
         if names.list().is_empty() {
             return Ok(());
         }
@@ -247,7 +247,7 @@ impl Session<'_> {
                 self.channel = channel;
                 Ok(verdict)
             }
-            Err(error) => verdict::find(&self.images.path, migration).ok_or(error),
+            Err(error) => verdict::read(&self.images.path, migration).ok_or(error),
         }
     }
 

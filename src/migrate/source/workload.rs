@@ -6,7 +6,7 @@ use std::time::Instant;
 
 use crate::criu::stats::DumpStats;
 use crate::error::Cause;
-use crate::migrate::unix_sockets::{Names, Unkept};
+use crate::migrate::unix_sockets::{SocketNames, Unkept};
 use crate::migrate::wire::id::MigrationId;
 
 /// Target of a dump.
@@ -57,7 +57,7 @@ pub trait Held: Sized {
 
     /// Returns the sockets whose files the destination's restore may replace, and those that cannot
     /// be kept.
-    fn names(&self, migration: MigrationId) -> (Names, Vec<Unkept>);
+    fn names(&self, migration: MigrationId) -> (SocketNames, Vec<Unkept>);
 
     /// Freezes the container by its cgroup, too.
     ///

@@ -8,9 +8,9 @@ use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 
 use crate::migrate::wire::protocol::Kind;
 
-/// The header of a TLS record: type, version, length (RFC 8446, 5.1).
+/// Length of the header of a TLS record: type, version, length (RFC 8446, 5.1).
 const HEADER_BYTES: usize = 5;
-/// The type of protected records.
+/// Type of protected records.
 const PROTECTED: u8 = 23;
 /// Length of a full record: 2^14 bytes, their type and the tag. A longer message continues in the
 /// next record.
@@ -41,7 +41,7 @@ pub(super) enum Cut {
     None,
     /// The connection ends instead of this message arriving.
     Before(Kind),
-    /// The connection ends after it has arrived.
+    /// The connection ends after this message has arrived.
     After(Kind),
 }
 

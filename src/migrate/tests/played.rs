@@ -13,9 +13,9 @@ use crate::error::Cause;
 use crate::migrate::agreement::Local;
 use crate::migrate::destination::{self, Host};
 use crate::migrate::preflight::facts;
-use crate::migrate::record::restore_spec::Recipe;
+use crate::migrate::record::restore_spec::RestoreSpec;
 use crate::migrate::source::{self, Target, Workload};
-use crate::migrate::unix_sockets::{Names, Unkept};
+use crate::migrate::unix_sockets::{SocketNames, Unkept};
 use crate::migrate::wire::facts::Facts;
 use crate::migrate::wire::id::{MigrationId, Side};
 use crate::migrate::wire::preamble::Preamble;
@@ -67,7 +67,7 @@ pub(super) enum Fault {
     Dump,
     /// The source dies while it dumps.
     DieInDump,
-    /// The source writes an image, and the store shows another.
+    /// The source writes an image, and the store returns other bytes.
     DamagedImage,
     /// The restore fails.
     Restore,
@@ -176,7 +176,7 @@ impl source::Held for HeldDump {
         self.stopped_at
     }
 
-    fn names(&self, _: MigrationId) -> (Names, Vec<Unkept>) {
+    fn names(&self, _: MigrationId) -> (SocketNames, Vec<Unkept>) {
         Default::default()
     }
 
@@ -263,8 +263,8 @@ impl Host for PlayedHost {
         }
     }
 
-    fn recipe(&self, _: &Preamble) -> Recipe {
-        Recipe::default()
+    fn restore_spec(&self, _: &Preamble) -> RestoreSpec {
+        RestoreSpec::default()
     }
 
     fn restore(&mut self, _: &Preamble, images: &Path) -> Result<HeldRestore, Cause> {

@@ -39,7 +39,7 @@ pub fn check_proc(init: Pid, spec: &Spec, rootfs: &Path) -> Result<()> {
     let mounts = mount_table(Some(init)).map_err(|error| StageError::Unchecked {
         reason: chain(&error),
     })?;
-    // If the host's /proc is bound, the mounts below it come along.
+    // If the host's /proc is bound, the mounts below it are bound, too.
     let is_hosts = spec
         .mounts()
         .iter()

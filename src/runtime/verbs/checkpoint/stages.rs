@@ -64,7 +64,7 @@ impl Stages {
         // CRIU has stopped the tasks itself and thawed the cgroup, so the guard has no purpose any
         // more.
         self.guard = None;
-        // The tasks stand still: their sockets can be locked, and their open files do not change.
+        // The tasks are stopped: their sockets can be locked, and their open files do not change.
         let processes = self.lock_ends()?;
         let (external, files) = host_file::find(self.init, &processes)?;
         self.details.files = files;
