@@ -1,6 +1,6 @@
 //! Judgement of the destination on a migration that a source proposes, before anything is stopped.
 //!
-//! No input or output here: [`super::preflight`] gathers, [`judge`] compares. All findings are
+//! No input or output here: [`super::preflight`] gathers, [`judge()`] compares. All findings are
 //! reported at once, each with its remedy, so that an operator can repair them together.
 
 mod judge;

@@ -85,7 +85,7 @@ fn findings_of_both_ends_come_at_once() {
             "the container has 1 TCP connections",
             "--tcp-established",
         ),
-        ("source", "has a ipc namespace of its own", "end it"),
+        ("source", "has its own ipc namespace", "end it"),
         (
             "destination",
             "does not exist, and the container mounts it",
