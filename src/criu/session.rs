@@ -257,6 +257,11 @@ impl CriuSession {
     }
 
     pub(super) fn send(&mut self, packet: &[u8]) -> Result<(), Error> {
+        // A message without its required fields cannot be encoded. For CRIU an empty packet is the end of the
+        // connection.
+        if packet.is_empty() {
+            return Err(socket_error("encode a message for")(Errno::EINVAL));
+        }
         let Some(socket) = &self.socket else {
             return Err(self.died());
         };

@@ -107,19 +107,24 @@ impl Luggage {
     }
 
     /// Has the destination prepare for the container as it will be.
-    pub fn declare(&self, preamble: &mut Preamble) {
-        // A spec that was parsed can be written.
-        preamble.spec = serde_json::to_value(&self.spec).unwrap_or_default();
+    ///
+    /// # Errors
+    /// The spec has a path that is not UTF-8, and so no JSON form.
+    pub fn declare(&self, preamble: &mut Preamble) -> serde_json::Result<()> {
+        preamble.spec = serde_json::to_value(&self.spec)?;
         preamble.bind_mounts = bind_mounts(&self.spec, &self.bundle);
         preamble.rootfs = self.bundle.join(ROOTFS);
         preamble.bundle.clone_from(&self.bundle);
         preamble.carried.clone_from(&self.files);
+        Ok(())
     }
 
-    /// The bundle's `config.json`.
-    #[must_use]
-    pub fn config(&self) -> Vec<u8> {
-        serde_json::to_vec_pretty(&self.spec).unwrap_or_default()
+    /// Returns the bundle's `config.json`.
+    ///
+    /// # Errors
+    /// As [`Self::declare`].
+    pub fn config(&self) -> serde_json::Result<Vec<u8>> {
+        serde_json::to_vec_pretty(&self.spec)
     }
 }
 
@@ -166,6 +171,8 @@ fn restarts(source: &Path) -> Option<Finding> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt;
 
     #[test]
     fn nothing_of_the_engine_is_left_in_the_spec() {
@@ -193,7 +200,7 @@ mod tests {
         }))
         .unwrap();
         let luggage = Luggage::pack("abc", Path::new("/bundle"), spec);
-        let spec: Value = serde_json::from_slice(&luggage.config()).unwrap();
+        let spec: Value = serde_json::from_slice(&luggage.config().unwrap()).unwrap();
         assert_eq!(spec["root"]["path"], "rootfs");
         assert_eq!(spec.get("hooks"), None);
         assert_eq!(spec.pointer("/linux/cgroupsPath"), None);
@@ -213,5 +220,16 @@ mod tests {
         assert_eq!(findings.len(), 2, "{findings:?}");
         assert!(findings[0].contains("(ipc)"), "{findings:?}");
         assert!(findings[1].contains("--restart always"), "{findings:?}");
+    }
+
+    /// The destination would judge, and write, another spec than the container's.
+    #[test]
+    fn a_spec_without_a_json_form_is_an_error() {
+        let mut spec = Spec::default();
+        let root = spec.root_mut().as_mut().unwrap();
+        root.set_path(OsStr::from_bytes(b"rootfs\xff").into());
+        let mut luggage = Luggage::pack("abc", Path::new("/bundle"), Spec::default());
+        luggage.spec = spec;
+        assert!(luggage.config().is_err());
     }
 }

@@ -74,7 +74,9 @@ pub fn flags(choices: &CriuChoices, images: &Path, work_path: &Path) -> CriuFlag
 }
 
 /// What the destination is told of a container.
-#[must_use]
+///
+/// # Errors
+/// The spec has a path that is not UTF-8, and so no JSON form.
 pub fn preamble(
     container: &Container,
     migration: MigrationId,
@@ -83,14 +85,13 @@ pub fn preamble(
     choices: &CriuChoices,
     spec: &Spec,
     observed: Observed,
-) -> Preamble {
-    Preamble {
+) -> serde_json::Result<Preamble> {
+    Ok(Preamble {
         migration,
         container: container.id().to_owned(),
         facts,
         bind_mounts: bind_mounts(spec, container.bundle()),
-        // A spec that was parsed can be written.
-        spec: serde_json::to_value(spec).unwrap_or_default(),
+        spec: serde_json::to_value(spec)?,
         bundle: container.bundle().to_path_buf(),
         rootfs: container.rootfs().to_path_buf(),
         image_path: image_path.to_path_buf(),
@@ -103,7 +104,7 @@ pub fn preamble(
         carried: Vec::new(),
         asks_only: false,
         rehearses: false,
-    }
+    })
 }
 
 /// Files and directories of the host that the container mounts; what lies in the bundle comes with it.

@@ -60,6 +60,11 @@ pub enum DestinationError {
         /// Which should have.
         expected: u32,
     },
+    /// The thread that syncs the images or the root file system to the disk has panicked.
+    #[error(
+        "cannot tell whether the images and the root file system are on the disk here: the thread that syncs them panicked, which is a bug of rcm"
+    )]
+    Sync,
     /// The restore failed.
     #[error("container \"{container}\" cannot be restored here")]
     Restore {

@@ -28,6 +28,7 @@ use crate::migrate::wire::id::MigrationId;
 use crate::migrate::wire::id::Side;
 use crate::migrate::wire::preamble::Preamble;
 use crate::migrate::wire::rootfs::RootfsWish;
+use crate::runtime::Container;
 use crate::sys::interrupt::Interrupt;
 
 /// How far a migration goes.
@@ -139,6 +140,15 @@ pub enum SendError {
     /// The secrets or certificates cannot be used.
     #[error(transparent)]
     Trust(#[from] TrustError),
+    /// The spec cannot be sent, because it has a path that is not UTF-8.
+    #[error("cannot write the spec of container \"{container}\" as JSON for the destination")]
+    Spec {
+        /// Id of the container.
+        container: String,
+        /// The failure of the serializer.
+        #[source]
+        source: serde_json::Error,
+    },
     /// The destination cannot be asked. This end's findings are in the report.
     #[error(transparent)]
     Unasked(SourceError),
@@ -151,6 +161,11 @@ impl From<crate::runtime::Error> for SendError {
     fn from(error: crate::runtime::Error) -> Self {
         Self::Subject(error.into())
     }
+}
+
+fn spec_error(container: &Container) -> impl FnOnce(serde_json::Error) -> SendError + use<> {
+    let container = container.id().to_owned();
+    move |source| SendError::Spec { container, source }
 }
 
 impl Fated for SendError {
@@ -199,7 +214,6 @@ pub fn send(
                 .push(Finding::error(Side::Source, chain(error), "then try again"))
         }
     }
-    let migration = MigrationId::new(random()?);
     let luggage = Luggage::of(&container, &spec);
     let mut preamble = Preamble {
         rehearses: request.aim == Aim::Rehearse,
@@ -207,16 +221,18 @@ pub fn send(
         rootfs_offer: offer(request.rootfs, container.rootfs()),
         ..preamble(
             &container,
-            migration,
+            MigrationId::new(random()?),
             facts,
             &request.image_path,
             choices,
             &spec,
             survey.observed,
         )
+        .map_err(spec_error(&container))?
     };
+    let mut config = None;
     if let Some(luggage) = &luggage {
-        luggage.declare(&mut preamble);
+        config = Some(rewrite(&mut preamble, luggage).map_err(spec_error(&container))?);
         survey.findings.extend_from_slice(&luggage.findings);
     }
     let plan = Plan {
@@ -226,7 +242,7 @@ pub fn send(
         image_path: request.image_path.clone(),
         preamble,
         rootfs: container.rootfs().to_path_buf(),
-        config: luggage.as_ref().map(Luggage::config),
+        config,
         findings: survey.findings,
         pre_copy,
         streams: request.streams,
@@ -258,6 +274,12 @@ pub fn send(
     }
     source::migrate(&plan, workload, progress, interrupt)?;
     Ok(Sent::Moved)
+}
+
+/// Has the destination prepare for the bundle that rcm makes of an engine's. Returns its `config.json`.
+fn rewrite(preamble: &mut Preamble, luggage: &Luggage) -> serde_json::Result<Vec<u8>> {
+    luggage.declare(preamble)?;
+    luggage.config()
 }
 
 /// Collects what speaks against the migration. A destination that cannot be asked is no reason to keep back what this end knows.

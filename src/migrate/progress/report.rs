@@ -206,13 +206,16 @@ impl Report {
     /// # Errors
     /// [`ReportError`].
     pub fn write(&self, path: &Path) -> Result<(), ReportError> {
-        // Plain data can be written.
-        let mut text = serde_json::to_vec_pretty(self).unwrap_or_default();
-        text.push(b'\n');
-        write_atomic(path, &text, 0o644).map_err(|source| ReportError {
-            path: path.to_path_buf(),
-            source,
-        })
+        serde_json::to_vec_pretty(self)
+            .map_err(io::Error::from)
+            .and_then(|mut text| {
+                text.push(b'\n');
+                write_atomic(path, &text, 0o644)
+            })
+            .map_err(|source| ReportError {
+                path: path.to_path_buf(),
+                source,
+            })
     }
 
     /// The sentence at the end of a migration that succeeded.

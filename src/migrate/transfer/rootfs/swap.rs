@@ -105,8 +105,11 @@ impl Placement {
                 .collect(),
             made,
         };
-        let text = serde_json::to_vec_pretty(&record).unwrap_or_default();
-        write_atomic(&record_path, &text, 0o600).map_err(file("write", &record_path))?;
+        // A later rcm could undo nothing by an empty record.
+        serde_json::to_vec_pretty(&record)
+            .map_err(io::Error::from)
+            .and_then(|text| write_atomic(&record_path, &text, 0o600))
+            .map_err(file("write", &record_path))?;
         // Dropped, it undoes what was done of the rest.
         let mut placement = Self {
             record_path,
