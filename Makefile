@@ -17,7 +17,9 @@ BINARY     := $(TARGET_DIR)/release/rcm
 # Man pages and completions, written by the binary itself.
 ASSETS     := $(TARGET_DIR)/assets
 SOURCES    := Cargo.toml Cargo.lock $(wildcard build.rs) $(shell find src -name '*.rs')
-# Tests that cannot run here say so in this file: cargo shows no output of tests that pass.
+# How the tests are run, see .config/nextest.toml: PROFILE=ci leaves a report for machines.
+NEXTEST    := $(CARGO) nextest run --locked --profile $(or $(PROFILE),default)
+# Tests that cannot run here say so in this file: the output of tests that pass is not shown.
 SKIP_LOG   := $(abspath $(TARGET_DIR))/skips.log
 MSRV       := $(shell sed -n 's/^rust-version *= *"\(.*\)"/\1/p' Cargo.toml)
 
@@ -77,11 +79,11 @@ check: ## Formatting, clippy, rustdoc and the rules of the source tree; needs no
 .PHONY: test
 test: deps example-rootfs ## Build and run all tests, those that need root and CRIU included
 	@mkdir -p $(TARGET_DIR) && : > $(SKIP_LOG)
-	RCM_SKIP_LOG=$(SKIP_LOG) $(CARGO) test --locked --no-fail-fast; status=$$?; cat $(SKIP_LOG); exit $$status
+	RCM_SKIP_LOG=$(SKIP_LOG) $(NEXTEST); status=$$?; cat $(SKIP_LOG); exit $$status
 
 .PHONY: test-engines
 test-engines: deps ## Run the tests with Docker, containerd and Podman alone
-	$(CARGO) test --locked --test engines
+	$(NEXTEST) --test engines
 
 .PHONY: msrv
 msrv: ## Compile with the oldest supported Rust (needs rustup)

@@ -213,6 +213,16 @@ if ! version_at_least "$rust" "$msrv"; then
     fi
     die "Rust $rust is older than $msrv: install a newer one with rustup, see https://rustup.rs"
 fi
+# The runner of the tests, see .config/nextest.toml.
+nextest=0.9.143
+if ! cargo nextest --version >/dev/null 2>&1; then
+    if $check_only; then
+        die "cargo-nextest is missing, make test needs it (make deps installs it)"
+    fi
+    quietly cargo install --locked --quiet cargo-nextest --version "$nextest" \
+        || die "cargo could not install cargo-nextest $nextest"
+    say "installed cargo-nextest $nextest: make test needs it"
+fi
 for component in fmt clippy; do
     cargo "$component" --version >/dev/null 2>&1 \
         || warn "cargo $component is missing, make check needs it: rustup component add rustfmt clippy"

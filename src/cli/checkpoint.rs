@@ -33,17 +33,13 @@ pub struct ImageArgs {
 
 impl ImageArgs {
     /// The flags for the runtime. `--empty-ns=network` is what rcm does anyway, as runc.
-    pub(super) fn flags(self) -> CriuFlags {
+    pub(super) fn flags(self, link_remap: bool) -> CriuFlags {
         CriuFlags {
             image_path: absolute(self.image_path.unwrap_or_else(|| "checkpoint".into())),
             work_path: self.work_path.map(absolute),
-            tcp_established: self.common.tcp_established,
-            ext_unix_sk: self.common.ext_unix_sk,
-            shell_job: self.common.shell_job,
-            file_locks: self.common.file_locks,
+            choices: self.common.choices(link_remap),
             auto_dedup: self.auto_dedup,
             lazy_pages: self.lazy_pages,
-            manage_cgroups: self.common.manage_cgroups(),
         }
     }
 }
@@ -99,11 +95,10 @@ pub fn run(globals: &Globals, args: Args) -> anyhow::Result<i32> {
     let status_fd = status_fd(args.status_fd)?;
     let options = CheckpointOptions {
         page_connection: None,
-        flags: args.criu.flags(),
+        flags: args.criu.flags(args.link_remap),
         parent_path: args.parent_path,
         leave_running: args.leave_running,
         tcp_skip_in_flight: args.tcp_skip_in_flight,
-        link_remap: args.link_remap,
         ghost_limit_bytes: None,
         page_server: args.page_server,
         status_fd,

@@ -60,7 +60,7 @@ pub fn run(globals: &Globals, args: Args) -> anyhow::Result<i32> {
         pid_file: args.pid_file,
         no_pivot: args.no_pivot,
         detach: args.detach,
-        flags: args.criu.flags(),
+        flags: args.criu.flags(false),
         lsm_profile: args.lsm_profile,
         lsm_mount_context: args.lsm_mount_context,
         network_namespace: None,

@@ -166,7 +166,7 @@ impl Criu {
         const LOG: &str = RESTORE_LOG;
         let mut job = Job::work(Action::Restore, &options.common, LOG);
         // A shell job shares the session and the process group of the shell that restores it.
-        job.foreground = options.common.shell_job;
+        job.foreground = options.common.choices.shell_job;
         remove_old_log(&job);
         let start = || {
             let surroundings = Surroundings {

@@ -29,6 +29,7 @@
 //! No protobuf type leaves this module.
 
 pub mod binary;
+mod choices;
 pub mod error;
 pub mod feature;
 pub mod held;
@@ -44,11 +45,12 @@ pub mod stats;
 pub mod version;
 
 pub use binary::Criu;
+pub use choices::{CriuChoices, ManageCgroups};
 pub use error::{Action, Error};
 pub use held::{PausedDump, PausedRestore, has_resumed};
 pub use notify::{Notification, Notify, Reply};
 pub use options::{
-    CgroupRoot, Common, DumpOptions, External, InheritedFd, JoinNamespace, ManageCgroups,
-    NetworkLockMethod, PageServer, PreDumpMode, RestoreOptions, Trees,
+    CgroupRoot, Common, DumpOptions, External, InheritedFd, JoinNamespace, NetworkLockMethod,
+    PageServer, PreDumpMode, RestoreOptions, Trees,
 };
 pub use version::{Features, Version};

@@ -8,6 +8,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use super::choices::{CriuChoices, ManageCgroups};
 use crate::sys::mount;
 use crate::sys::tree::Tree;
 
@@ -26,15 +27,9 @@ pub struct Common {
     /// Verbosity of the log, 0 to 4. runc uses 4; 2 (errors and warnings) costs least during the
     /// freeze.
     pub log_level: i32,
-    /// Keep established TCP connections.
-    pub tcp_established: bool,
-    /// Accept Unix sockets whose other end is outside.
-    pub ext_unix_sk: bool,
-    /// Accept a session or process group leader, or a terminal, outside.
-    pub shell_job: bool,
-    /// Keep file locks.
-    pub file_locks: bool,
-    /// How control groups are treated.
+    /// The flags that the user gave.
+    pub choices: CriuChoices,
+    /// How control groups are treated; it need not be what the flags say.
     pub manage_cgroups: ManageCgroups,
     /// Do not save the contents of the network namespace. The engine makes devices and addresses.
     pub empty_network_namespace: bool,
@@ -65,8 +60,6 @@ pub struct DumpOptions {
     pub leave_running: bool,
     /// Leave out TCP connections that are not yet established.
     pub tcp_skip_in_flight: bool,
-    /// Give deleted but open files a temporary name.
-    pub link_remap: bool,
     /// The previous images of the chain, relative to the image directory.
     pub parent_images: Option<PathBuf>,
     /// Track changed memory from now on, so that the next dump can be incremental.
@@ -112,7 +105,7 @@ pub struct RestoreOptions {
     pub lsm_mount_context: Option<String>,
     /// Skip the file mode comparison (criu(8), `--skip-file-rwx-check`).
     pub skip_file_rwx_check: bool,
-    /// Stdin of CRIU. With [`Common::shell_job`] it is the terminal of the tasks.
+    /// Stdin of CRIU. With [`CriuChoices::shell_job`] it is the terminal of the tasks.
     pub stdin: Option<OwnedFd>,
     /// The network namespace for the tasks, if the dump had one in [`DumpOptions::network`].
     pub network: Option<OwnedFd>,
@@ -172,36 +165,6 @@ pub struct PageServer {
     pub address: Option<String>,
     /// Its port.
     pub port: u16,
-}
-
-/// How control groups are treated (criu(8), `--manage-cgroups`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub enum ManageCgroups {
-    /// CRIU's default, which is [`Self::Soft`].
-    #[default]
-    Default,
-    /// Restore properties of groups that CRIU creates only.
-    Soft,
-    /// Restore all groups and their properties.
-    Full,
-    /// As full, and fail if a group exists.
-    Strict,
-    /// Do not touch groups.
-    Ignore,
-}
-
-impl ManageCgroups {
-    /// Returns the mode that criu(8) calls `name`; the default for any other name.
-    #[must_use]
-    pub fn of(name: &str) -> Self {
-        match name {
-            "soft" => Self::Soft,
-            "full" => Self::Full,
-            "strict" => Self::Strict,
-            "ignore" => Self::Ignore,
-            _ => Self::Default,
-        }
-    }
 }
 
 /// How CRIU keeps packets from stopped sockets (criu(8), `--network-lock`).

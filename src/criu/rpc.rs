@@ -6,9 +6,10 @@ use std::os::fd::{AsRawFd, RawFd};
 use protobuf::{EnumOrUnknown, Message, MessageField};
 use rust_criu::rust_criu_protobuf::rpc as pb;
 
+use super::choices::ManageCgroups;
 use super::error::Action;
 use super::options::{
-    Common, DumpOptions, ManageCgroups, NetworkLockMethod, PageServer, PreDumpMode, RestoreOptions,
+    Common, DumpOptions, NetworkLockMethod, PageServer, PreDumpMode, RestoreOptions,
 };
 use super::version::{Features, Version};
 
@@ -129,7 +130,7 @@ pub(super) fn dump_request(
     opts.pid = Some(options.pid);
     opts.leave_running = Some(options.leave_running);
     opts.tcp_skip_in_flight = Some(options.tcp_skip_in_flight);
-    opts.link_remap = Some(options.link_remap);
+    opts.link_remap = Some(options.common.choices.link_remap);
     opts.freeze_cgroup = options.freeze_cgroup.as_ref().map(path);
     opts.parent_img = options.parent_images.as_ref().map(path);
     opts.track_mem = Some(options.track_memory);
@@ -216,10 +217,11 @@ fn common(options: &Common, directories: Directories, log_file: &str) -> pb::Cri
     opts.root = options.root.as_ref().map(path);
     opts.set_notify_scripts(true);
     opts.set_orphan_pts_master(true);
-    opts.set_tcp_established(options.tcp_established);
-    opts.set_ext_unix_sk(options.ext_unix_sk);
-    opts.set_shell_job(options.shell_job);
-    opts.set_file_locks(options.file_locks);
+    let choices = &options.choices;
+    opts.set_tcp_established(choices.tcp_established);
+    opts.set_ext_unix_sk(choices.ext_unix_sk);
+    opts.set_shell_job(choices.shell_job);
+    opts.set_file_locks(choices.file_locks);
     opts.set_lazy_pages(options.lazy_pages);
     opts.set_auto_dedup(options.auto_dedup);
     // Older versions know only this flag.
@@ -334,6 +336,7 @@ pub(super) mod fake {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::criu::CriuChoices;
     use crate::criu::options::External;
 
     const DIRECTORIES: Directories = Directories {
@@ -345,7 +348,11 @@ mod tests {
     fn dump_options_reach_the_message() {
         let options = DumpOptions {
             common: Common {
-                tcp_established: true,
+                choices: CriuChoices {
+                    tcp_established: true,
+                    link_remap: true,
+                    ..CriuChoices::default()
+                },
                 empty_network_namespace: true,
                 manage_cgroups: ManageCgroups::Full,
                 network_lock: Some(NetworkLockMethod::Skip),
@@ -364,7 +371,12 @@ mod tests {
         let opts = fake::parse_options(&dump_request(&options, DIRECTORIES, "dump.log", true));
         assert_eq!((opts.images_dir_fd(), opts.work_dir_fd()), (7, 8));
         assert_eq!(opts.pid(), 42);
-        assert!(opts.tcp_established() && opts.track_mem() && opts.notify_scripts());
+        assert!(
+            opts.link_remap()
+                && opts.tcp_established()
+                && opts.track_mem()
+                && opts.notify_scripts()
+        );
         assert_eq!(opts.empty_ns(), 0x4000_0000);
         assert_eq!(opts.parent_img(), "../1");
         assert_eq!(opts.external, ["file[1:2]"]);

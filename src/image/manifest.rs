@@ -12,7 +12,6 @@
 //! costs no second transfer.
 
 use std::fs::{self, File};
-use std::io;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -20,6 +19,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use serde::{Deserialize, Serialize};
 use xxhash_rust::xxh3::{Xxh3, xxh3_64};
+
+use crate::sys::file::Failed;
 
 /// The unit of work. It is so large that a thread's start does not count, and so small that one
 /// file keeps all threads busy.
@@ -34,16 +35,8 @@ const MAX_THREADS: usize = 8;
 #[non_exhaustive]
 pub enum ManifestError {
     /// A file operation failed.
-    #[error("cannot {action} {path}")]
-    File {
-        /// "read", "sync", ...
-        action: &'static str,
-        /// The file.
-        path: PathBuf,
-        /// The system's error.
-        #[source]
-        source: io::Error,
-    },
+    #[error(transparent)]
+    File(#[from] Failed),
     /// A name in the manifest could lead out of the directory.
     #[error("the manifest names {name:?}, which is not the name of a file in the image directory")]
     Name {
@@ -158,11 +151,14 @@ impl Manifest {
     pub fn sync(&self, dir: &Path) -> Result<()> {
         let names: Vec<String> = self.files.iter().map(|entry| entry.name.clone()).collect();
         for image in open_all(dir, &names)? {
-            image.file.sync_data().map_err(file("sync", &image.path))?;
+            image
+                .file
+                .sync_data()
+                .map_err(Failed::to("sync", &image.path))?;
         }
         File::open(dir)
             .and_then(|dir| dir.sync_all())
-            .map_err(file("sync", dir))
+            .map_err(|error| Failed::to("sync", dir)(error).into())
     }
 
     /// Returns the length of all files together.
@@ -208,9 +204,11 @@ fn text_of(digest: u64) -> String {
 /// [`ManifestError::File`].
 pub fn list(dir: &Path) -> Result<Vec<(String, u64)>> {
     let mut images = Vec::new();
-    for entry in fs::read_dir(dir).map_err(file("list", dir))? {
-        let entry = entry.map_err(file("list", dir))?;
-        let metadata = entry.metadata().map_err(file("read", &entry.path()))?;
+    for entry in fs::read_dir(dir).map_err(Failed::to("list", dir))? {
+        let entry = entry.map_err(Failed::to("list", dir))?;
+        let metadata = entry
+            .metadata()
+            .map_err(Failed::to("read", &entry.path()))?;
         // CRIU's file names are ASCII. Logs are not part of the dump and still grow.
         if let Ok(name) = entry.file_name().into_string()
             && metadata.is_file()
@@ -246,8 +244,8 @@ fn open_all(dir: &Path, names: &[String]) -> Result<Vec<Image>> {
                 .read(true)
                 .custom_flags(libc::O_NOFOLLOW | libc::O_CLOEXEC)
                 .open(&path)
-                .map_err(file("open", &path))?;
-            let size_bytes = opened.metadata().map_err(file("read", &path))?.len();
+                .map_err(Failed::to("open", &path))?;
+            let size_bytes = opened.metadata().map_err(Failed::to("read", &path))?.len();
             Ok(Image {
                 path,
                 file: opened,
@@ -340,20 +338,11 @@ fn piece_digest(images: &[Image], piece: &Piece, buffer: &mut [u8]) -> Result<u6
         image
             .file
             .read_exact_at(&mut buffer[..want_bytes], offset)
-            .map_err(file("read", &image.path))?;
+            .map_err(Failed::to("read", &image.path))?;
         hasher.update(&buffer[..want_bytes]);
         offset += want_bytes as u64;
     }
     Ok(hasher.digest())
-}
-
-fn file(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> ManifestError {
-    let path = path.to_path_buf();
-    move |source| ManifestError::File {
-        action,
-        path,
-        source,
-    }
 }
 
 #[cfg(test)]
@@ -436,7 +425,7 @@ mod tests {
         fs::remove_file(dir.path().join("core-1.img")).unwrap();
         assert!(matches!(
             manifest.verify(dir.path()),
-            Err(ManifestError::File { .. })
+            Err(ManifestError::File(_))
         ));
     }
 
@@ -467,7 +456,7 @@ mod tests {
         std::os::unix::fs::symlink("elsewhere", &path).unwrap();
         assert!(matches!(
             manifest.verify(dir.path()),
-            Err(ManifestError::File { .. })
+            Err(ManifestError::File(_))
         ));
     }
 }

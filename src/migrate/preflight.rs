@@ -8,7 +8,7 @@ use super::unix_sockets::{Names, Unkept};
 use super::wire::finding::Finding;
 use super::wire::id::{MigrationId, Side};
 use super::wire::observed::Observed;
-use super::wire::preamble::CriuChoices;
+use crate::criu::CriuChoices;
 use crate::runtime::container::Container;
 
 mod descriptors;

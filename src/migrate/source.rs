@@ -15,7 +15,6 @@ use super::transfer::images;
 use super::trust::Trust;
 use super::wire::finding::Finding;
 use super::wire::payload::Commit;
-use super::wire::preamble::Preamble;
 use super::wire::protocol::Message;
 use super::wire::state::Phase;
 use crate::image::manifest::Manifest;
@@ -25,6 +24,7 @@ mod copying;
 mod error;
 mod handover;
 mod negotiate;
+pub mod offer;
 mod rehearsal;
 mod session;
 mod workload;
@@ -37,6 +37,7 @@ pub use rehearsal::rehearse;
 pub use session::ask;
 pub use workload::{Fence, Held, Target, Workload};
 
+use offer::Offer;
 use session::Session;
 
 /// How long a message that needs no work at the other end may take.
@@ -51,10 +52,8 @@ pub struct Plan {
     pub destination: Destination,
     /// Whom to take for the destination.
     pub trust: Trust,
-    /// The image store.
-    pub image_path: PathBuf,
     /// What the destination is told.
-    pub preamble: Preamble,
+    pub offer: Offer,
     /// The root file system here.
     pub rootfs: PathBuf,
     /// The `config.json` that the destination gets; `None` for the bundle's.
@@ -103,7 +102,7 @@ fn up_to_the_commit<'a, W: Workload>(
             .await_peer()?
             .fence(),
         Err(source) => Err(Failure::RunsOn {
-            container: plan.preamble.container.clone(),
+            container: plan.offer.container.clone(),
             source: Box::new(source),
         }),
     }
@@ -188,7 +187,7 @@ impl<'a, H: Held> Stopped<'a, H, Frozen> {
         let meter = self.session.progress.begin("ship");
         meter.follow(self.session.progress.sent());
         // The survey has said which cannot be kept.
-        let (names, _) = self.held.names(self.session.plan.preamble.migration);
+        let (names, _) = self.held.names(self.session.plan.offer.migration);
         match self.session.ship(names) {
             Ok(manifest) => {
                 self.session.progress.lap("ship", began);
@@ -274,7 +273,7 @@ impl<'a, F: Fence> Fenced<'a, F> {
         session.images.keep = true;
         session.progress.begin("commit");
         let commit = Message::Commit(Commit {
-            migration: session.plan.preamble.migration,
+            migration: session.plan.offer.migration,
         });
         let sent_at = Instant::now();
         let sent = session

@@ -15,16 +15,17 @@ use super::preflight::facts;
 use super::progress::Progress;
 use super::progress::report::Report;
 use super::record::ledger;
+use super::source::offer::{Bundle, Offer};
 use super::source::{self, Failure, Plan, SourceError};
 use super::transfer::images;
 use super::trust::Trust;
 use super::trust::rendezvous::{Rendezvous, random};
 use super::wire::id::MigrationId;
 use super::wire::observed::Observed;
-use super::wire::preamble::{CriuChoices, Preamble};
 use super::wire::protocol::Kind;
 use super::wire::rootfs::RootfsOffer;
 use super::wire::state::Phase;
+use crate::criu::CriuChoices;
 
 mod network;
 mod played;
@@ -173,24 +174,22 @@ fn play(
         root: source_root.clone(),
         destination: address.to_string().parse().unwrap(),
         trust: Trust::fresh().unwrap(),
-        image_path: store.clone(),
-        preamble: Preamble {
-            streams: 0,
+        offer: Offer {
             migration,
             container: "web".into(),
             facts: facts::gather(40_201, BTreeSet::new()).unwrap(),
-            spec: serde_json::Value::Null,
-            bundle: "/b".into(),
-            rootfs: "/b/rootfs".into(),
-            bind_mounts: Vec::new(),
+            bundle: Bundle {
+                path: "/b".into(),
+                rootfs: "/b/rootfs".into(),
+                spec: serde_json::Value::Null,
+                bind_mounts: Vec::new(),
+                carried: Vec::new(),
+            },
             image_path: store.clone(),
             criu: CriuChoices::default(),
             observed: Observed::default(),
             processor: Vec::new(),
-            clock_ms: None,
-            rootfs_offer: RootfsOffer::default(),
-            carried: Vec::new(),
-            asks_only: false,
+            rootfs: RootfsOffer::default(),
             rehearses: false,
         },
         findings: Vec::new(),

@@ -14,7 +14,7 @@
 //! self-signed certificate is worth is settled by [`super::trust::rendezvous`]: the receiver's is pinned by its file, and both are in the proofs.
 
 use std::fs;
-use std::io::{self, Read};
+use std::io::Read;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -33,6 +33,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::wire::id::{Bytes32, hex, unhex_all};
+use crate::sys::file::Failed;
 
 mod pinned;
 pub mod rendezvous;
@@ -51,14 +52,8 @@ const MAX_FILE_BYTES: u64 = 1 << 20;
 #[non_exhaustive]
 pub enum TrustError {
     /// A file cannot be read.
-    #[error("cannot read {path}")]
-    File {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
+    #[error(transparent)]
+    File(#[from] Failed),
     /// Others may know what is in a file.
     #[error(
         "{path} is not private (owner {owner}, mode {mode:04o}): make it a file of this user with mode 0600"
@@ -423,9 +418,12 @@ fn pem_of(what: &'static str, path: &Path) -> impl FnOnce(pem::Error) -> TrustEr
 
 /// Links are followed, as the tools that install secrets make them; what counts is the file that is opened.
 fn read_file(path: &Path, private: bool) -> Result<Vec<u8>> {
-    let error = |source| TrustError::File {
-        path: path.to_path_buf(),
-        source,
+    let error = |source| {
+        TrustError::File(Failed {
+            action: "read",
+            path: path.to_path_buf(),
+            source,
+        })
     };
     let file = fs::OpenOptions::new()
         .read(true)

@@ -158,6 +158,8 @@ impl Names {
         let deadline = Instant::now() + limit_dur;
         while self.taken < self.names.len() && Instant::now() < deadline {
             self.put_back();
+            // There is no descriptor to wait for: the restore is on another host, and inotify(7)
+            // does not see what that does to a file system that both share.
             thread::sleep(PAUSE_DUR);
         }
         let own = self.own_files();

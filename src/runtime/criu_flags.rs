@@ -8,7 +8,7 @@ use oci_spec::runtime::Spec;
 
 use super::container::Container;
 use super::error::{Error, Result};
-use crate::criu::{Common, ManageCgroups};
+use crate::criu::{Common, CriuChoices};
 
 /// The annotation that names a CRIU configuration file; an empty one means none.
 const CONFIG_ANNOTATION: &str = "org.criu.config";
@@ -22,20 +22,12 @@ pub struct CriuFlags {
     pub image_path: PathBuf,
     /// Where logs and statistics go; the image directory if none.
     pub work_path: Option<PathBuf>,
-    /// Keep established TCP connections.
-    pub tcp_established: bool,
-    /// Accept Unix sockets that lead out of the container.
-    pub ext_unix_sk: bool,
-    /// Accept a terminal or session of the host.
-    pub shell_job: bool,
-    /// Keep file locks.
-    pub file_locks: bool,
+    /// Flags that the user gave.
+    pub choices: CriuChoices,
     /// Remove superseded pages from images.
     pub auto_dedup: bool,
     /// Leave memory behind, to be fetched when touched.
     pub lazy_pages: bool,
-    /// How control groups are treated.
-    pub manage_cgroups: ManageCgroups,
 }
 
 impl CriuFlags {
@@ -46,13 +38,10 @@ impl CriuFlags {
             images_dir: self.image_path.clone(),
             work_dir: self.work_path.clone(),
             log_level: 4,
-            tcp_established: self.tcp_established,
-            ext_unix_sk: self.ext_unix_sk,
-            shell_job: self.shell_job,
-            file_locks: self.file_locks,
+            choices: self.choices.clone(),
             auto_dedup: self.auto_dedup,
             lazy_pages: self.lazy_pages,
-            manage_cgroups: self.manage_cgroups,
+            manage_cgroups: self.choices.manage_cgroups(),
             // Devices and addresses are the business of whoever made the network namespace.
             empty_network_namespace: true,
             config_file: config_file(spec),

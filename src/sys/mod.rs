@@ -1,6 +1,7 @@
 //! Thin, safe wrappers around system calls. Every `unsafe` block of the crate lives here.
 
 pub mod announce;
+pub mod bell;
 pub mod beneath;
 pub mod error_capture;
 pub mod exec;

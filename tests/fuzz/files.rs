@@ -15,6 +15,7 @@ use rcm::migrate::wire::id::{Bytes32, MigrationId, Side};
 use rcm::migrate::wire::preamble::Preamble;
 use rcm::migrate::wire::protocol::{Kind, Message};
 use rcm::migrate::wire::state::Verdict;
+use rcm::sys::file::Failed;
 use serde_json::json;
 
 use crate::{Scene, cases, damage};
@@ -147,7 +148,7 @@ fn names_in_manifests() {
         for result in [manifest.verify(&dir)] {
             match result {
                 Err(ManifestError::Name { .. }) => {}
-                Err(ManifestError::File { path, .. }) => {
+                Err(ManifestError::File(Failed { path, .. })) => {
                     assert_eq!(path.parent(), Some(&*dir), "{name:?}");
                     assert_eq!(Path::new(&name).components().count(), 1, "{name:?}");
                 }

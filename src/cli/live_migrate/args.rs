@@ -13,7 +13,6 @@ use crate::cli::{Globals, absolute};
 use crate::migrate::link::address::Destination;
 use crate::migrate::ops::CriuSettings;
 use crate::migrate::trust::{TlsFiles, TrustSettings};
-use crate::migrate::wire::preamble::CriuChoices;
 
 /// Move a running container to another host
 ///
@@ -158,28 +157,19 @@ impl TrustArgs {
 pub struct DumpArgs {
     /// Where CRIU writes its logs
     #[arg(long, value_name = "DIR")]
-    pub work_path: Option<PathBuf>,
+    work_path: Option<PathBuf>,
     #[command(flatten, next_help_heading = "CRIU")]
     common: CriuArgs,
     /// Give deleted but open files a temporary name
     #[arg(long)]
-    pub link_remap: bool,
+    link_remap: bool,
 }
 
 impl DumpArgs {
     pub fn settings(&self, globals: &Globals) -> CriuSettings {
-        let common = &self.common;
         CriuSettings {
             program: globals.criu.clone(),
-            choices: CriuChoices {
-                tcp_established: common.tcp_established,
-                ext_unix_sk: common.ext_unix_sk,
-                shell_job: common.shell_job,
-                file_locks: common.file_locks,
-                link_remap: self.link_remap,
-                manage_cgroups_mode: common.manage_cgroups_mode.clone().unwrap_or_default(),
-                empty_ns: common.empty_ns.clone(),
-            },
+            choices: self.common.choices(self.link_remap),
             work_path: self.work_path.clone().map(absolute),
         }
     }

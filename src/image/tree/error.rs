@@ -4,22 +4,15 @@ use std::path::PathBuf;
 
 use super::defect::Defect;
 use super::path::TreePath;
+use crate::sys::file::Failed;
 
 /// A tree cannot be read, sent or written.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TreeError {
     /// A file operation failed.
-    #[error("cannot {action} {path}")]
-    File {
-        /// "read", "create", ...
-        action: &'static str,
-        /// Below the root of the tree, or the root itself.
-        path: PathBuf,
-        /// The system's error.
-        #[source]
-        source: io::Error,
-    },
+    #[error(transparent)]
+    File(#[from] Failed),
     /// An extended attribute cannot be read or set.
     #[error("cannot {action} the extended attribute {} of {path}", name.to_string_lossy())]
     Attribute {

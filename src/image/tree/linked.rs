@@ -5,10 +5,10 @@ use std::path::Path;
 use super::attributes;
 use super::entry::Attributes;
 use super::error::TreeError;
-use super::file_error;
 use super::path::TreePath;
 use super::walk::{Look, Stamps, View, Walk};
 use crate::sys::beneath::Dir;
+use crate::sys::file::Failed;
 
 /// Fills the empty directory `to`, on the same file system, with the tree `from`. Directories are
 /// made anew; everything else gets another name (link(2)).
@@ -35,7 +35,7 @@ pub fn link_copy(from: &Path, to: &Path) -> Result<(), TreeError> {
             close(&mut levels, to)?;
         }
         let (on_host, name) = (path.below(to), path.name());
-        let failed = |action| file_error(action, &on_host);
+        let failed = |action| Failed::to(action, &on_host);
         match levels.last() {
             Some(level) if !found.entry.kind.is_directory() => {
                 if let Err(error) = level.dir.make_link(name, &found.object) {
@@ -79,6 +79,6 @@ fn close(levels: &mut Vec<Level>, to: &Path) -> Result<(), TreeError> {
     let object = level
         .dir
         .as_object()
-        .map_err(file_error("read", &on_host))?;
+        .map_err(Failed::to("read", &on_host))?;
     attributes::set(&object, &on_host, &level.attributes)
 }

@@ -49,9 +49,6 @@ mod staging;
 mod unpack;
 mod walk;
 
-use std::io;
-use std::path::Path;
-
 pub use changes::Totals;
 pub use defect::Defect;
 pub use error::TreeError;
@@ -70,12 +67,3 @@ pub const MAX_DEPTH: usize = 256;
 
 /// Limit of a file name's length (`NAME_MAX`).
 const MAX_NAME_BYTES: usize = 255;
-
-fn file_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> TreeError + use<> {
-    let path = path.to_path_buf();
-    move |source| TreeError::File {
-        action,
-        path,
-        source,
-    }
-}

@@ -10,11 +10,11 @@ use super::changes::{ChangeWriter, How, Totals};
 use super::content::{CHUNK_BYTES, Chunks, Digest, HOLE, Part};
 use super::entry::{EntryKind, TreeEntry};
 use super::error::TreeError;
-use super::file_error;
 use super::frame::Compression;
 use super::inventory::{Inventory, InventoryWriter};
 use super::path::TreePath;
 use super::walk::{Found, Look, Stamps, View, Walk};
+use crate::sys::file::Failed;
 
 /// The tree that the destination has already.
 pub enum Base<R: Read> {
@@ -217,7 +217,7 @@ impl<C: Write, L: Write, R: Read> Packer<C, L, R> {
                 return self.copy_digests();
             }
             let path = entry.path.below(self.walk.root());
-            let file = object.open_to_read().map_err(file_error("open", &path))?;
+            let file = object.open_to_read().map_err(Failed::to("open", &path))?;
             let chunks = Chunks::new(file, size_bytes);
             return self.contents(&entry, have.as_ref(), chunks);
         }
@@ -314,7 +314,7 @@ impl<C: Write, L: Write, R: Read> Packer<C, L, R> {
             begun: false,
             changes: self.changes.as_mut(),
         };
-        while let Some(part) = chunks.next().map_err(file_error("read", &path))? {
+        while let Some(part) = chunks.next().map_err(Failed::to("read", &path))? {
             match part {
                 Part::Holes { chunks: count } => {
                     if let Some(list) = &mut self.list {

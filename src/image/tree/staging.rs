@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use serde::{Deserialize, Serialize};
 
 use super::error::TreeError;
-use super::file_error;
 use crate::sys::beneath::Dir;
+use crate::sys::file::Failed;
 
 /// A path at which something new replaces something old, and how that is undone.
 ///
@@ -33,7 +33,7 @@ impl Slot {
     pub fn new(path: &Path, id: &str) -> Result<Self, TreeError> {
         if path.file_name().is_none() || id.contains('/') {
             let error = io::ErrorKind::InvalidInput.into();
-            return Err(file_error("stage", path)(error));
+            return Err(Failed::to("stage", path)(error).into());
         }
         Ok(Self {
             path: path.to_path_buf(),
@@ -70,7 +70,7 @@ impl Slot {
             return Ok(());
         }
         let back =
-            |from: &Path, to: &Path| fs::rename(from, to).map_err(file_error("put back", to));
+            |from: &Path, to: &Path| fs::rename(from, to).map_err(Failed::to("put back", to));
         let was_there = is_there(&old);
         let is_new = was_there || !self.replaces && !is_there(&new);
         if is_new && is_there(&self.path) {
@@ -90,7 +90,7 @@ impl Slot {
         let outer = self.outer();
         match fs::remove_dir_all(&outer) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                Err(file_error("remove", &outer)(error))
+                Err(Failed::to("remove", &outer)(error).into())
             }
             _ => Ok(()),
         }
@@ -117,7 +117,7 @@ impl Staging {
         DirBuilder::new()
             .mode(0o700)
             .create(&outer)
-            .map_err(file_error("create", &outer))?;
+            .map_err(Failed::to("create", &outer))?;
         Ok(Self { slot, kept: false })
     }
 
@@ -131,7 +131,7 @@ impl Staging {
         DirBuilder::new()
             .mode(0o700)
             .create(&tree)
-            .map_err(file_error("create", &tree))?;
+            .map_err(Failed::to("create", &tree))?;
         Ok(staging)
     }
 
@@ -149,7 +149,7 @@ impl Staging {
         let outer = self.slot.outer();
         Dir::open(&outer)
             .and_then(|dir| dir.sync_file_system())
-            .map_err(file_error("sync", &outer))
+            .map_err(|error| Failed::to("sync", &outer)(error).into())
     }
 
     /// Moves the new file or tree to its path, as a whole. The old one is kept in the work area.
@@ -158,12 +158,14 @@ impl Staging {
     /// [`TreeError::File`].
     pub fn publish(&self) -> Result<(), TreeError> {
         let slot = &self.slot.path;
-        let failed = || file_error("replace", slot);
+        let failed = || Failed::to("replace", slot);
         match fs::rename(slot, self.slot.old_path()) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(failed()(error)),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                return Err(failed()(error).into());
+            }
             _ => {}
         }
-        fs::rename(self.path(), slot).map_err(failed())
+        Ok(fs::rename(self.path(), slot).map_err(failed())?)
     }
 
     /// Makes the replacement final and removes the old file or tree.

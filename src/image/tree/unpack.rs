@@ -12,6 +12,7 @@ use nix::errno::Errno;
 use nix::fcntl::{FallocateFlags, fallocate};
 use nix::sys::stat::SFlag;
 
+use super::MAX_DEPTH;
 use super::attributes;
 use super::changes::{DATA, DELETE, END, ENTRY, HOLE, How, Totals};
 use super::codec;
@@ -21,8 +22,8 @@ use super::entry::{Attributes, EntryKind, TreeEntry};
 use super::error::TreeError;
 use super::frame::{Fields, FrameReader, Purpose, malformed};
 use super::path::{Order, TreePath};
-use super::{MAX_DEPTH, file_error};
 use crate::sys::beneath::{Dir, Object};
+use crate::sys::file::Failed;
 
 /// Limit of noted paths. Syncing more files one by one takes longer than syncing the file system.
 pub const MAX_NOTED: usize = 4096;
@@ -213,7 +214,7 @@ impl Unpacker {
     fn directory(&mut self, how: How, entry: TreeEntry) -> Result<(), TreeError> {
         let path = entry.path;
         let dir = if path.depth() == 0 {
-            Dir::open(&self.root).map_err(file_error("open", &self.root))?
+            Dir::open(&self.root).map_err(Failed::to("open", &self.root))?
         } else {
             let parent = self.parent(&path)?;
             let name = path.name();
@@ -408,10 +409,12 @@ impl Unpacker {
         path: &TreePath,
     ) -> impl FnOnce(io::Error) -> TreeError + use<> {
         let path = path.below(&self.root);
-        move |source| TreeError::File {
-            action,
-            path,
-            source,
+        move |source| {
+            TreeError::File(Failed {
+                action,
+                path,
+                source,
+            })
         }
     }
 }

@@ -14,11 +14,12 @@ use nix::sys::statfs::{
     XFS_SUPER_MAGIC, fstatfs, statfs,
 };
 
+use super::MAX_DEPTH;
 use super::entry::{Attributes, EntryKind, Extended, Stamp, TreeEntry, is_carried, overlay_suffix};
 use super::error::TreeError;
 use super::path::TreePath;
-use super::{MAX_DEPTH, file_error};
 use crate::sys::beneath::{Dir, Object};
+use crate::sys::file::Failed;
 
 /// Coarsest unit of file times on some file systems (one second on ext4 with small inodes). A
 /// second change within the same unit does not show.
@@ -91,13 +92,13 @@ impl Walk {
     /// program that has mapped a file can write to a dirty page without a new change time. So
     /// everything is written back first; after that the kernel notices the next write.
     pub(super) fn new(root: &Path, view: View, stamps: Stamps) -> Result<Self, TreeError> {
-        let dir = Dir::open(root).map_err(file_error("open", root))?;
+        let dir = Dir::open(root).map_err(Failed::to("open", root))?;
         let mut settled = None;
         if stamps != Stamps::None && times_tell(&dir) {
             settled = SystemTime::now().checked_sub(COARSEST_TIME_DUR);
         }
         if stamps == Stamps::Lasting && settled.is_some() {
-            dir.sync_file_system().map_err(file_error("sync", root))?;
+            dir.sync_file_system().map_err(Failed::to("sync", root))?;
         }
         Ok(Self {
             root: root.to_path_buf(),
@@ -171,7 +172,7 @@ impl Walk {
         let object = match object {
             Ok(object) => object,
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Look::Gone),
-            Err(error) => return Err(file_error("read", &on_host())(error)),
+            Err(error) => return Err(Failed::to("read", &on_host())(error).into()),
         };
         let found = self.describe(path, object)?;
         if found.entry.kind.is_directory()
@@ -194,7 +195,7 @@ impl Walk {
                     error.raw_os_error(),
                     Some(libc::EXDEV | libc::ENOENT | libc::ENOTDIR | libc::ELOOP)
                 ) => {}
-            Err(error) => return Err(file_error("open", &path.below(&self.root))(error)),
+            Err(error) => return Err(Failed::to("open", &path.below(&self.root))(error).into()),
         }
         Ok(())
     }
@@ -202,7 +203,7 @@ impl Walk {
     fn enter(&mut self, dir: Dir, path: TreePath) -> Result<(), TreeError> {
         let mut names = dir
             .names()
-            .map_err(file_error("list", &path.below(&self.root)))?;
+            .map_err(Failed::to("list", &path.below(&self.root)))?;
         if !names.is_empty() && self.stack.len() >= MAX_DEPTH {
             return Err(TreeError::Deep {
                 path,
@@ -222,7 +223,7 @@ impl Walk {
         let on_host = || path.below(&self.root);
         let metadata = object
             .metadata()
-            .map_err(|error| file_error("read", &on_host())(error))?;
+            .map_err(|error| Failed::to("read", &on_host())(error))?;
         let format = metadata.file_type();
         let mut entry = TreeEntry {
             path: path.clone(),
@@ -251,7 +252,7 @@ impl Walk {
             return Ok(Found { entry, object });
         }
         entry.kind = kind_of(&object, &metadata, marks.opaque)
-            .map_err(|error| file_error("read the link", &on_host())(error))?;
+            .map_err(|error| Failed::to("read the link", &on_host())(error))?;
         entry.attributes = Attributes::new(&metadata, extended);
         entry.stamp = self
             .settled
@@ -269,7 +270,7 @@ impl Walk {
         let mut extended = Vec::new();
         let mut marks = OverlayMarks::default();
         let names = object.attribute_names().map_err(|error| {
-            file_error("list the extended attributes of", &path.below(&self.root))(error)
+            Failed::to("list the extended attributes of", &path.below(&self.root))(error)
         })?;
         for name in names.into_iter().filter(|name| is_carried(name)) {
             let value = match object.attribute(&name) {

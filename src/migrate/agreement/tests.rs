@@ -2,11 +2,12 @@ use std::collections::BTreeSet;
 
 use super::judge::release_series;
 use super::*;
+use crate::criu::CriuChoices;
 use crate::migrate::wire::facts::{CgroupMode, Facts};
 use crate::migrate::wire::finding::Severity;
 use crate::migrate::wire::id::MigrationId;
 use crate::migrate::wire::observed::Observed;
-use crate::migrate::wire::preamble::{CriuChoices, Preamble};
+use crate::migrate::wire::preamble::Preamble;
 use crate::migrate::wire::rootfs::RootfsOffer;
 
 fn facts() -> Facts {

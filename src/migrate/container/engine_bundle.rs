@@ -12,10 +12,11 @@ use serde_json::Value;
 
 use super::outgoing::bind_mounts;
 use crate::engines::detect;
+use crate::migrate::source::offer::Bundle;
 use crate::migrate::unix_sockets::is_bind;
 use crate::migrate::wire::finding::Finding;
 use crate::migrate::wire::id::Side;
-use crate::migrate::wire::preamble::{CarriedFile, Preamble};
+use crate::migrate::wire::preamble::CarriedFile;
 use crate::runtime::Container;
 
 /// The bundles of containers that were an engine's.
@@ -106,23 +107,24 @@ impl Luggage {
         })
     }
 
-    /// Has the destination prepare for the container as it will be.
+    /// Returns the bundle that the destination makes.
     ///
     /// # Errors
     /// The spec has a path that is not UTF-8, and so no JSON form.
-    pub fn declare(&self, preamble: &mut Preamble) -> serde_json::Result<()> {
-        preamble.spec = serde_json::to_value(&self.spec)?;
-        preamble.bind_mounts = bind_mounts(&self.spec, &self.bundle);
-        preamble.rootfs = self.bundle.join(ROOTFS);
-        preamble.bundle.clone_from(&self.bundle);
-        preamble.carried.clone_from(&self.files);
-        Ok(())
+    pub fn bundle(&self) -> serde_json::Result<Bundle> {
+        Ok(Bundle {
+            path: self.bundle.clone(),
+            rootfs: self.bundle.join(ROOTFS),
+            spec: serde_json::to_value(&self.spec)?,
+            bind_mounts: bind_mounts(&self.spec, &self.bundle),
+            carried: self.files.clone(),
+        })
     }
 
     /// Returns the bundle's `config.json`.
     ///
     /// # Errors
-    /// As [`Self::declare`].
+    /// As [`Self::bundle`].
     pub fn config(&self) -> serde_json::Result<Vec<u8>> {
         serde_json::to_vec_pretty(&self.spec)
     }

@@ -7,6 +7,7 @@ use oci_spec::runtime::{LinuxNamespaceType, Spec};
 
 use super::restore_request::restore_request;
 use crate::criu::Criu;
+use crate::criu::CriuChoices;
 use crate::error::{Cause, chain};
 use crate::migrate::agreement::{Local, plan};
 use crate::migrate::destination::{Held, Host};
@@ -17,7 +18,7 @@ use crate::migrate::record::lock::Lock;
 use crate::migrate::record::paths;
 use crate::migrate::record::restore_spec::Recipe;
 use crate::migrate::wire::facts::Facts;
-use crate::migrate::wire::preamble::{CriuChoices, Preamble};
+use crate::migrate::wire::preamble::Preamble;
 use crate::migrate::wire::rootfs::RootfsWay;
 use crate::runtime::container::validate_id;
 use crate::runtime::spec;
@@ -222,13 +223,7 @@ impl Host for Node {
             rootfs,
             same_spec: same_spec || rootfs_plan.way == RootfsWay::Full,
             terminal: self.terminal(has_terminal),
-            missing_mount_sources: preamble
-                .bind_mounts
-                .iter()
-                .map(|mount| &mount.source)
-                .filter(|source| fs::symlink_metadata(source).is_err())
-                .cloned()
-                .collect(),
+            missing_mount_sources: missing_sources(preamble),
             images_visible: self
                 .image_path
                 .join(preamble.migration.to_string())
@@ -268,6 +263,15 @@ impl Host for Node {
         let criu = self.criu.as_ref().map_err(Clone::clone)?;
         Ok(restore::begin(criu, &request)?)
     }
+}
+
+/// Returns the sources of the container's bind mounts that this host does not have.
+fn missing_sources(preamble: &Preamble) -> Vec<PathBuf> {
+    let sources = preamble.bind_mounts.iter().map(|mount| &mount.source);
+    sources
+        .filter(|source| fs::symlink_metadata(source).is_err())
+        .cloned()
+        .collect()
 }
 
 /// Where the root file system of `spec` is with this bundle: below it, if it was below the source's, else at the source's path.

@@ -8,16 +8,15 @@ use std::time::{Duration, Instant};
 use oci_spec::runtime::Spec;
 
 use super::fence::{Fence, FenceError};
+use crate::criu::Criu;
+use crate::criu::CriuChoices;
 use crate::criu::stats::DumpStats;
-use crate::criu::{Criu, ManageCgroups};
 use crate::error::{Cause, chain};
+use crate::migrate::source::offer::Bundle;
 use crate::migrate::source::{self, Held, Target, Workload};
 use crate::migrate::unix_sockets::{Names, Unkept, is_bind};
-use crate::migrate::wire::facts::Facts;
 use crate::migrate::wire::id::MigrationId;
-use crate::migrate::wire::observed::Observed;
-use crate::migrate::wire::preamble::{BindMount, CriuChoices, Preamble};
-use crate::migrate::wire::rootfs::RootfsOffer;
+use crate::migrate::wire::preamble::BindMount;
 use crate::runtime::container::Container;
 use crate::runtime::criu_flags::CriuFlags;
 use crate::runtime::linux::network;
@@ -43,12 +42,6 @@ pub struct RunningContainer {
     pub ghost_limit_bytes: Option<u32>,
 }
 
-/// A dumped container that CRIU holds.
-#[derive(Debug)]
-pub struct HeldContainer {
-    held: HeldCheckpoint,
-}
-
 /// A dumped container that CRIU and its cgroup hold.
 #[derive(Debug)]
 pub struct FencedContainer {
@@ -64,46 +57,22 @@ pub fn flags(choices: &CriuChoices, images: &Path, work_path: &Path) -> CriuFlag
     CriuFlags {
         image_path: images.to_path_buf(),
         work_path: Some(work_path.to_path_buf()),
-        tcp_established: choices.tcp_established,
-        ext_unix_sk: choices.ext_unix_sk,
-        shell_job: choices.shell_job,
-        file_locks: choices.file_locks,
-        manage_cgroups: ManageCgroups::of(&choices.manage_cgroups_mode),
+        choices: choices.clone(),
         ..CriuFlags::default()
     }
 }
 
-/// What the destination is told of a container.
+/// Returns the bundle of a container, for a destination that has the same one.
 ///
 /// # Errors
 /// The spec has a path that is not UTF-8, and so no JSON form.
-pub fn preamble(
-    container: &Container,
-    migration: MigrationId,
-    facts: Facts,
-    image_path: &Path,
-    choices: &CriuChoices,
-    spec: &Spec,
-    observed: Observed,
-) -> serde_json::Result<Preamble> {
-    Ok(Preamble {
-        migration,
-        container: container.id().to_owned(),
-        facts,
-        bind_mounts: bind_mounts(spec, container.bundle()),
-        spec: serde_json::to_value(spec)?,
-        bundle: container.bundle().to_path_buf(),
+pub fn bundle(container: &Container, spec: &Spec) -> serde_json::Result<Bundle> {
+    Ok(Bundle {
+        path: container.bundle().to_path_buf(),
         rootfs: container.rootfs().to_path_buf(),
-        image_path: image_path.to_path_buf(),
-        criu: choices.clone(),
-        observed,
-        clock_ms: None,
-        processor: Vec::new(),
-        streams: 0,
-        rootfs_offer: RootfsOffer::default(),
+        spec: serde_json::to_value(spec)?,
+        bind_mounts: bind_mounts(spec, container.bundle()),
         carried: Vec::new(),
-        asks_only: false,
-        rehearses: false,
     })
 }
 
@@ -129,7 +98,6 @@ impl RunningContainer {
             flags: flags(&self.choices, target.images, &self.work_path),
             parent_path: target.parent.map(Path::to_path_buf),
             page_connection: target.pages.map(Arc::new),
-            link_remap: self.choices.link_remap,
             ghost_limit_bytes: self.ghost_limit_bytes,
             answer_limit_dur: self.answer_limit_dur,
             moves: true,
@@ -139,7 +107,7 @@ impl RunningContainer {
 }
 
 impl Workload for RunningContainer {
-    type Held = HeldContainer;
+    type Held = HeldCheckpoint;
 
     fn pre_dump(&mut self, target: Target) -> Result<DumpStats, Cause> {
         let mut options = self.options(target);
@@ -148,26 +116,25 @@ impl Workload for RunningContainer {
         Ok(DumpStats::read(&self.work_path)?)
     }
 
-    fn dump(self, target: Target) -> Result<HeldContainer, Cause> {
+    fn dump(self, target: Target) -> Result<HeldCheckpoint, Cause> {
         let options = self.options(target);
-        let held = checkpoint::begin(&self.criu, &self.container, options)?;
-        Ok(HeldContainer { held })
+        Ok(checkpoint::begin(&self.criu, &self.container, options)?)
     }
 }
 
-impl Held for HeldContainer {
+impl Held for HeldCheckpoint {
     type Fenced = FencedContainer;
 
     fn stopped_at(&self) -> Instant {
-        self.held.stopped_at()
+        Self::stopped_at(self)
     }
 
     fn frozen_at(&self) -> Instant {
-        self.held.frozen_at()
+        Self::frozen_at(self)
     }
 
     fn names(&self, migration: MigrationId) -> (Names, Vec<Unkept>) {
-        let container = self.held.container();
+        let container = self.container();
         match container.spec() {
             Ok(spec) => Names::find(container, &spec, migration),
             // It was read for the dump.
@@ -176,23 +143,23 @@ impl Held for HeldContainer {
     }
 
     fn fence(self) -> Result<FencedContainer, (Self, Cause)> {
-        let fence = match Fence::set(self.held.container().cgroup()) {
+        let fence = match Fence::set(self.container().cgroup()) {
             Ok(fence) => fence,
             Err(error) => return Err((self, error.into())),
         };
         // Looked at now: from here on the container stands still even if CRIU dies.
-        if !self.held.holds() {
+        if !self.holds() {
             let lifted = fence.lift().map_err(FenceError::from);
             return Err((self, lifted.err().unwrap_or(FenceError::NotHeld).into()));
         }
         Ok(FencedContainer {
             fence,
-            held: ManuallyDrop::new(self.held),
+            held: ManuallyDrop::new(self),
         })
     }
 
     fn release(self) -> Result<(), Cause> {
-        self.held.refuse();
+        self.refuse();
         Ok(())
     }
 }

@@ -27,9 +27,6 @@ use crate::migrate::wire::protocol::{Kind, Message};
 use crate::migrate::wire::state::{Phase, Verdict};
 use crate::sys::interrupt::Interrupt;
 
-/// How often the connections for the images are looked at while nothing is said.
-const LOOK_DUR: Duration = Duration::from_millis(100);
-
 /// What the states before the commit carry.
 #[derive(Debug)]
 pub(super) struct Session<H> {
@@ -132,19 +129,16 @@ impl<H: Host> Session<H> {
     /// Waits for word that images are complete. That they do not get here is noticed meanwhile, so that the source hears why.
     fn next_images(&mut self, patience: Patience) -> Result<Message> {
         let expected = [Kind::Round, Kind::Shipped];
-        loop {
-            let Some(bulk) = &self.bulk else {
-                return Ok(self.channel.receive(&expected, patience)?);
-            };
-            if let Some(failure) = bulk.failure() {
-                return Err(failure.into());
-            }
-            // What has come of a message is kept.
-            let look = Patience::within(LOOK_DUR).or_interrupt(patience.interrupt);
-            match self.channel.receive(&expected, look) {
-                Err(TransportError::Late { .. }) if !patience.is_over() => {}
-                received => return Ok(received?),
-            }
+        let Some(bulk) = &self.bulk else {
+            return Ok(self.channel.receive(&expected, patience)?);
+        };
+        // A failed connection rings the bell and ends the wait.
+        let received = self
+            .channel
+            .receive(&expected, patience.or_bell(Some(bulk.failed())));
+        match (received, bulk.failure()) {
+            (_, Some(failure)) => Err(failure.into()),
+            (received, None) => Ok(received?),
         }
     }
 

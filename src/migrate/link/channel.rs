@@ -17,6 +17,7 @@ use crate::migrate::trust::rendezvous::RendezvousError;
 use crate::migrate::wire::codec::{self, CodecError, Decoder};
 use crate::migrate::wire::payload::Abort;
 use crate::migrate::wire::protocol::{Kind, Message, Payload};
+use crate::sys::bell::Bell;
 use crate::sys::interrupt::Interrupt;
 
 /// After this a peer that answers nothing at all is gone: the container stands still meanwhile.
@@ -145,6 +146,8 @@ pub struct Patience<'a> {
     pub deadline: Option<Instant>,
     /// Ends the wait when it is signalled; nothing does without.
     pub interrupt: Option<&'a Interrupt>,
+    /// Ends the wait like the deadline when another thread rings it.
+    pub bell: Option<&'a Bell>,
 }
 
 impl<'a> Patience<'a> {
@@ -153,7 +156,7 @@ impl<'a> Patience<'a> {
     pub fn within(limit_dur: Duration) -> Self {
         Self {
             deadline: Some(Instant::now() + limit_dur),
-            interrupt: None,
+            ..Self::default()
         }
     }
 
@@ -161,6 +164,12 @@ impl<'a> Patience<'a> {
     #[must_use]
     pub fn or_interrupt(self, interrupt: Option<&'a Interrupt>) -> Self {
         Self { interrupt, ..self }
+    }
+
+    /// The same, but also ended by a bell.
+    #[must_use]
+    pub fn or_bell(self, bell: Option<&'a Bell>) -> Self {
+        Self { bell, ..self }
     }
 
     /// The same, but for at most `limit_dur` from now.
@@ -173,11 +182,12 @@ impl<'a> Patience<'a> {
         }
     }
 
-    /// Whether the deadline has passed.
+    /// Whether the deadline has passed or the bell has rung.
     #[must_use]
     pub fn is_over(self) -> bool {
         self.deadline
             .is_some_and(|deadline| Instant::now() >= deadline)
+            || self.bell.is_some_and(Bell::is_rung)
     }
 
     /// The signal that has ended it.
@@ -191,7 +201,24 @@ impl<'a> Patience<'a> {
         }
     }
 
-    /// Waits until one of `fds` is ready, the deadline passes or a signal comes. The readiness is in `fds`.
+    /// Waits until `fd` is readable, which a pidfd is when its process has ended. Returns `false` if the patience is over first.
+    ///
+    /// # Errors
+    /// As [`Self::poll`].
+    pub fn readable(self, fd: impl AsFd) -> Result<bool> {
+        loop {
+            let mut fds = vec![PollFd::new(fd.as_fd(), PollFlags::POLLIN)];
+            self.poll(&mut fds)?;
+            if fds[0].any() == Some(true) {
+                return Ok(true);
+            }
+            if self.is_over() {
+                return Ok(false);
+            }
+        }
+    }
+
+    /// Waits until one of `fds` is ready, the deadline passes, the bell rings or a signal comes. The readiness is in `fds`.
     ///
     /// # Errors
     /// [`TransportError::Interrupted`], [`TransportError::Poll`].
@@ -200,18 +227,21 @@ impl<'a> Patience<'a> {
         'a: 'fd,
     {
         self.check()?;
-        if let Some(interrupt) = self.interrupt {
-            fds.push(PollFd::new(interrupt.as_fd(), PollFlags::POLLIN));
-        }
+        let own = fds.len();
+        let enders = [self.interrupt.map(AsFd::as_fd), self.bell.map(AsFd::as_fd)];
+        fds.extend(
+            enders
+                .into_iter()
+                .flatten()
+                .map(|fd| PollFd::new(fd, PollFlags::POLLIN)),
+        );
         // Rounded up: a wait of 0 ms just before the deadline would spin.
         let timeout = self.deadline.map_or(PollTimeout::NONE, |deadline| {
             let left_dur = deadline.saturating_duration_since(Instant::now());
             PollTimeout::try_from(left_dur.as_micros().div_ceil(1000)).unwrap_or(PollTimeout::MAX)
         });
         let polled = poll(fds, timeout);
-        if self.interrupt.is_some() {
-            fds.pop();
-        }
+        fds.truncate(own);
         match polled {
             Ok(_) | Err(Errno::EINTR) => self.check(),
             Err(source) => Err(TransportError::Poll { source }),

@@ -16,9 +16,11 @@ use std::process::{Child, Command, Stdio};
 use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags};
+use nix::unistd::Pid;
 
 use super::channel::{Patience, Stream, TransportError};
 use crate::migrate::trust::rendezvous::Left;
+use crate::sys::process;
 
 /// What the relay says first; what a login script prints before it is passed over.
 pub(crate) const GREETING: &str = "rcm-relay 1\n";
@@ -157,14 +159,17 @@ impl Drop for SshStream {
     /// ssh ends when its input does; what it still holds is on its way first.
     fn drop(&mut self) {
         let _ = self.socket.shutdown(std::net::Shutdown::Write);
-        let began = std::time::Instant::now();
-        while began.elapsed() < FAREWELL_DUR {
-            match self.child.try_wait() {
-                Ok(None) => std::thread::sleep(Duration::from_millis(5)),
-                _ => return,
-            }
+        let has_ended = i32::try_from(self.child.id())
+            .ok()
+            .and_then(|pid| process::pidfd_open(Pid::from_raw(pid)).ok())
+            .is_some_and(|pidfd| {
+                let waited = Patience::within(FAREWELL_DUR).readable(pidfd);
+                waited.unwrap_or(false)
+            });
+        if !has_ended {
+            // Without effect on a process that has ended meanwhile.
+            let _ = self.child.kill();
         }
-        let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }

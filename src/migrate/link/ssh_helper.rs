@@ -5,13 +5,14 @@
 use std::fs;
 use std::io::{self, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpStream};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use super::ssh::GREETING;
 use crate::migrate::record::doorbell;
 use crate::migrate::record::paths;
 use crate::migrate::wire::protocol::ANY;
+use crate::sys::file::Failed;
 
 /// How long the receiver's port may take.
 const CONNECT_LIMIT_DUR: Duration = Duration::from_secs(5);
@@ -29,16 +30,8 @@ pub enum RelayError {
         container: String,
     },
     /// A file operation failed.
-    #[error("cannot {action} {path}")]
-    File {
-        /// "read", "write", ...
-        action: &'static str,
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
+    #[error(transparent)]
+    File(#[from] Failed),
     /// The receiver does not answer.
     #[error("the receiver for container \"{container}\" does not answer at {address}")]
     Connect {
@@ -77,7 +70,7 @@ pub fn run(root: &Path, container: &str) -> Result<()> {
     let place = match doorbell::read(&path) {
         Ok(place) => place.ok_or_else(no_receiver)?,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Err(no_receiver()),
-        Err(error) => return Err(file("read", &path)(error)),
+        Err(error) => return Err(Failed::to("read", &path)(error).into()),
     };
     let address = near(place.address);
     let socket = TcpStream::connect_timeout(&address, CONNECT_LIMIT_DUR).map_err(|source| {
@@ -89,7 +82,8 @@ pub fn run(root: &Path, container: &str) -> Result<()> {
     })?;
     // Small messages decide about the downtime.
     let _ = socket.set_nodelay(true);
-    let left = fs::read_to_string(&place.rendezvous).map_err(file("read", &place.rendezvous))?;
+    let left =
+        fs::read_to_string(&place.rendezvous).map_err(Failed::to("read", &place.rendezvous))?;
     let mut stdout = io::stdout().lock();
     stdout
         .write_all(format!("{GREETING}{left}").as_bytes())
@@ -132,13 +126,4 @@ fn carry(socket: &TcpStream, mut stdout: impl Write) {
         let _ = socket.shutdown(Shutdown::Both);
         std::process::exit(0)
     });
-}
-
-fn file(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> RelayError {
-    let path = path.to_path_buf();
-    move |source| RelayError::File {
-        action,
-        path,
-        source,
-    }
 }

@@ -7,25 +7,27 @@
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
-use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::poll::{PollFd, PollFlags};
 use nix::sys::signal::Signal;
 
 use crate::migrate::fate::{Fate, Fated};
+use crate::migrate::link::channel::{Patience, TransportError};
 use crate::migrate::record::doorbell;
 use crate::migrate::record::error::JournalError;
 use crate::migrate::record::journal::JournalRecord;
 use crate::migrate::record::ledger::{self, Known};
 use crate::migrate::record::lock;
 use crate::migrate::record::paths;
+use crate::migrate::record::watch::Watch;
 use crate::migrate::wire::id::Side;
 use crate::migrate::wire::state::Phase;
 use crate::sys::process::{self, Liveness, ProcessId};
 
-/// How often the record is looked at.
+/// How often the record is looked at if the kernel cannot tell that it changes.
 const LOOK_DUR: Duration = Duration::from_millis(50);
 /// How long a driver may take to clean up after it has rolled back.
 const END_LIMIT_DUR: Duration = Duration::from_secs(30);
@@ -71,6 +73,9 @@ pub enum CancelError {
     /// The records cannot be used.
     #[error(transparent)]
     Journal(#[from] JournalError),
+    /// The driver's end cannot be waited for.
+    #[error(transparent)]
+    Wait(#[from] TransportError),
     /// The driver cannot be told.
     #[error("cannot signal the rcm that migrates container \"{container}\" (process {pid})")]
     Signal {
@@ -90,7 +95,9 @@ impl Fated for CancelError {
             Self::Moved { .. } => Fate::RunsThere,
             Self::Arrived { .. } => Fate::RunsHere,
             Self::NotSettled { .. } => Fate::Unknown,
-            Self::Nothing { .. } | Self::Journal(_) | Self::Signal { .. } => Fate::AsBefore,
+            Self::Nothing { .. } | Self::Journal(_) | Self::Wait(_) | Self::Signal { .. } => {
+                Fate::AsBefore
+            }
         }
     }
 }
@@ -104,7 +111,7 @@ pub struct Gate {
 }
 
 impl Gate {
-    /// Waits until nobody else has it: moments. `None` where no migration has ever been recorded.
+    /// Waits until no other process has it: moments. flock(2) has no descriptor to poll. `None` where no migration has ever been recorded.
     ///
     /// # Errors
     /// [`JournalError::File`].
@@ -153,16 +160,16 @@ pub fn cancel(root: &Path, container: &str) -> Result<Ended> {
         terminate(container, writer, &pidfd)?;
     }
     drop(gate);
+    let watch = Watch::of(root, container);
+    let mut has_ended = false;
     loop {
-        let has_ended = ends_within(&pidfd, LOOK_DUR);
         let now = ledger::latest(root, container)?
             .filter(|now| now.migration == record.migration)
             .filter(|now| now.phase.is_final());
         match now.map(|now| (now.phase, now.side)) {
             Some((Phase::RolledBack, side)) => {
-                // The images and what was restored go after that.
-                let deadline = Instant::now() + END_LIMIT_DUR;
-                while !ends_within(&pidfd, LOOK_DUR) && Instant::now() < deadline {}
+                // The driver removes the images, or the restored container, after that.
+                let _ = Patience::within(END_LIMIT_DUR).readable(&pidfd);
                 return Ok(Ended::Migration(side));
             }
             Some((_, Side::Source)) => {
@@ -178,7 +185,7 @@ pub fn cancel(root: &Path, container: &str) -> Result<Ended> {
                 });
             }
             None if has_ended => return Err(unsettled()),
-            None => {}
+            None => has_ended = next_change(&pidfd, watch.as_ref(), Patience::default())?,
         }
     }
 }
@@ -231,9 +238,10 @@ fn end_receiver(
     }
     terminate(container, keeper, pidfd)?;
     drop(gate);
-    let deadline = Instant::now() + END_LIMIT_DUR;
+    let watch = Watch::of(root, container);
+    let patience = Patience::within(END_LIMIT_DUR);
+    let mut has_ended = false;
     loop {
-        let has_ended = ends_within(pidfd, LOOK_DUR);
         // It may have come before the signal.
         if let Some(record) = arrived()? {
             return Err(CancelError::Arrived {
@@ -241,14 +249,27 @@ fn end_receiver(
                 peer: record.peer,
             });
         }
-        if has_ended || Instant::now() >= deadline {
+        if has_ended || patience.is_over() {
             return Ok(Ended::Receiver);
         }
+        has_ended = next_change(pidfd, watch.as_ref(), patience)?;
     }
 }
 
-fn ends_within(pidfd: &impl AsFd, limit_dur: Duration) -> bool {
-    let mut waited = [PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
-    let timeout = PollTimeout::try_from(limit_dur).unwrap_or(PollTimeout::MAX);
-    poll(&mut waited, timeout).is_ok_and(|ready| ready > 0)
+/// Waits until a record has changed or the driver has ended. Returns whether it has ended; its last record has to be read after that.
+fn next_change(pidfd: &OwnedFd, watch: Option<&Watch>, patience: Patience) -> Result<bool> {
+    let mut waited = vec![PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
+    let patience = match watch {
+        Some(watch) => {
+            waited.push(PollFd::new(watch.as_fd(), PollFlags::POLLIN));
+            patience
+        }
+        None => patience.at_most(LOOK_DUR),
+    };
+    patience.poll(&mut waited)?;
+    let has_ended = waited[0].any() == Some(true);
+    if let Some(watch) = watch {
+        watch.clear();
+    }
+    Ok(has_ended)
 }

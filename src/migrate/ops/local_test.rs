@@ -17,10 +17,11 @@ use oci_spec::runtime::{LinuxNamespaceType, Spec};
 use super::CriuSettings;
 use super::subject::{SubjectError, ThisHost, claim};
 use crate::criu;
+use crate::criu::CriuChoices;
 use crate::error::{Cause, chain};
 use crate::image;
 use crate::migrate::agreement::lacking;
-use crate::migrate::container::outgoing::{HeldContainer, RunningContainer, flags};
+use crate::migrate::container::outgoing::{RunningContainer, flags};
 use crate::migrate::fate::{Fate, Fated};
 use crate::migrate::preflight::{self, survey};
 use crate::migrate::progress::Progress;
@@ -31,9 +32,9 @@ use crate::migrate::trust::rendezvous::{RendezvousError, random};
 use crate::migrate::unix_sockets::{Names, Unkept};
 use crate::migrate::wire::finding::{Finding, Severity};
 use crate::migrate::wire::id::{MigrationId, Side};
-use crate::migrate::wire::preamble::CriuChoices;
 use crate::migrate::wire::state::Phase;
 use crate::runtime::spec::namespaces::Namespaces;
+use crate::runtime::verbs::checkpoint::HeldCheckpoint;
 use crate::runtime::verbs::restore::{self, RestoreRequest};
 use crate::text::milliseconds;
 
@@ -349,7 +350,7 @@ fn copy(
 
 /// Keeps all names of the container's sockets in `names`.
 fn keep(
-    held: &HeldContainer,
+    held: &HeldCheckpoint,
     container: &str,
     journal: &mut Journal,
     names: &mut Names,

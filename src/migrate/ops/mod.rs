@@ -43,7 +43,7 @@ pub use resolve::{Means, Resolution, ResolveError};
 
 use super::record::error::JournalError;
 use super::record::paths;
-use super::wire::preamble::CriuChoices;
+use crate::criu::CriuChoices;
 use crate::engines::detect::{self, Ambiguous, Found};
 
 /// CRIU and its options at this end.

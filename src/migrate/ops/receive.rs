@@ -111,7 +111,7 @@ pub enum ReceiveError {
         container: String,
         /// The runtime's error for an id that is taken.
         #[source]
-        source: crate::runtime::Error,
+        source: Box<crate::runtime::Error>,
     },
     /// This host cannot be described.
     #[error(transparent)]
@@ -226,7 +226,7 @@ fn lock(root: &Path, id: &str) -> Result<Lock, ReceiveError> {
     if root.join(id).exists() {
         return Err(ReceiveError::Exists {
             container: id.to_owned(),
-            source: crate::runtime::Error::Exist,
+            source: Box::new(crate::runtime::Error::Exist),
         });
     }
     Ok(lock)

@@ -9,13 +9,14 @@ use crate::criu::{self, Criu};
 use crate::error::chain;
 use crate::migrate::container::engine_bundle::Luggage;
 use crate::migrate::container::outgoing::RunningContainer;
-use crate::migrate::container::outgoing::preamble;
+use crate::migrate::container::outgoing::bundle;
 use crate::migrate::fate::{Fate, Fated};
 use crate::migrate::link::address::Destination;
 use crate::migrate::method::precopy::Limits;
 use crate::migrate::preflight::{offer, survey};
 use crate::migrate::progress::Progress;
 use crate::migrate::record::error::JournalError;
+use crate::migrate::source::offer::Offer;
 use crate::migrate::source::{self, Failure, Plan, SourceError};
 use crate::migrate::transfer::images;
 use crate::migrate::transfer::rootfs::remove_nonce;
@@ -26,7 +27,6 @@ use crate::migrate::wire::facts::Facts;
 use crate::migrate::wire::finding::Finding;
 use crate::migrate::wire::id::MigrationId;
 use crate::migrate::wire::id::Side;
-use crate::migrate::wire::preamble::Preamble;
 use crate::migrate::wire::rootfs::RootfsWish;
 use crate::runtime::Container;
 use crate::sys::interrupt::Interrupt;
@@ -196,64 +196,16 @@ pub fn send(
     if let Some(last) = subject.last {
         remove_nonce(container.rootfs(), last);
     }
-    let ThisHost { criu, facts } =
-        ThisHost::look(request.criu.program.as_deref()).map_err(SubjectError::from)?;
-    let choices = &request.criu.choices;
-    let spec = container.spec()?;
-    let mut survey = survey(&container, &spec, choices);
-    let (mut pre_copy, mut why_not, mut processor) = (None, None, Vec::new());
-    match &criu {
-        Ok(criu) => {
-            (pre_copy, why_not) = request.method.choose(criu, &facts)?;
-            // Only the destination can say whether it matters that CRIU does not know this processor.
-            processor = criu.processor(root).unwrap_or_default();
-        }
-        Err(error) => {
-            survey
-                .findings
-                .push(Finding::error(Side::Source, chain(error), "then try again"))
-        }
-    }
-    let luggage = Luggage::of(&container, &spec);
-    let mut preamble = Preamble {
-        rehearses: request.aim == Aim::Rehearse,
-        processor,
-        rootfs_offer: offer(request.rootfs, container.rootfs()),
-        ..preamble(
-            &container,
-            MigrationId::new(random()?),
-            facts,
-            &request.image_path,
-            choices,
-            &spec,
-            survey.observed,
-        )
-        .map_err(spec_error(&container))?
-    };
-    let mut config = None;
-    if let Some(luggage) = &luggage {
-        config = Some(rewrite(&mut preamble, luggage).map_err(spec_error(&container))?);
-        survey.findings.extend_from_slice(&luggage.findings);
-    }
-    let plan = Plan {
-        root: root.clone(),
-        destination: request.destination.clone(),
-        trust: Trust::of(&request.trust)?,
-        image_path: request.image_path.clone(),
-        preamble,
-        rootfs: container.rootfs().to_path_buf(),
-        config,
-        findings: survey.findings,
-        pre_copy,
-        streams: request.streams,
-        sending: request.sending.clone(),
-        freeze_limit_dur: request.freeze_limit_dur,
-        settle_limit_dur: request.settle_limit_dur,
-    };
+    let Prepared {
+        plan,
+        criu,
+        why_not,
+        ghost_limit_bytes,
+    } = prepare(request, &container)?;
     if request.aim == Aim::Ask {
         return ask(&plan, progress, interrupt);
     }
-    let Ok(criu) = criu else {
+    let Some(criu) = criu else {
         return Err(source::refusal(&plan, progress, interrupt).into());
     };
     if let Some(why_not) = why_not {
@@ -262,11 +214,11 @@ pub fn send(
     let workload = RunningContainer {
         criu,
         container,
-        choices: choices.clone(),
+        choices: request.criu.choices.clone(),
         work_path: request.criu.work_path(root, &request.container)?,
         auto_dedup: request.auto_dedup,
         answer_limit_dur: Some(request.freeze_limit_dur),
-        ghost_limit_bytes: survey.ghost_limit_bytes,
+        ghost_limit_bytes,
     };
     if request.aim == Aim::Rehearse {
         source::rehearse(&plan, workload, progress, interrupt)?;
@@ -276,10 +228,75 @@ pub fn send(
     Ok(Sent::Moved)
 }
 
-/// Has the destination prepare for the bundle that rcm makes of an engine's. Returns its `config.json`.
-fn rewrite(preamble: &mut Preamble, luggage: &Luggage) -> serde_json::Result<Vec<u8>> {
-    luggage.declare(preamble)?;
-    luggage.config()
+/// A migration that this end is ready for, except for the findings in the plan.
+struct Prepared {
+    plan: Plan,
+    /// `None` if CRIU cannot be used; a finding says why.
+    criu: Option<Criu>,
+    /// The reason for stop-and-copy, if the operator should know it.
+    why_not: Option<&'static str>,
+    ghost_limit_bytes: Option<u32>,
+}
+
+/// Looks at this host and the container.
+fn prepare(request: &SendRequest, container: &Container) -> Result<Prepared, SendError> {
+    let host = ThisHost::look(request.criu.program.as_deref()).map_err(SubjectError::from)?;
+    let choices = &request.criu.choices;
+    let spec = container.spec()?;
+    let mut survey = survey(container, &spec, choices);
+    let (mut pre_copy, mut why_not, mut processor) = (None, None, Vec::new());
+    match &host.criu {
+        Ok(criu) => {
+            (pre_copy, why_not) = request.method.choose(criu, &host.facts)?;
+            // Only the destination can say whether it matters that CRIU does not know this processor.
+            processor = criu.processor(&request.root).unwrap_or_default();
+        }
+        Err(error) => {
+            let what = chain(error);
+            let finding = Finding::error(Side::Source, what, "then try again");
+            survey.findings.push(finding);
+        }
+    }
+    let luggage = Luggage::of(container, &spec);
+    if let Some(luggage) = &luggage {
+        survey.findings.extend_from_slice(&luggage.findings);
+    }
+    let bundle = match &luggage {
+        Some(luggage) => luggage.bundle(),
+        None => bundle(container, &spec),
+    };
+    let config = luggage.as_ref().map(Luggage::config).transpose();
+    let offer = Offer {
+        migration: MigrationId::new(random()?),
+        container: container.id().to_owned(),
+        facts: host.facts,
+        bundle: bundle.map_err(spec_error(container))?,
+        image_path: request.image_path.clone(),
+        criu: choices.clone(),
+        observed: survey.observed,
+        processor,
+        rootfs: offer(request.rootfs, container.rootfs()),
+        rehearses: request.aim == Aim::Rehearse,
+    };
+    Ok(Prepared {
+        plan: Plan {
+            root: request.root.clone(),
+            destination: request.destination.clone(),
+            trust: Trust::of(&request.trust)?,
+            offer,
+            rootfs: container.rootfs().to_path_buf(),
+            config: config.map_err(spec_error(container))?,
+            findings: survey.findings,
+            pre_copy,
+            streams: request.streams,
+            sending: request.sending.clone(),
+            freeze_limit_dur: request.freeze_limit_dur,
+            settle_limit_dur: request.settle_limit_dur,
+        },
+        criu: host.criu.ok(),
+        why_not,
+        ghost_limit_bytes: survey.ghost_limit_bytes,
+    })
 }
 
 /// Collects what speaks against the migration. A destination that cannot be asked is no reason to keep back what this end knows.

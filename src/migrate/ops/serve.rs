@@ -6,11 +6,9 @@
 
 use std::io;
 use std::net::TcpListener;
-use std::os::fd::AsFd;
 use std::time::Duration;
 
 use nix::errno::Errno;
-use nix::poll::{PollFd, PollFlags};
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
@@ -120,13 +118,9 @@ fn wait(worker: Pid, interrupt: &Interrupt) -> Result<bool, ServeError> {
         source: errno.into(),
     })?;
     let patience = Patience::default().or_interrupt(Some(interrupt));
-    let mut waited = vec![PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
-    while waited[0].any() != Some(true) {
-        if patience.poll(&mut waited).is_err() {
-            // Until the worker, our child, was waited for, its id belongs to nobody else.
-            let _ = kill(worker, Signal::SIGTERM);
-            break;
-        }
+    if patience.readable(pidfd).is_err() {
+        // Until the worker, our child, was waited for, its id belongs to nobody else.
+        let _ = kill(worker, Signal::SIGTERM);
     }
     let status = process::wait(worker).map_err(|errno| ServeError::Wait {
         action: "wait for",

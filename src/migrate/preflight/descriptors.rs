@@ -11,8 +11,8 @@ use nix::unistd::Pid;
 use procfs::process::Process;
 
 use super::{error, processes};
+use crate::criu::CriuChoices;
 use crate::migrate::wire::finding::Finding;
-use crate::migrate::wire::preamble::CriuChoices;
 
 /// CRIU's own limit for deleted files (`criu/include/cr_options.h`, `DEFAULT_GHOST_LIMIT`).
 const GHOST_LIMIT_BYTES: u64 = 1 << 20;

@@ -10,8 +10,8 @@ use procfs::net::{TcpNetEntry, TcpState};
 use procfs::process::Process;
 
 use super::error;
+use crate::criu::CriuChoices;
 use crate::migrate::wire::finding::Finding;
-use crate::migrate::wire::preamble::CriuChoices;
 use crate::sys::network::{UnixPeer, unix_peers};
 
 /// How often it is looked whether a program accepts what waits.

@@ -11,3 +11,4 @@ pub mod receiver;
 pub mod restore_spec;
 pub mod socket_name;
 pub mod verdict;
+pub mod watch;

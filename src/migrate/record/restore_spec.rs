@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::migrate::wire::preamble::CriuChoices;
+use crate::criu::CriuChoices;
 
 /// Everything that a restore needs besides the images, the state directory and the container's name.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]

@@ -157,7 +157,7 @@ impl<'a, W: Workload> PreCopying<'a, W> {
         match (self.forecast(), self.rounds.last()) {
             (Some(forecast), _) => forecast.remaining_bytes,
             (None, Some(first)) => first.written_bytes,
-            (None, None) => self.session.plan.preamble.observed.memory_bytes,
+            (None, None) => self.session.plan.offer.observed.memory_bytes,
         }
     }
 

@@ -57,7 +57,7 @@ impl<'a, F: Fence> Committing<'a, F> {
         }
         let session = &self.fenced.session;
         let failure = Failure::NotSettled {
-            container: session.plan.preamble.container.clone(),
+            container: session.plan.offer.container.clone(),
             peer: session.plan.destination.to_string(),
             source: Box::new(last.into()),
         };
@@ -110,14 +110,14 @@ impl<F: Fence> HandedOff<'_, F> {
         unix_sockets::forget(session.names.list());
         session.images.keep = false;
         let settled = Message::Settled(Settled {
-            migration: plan.preamble.migration,
+            migration: plan.offer.migration,
         });
         // The destination stops waiting for it after a while.
         let _ = session
             .channel
             .send(&settled, Patience::within(ANSWER_LIMIT_DUR));
         let remains = |source: Cause| Failure::Remains {
-            container: plan.preamble.container.clone(),
+            container: plan.offer.container.clone(),
             peer: plan.destination.to_string(),
             source,
         };

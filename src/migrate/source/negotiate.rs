@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
+use super::offer::Meeting;
 use super::session::{Images, Session, images_path};
 use super::{ANSWER_LIMIT_DUR, Failure, Negotiated, Plan, SourceError, Workload};
 use crate::error::chain;
@@ -22,9 +23,8 @@ use crate::migrate::unix_sockets::Names;
 use crate::migrate::wire::finding::{Finding, Severity};
 use crate::migrate::wire::id::Side;
 use crate::migrate::wire::payload::{Findings, Join, Purpose};
-use crate::migrate::wire::preamble::Preamble;
 use crate::migrate::wire::protocol::Message;
-use crate::migrate::wire::rootfs::{RootfsOffer, RootfsPlan, RootfsWay, RootfsWish};
+use crate::migrate::wire::rootfs::{RootfsPlan, RootfsWay, RootfsWish};
 use crate::sys::interrupt::Interrupt;
 use crate::text::bytes;
 
@@ -40,7 +40,7 @@ pub fn preflight(
     introduce(plan, progress);
     let patience = Patience::default().or_interrupt(interrupt);
     // Its name is how the destination finds out whether the store is the same.
-    let images = Images::create(&plan.image_path, plan.preamble.migration)?;
+    let images = Images::create(&plan.offer.image_path, plan.offer.migration)?;
     let mut contact = meet(plan, &images, patience)?;
     let answer = ask_findings(plan, &mut contact, true, patience)?;
     note_destination(progress, &answer);
@@ -56,7 +56,7 @@ pub fn refusal(plan: &Plan, progress: &mut Progress, interrupt: Option<&Interrup
     findings.retain(speaks_against);
     progress.report_mut().findings.extend_from_slice(&findings);
     Failure::RunsOn {
-        container: plan.preamble.container.clone(),
+        container: plan.offer.container.clone(),
         source: Box::new(SourceError::Refused { findings }),
     }
 }
@@ -64,9 +64,9 @@ pub fn refusal(plan: &Plan, progress: &mut Progress, interrupt: Option<&Interrup
 /// What is known before the destination is asked.
 fn introduce(plan: &Plan, progress: &mut Progress) {
     let report = progress.report_mut();
-    report.migration = Some(plan.preamble.migration);
+    report.migration = Some(plan.offer.migration);
     report.peer = Some(plan.destination.to_string());
-    report.versions.note(Side::Source, &plan.preamble.facts);
+    report.versions.note(Side::Source, &plan.offer.facts);
 }
 
 fn note_destination(progress: &mut Progress, answer: &Findings) {
@@ -105,14 +105,19 @@ fn meet(plan: &Plan, images: &Images, patience: Patience) -> Result<Contact, Sou
 }
 
 fn try_to_meet(plan: &Plan, images: &Images, patience: Patience) -> Result<Contact, SourceError> {
-    let container = &plan.preamble.container;
+    let container = &plan.offer.container;
     let mut shares_store = false;
     let (channel, acquaintance) = connect(
         &plan.destination,
         container,
         &plan.trust,
         |met| {
-            let found = rendezvous::find(&plan.image_path, container, &met.receiver, images.owner);
+            let found = rendezvous::find(
+                &plan.offer.image_path,
+                container,
+                &met.receiver,
+                images.owner,
+            );
             shares_store = found.is_ok();
             match (found, met.told, plan.trust.key_without_store()) {
                 (Ok(left), ..) | (Err(RendezvousError::NotShared { .. }), Some(left), _) => {
@@ -145,26 +150,22 @@ fn ask_findings(
 ) -> Result<Findings, SourceError> {
     let patience = patience.at_most(ANSWER_LIMIT_DUR);
     let own = own_findings(plan, contact.shares_store);
-    let offer = &plan.preamble.rootfs_offer;
-    let nonce = match offer.wish {
+    let nonce = match plan.offer.rootfs.wish {
         RootfsWish::None => None,
-        _ => Nonce::leave(&plan.rootfs, plan.preamble.migration),
+        _ => Nonce::leave(&plan.rootfs, plan.offer.migration),
     };
-    let preamble = Preamble {
-        rootfs_offer: RootfsOffer {
-            nonce: nonce.as_ref().map(|nonce| nonce.name().to_owned()),
-            ..offer.clone()
-        },
+    let preamble = plan.offer.preamble(Meeting {
         streams: if contact.shares_store {
             0
         } else {
             plan.streams
         },
-        clock_ms: Some(preflight::clock_ms()),
-        // With an error of this end the destination is only asked for its own, so that all are known, and goes on waiting.
+        nonce: nonce.as_ref().map(|nonce| nonce.name().to_owned()),
+        clock_ms: preflight::clock_ms(),
+        // With an error of this end the destination is only asked for its own findings, so that
+        // all are known. It goes on waiting.
         asks_only: asks_only || own.iter().any(speaks_against),
-        ..plan.preamble.clone()
-    };
+    });
     let channel = &mut contact.channel;
     channel.send(&Message::Preamble(Box::new(preamble)), patience)?;
     let answer: Findings = channel.expect(patience)?;
@@ -176,7 +177,7 @@ fn ask_findings(
 
 /// What this end has found, with what it finds about its store once it knows what that must hold.
 fn own_findings(plan: &Plan, shares_store: bool) -> Vec<Finding> {
-    let (observed, path) = (&plan.preamble.observed, &plan.image_path);
+    let (observed, path) = (&plan.offer.observed, &plan.offer.image_path);
     let room = preflight::room(path);
     let mut findings = plan.findings.clone();
     findings.extend(lacking(Side::Source, observed, shares_store, room, path));
@@ -207,10 +208,10 @@ fn join(
     patience: Patience,
 ) -> Result<Channel, TransportError> {
     let patience = patience.at_most(ANSWER_LIMIT_DUR);
-    let container = &plan.preamble.container;
+    let container = &plan.offer.container;
     let known = contact.acquaintance;
     let mut channel = reconnect(&plan.destination, container, &plan.trust, known, patience)?;
-    let migration = plan.preamble.migration;
+    let migration = plan.offer.migration;
     channel.send(&Message::Join(Join { migration, purpose }), patience)?;
     Ok(channel)
 }
@@ -246,7 +247,7 @@ fn open_tree(
     }
     let config = match &plan.config {
         Some(text) => text.clone(),
-        None => rootfs::read_config(&plan.preamble.bundle)?,
+        None => rootfs::read_config(&plan.offer.bundle.path)?,
     };
     let channel = join(plan, contact, Purpose::Tree, patience)?;
     let settings = rootfs::Settings {
@@ -270,23 +271,20 @@ impl<'a, W: Workload> Negotiated<'a, W> {
         progress: &'a mut Progress,
         interrupt: Option<&'a Interrupt>,
     ) -> Result<Self, SourceError> {
-        let patience = Patience {
-            deadline: None,
-            interrupt,
-        };
+        let patience = Patience::default().or_interrupt(interrupt);
         let began = Instant::now();
-        let preamble = &plan.preamble;
+        let offer = &plan.offer;
         introduce(plan, progress);
         progress.begin("negotiate");
         // Before anything is made in the store: who is killed now leaves a record of it.
         let mut journal = Journal::begin(
             &plan.root,
             Start {
-                migration: preamble.migration,
-                container: preamble.container.clone(),
+                migration: offer.migration,
+                container: offer.container.clone(),
                 side: Side::Source,
                 peer: plan.destination.to_string(),
-                images: images_path(&plan.image_path, preamble.migration),
+                images: images_path(&plan.offer.image_path, offer.migration),
                 owns_images: true,
                 receiver: None,
                 tls: None,
@@ -337,7 +335,7 @@ impl<'a, W: Workload> Negotiated<'a, W> {
         progress: &mut Progress,
         patience: Patience,
     ) -> Result<(Images, Contact, RootfsWay), SourceError> {
-        let images = Images::create(&plan.image_path, plan.preamble.migration)?;
+        let images = Images::create(&plan.offer.image_path, plan.offer.migration)?;
         let mut contact = meet(plan, &images, patience)?;
         let way = Self::agree(plan, &mut contact, progress, patience)
             .inspect_err(|error| contact.channel.abort(&chain(error)))?;

@@ -39,7 +39,7 @@ impl<F: Fence> Fenced<'_, F> {
             tracing::warn!("{}", chain(&error));
         }
         released.map_err(|source| Failure::Stands {
-            container: plan.preamble.container.clone(),
+            container: plan.offer.container.clone(),
             reason: "it was a rehearsal".into(),
             source,
         })?;

@@ -228,11 +228,11 @@ impl Session<'_> {
 
     /// Asks the destination, on a new connection or through the store, what became of the migration.
     pub(super) fn ask(&mut self) -> Result<Verdict, TransportError> {
-        let migration = self.plan.preamble.migration;
+        let migration = self.plan.offer.migration;
         let Plan {
             destination, trust, ..
         } = self.plan;
-        let container = &self.plan.preamble.container;
+        let container = &self.plan.offer.container;
         match ask(destination, container, trust, self.acquaintance, migration) {
             Ok((channel, verdict)) => {
                 // The last word to the destination goes where it answered.
@@ -248,7 +248,7 @@ impl Session<'_> {
         self.channel.abort(&chain(&cause));
         self.images.keep = true;
         Failure::Held {
-            container: self.plan.preamble.container.clone(),
+            container: self.plan.offer.container.clone(),
             source: Box::new(cause),
         }
     }
@@ -273,7 +273,7 @@ impl Session<'_> {
         if let Err(error) = self.journal.roll_back(&reason) {
             tracing::warn!("{}", chain(&error));
         }
-        let container = self.plan.preamble.container.clone();
+        let container = self.plan.offer.container.clone();
         match released {
             Ok(()) => Failure::RunsOn {
                 container,

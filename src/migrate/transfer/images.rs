@@ -26,7 +26,6 @@ mod sender;
 
 use std::io;
 use std::os::fd::{AsRawFd, OwnedFd};
-use std::path::{Path, PathBuf};
 
 use nix::sys::socket::{Shutdown, shutdown};
 
@@ -38,6 +37,7 @@ pub use sender::{Sender, Settings};
 use crate::criu::page_server::PageServerError;
 use crate::image::manifest::ManifestError;
 use crate::migrate::link::channel::TransportError;
+use crate::sys::file::Failed;
 
 /// The most connections that one migration has.
 pub const MAX_STREAMS: u32 = 16;
@@ -50,16 +50,8 @@ pub enum BulkError {
     #[error("the images cannot be sent")]
     Transport(#[from] TransportError),
     /// A file cannot be read or written.
-    #[error("cannot {action} {path}")]
-    File {
-        /// "read", "write", ...
-        action: &'static str,
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
+    #[error(transparent)]
+    File(#[from] Failed),
     /// The memory does not come from CRIU.
     #[error(transparent)]
     PageServer(#[from] PageServerError),
@@ -87,15 +79,6 @@ pub enum BulkError {
 }
 
 type Result<T, E = BulkError> = std::result::Result<T, E>;
-
-fn file(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> BulkError {
-    let path = path.to_path_buf();
-    move |source| BulkError::File {
-        action,
-        path,
-        source,
-    }
-}
 
 /// Ends every wait at these sockets, whoever waits.
 pub(crate) fn hang_up(sockets: &[OwnedFd]) {

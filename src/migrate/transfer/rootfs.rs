@@ -21,11 +21,11 @@
 //! [`Sender`] and [`Receiver`] have a thread each, [`Placement`] is what happens to the destination's file system, [`Nonce`] is how the ends find out that they see the
 //! same tree.
 
-use std::io;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use crate::image::tree::TreeError;
 use crate::migrate::link::channel::TransportError;
+use crate::sys::file::Failed;
 
 mod receiver;
 mod sender;
@@ -54,16 +54,8 @@ pub enum RootfsError {
     #[error("the root file system cannot be copied")]
     Tree(#[from] TreeError),
     /// A file beside the tree cannot be used.
-    #[error("cannot {action} {path}")]
-    File {
-        /// "read", "create", ...
-        action: &'static str,
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
+    #[error(transparent)]
+    File(#[from] Failed),
     /// The peer sent what cannot be understood.
     #[error("invalid data for the root file system: {reason}")]
     Invalid {
@@ -81,19 +73,10 @@ pub enum RootfsError {
 /// [`RootfsError::File`].
 pub fn read_config(bundle: &Path) -> Result<Vec<u8>> {
     let path = bundle.join(CONFIG);
-    std::fs::read(&path).map_err(file("read", &path))
+    std::fs::read(&path).map_err(|error| Failed::to("read", &path)(error).into())
 }
 
 type Result<T, E = RootfsError> = std::result::Result<T, E>;
-
-fn file(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> RootfsError + use<> {
-    let path = path.to_path_buf();
-    move |source| RootfsError::File {
-        action,
-        path,
-        source,
-    }
-}
 
 /// A failed connection is what it is, however deep in a stream it was noticed.
 fn lift(error: TreeError) -> RootfsError {

@@ -39,6 +39,7 @@ use sha2::Sha256;
 use super::Trust;
 use crate::migrate::wire::id::{Bytes32, MigrationId, Side, hex, unhex};
 use crate::migrate::wire::protocol::ANY;
+use crate::sys::file::Failed;
 use crate::sys::file::write_atomic;
 
 /// The pool cannot be used to recognize the other end.
@@ -54,16 +55,8 @@ pub enum RendezvousError {
         path: PathBuf,
     },
     /// A file operation failed.
-    #[error("cannot {action} {path}")]
-    File {
-        /// "read", "write", ...
-        action: &'static str,
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
+    #[error(transparent)]
+    File(#[from] Failed),
     /// Somebody else could have written or read the file.
     #[error(
         "{path} is not a private file of this user (owner {owner}, mode {mode:04o}): it proves nothing"
@@ -247,7 +240,7 @@ impl Rendezvous {
             secret,
             fingerprint: trust.fingerprint(),
         };
-        write_atomic(&path, left.encode().as_bytes(), 0o600).map_err(file("write", &path))?;
+        write_atomic(&path, left.encode().as_bytes(), 0o600).map_err(Failed::to("write", &path))?;
         Ok(Self {
             path,
             note: None,
@@ -266,7 +259,7 @@ impl Rendezvous {
             secret: acquaintance.secret,
             fingerprint: acquaintance.fingerprint,
         };
-        write_atomic(&path, left.encode().as_bytes(), 0o600).map_err(file("write", &path))?;
+        write_atomic(&path, left.encode().as_bytes(), 0o600).map_err(Failed::to("write", &path))?;
         Ok(Self {
             path,
             note: None,
@@ -329,9 +322,9 @@ pub fn find(store: &Path, container: &str, receiver: &MigrationId, owner: u32) -
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             return Err(RendezvousError::NotShared { path });
         }
-        Err(error) => return Err(file("read", &path)(error)),
+        Err(error) => return Err(Failed::to("read", &path)(error).into()),
     };
-    let metadata = opened.metadata().map_err(file("read", &path))?;
+    let metadata = opened.metadata().map_err(Failed::to("read", &path))?;
     if !metadata.is_file() || metadata.uid() != owner || metadata.mode() & 0o077 != 0 {
         return Err(RendezvousError::NotPrivate {
             path,
@@ -358,15 +351,6 @@ pub fn remove(store: &Path, container: &str, receiver: &MigrationId) {
 
 fn path_of(store: &Path, container: &str, receiver: &MigrationId) -> PathBuf {
     store.join(format!("{container}.{receiver}.rendezvous"))
-}
-
-fn file(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> RendezvousError {
-    let path = path.to_path_buf();
-    move |source| RendezvousError::File {
-        action,
-        path,
-        source,
-    }
 }
 
 #[cfg(test)]

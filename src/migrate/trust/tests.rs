@@ -109,7 +109,7 @@ fn files_that_are_not_what_they_should_be() {
         key: dir.join("missing"),
         ..right.clone()
     };
-    assert!(matches!(trust(&missing), Err(TrustError::File { .. })));
+    assert!(matches!(trust(&missing), Err(TrustError::File(_))));
     let open = fs::read_to_string(&right.key).unwrap();
     let open = TlsFiles {
         key: write(dir, "open.key", &open, 0o640),

@@ -3,6 +3,8 @@
 //! No input or output here: [`crate::migrate::preflight::facts`] gathers, [`judge`](crate::migrate::agreement::judge()) compares. All findings come at once, each with what to do
 //! about it, so that an operator does not repair one thing after the other.
 
+use crate::criu::CriuChoices;
+
 use super::facts::Facts;
 use super::observed::Observed;
 use super::rootfs::RootfsOffer;
@@ -89,52 +91,4 @@ pub struct Preamble {
     /// The source will not commit: it wants to know whether it could, and how long that would take. The receiver goes on waiting.
     #[serde(default)]
     pub rehearses: bool,
-}
-
-/// The flags of CRIU's family that concern both ends. Either end may give them; both together count.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "camelCase", default)]
-pub struct CriuChoices {
-    /// Keep established TCP connections.
-    pub tcp_established: bool,
-    /// Let Unix sockets have a peer outside the container.
-    pub ext_unix_sk: bool,
-    /// Let the container belong to a terminal session of the host.
-    pub shell_job: bool,
-    /// Keep file locks.
-    pub file_locks: bool,
-    /// Relink files that are open but removed.
-    pub link_remap: bool,
-    /// How CRIU treats control groups: "soft", "full", "strict", "ignore"; empty for the default.
-    pub manage_cgroups_mode: String,
-    /// Namespaces whose contents are neither dumped nor restored; "network" is the one that exists.
-    pub empty_ns: Vec<String>,
-}
-
-impl CriuChoices {
-    /// What either of two ends has chosen; the mode of `self` has priority.
-    #[must_use]
-    pub fn or(&self, other: &Self) -> Self {
-        let mut empty_ns = self.empty_ns.clone();
-        empty_ns.extend(
-            other
-                .empty_ns
-                .iter()
-                .filter(|name| !self.empty_ns.contains(name))
-                .cloned(),
-        );
-        Self {
-            tcp_established: self.tcp_established || other.tcp_established,
-            ext_unix_sk: self.ext_unix_sk || other.ext_unix_sk,
-            shell_job: self.shell_job || other.shell_job,
-            file_locks: self.file_locks || other.file_locks,
-            link_remap: self.link_remap || other.link_remap,
-            manage_cgroups_mode: if self.manage_cgroups_mode.is_empty() {
-                other.manage_cgroups_mode.clone()
-            } else {
-                self.manage_cgroups_mode.clone()
-            },
-            empty_ns,
-        }
-    }
 }

@@ -14,6 +14,7 @@ use serde::Serialize;
 use super::cgroup::CgroupError;
 use super::go_json;
 use crate::error::chain;
+use crate::sys::file::Failed;
 
 /// What RDT tells of a container.
 #[derive(Debug, Default, PartialEq, Eq, Serialize)]
@@ -264,10 +265,12 @@ fn schema(lines: &[String], resource: &str) -> String {
 fn text(path: &Path) -> Result<String, CgroupError> {
     match fs::read_to_string(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(String::new()),
-        read => read.map_err(|source| CgroupError::File {
-            action: "read",
-            path: path.to_path_buf(),
-            source,
+        read => read.map_err(|source| {
+            CgroupError::File(Failed {
+                action: "read",
+                path: path.to_path_buf(),
+                source,
+            })
         }),
     }
 }

@@ -29,6 +29,7 @@ use crate::runtime::spec::namespaces::Namespaces;
 use crate::runtime::status::Status;
 use crate::sys;
 use crate::sys::error_capture::ErrorCapture;
+use crate::sys::file::Failed;
 use crate::sys::rooted::{FileKind, Root};
 
 /// Process to be started in a container.
@@ -296,10 +297,12 @@ fn make_working_directory(container: &Container, spec: &Spec, pid: Pid) {
     let made = run_inside(pid, rootfs, || {
         Root::open(rootfs)
             .and_then(|root| root.make(cwd, FileKind::Directory))
-            .map_err(|source| LaunchError::File {
-                action: "make",
-                path: cwd.clone(),
-                source,
+            .map_err(|source| {
+                LaunchError::File(Failed {
+                    action: "make",
+                    path: cwd.clone(),
+                    source,
+                })
             })
     });
     if let Err(error) = made {

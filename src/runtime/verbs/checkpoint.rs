@@ -56,8 +56,6 @@ pub struct CheckpointOptions {
     pub leave_running: bool,
     /// Leave out TCP connections that are not yet established.
     pub tcp_skip_in_flight: bool,
-    /// Give deleted but open files a temporary name.
-    pub link_remap: bool,
     /// The largest deleted file, in bytes, that goes into the images. `None`: CRIU's 1 MiB.
     pub ghost_limit_bytes: Option<u32>,
     /// Where memory goes instead of the image directory.
@@ -211,7 +209,7 @@ impl<'a> Subject<'a> {
 
     /// Prepares a dump that can be restored.
     fn dump(&self, mut options: CheckpointOptions) -> Result<Prepared> {
-        let tcp_established = options.flags.tcp_established;
+        let tcp_established = options.flags.choices.tcp_established;
         let mut common = self.common(&options.flags);
         common.answer_limit_dur = options.answer_limit_dur;
         let departure = options
@@ -285,7 +283,6 @@ impl<'a> Subject<'a> {
             pid: self.init.as_raw(),
             leave_running: options.leave_running,
             tcp_skip_in_flight: options.tcp_skip_in_flight,
-            link_remap: options.link_remap,
             ghost_limit_bytes: options.ghost_limit_bytes,
             track_memory: options.parent_path.is_some(),
             parent_images: options.parent_path,
@@ -309,7 +306,7 @@ impl<'a> Subject<'a> {
 
     /// Leaves out the control groups if a restore makes them anyway. Returns whether it does.
     fn leave_cgroups(&self, flags: &CriuFlags, common: &mut Common) -> bool {
-        let leave = flags.manage_cgroups == ManageCgroups::Default
+        let leave = flags.choices.manage_cgroups() == ManageCgroups::Default
             && is_plain(&self.namespaces, &self.cgroup);
         if leave {
             common.manage_cgroups = ManageCgroups::Ignore;

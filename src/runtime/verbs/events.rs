@@ -14,6 +14,7 @@ use nix::sys::inotify::{AddWatchFlags, InitFlags, Inotify};
 use crate::runtime::container::Container;
 use crate::runtime::error::{Error, Result};
 use crate::runtime::linux::cgroup::{Cgroup, CgroupError};
+use crate::sys::file::Failed;
 use crate::sys::process::pidfd_open;
 
 /// What was waited for.
@@ -136,12 +137,12 @@ impl MemoryWatch {
     /// Documentation/admin-guide/cgroup-v1/memory.rst, "OOM Control".
     fn start_v1(dir: &Path) -> std::result::Result<Self, CgroupError> {
         let path = dir.join("memory.oom_control");
-        let control = File::open(&path).map_err(file("read", &path))?;
+        let control = File::open(&path).map_err(Failed::to("read", &path))?;
         let eventfd = EventFd::from_flags(EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK)
-            .map_err(|errno| file("watch", &path)(errno.into()))?;
+            .map_err(|errno| Failed::to("watch", &path)(errno.into()))?;
         let registration = format!("{} {}", eventfd.as_fd().as_raw_fd(), control.as_raw_fd());
         let path = dir.join("cgroup.event_control");
-        fs::write(&path, registration).map_err(file("write", &path))?;
+        fs::write(&path, registration).map_err(Failed::to("write", &path))?;
         Ok(Self::V1 {
             dir: dir.to_path_buf(),
             eventfd,
@@ -168,7 +169,7 @@ impl MemoryWatch {
             }
             // The memory controller is not enabled for this group.
             Err(Errno::ENOENT) => Ok(None),
-            Err(errno) => Err(file("watch", &events)(errno.into())),
+            Err(errno) => Err(Failed::to("watch", &events)(errno.into()).into()),
         }
     }
 
@@ -218,16 +219,7 @@ fn kills(events: &Path) -> std::result::Result<u64, CgroupError> {
         {
             Ok(0)
         }
-        Err(error) => Err(file("read", events)(error)),
-    }
-}
-
-fn file(action: &'static str, path: &Path) -> impl FnOnce(std::io::Error) -> CgroupError {
-    let path = path.to_path_buf();
-    move |source| CgroupError::File {
-        action,
-        path,
-        source,
+        Err(error) => Err(Failed::to("read", events)(error).into()),
     }
 }
 

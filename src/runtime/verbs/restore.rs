@@ -240,7 +240,7 @@ impl Restore<'_> {
             network,
             lsm_profile: self.request.lsm_profile.clone(),
             lsm_mount_context: self.request.lsm_mount_context.clone(),
-            stdin: (self.request.flags.shell_job && !self.wants_terminal)
+            stdin: (self.request.flags.choices.shell_job && !self.wants_terminal)
                 .then(|| stdio::duplicate(std::io::stdin().as_fd()))
                 .transpose()?,
             ..RestoreOptions::default()
@@ -271,7 +271,7 @@ impl Restore<'_> {
         Arriving {
             id: self.request.id.clone(),
             moves: self.request.moves,
-            has_connections: self.request.flags.tcp_established,
+            has_connections: self.request.flags.choices.tcp_established,
         }
     }
 
@@ -316,7 +316,8 @@ impl Restore<'_> {
         let mut common = flags.common(self.container, self.spec);
         common.answer_limit_dur = self.request.answer_limit_dur;
         common.root = Some(criu_root.to_path_buf());
-        if self.details.cgroups_left_out && flags.manage_cgroups == ManageCgroups::Default {
+        if self.details.cgroups_left_out && flags.choices.manage_cgroups() == ManageCgroups::Default
+        {
             common.manage_cgroups = ManageCgroups::Ignore;
         }
         common

@@ -57,6 +57,15 @@ impl Host {
         }
     }
 
+    /// A fresh host with a container `web` in the background that does nothing for long.
+    #[must_use]
+    #[track_caller]
+    pub fn with_container(change: impl FnOnce(Bundle) -> Bundle) -> Self {
+        let host = Self::new();
+        host.container("web", change);
+        host
+    }
+
     /// Executes every command through another, e.g. `ip netns exec NAME`.
     #[must_use]
     pub fn with_prefix<S: AsRef<OsStr>>(mut self, prefix: impl IntoIterator<Item = S>) -> Self {
@@ -161,10 +170,84 @@ impl Host {
         self.cmd("run").arg("--detach").bundle(bundle).run().ok()
     }
 
+    /// Runs the container of a bundle in the foreground, to its end.
+    #[track_caller]
+    pub fn run(&self, bundle: &Bundle) -> Output {
+        self.cmd("run").bundle(bundle).run()
+    }
+
+    /// Runs a container in the background that does nothing for long.
+    #[track_caller]
+    pub fn container(&self, id: &str, change: impl FnOnce(Bundle) -> Bundle) -> Bundle {
+        let bundle = change(self.bundle(id).args(["sleep", "1000"]));
+        self.run_detached(&bundle);
+        bundle
+    }
+
+    /// `rcm --root ROOT ARGS`, to its end.
+    #[track_caller]
+    pub fn rcm<S: AsRef<OsStr>>(&self, args: impl IntoIterator<Item = S>) -> Output {
+        self.global(args).run()
+    }
+
     /// Executes a process in a container and waits for its end.
     #[track_caller]
     pub fn exec<S: AsRef<OsStr>>(&self, id: &str, args: impl IntoIterator<Item = S>) -> Output {
         self.cmd("exec").arg(id).args(args).run()
+    }
+
+    /// As [`Self::exec`], with flags of `exec`, separated by spaces.
+    #[track_caller]
+    pub fn exec_with<S: AsRef<OsStr>>(
+        &self,
+        flags: &str,
+        id: &str,
+        args: impl IntoIterator<Item = S>,
+    ) -> Output {
+        let command = self.cmd("exec").args(flags.split(' '));
+        command.arg(id).args(args).run()
+    }
+
+    /// Executes a shell with this script in a container.
+    #[track_caller]
+    pub fn exec_sh(&self, id: &str, script: &str) -> Output {
+        self.exec(id, ["sh", "-c", script])
+    }
+
+    /// Sends a signal to a container's first process.
+    #[track_caller]
+    pub fn kill(&self, id: &str, signal: &str) -> Output {
+        self.rcm(["kill", id, signal])
+    }
+
+    /// Freezes a container.
+    #[track_caller]
+    pub fn pause(&self, id: &str) -> Output {
+        self.rcm(["pause", id])
+    }
+
+    /// Lets a frozen container execute again.
+    #[track_caller]
+    pub fn resume(&self, id: &str) -> Output {
+        self.rcm(["resume", id])
+    }
+
+    /// Settles a migration that did not end: `live-migrate --resolve`.
+    #[track_caller]
+    pub fn resolve(&self, id: &str) -> Output {
+        self.rcm(["live-migrate", id, "--resolve"])
+    }
+
+    /// Ends a migration from outside: `live-migrate --cancel`.
+    #[track_caller]
+    pub fn cancel(&self, id: &str) -> Output {
+        self.rcm(["live-migrate", id, "--cancel"])
+    }
+
+    /// Prints what is known of a container's migration: `live-migrate --status`.
+    #[track_caller]
+    pub fn migration_status(&self, id: &str) -> Output {
+        self.rcm(["live-migrate", id, "--status"])
     }
 
     /// The container's state.

@@ -116,10 +116,7 @@ impl Pair {
 
     /// `--resolve` at the destination.
     pub fn resolve_destination(&self) -> Output {
-        self.destination
-            .cmd("live-migrate")
-            .args([self.id(), "--resolve"])
-            .run()
+        self.destination.resolve(self.id())
     }
 
     pub fn receiver(&self, flags: &[&str]) -> Receiver {

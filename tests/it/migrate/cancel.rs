@@ -6,7 +6,7 @@ use crate::common::pair::{Pair, Receiver, in_the_middle, runs_on};
 use crate::common::{Host, Output, wait_until};
 
 fn cancel(host: &Host, id: &str) -> Output {
-    host.cmd("live-migrate").args([id, "--cancel"]).run()
+    host.cancel(id)
 }
 
 #[test]
@@ -86,10 +86,7 @@ fn not_after_the_commit() {
     sender.signal(Signal::SIGSTOP);
     gate.open();
     let status = |host: &Host| {
-        let output = host
-            .cmd("live-migrate")
-            .args(["endcommit", "--status"])
-            .run();
+        let output = host.migration_status("endcommit");
         output.stdout()
     };
     wait_until("it is restored", || {
@@ -124,10 +121,6 @@ fn one_that_nobody_drives_is_settled_otherwise() {
     assert!(output.stderr().contains("--resolve"), "{output:?}");
     gate.open();
     receiver.running.wait().exits_with(1);
-    pair.source
-        .cmd("live-migrate")
-        .args(["enddead", "--resolve"])
-        .run()
-        .exits_with(1);
+    pair.source.resolve("enddead").exits_with(1);
     pair.assert_at_source();
 }

@@ -72,11 +72,7 @@ fn a_cut_link_is_noticed_and_leaves_it_counting() {
     gate.open();
     // It cannot tell a source that is gone from one that asks later, and waits for one that asks.
     wait_until("the receiver has given up", || {
-        let status = pair
-            .destination
-            .cmd("live-migrate")
-            .args(["cut", "--status"])
-            .run();
+        let status = pair.destination.migration_status("cut");
         status.stdout().contains("did not come")
     });
     receiver.running.signal(Signal::SIGTERM);

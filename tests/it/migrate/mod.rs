@@ -19,6 +19,7 @@ mod network;
 mod operator;
 mod ops;
 mod preflight;
+mod previous_release;
 mod release;
 mod rootfs;
 mod settle;

@@ -23,11 +23,7 @@ fn a_counter_moves_without_a_gap() {
     let state = pair.destination.state("moves");
     assert_eq!(state["bundle"].as_str(), pair.bundle.dir().to_str());
     let status = |host: &Host| {
-        let output = host
-            .cmd("live-migrate")
-            .args(["moves", "--status"])
-            .run()
-            .ok();
+        let output = host.migration_status("moves").ok();
         output.stdout()
     };
     assert!(status(&pair.source).contains("moved to 127.0.0.1:"));
@@ -88,11 +84,7 @@ fn a_receiver_killed_in_the_middle_leaves_it_counting() {
     receiver.running.wait();
     gate.open();
     runs_on(sender.wait(), "");
-    pair.destination
-        .cmd("live-migrate")
-        .args(["victim", "--resolve"])
-        .run()
-        .exits_with(1);
+    pair.destination.resolve("victim").exits_with(1);
     pair.assert_at_source();
     // And the next attempt succeeds.
     let receiver = pair.receiver(&["--detach"]);
@@ -116,11 +108,7 @@ fn a_receiver_killed_with_the_restored_container_leaves_it_counting() {
     sender.signal(Signal::SIGCONT);
     // "Ready" may have arrived before the connection ended. Then the source has fenced and committed to a dead receiver, and cannot know
     // that it is dead for good until that is settled over there.
-    pair.destination
-        .cmd("live-migrate")
-        .args(["held", "--resolve"])
-        .run()
-        .exits_with(1);
+    pair.destination.resolve("held").exits_with(1);
     runs_on(sender.wait(), "");
     pair.assert_at_source();
 }
@@ -135,11 +123,7 @@ fn a_source_killed_in_the_middle_leaves_it_counting() {
     pair.assert_counts();
     gate.open();
     receiver.running.wait().exits_with(1);
-    pair.source
-        .cmd("live-migrate")
-        .args(["orphan", "--resolve"])
-        .run()
-        .exits_with(1);
+    pair.source.resolve("orphan").exits_with(1);
     pair.assert_at_source();
 }
 
@@ -392,11 +376,7 @@ fn one_migration_at_a_time() {
         second.stderr().contains("another rcm is migrating"),
         "{second:?}"
     );
-    let resolve = pair
-        .source
-        .cmd("live-migrate")
-        .args(["busy", "--resolve"])
-        .run();
+    let resolve = pair.source.resolve("busy");
     assert!(
         resolve
             .exits_with(1)
@@ -432,19 +412,16 @@ fn wrong_usage_has_its_own_status() {
         let output = host.cmd("live-migrate").args(arguments).run().exits_with(2);
         assert!(output.stderr().contains("incorrect usage"), "{output:?}");
     }
-    host.cmd("live-migrate")
-        .args([
-            "nobody",
-            "--image-path",
-            "/tmp",
-            "--destination",
-            "127.0.0.1",
-        ])
-        .run()
-        .fails_with(1, "container does not exist");
-    host.cmd("live-migrate")
-        .args(["nobody", "--status"])
-        .run()
+    host.rcm([
+        "live-migrate",
+        "nobody",
+        "--image-path",
+        "/tmp",
+        "--destination",
+        "127.0.0.1",
+    ])
+    .fails_with(1, "container does not exist");
+    host.migration_status("nobody")
         .fails_with(1, "no migration of container");
 }
 

@@ -300,11 +300,7 @@ fn a_test_that_is_killed_leaves_it_counting() {
     running.wait();
     pair.assert_counts();
     // What is not settled is removed; if the test had ended by then, that is nothing.
-    let resolved = pair
-        .source
-        .cmd("live-migrate")
-        .args(["tested", "--resolve"])
-        .run();
+    let resolved = pair.source.resolve("tested");
     resolved.exits_with(1);
     crate::common::wait_until("the images are gone", || pair.left_in_store().is_empty());
     test_locally(&pair, &[]).ok();

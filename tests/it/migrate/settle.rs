@@ -61,18 +61,13 @@ fn after_the_commit_the_source_never_runs_by_itself() {
     // Not even with its keeper dead: there is one copy, and it is not this one.
     pair.assert_counts();
     assert_eq!(pair.source.status("doubt"), "paused");
-    let status = pair
-        .source
-        .cmd("live-migrate")
-        .args(["doubt", "--status"])
-        .run()
-        .ok();
+    let status = pair.source.migration_status("doubt").ok();
     assert!(status.stdout().contains("is not settled"), "{status:?}");
     let again = pair.send_to(receiver.address).wait().exits_with(1);
     assert!(again.stderr().contains("is not settled"), "{again:?}");
 
     // Nor by mistake.
-    let resumed = pair.source.cmd("resume").arg("doubt").run().exits_with(1);
+    let resumed = pair.source.resume("doubt").exits_with(1);
     assert!(resumed.stderr().contains("is not settled"), "{resumed:?}");
     assert_eq!(pair.source.status("doubt"), "paused");
 
@@ -82,12 +77,7 @@ fn after_the_commit_the_source_never_runs_by_itself() {
             .unwrap()
             .any(|entry| entry.unwrap().path().join("verdict").exists())
     });
-    let resolved = pair
-        .source
-        .cmd("live-migrate")
-        .args(["doubt", "--resolve"])
-        .run()
-        .ok();
+    let resolved = pair.source.resolve("doubt").ok();
     assert!(
         resolved.stdout().contains("runs at 127.0.0.1:"),
         "{resolved:?}"
@@ -206,11 +196,7 @@ fn one_copy_is_left(victim: Side) {
         };
         survivor.wait();
         pair.resolve_destination();
-        let _ = pair
-            .source
-            .cmd("live-migrate")
-            .args(["killed", "--resolve"])
-            .run();
+        let _ = pair.source.resolve("killed");
         let (at_source, at_destination) = (
             pair.source.status("killed"),
             pair.destination.status("killed"),

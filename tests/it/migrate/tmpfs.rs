@@ -48,7 +48,7 @@ find /dev -xdev -printf '%p %y %M %U %G %l\\n' | sort
 cat /cache/file /proc/$(pgrep -f keeper.py)/fd/3";
 
 fn list(host: &Host, id: &str) -> String {
-    host.exec(id, ["sh", "-c", LIST]).stdout()
+    host.exec_sh(id, LIST).stdout()
 }
 
 fn counted(host: &Host, id: &str) -> u64 {

@@ -35,7 +35,7 @@ fn a_creation_that_was_killed_is_cleaned_up() {
         if host.root().join("web/state.json").exists() {
             assert_ne!(host.status("web"), "gone");
         }
-        host.cmd("delete").args(["--force", "web"]).run().ok();
+        host.rcm(["delete", "--force", "web"]).ok();
         wait_until("everything is gone", || host.remains().is_empty());
     }
     assert!(caught > 5, "only {caught} creations were killed in time");
@@ -46,7 +46,7 @@ fn a_foreground_run_that_was_killed_is_cleaned_up() {
     let host = Host::new();
     for step in 0..20 {
         killed_creation(&host, "run", Duration::from_millis(5 * step));
-        host.cmd("delete").args(["--force", "web"]).run().ok();
+        host.rcm(["delete", "--force", "web"]).ok();
         wait_until("everything is gone", || host.remains().is_empty());
     }
 }
@@ -134,7 +134,7 @@ fn kill_deletions(flags: &[&str], prepare: impl Fn(&Host, &Bundle)) {
                 "{point:?}: {list:?}"
             );
         }
-        host.cmd("delete").args(["--force", "web"]).run().ok();
+        host.rcm(["delete", "--force", "web"]).ok();
         wait_until("everything is gone", || host.remains().is_empty());
     }
     // How far the killed processes have come differs from time to time.
@@ -159,7 +159,7 @@ fn a_killed_deletion_of_a_created_container_is_completed() {
 fn a_killed_deletion_of_a_paused_container_is_completed() {
     kill_deletions(&["--force"], |host, bundle| {
         host.run_detached(bundle);
-        host.cmd("pause").arg("web").run().ok();
+        host.pause("web").ok();
     });
 }
 
@@ -167,7 +167,7 @@ fn a_killed_deletion_of_a_paused_container_is_completed() {
 fn a_killed_deletion_of_a_stopped_container_is_completed() {
     kill_deletions(&[], |host, bundle| {
         host.run_detached(bundle);
-        host.cmd("kill").args(["web", "KILL"]).run().ok();
+        host.kill("web", "KILL").ok();
         host.wait_for_status("web", "stopped");
     });
 }
@@ -256,10 +256,8 @@ fn a_cgroup_in_use_is_not_taken_over() {
         .bundle("second")
         .set("/linux/cgroupsPath", json!(path))
         .args(["no-such"]);
-    host.cmd("run")
-        .bundle(&second)
-        .run()
+    host.run(&second)
         .fails_with(1, "container's cgroup is not empty: 1 process(es) found");
     assert_eq!(host.status("first"), "running");
-    host.cmd("pause").arg("first").run().ok();
+    host.pause("first").ok();
 }

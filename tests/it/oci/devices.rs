@@ -11,7 +11,7 @@ use serde_json::json;
 
 #[track_caller]
 fn prints(host: &Host, bundle: Bundle, script: &str) -> String {
-    let output = host.cmd("run").bundle(&bundle.script(script)).run().ok();
+    let output = host.run(&bundle.script(script)).ok();
     output.stdout()
 }
 

@@ -123,7 +123,7 @@ fn a_program_that_fails_to_execute_after_the_start() {
     permissions.set_mode(0o755);
     fs::set_permissions(bundle.rootfs().join("bin/broken"), permissions).unwrap();
     // It is the container's end, not rcm's: its output tells why, and who looks only at that (`docker logs`) sees it.
-    let output = host.cmd("run").bundle(&bundle).run().exits_with(255);
+    let output = host.run(&bundle).exits_with(255);
     assert_eq!(
         output.stderr(),
         "exec /bin/broken: no such file or directory\n"
@@ -192,11 +192,9 @@ fn ids_that_could_be_paths_or_options() {
                 .run()
                 .fails_with(1, "invalid container ID format");
         }
-        let forced = host.cmd("delete").args(["--force", id]).run();
+        let forced = host.rcm(["delete", "--force", id]);
         forced.fails_with(1, "invalid container ID format");
-        host.cmd("exec")
-            .args([id, "true"])
-            .run()
+        host.exec(id, ["true"])
             .fails_with(255, "invalid container ID format");
     }
     for verb in ["create", "run"] {
@@ -246,7 +244,7 @@ fn a_container_that_nobody_knows() {
     host.exec("web", ["true"])
         .fails_with(255, "container does not exist");
     // As with runc, so that cleaning up twice is no error.
-    let output = host.cmd("delete").args(["--force", "web"]).run().ok();
+    let output = host.rcm(["delete", "--force", "web"]).ok();
     assert_eq!(output.stderr(), "");
 }
 
@@ -259,7 +257,7 @@ fn a_state_directory_that_cannot_be_used() {
         host.cmd(verb).bundle(&bundle).run().fails_with(1, "state");
     }
     host.cmd("list").run().fails_with(1, "state");
-    host.cmd("state").arg("web").run().exits_with(1);
+    host.rcm(["state", "web"]).exits_with(1);
     fs::remove_file(host.root()).unwrap();
 }
 

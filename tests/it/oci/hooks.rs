@@ -105,9 +105,7 @@ fn a_failing_hook_of_the_creation_leaves_nothing() {
 fn a_failing_start_container_hook_ends_the_container() {
     let host = Host::new();
     let bundle = host.bundle("web").hook("startContainer", "exit 3");
-    host.cmd("run")
-        .bundle(&bundle)
-        .run()
+    host.run(&bundle)
         .fails_with(255, "error running startContainer hook #0: exit status 3");
     assert_eq!(host.remains(), Vec::<String>::new());
 }
@@ -120,15 +118,11 @@ fn a_failing_poststart_hook_ends_the_container() {
         .args(["sleep", "1000"])
         .hook("poststart", "kill $$");
     host.create(&bundle);
-    host.cmd("start")
-        .arg("web")
-        .run()
+    host.rcm(["start", "web"])
         .fails_with(1, "error running poststart hook #0: signal: terminated");
     host.wait_for_status("web", "stopped");
     host.delete("web");
-    host.cmd("run")
-        .bundle(&bundle)
-        .run()
+    host.run(&bundle)
         .fails_with(1, "error running poststart hook #0");
     assert_eq!(host.remains(), Vec::<String>::new());
 }
@@ -137,7 +131,7 @@ fn a_failing_poststart_hook_ends_the_container() {
 fn a_failing_poststop_hook_is_only_a_warning() {
     let host = Host::new();
     let bundle = host.bundle("web").hook("poststop", "exit 3");
-    let output = host.cmd("run").bundle(&bundle).run().ok();
+    let output = host.run(&bundle).ok();
     assert!(output.stderr().contains("level=warning"), "{output:?}");
     assert_eq!(host.remains(), Vec::<String>::new());
 }
@@ -183,7 +177,7 @@ fn hooks_write_as_much_as_they_like() {
         .hook("prestart", much)
         .hook("createContainer", "cat > /proc/self/cwd/state")
         .annotation("long", &"x".repeat(100_000));
-    host.cmd("run").bundle(&bundle).run().ok();
+    host.run(&bundle).ok();
     // Outside they begin in the bundle, inside in the root file system.
     let outside: Value =
         serde_json::from_slice(&fs::read(bundle.dir().join("state")).unwrap()).unwrap();

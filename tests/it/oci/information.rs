@@ -104,12 +104,7 @@ fn statistics_have_runcs_members() {
     let host = Host::new();
     host.run_detached(&sleeper(&host, "ours"));
     let theirs = RuncContainer::run(runc, &host, &sleeper(&host, "theirs"));
-    let ours = host
-        .cmd("events")
-        .args(["--stats", "ours"])
-        .run()
-        .ok()
-        .json();
+    let ours = host.rcm(["events", "--stats", "ours"]).ok().json();
     let theirs = theirs
         .cmd("events")
         .args(["--stats", "theirs"])
@@ -154,12 +149,7 @@ fn statistics_count() {
         .script("i=0; while [ $i -lt 20000 ]; do i=$((i+1)); done; touch /done; sleep 1000");
     host.run_detached(&bundle);
     wait_until("the loop is over", || bundle.rootfs().join("done").exists());
-    let event = host
-        .cmd("events")
-        .args(["--stats", "web"])
-        .run()
-        .ok()
-        .json();
+    let event = host.rcm(["events", "--stats", "web"]).ok().json();
     let number = |pointer: &str| {
         event["data"]
             .pointer(pointer)
@@ -193,16 +183,14 @@ fn events_end_with_the_container() {
     wait_until("three lines of statistics", || {
         events.stdout().lines().count() >= 3
     });
-    host.cmd("kill").args(["web", "KILL"]).run().ok();
+    host.kill("web", "KILL").ok();
     let output = events.wait().ok();
     for line in output.stdout().lines() {
         let event: Value = serde_json::from_str(line).unwrap();
         assert_eq!(event["type"], "stats", "{line}");
     }
     host.wait_for_status("web", "stopped");
-    host.cmd("events")
-        .arg("web")
-        .run()
+    host.rcm(["events", "web"])
         .fails_with(1, "container with id web is not running");
 }
 
@@ -235,19 +223,13 @@ fn running_out_of_memory_is_an_event() {
 fn wrong_intervals_are_refused() {
     let host = Host::new();
     host.run_detached(&sleeper(&host, "web"));
-    host.cmd("events")
-        .args(["--interval", "0s", "web"])
-        .run()
+    host.rcm(["events", "--interval", "0s", "web"])
         .fails_with(1, "duration interval must be greater than 0");
     let output = host
-        .cmd("events")
-        .args(["--interval", "soon", "web"])
-        .run()
+        .rcm(["events", "--interval", "soon", "web"])
         .exits_with(1);
     assert!(output.stderr().contains("invalid duration"), "{output:?}");
-    host.cmd("events")
-        .arg("nobody")
-        .run()
+    host.rcm(["events", "nobody"])
         .fails_with(1, "container does not exist");
 }
 
@@ -257,21 +239,21 @@ fn ps_shows_the_containers_processes_only() {
     let bundle = host.bundle("web").script("sleep 4321 & wait");
     host.run_detached(&bundle);
     let pids = || -> Vec<i32> {
-        let output = host.cmd("ps").args(["--format", "json", "web"]).run().ok();
+        let output = host.rcm(["ps", "--format", "json", "web"]).ok();
         serde_json::from_value(output.json()).unwrap()
     };
     wait_until("both processes", || pids().len() == 2);
     assert!(pids().contains(&host.pid("web")));
 
-    let table = host.cmd("ps").arg("web").run().ok().stdout();
+    let table = host.rcm(["ps", "web"]).ok().stdout();
     let lines: Vec<&str> = table.lines().collect();
     assert_eq!(lines.len(), 3, "{table}");
     assert!(lines[0].contains("PID"), "{table}");
     assert!(table.contains("sleep 4321"), "{table}");
     // Everything after the name is ps's, also what rcm has a flag for.
-    let table = host.cmd("ps").args(["web", "-f", "-e"]).run().ok().stdout();
+    let table = host.rcm(["ps", "web", "-f", "-e"]).ok().stdout();
     assert_eq!(table.lines().count(), 3, "{table}");
-    let table = host.cmd("ps").args(["web", "aux"]).run().ok().stdout();
+    let table = host.rcm(["ps", "web", "aux"]).ok().stdout();
     assert!(table.starts_with("USER"), "{table}");
 }
 
@@ -279,17 +261,11 @@ fn ps_shows_the_containers_processes_only() {
 fn ps_fails_as_runcs() {
     let host = Host::new();
     host.run_detached(&sleeper(&host, "web"));
-    host.cmd("ps")
-        .args(["web", "-o", "cmd"])
-        .run()
+    host.rcm(["ps", "web", "-o", "cmd"])
         .fails_with(1, "couldn't find PID field in ps output");
-    host.cmd("ps")
-        .args(["--format", "yaml", "web"])
-        .run()
+    host.rcm(["ps", "--format", "yaml", "web"])
         .fails_with(1, "invalid format option");
-    host.cmd("ps")
-        .args(["web", "-o", "nonsense"])
-        .run()
+    host.rcm(["ps", "web", "-o", "nonsense"])
         .fails_with(1, "exit status");
 }
 
@@ -348,18 +324,14 @@ fn what_cannot_be_done_is_refused() {
         let bundle = host
             .bundle("web")
             .set("/linux/intelRdt", json!({"l3CacheSchema": "L3:0=f"}));
-        host.cmd("run")
-            .bundle(&bundle)
-            .run()
+        host.run(&bundle)
             .fails_with(1, "intelRdt is specified in config");
     }
     if !PathBuf::from("/sys/fs/cgroup/cgroup.controllers").exists() {
         let bundle = host
             .bundle("web")
             .resource("unified", json!({"memory.high": "1000000"}));
-        host.cmd("run")
-            .bundle(&bundle)
-            .run()
+        host.run(&bundle)
             .fails_with(1, "cannot use unified on cgroup v1");
     }
     assert_eq!(host.remains(), Vec::<String>::new());
@@ -419,7 +391,7 @@ fn the_example_spec_runs() {
     config["process"]["args"] = json!(["echo", "it runs"]);
     config["linux"]["cgroupsPath"] = json!(format!("{}/web", host.cgroup_parent()));
     fs::write(bundle.config_path(), config.to_string()).unwrap();
-    let output = host.cmd("run").bundle(&bundle).run().ok();
+    let output = host.run(&bundle).ok();
     assert_eq!(output.stdout(), "it runs\n");
 }
 

@@ -137,15 +137,9 @@ fn a_container_executes_when_nothing_else_does() {
         crate::common::skip!("the kernel has no idle groups");
     }
     assert_eq!(control_file(&host, "cpu.idle").as_deref(), Some("1"));
-    host.cmd("update")
-        .args(["--cpu-idle", "0", "web"])
-        .run()
-        .ok();
+    host.rcm(["update", "--cpu-idle", "0", "web"]).ok();
     assert_eq!(control_file(&host, "cpu.idle").as_deref(), Some("0"));
-    host.cmd("update")
-        .args(["--cpu-idle", "2", "web"])
-        .run()
-        .exits_with(1);
+    host.rcm(["update", "--cpu-idle", "2", "web"]).exits_with(1);
     assert_eq!(control_file(&host, "cpu.idle").as_deref(), Some("0"));
 }
 

@@ -11,7 +11,7 @@ use serde_json::{Value, json};
 /// What a script prints in a container, on both streams.
 #[track_caller]
 fn prints(host: &Host, bundle: Bundle, script: &str) -> String {
-    let output = host.cmd("run").bundle(&bundle.script(script)).run().ok();
+    let output = host.run(&bundle.script(script)).ok();
     output.stdout() + &output.stderr()
 }
 
@@ -67,15 +67,12 @@ fn a_capability_may_be_what_lets_a_program_execute() {
     let closed = fs::Permissions::from_mode(0o700);
     fs::set_permissions(bundle.rootfs().join("program"), closed).unwrap();
     let bundle = bundle.set("/process/capabilities", json!({}));
-    host.cmd("run")
-        .bundle(&bundle)
-        .run()
-        .fails_with(1, "permission denied");
+    host.run(&bundle).fails_with(1, "permission denied");
     let capabilities = json!({
         "bounding": names, "permitted": names, "effective": names, "inheritable": names, "ambient": names
     });
     let bundle = bundle.set("/process/capabilities", capabilities);
-    let output = host.cmd("run").bundle(&bundle).run().ok();
+    let output = host.run(&bundle).ok();
     assert_eq!(output.stdout(), "here\n");
 }
 
@@ -97,10 +94,7 @@ fn a_process_file_may_leave_out_what_go_has_a_zero_for() {
         .run()
         .ok();
     assert_eq!(output.stdout().lines().last(), Some("0"));
-    let output = host
-        .cmd("exec")
-        .args(["--user", "1234", "web", "sh", "-c", "echo $HOME"])
-        .run();
+    let output = host.exec_with("--user 1234", "web", ["sh", "-c", "echo $HOME"]);
     assert_eq!(output.ok().stdout(), "/\n");
 }
 
@@ -161,7 +155,7 @@ fn what_a_seccomp_filter_does() {
     }
     let unknown = json!({"defaultAction": "SCMP_ACT_WEIRD"});
     let bundle = host.bundle("web").set("/linux/seccomp", unknown);
-    host.cmd("run").bundle(&bundle).run().exits_with(1);
+    host.run(&bundle).exits_with(1);
 }
 
 /// CVE-2022-29162: what may be inherited would come back with a file that has it.
@@ -187,7 +181,7 @@ fn the_mask_of_new_files_is_the_container_s() {
             }
         });
         host.run_detached(&bundle);
-        let joined = host.exec("web", ["sh", "-c", script]).ok();
+        let joined = host.exec_sh("web", script).ok();
         assert_eq!(joined.stdout(), expected);
         host.delete("web");
     }
@@ -294,7 +288,7 @@ fn a_container_that_was_not_started_ends_by_a_signal() {
     let host = Host::new();
     host.create(&host.bundle("web").args(["sleep", "1000"]))
         .ok();
-    host.cmd("kill").args(["web", "TERM"]).run().ok();
+    host.kill("web", "TERM").ok();
     host.wait_for_status("web", "stopped");
     host.delete("web");
 }
@@ -307,16 +301,13 @@ fn what_outlives_the_first_process_can_be_killed() {
         .without_namespace("pid")
         .args(["sleep", "1000"]);
     host.run_detached(&bundle);
-    host.cmd("exec")
-        .args(["--detach", "web", "sleep", "1000"])
-        .run()
-        .ok();
+    host.exec_with("--detach", "web", ["sleep", "1000"]).ok();
     Cmd::new("kill")
         .args(["-KILL", &host.pid("web").to_string()])
         .run()
         .ok();
     host.wait_for_status("web", "stopped");
-    host.cmd("kill").args(["web", "KILL"]).run().ok();
+    host.kill("web", "KILL").ok();
     crate::common::wait_until("the container's cgroup is empty", || {
         host.cgroup_dirs("web").iter().all(|dir| {
             fs::read_to_string(dir.join("cgroup.procs"))
@@ -351,10 +342,7 @@ fn memory_policies_and_deadlines_that_cannot_be() {
         ),
     ] {
         let bundle = host.bundle("web").set(pointer, value);
-        host.cmd("run")
-            .bundle(&bundle)
-            .run()
-            .fails_with(1, sentence);
+        host.run(&bundle).fails_with(1, sentence);
     }
 }
 

@@ -30,7 +30,7 @@ fn a_missing_working_directory_is_made() {
         .bundle("web")
         .set("/process/cwd", json!("/srv/data"))
         .script("pwd");
-    let output = host.cmd("run").bundle(&bundle).run().ok();
+    let output = host.run(&bundle).ok();
     assert_eq!(output.stdout(), "/srv/data\n");
 }
 
@@ -43,14 +43,14 @@ fn a_missing_working_directory_is_made_in_a_mount() {
     let in_tmpfs = bundle()
         .mount("tmpfs", "tmpfs".as_ref(), "/mnt", &[])
         .set("/process/cwd", json!("/mnt/srv/data"));
-    let output = host.cmd("run").bundle(&in_tmpfs).run().ok();
+    let output = host.run(&in_tmpfs).ok();
     assert_eq!(output.stdout(), "/mnt/srv/data\n0\n");
     assert!(!in_tmpfs.rootfs().join("mnt/srv").exists());
 
     let in_volume = bundle()
         .bind(&volume, "/mnt", "rw")
         .set("/process/cwd", json!("/mnt/srv"));
-    let output = host.cmd("run").bundle(&in_volume).run().ok();
+    let output = host.run(&in_volume).ok();
     assert_eq!(output.stdout(), "/mnt/srv\n0\n");
     assert!(volume.join("srv").is_dir());
 
@@ -58,15 +58,13 @@ fn a_missing_working_directory_is_made_in_a_mount() {
     let mapped = bundle()
         .user_namespace(200_000)
         .set("/process/cwd", json!("/srv/data"));
-    let output = host.cmd("run").bundle(&mapped).run().ok();
+    let output = host.run(&mapped).ok();
     assert_eq!(output.stdout(), "/srv/data\n0\n");
 
     let read_only = bundle()
         .mount("tmpfs", "tmpfs".as_ref(), "/mnt", &["ro"])
         .set("/process/cwd", json!("/mnt/srv"));
-    host.cmd("run")
-        .bundle(&read_only)
-        .run()
+    host.run(&read_only)
         .fails_with(1, "set in config.json failed: no such file or directory");
 }
 
@@ -213,7 +211,7 @@ fn the_process_is_as_the_spec_says() {
         .set("/hostname", "moon".into())
         .script("id -u; id -g; id -G; pwd; echo \"$KEY\"; hostname; echo $HOME; ulimit -n; umask");
     let bundle = bundle.set("/process/user/umask", 0o27.into());
-    let output = host.cmd("run").bundle(&bundle).run().ok();
+    let output = host.run(&bundle).ok();
     assert_eq!(
         output.stdout(),
         "1000\n1000\n1000 7 8\n/home\na value\nmoon\n/home\n1024\n0027\n"
@@ -232,7 +230,7 @@ fn capabilities_and_no_new_privileges_hold() {
             "bounding": ["CAP_KILL", "CAP_CHOWN"], "effective": ["CAP_KILL"], "permitted": ["CAP_KILL", "CAP_CHOWN"]
         }),
     );
-    let text = host.cmd("run").bundle(&bundle).run().ok().stdout();
+    let text = host.run(&bundle).ok().stdout();
     let value = |key: &str| {
         let line = text.lines().find(|line| line.starts_with(key)).unwrap();
         u64::from_str_radix(line.split_whitespace().nth(1).unwrap(), 16).unwrap()
@@ -262,7 +260,7 @@ fn mounts_are_as_the_spec_says() {
              head -c1 /proc/kcore | wc -c; echo 1 > /proc/sys/vm/swappiness 2>/dev/null || echo read-only proc; \
              ls /dev/null /dev/zero /dev/pts/ptmx >/dev/null && echo devices",
         );
-    let output = host.cmd("run").bundle(&bundle).run().ok();
+    let output = host.run(&bundle).ok();
     assert_eq!(
         output.stdout(),
         "from the host\nread-only\nread-only root\ntmp\n0\nread-only proc\ndevices\n",
@@ -301,7 +299,7 @@ fn a_process_over_its_memory_limit_is_killed() {
         .bundle("web")
         .resource("memory", json!({"limit": 16 << 20, "swap": 16 << 20}))
         .args(["dd", "if=/dev/zero", "of=/dev/null", "bs=64M", "count=1"]);
-    host.cmd("run").bundle(&bundle).run().exits_with(137);
+    host.run(&bundle).exits_with(137);
     assert_eq!(host.remains(), Vec::<String>::new());
 }
 
@@ -322,7 +320,7 @@ fn a_network_namespace_of_the_host_is_joined() {
             config["hostname"] = Value::Null;
         })
         .script("for kind in net ipc uts; do readlink /proc/self/ns/$kind; done");
-    let output = host.cmd("run").bundle(&second).run().ok();
+    let output = host.run(&second).ok();
     let links: Vec<String> = ["net", "ipc", "uts"]
         .iter()
         .map(|kind| fs::read_link(path(kind)).unwrap().display().to_string())
@@ -337,7 +335,7 @@ fn a_container_in_a_user_namespace() {
         .bundle("web")
         .user_namespace(200_000)
         .script("id -u; cat /proc/self/uid_map; touch /root/mine && stat -c %u /root/mine");
-    let output = host.cmd("run").bundle(&bundle).run().ok();
+    let output = host.run(&bundle).ok();
     let text = output.stdout();
     let words: Vec<&str> = text.split_whitespace().collect();
     assert_eq!(words, ["0", "0", "200000", "65536", "0"], "{output:?}");
@@ -371,7 +369,7 @@ fn a_seccomp_listener_gets_the_filter_and_the_state() {
     assert_eq!(message["state"]["id"], "web");
     assert_eq!(message["state"]["status"], "creating");
     assert_eq!(message["state"]["bundle"], bundle.dir().to_str().unwrap());
-    host.cmd("exec").args(["-d", "web", "true"]).run().ok();
+    host.exec_with("-d", "web", ["true"]).ok();
     let message = receive();
     assert_eq!(message["state"]["status"], "running");
     assert_ne!(message["pid"], host.pid("web"));
@@ -397,7 +395,7 @@ fn clocks_of_its_own() {
     assert_ne!(own, first);
     let script =
         "readlink /proc/self/ns/time; cat /proc/self/timens_offsets; cut -d. -f1 /proc/uptime";
-    let joined = host.exec("web", ["sh", "-c", script]).ok().stdout();
+    let joined = host.exec_sh("web", script).ok().stdout();
     let words: Vec<&str> = joined.split_whitespace().collect();
     assert_eq!(words[0], first.to_str().unwrap());
     assert_eq!(
@@ -414,7 +412,7 @@ fn clocks_of_its_own() {
     ] {
         let bundle = host.bundle("other").namespace("time", None);
         let bundle = bundle.set("/linux/timeOffsets", change);
-        host.cmd("run").bundle(&bundle).run().exits_with(1);
+        host.run(&bundle).exits_with(1);
     }
 }
 

@@ -9,7 +9,7 @@ use serde_json::json;
 
 #[track_caller]
 fn prints(host: &Host, bundle: Bundle, script: &str) -> String {
-    let output = host.cmd("run").bundle(&bundle.script(script)).run().ok();
+    let output = host.run(&bundle.script(script)).ok();
     output.stdout()
 }
 
@@ -138,7 +138,7 @@ fn the_propagation_of_the_root() {
     let wrong = host
         .bundle("web")
         .set("/linux/rootfsPropagation", json!("weird"));
-    host.cmd("run").bundle(&wrong).run().exits_with(1);
+    host.run(&wrong).exits_with(1);
 }
 
 #[test]

@@ -92,14 +92,12 @@ fn a_deadline_needs_all_processors() {
     let bundle = sleeper(&host)
         .resource("cpu", json!({"cpus": "0"}))
         .set("/process/scheduler", deadline);
-    host.cmd("run").bundle(&bundle).run().fails_with(
+    host.run(&bundle).fails_with(
         1,
         "process scheduler can't be used together with AllowedCPUs",
     );
     let unknown = json!({"policy": "SCHED_WEIRD"});
-    host.cmd("run")
-        .bundle(&sleeper(&host).set("/process/scheduler", unknown))
-        .run()
+    host.run(&sleeper(&host).set("/process/scheduler", unknown))
         .exits_with(1);
 }
 
@@ -183,11 +181,8 @@ fn memory_comes_from_the_nodes_of_the_policy() {
     ] {
         let bundle = sleeper(&host).set("/linux/memoryPolicy", policy);
         host.run_detached(&bundle);
-        let first = host.exec(
-            "web",
-            ["sh", "-c", "head -n 1 /proc/1/numa_maps | cut -d' ' -f2"],
-        );
-        let joined = host.exec("web", ["sh", "-c", LOOK]);
+        let first = host.exec_sh("web", "head -n 1 /proc/1/numa_maps | cut -d' ' -f2");
+        let joined = host.exec_sh("web", LOOK);
         assert_eq!(joined.ok().stdout().trim(), expected);
         // Without the right to look into others' memory it shows nothing.
         let first = first.stdout();
@@ -211,7 +206,7 @@ fn resource_limits() {
     host.run_detached(&sleeper(&host).set("/process/rlimits", limits));
     let expected = "Max stack size 1048576 2097152 bytes \nMax core file size 0 0 bytes \n\
         Max processes 300 400 processes \nMax open files 100 200 files \n";
-    let joined = host.exec("web", ["sh", "-c", LOOK]).ok();
+    let joined = host.exec_sh("web", LOOK).ok();
     assert_eq!(joined.stdout(), expected);
     let first = fs::read_to_string(format!("/proc/{}/limits", host.pid("web"))).unwrap();
     let words = |line: &str| line.split_whitespace().collect::<Vec<_>>().join(" ");
@@ -231,7 +226,7 @@ fn resource_limits() {
     let unknown = json!([limit("RLIMIT_WEIRD", 1, 1)]);
     for wrong in [twice, above, unknown] {
         let bundle = host.bundle("other").set("/process/rlimits", wrong.clone());
-        let output = host.cmd("run").bundle(&bundle).run();
+        let output = host.run(&bundle);
         assert_eq!(output.code(), 1, "{wrong}");
     }
 }

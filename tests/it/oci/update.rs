@@ -145,41 +145,37 @@ fn a_failing_update_changes_nothing() {
     let host = Host::new();
     host.run_detached(&sleeper(&host, "web"));
     let limits = Limits(&host);
-    host.cmd("update")
-        .args([
-            "--memory",
-            "64M",
-            "--cpu-quota",
-            "20000",
-            "--cpu-share",
-            "300",
-            "web",
-        ])
-        .run()
-        .ok();
+    host.rcm([
+        "update",
+        "--memory",
+        "64M",
+        "--cpu-quota",
+        "20000",
+        "--cpu-share",
+        "300",
+        "web",
+    ])
+    .ok();
     let (before, recorded) = (limits.all(), stored(&host));
     // The last of it is refused: there is no such processor.
-    host.cmd("update")
-        .args([
-            "--memory",
-            "128M",
-            "--cpu-quota",
-            "30000",
-            "--cpu-share",
-            "400",
-        ])
-        .args(["--cpuset-cpus", "60000", "web"])
-        .run()
-        .fails_with(1, "cpuset.cpus");
+    host.rcm([
+        "update",
+        "--memory",
+        "128M",
+        "--cpu-quota",
+        "30000",
+        "--cpu-share",
+        "400",
+        "--cpuset-cpus",
+        "60000",
+        "web",
+    ])
+    .fails_with(1, "cpuset.cpus");
     assert_eq!(limits.all(), before);
     assert_eq!(stored(&host), recorded);
-    host.cmd("update")
-        .args(["--memory", "1x", "web"])
-        .run()
+    host.rcm(["update", "--memory", "1x", "web"])
         .fails_with(1, "invalid value for memory: invalid size: '1x'");
-    host.cmd("update")
-        .args(["--memory", "64M", "--memory-swap", "32M", "web"])
-        .run()
+    host.rcm(["update", "--memory", "64M", "--memory-swap", "32M", "web"])
         .fails_with(1, "memory+swap limit should be >= memory limit");
     assert_eq!(limits.all(), before);
 }
@@ -189,8 +185,6 @@ fn an_ended_container_has_no_limits() {
     let host = Host::new();
     host.run_detached(&host.bundle("web").args(["true"]));
     host.wait_for_status("web", "stopped");
-    host.cmd("update")
-        .args(["--pids-limit", "5", "web"])
-        .run()
+    host.rcm(["update", "--pids-limit", "5", "web"])
         .fails_with(1, "container not running");
 }

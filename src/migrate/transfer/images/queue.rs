@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use super::{BulkError, Result};
 use crate::image::manifest::{self, ImageFile, Manifest, PIECE_BYTES};
+use crate::sys::file::Failed;
 
 /// Pieces of memory that wait for a connection or are on one. With the one that CRIU fills they are all that is held of a container's memory, however many
 /// connections there are.
@@ -155,7 +156,7 @@ impl Directory {
                 .read(true)
                 .custom_flags(libc::O_NOFOLLOW)
                 .open(&path)
-                .map_err(super::file("open", &path))?;
+                .map_err(Failed::to("open", &path))?;
             let image = Image {
                 file: Some(Arc::new(file)),
                 size_bytes,

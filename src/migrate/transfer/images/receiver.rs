@@ -6,7 +6,7 @@ use std::io::ErrorKind;
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt, symlink};
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
@@ -20,6 +20,8 @@ use super::{BulkError, Result};
 use crate::image::manifest::{ImageFile, Manifest, ManifestError, PIECE_BYTES, pieces_of};
 use crate::image::rounds;
 use crate::migrate::link::channel::{Channel, Patience, TransportError};
+use crate::sys::bell::Bell;
+use crate::sys::file::Failed;
 
 /// A connection that stops in the middle of a piece for so long is dead.
 const STALL_LIMIT_DUR: Duration = Duration::from_secs(30);
@@ -42,7 +44,10 @@ struct Shared {
     /// This migration's directory in the store here.
     images: PathBuf,
     arrivals: Mutex<Arrivals>,
-    changed: Condvar,
+    /// Rings when a connection has sent all of a directory, or has ended.
+    changed: Bell,
+    /// Rings when a connection has failed.
+    failed: Bell,
 }
 
 #[derive(Debug, Default)]
@@ -61,6 +66,10 @@ struct Arrivals {
     error: Option<BulkError>,
 }
 
+fn bell() -> Result<Bell> {
+    Bell::new().map_err(|source| TransportError::Poll { source }.into())
+}
+
 impl Receiver {
     /// Makes the first directory in `images` and starts a thread for each of `channels`.
     ///
@@ -70,7 +79,8 @@ impl Receiver {
         let shared = Arc::new(Shared {
             images: images.to_path_buf(),
             arrivals: Mutex::default(),
-            changed: Condvar::new(),
+            changed: bell()?,
+            failed: bell()?,
         });
         shared.make_dir(0)?;
         let sockets = channels
@@ -96,28 +106,24 @@ impl Receiver {
     /// # Errors
     /// What has failed, the first difference, the end of `patience`.
     pub fn verify(&self, number: u32, manifest: &Manifest, patience: Patience) -> Result<()> {
-        let mut arrivals = self.shared.lock();
-        loop {
+        let arrivals = loop {
+            // Before the look: a ring after it ends the wait.
+            self.shared.changed.hush();
+            let mut arrivals = self.shared.lock();
             if let Some(error) = arrivals.error.take() {
                 return Err(error);
             }
             if arrivals.ended == self.workers.len() {
-                break;
+                break arrivals;
             }
             if arrivals.closed > 0 {
                 return Err(BulkError::Incomplete);
             }
-            patience.check()?;
-            if patience.is_over() {
+            drop(arrivals);
+            if !patience.readable(&self.shared.changed)? {
                 return Err(BulkError::Incomplete);
             }
-            arrivals = self
-                .shared
-                .changed
-                .wait_timeout(arrivals, Duration::from_millis(50))
-                .unwrap_or_else(PoisonError::into_inner)
-                .0;
-        }
+        };
         let dir = rounds::directory(&self.shared.images, number);
         for entry in &manifest.files {
             arrivals.compare(entry, &dir)?;
@@ -134,6 +140,12 @@ impl Receiver {
     #[must_use]
     pub fn failure(&self) -> Option<BulkError> {
         self.shared.lock().error.take()
+    }
+
+    /// Returns the bell that rings when [`Self::failure`] has something to say.
+    #[must_use]
+    pub fn failed(&self) -> &Bell {
+        &self.shared.failed
     }
 
     /// It is the turn of the next directory, which builds on the one before it.
@@ -190,7 +202,7 @@ impl Arrivals {
         };
         // Zeros at the end were not written.
         file.set_len(entry.size_bytes)
-            .map_err(super::file("write", &path))?;
+            .map_err(Failed::to("write", &path))?;
         let mut digests = Vec::new();
         for offset in (0..pieces_of(entry.size_bytes)).map(|index| index * PIECE_BYTES) {
             let expected_bytes = PIECE_BYTES.min(entry.size_bytes - offset);
@@ -219,12 +231,12 @@ impl Shared {
         DirBuilder::new()
             .mode(0o700)
             .create(&dir)
-            .map_err(super::file("create", &dir))?;
+            .map_err(Failed::to("create", &dir))?;
         match rounds::parent(number) {
             None => Ok(()),
             Some(parent) => {
                 let link = dir.join(rounds::PARENT);
-                symlink(parent, &link).map_err(super::file("create", &link))
+                symlink(parent, &link).map_err(|error| Failed::to("create", &link)(error).into())
             }
         }
     }
@@ -235,8 +247,9 @@ impl Shared {
         arrivals.closed += 1;
         if let Err(error) = worked {
             arrivals.error.get_or_insert(error);
+            self.failed.ring();
         }
-        self.changed.notify_all();
+        self.changed.ring();
     }
 
     fn receive(&self, channel: &mut Channel) -> Result<()> {
@@ -258,7 +271,7 @@ impl Shared {
                         });
                     }
                     arrivals.ended += 1;
-                    self.changed.notify_all();
+                    self.changed.ring();
                 }
                 Header::Piece {
                     number,
@@ -290,7 +303,7 @@ impl Shared {
                         // Zeros stay a hole; the file has never had anything else there.
                         if chunk.wire_bytes > 0 {
                             file.write_all_at(raw, offset + done_bytes as u64)
-                                .map_err(super::file("write", &path))?;
+                                .map_err(Failed::to("write", &path))?;
                         }
                         done_bytes += raw.len();
                     }
@@ -324,7 +337,7 @@ impl Shared {
             .mode(0o600)
             .custom_flags(libc::O_NOFOLLOW)
             .open(&path)
-            .map_err(super::file("create", &path))?;
+            .map_err(Failed::to("create", &path))?;
         let file = Arc::new(file);
         arrivals.files.insert(name.to_owned(), Arc::clone(&file));
         Ok((file, path))

@@ -20,6 +20,7 @@ use super::{BulkError, Result};
 use crate::criu::page_server::{self, PageServerError};
 use crate::image::manifest::Manifest;
 use crate::migrate::link::channel::{Channel, Patience};
+use crate::sys::file::Failed;
 
 /// A connection that takes nothing for so long is dead.
 const STALL_LIMIT_DUR: Duration = Duration::from_secs(30);
@@ -109,10 +110,10 @@ impl Sender {
     /// [`BulkError::File`] where there is no connection to be had.
     pub fn begin(&self, number: u32, path: &Path, parent: Option<&Path>) -> Result<OwnedFd> {
         let (ours, theirs) =
-            page_server::connection().map_err(super::file("make a socket for", path))?;
+            page_server::connection().map_err(Failed::to("make a socket for", path))?;
         let socket = ours
             .try_clone()
-            .map_err(super::file("make a socket for", path))?;
+            .map_err(Failed::to("make a socket for", path))?;
         let mut sink = Memory::new(Arc::clone(&self.shared.queue));
         let (dir, parent) = (path.to_path_buf(), parent.map(Path::to_path_buf));
         let serve = move || page_server::serve(ours, &dir, parent.as_deref(), &mut sink);
@@ -289,7 +290,7 @@ impl Shared {
                 Contents::File { file, path } => {
                     let chunk = &mut raw[..want_bytes];
                     file.read_exact_at(chunk, piece.offset + done_bytes as u64)
-                        .map_err(super::file("read", path))?;
+                        .map_err(Failed::to("read", path))?;
                     chunk
                 }
             };

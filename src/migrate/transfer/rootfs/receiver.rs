@@ -3,27 +3,28 @@
 use std::fs;
 use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
+use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
-use std::sync::mpsc::{self, RecvTimeoutError};
+use std::sync::mpsc::{self, TryRecvError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::stream::{Incoming, Outgoing};
 use super::swap::{Placement, Targets};
-use super::{MAX_CONFIG_BYTES, Result, RootfsError, file, lift};
+use super::{MAX_CONFIG_BYTES, Result, RootfsError, lift};
 use crate::error::chain;
 use crate::image::tree::{Compression, Limits, TreePath, apply_noting, link_copy, take_inventory};
-use crate::migrate::link::channel::{Channel, Patience};
+use crate::migrate::link::channel::{Channel, Patience, TransportError};
 use crate::migrate::transfer::images;
 use crate::migrate::wire::payload::Synced;
 use crate::migrate::wire::protocol::Message;
+use crate::sys::bell::Bell;
+use crate::sys::file::Failed;
 
 /// More than any file system has.
 const MAX_ENTRIES: u64 = 1 << 32;
 /// How long a source that was told to stop may go on sending.
 const DRAIN_LIMIT_DUR: Duration = Duration::from_secs(10);
-/// How often a signal is looked for while the last changes come.
-const LOOK_DUR: Duration = Duration::from_millis(20);
 
 /// What the last changes concern; nothing where that is too much.
 type Changed = Option<Vec<TreePath>>;
@@ -36,6 +37,8 @@ pub struct Receiver {
     socket: OwnedFd,
     /// How it ended.
     ended: mpsc::Receiver<Result<Changed>>,
+    /// Rings when it has ended.
+    bell: Arc<Bell>,
     /// Last: nobody may write any more when it is undone.
     placement: Placement,
 }
@@ -49,14 +52,21 @@ impl Receiver {
         let socket = channel.handle()?;
         let (sender, ended) = mpsc::channel();
         let targets = placement.targets();
+        let bell = Bell::new().map_err(|source| TransportError::Poll { source })?;
+        let bell = Arc::new(bell);
+        let at_end = RingAtEnd(Arc::clone(&bell));
         let worker = std::thread::spawn(move || {
-            // Nobody listens any more where the migration was given up.
+            // Dropped last, also by a panic: then the sender says how the worker has ended.
+            let _at_end = at_end;
+            let sender = sender;
+            // Nobody listens any more if the migration was rolled back.
             let _ = sender.send(work(channel, &targets, limit_bytes));
         });
         Ok(Self {
             worker: Some(worker),
             socket,
             ended,
+            bell,
             placement,
         })
     }
@@ -75,14 +85,13 @@ impl Receiver {
     /// What has failed, a signal, or the end of `patience`.
     pub fn finish(&mut self, patience: Patience) -> Result<()> {
         let changed = loop {
-            patience.check()?;
-            if patience.is_over() {
-                return Err(RootfsError::Incomplete);
-            }
-            match self.ended.recv_timeout(LOOK_DUR) {
+            match self.ended.try_recv() {
                 Ok(ended) => break ended?,
-                Err(RecvTimeoutError::Timeout) => {}
-                Err(RecvTimeoutError::Disconnected) => return Err(RootfsError::Incomplete),
+                Err(TryRecvError::Disconnected) => return Err(RootfsError::Incomplete),
+                Err(TryRecvError::Empty) => {}
+            }
+            if !patience.readable(&*self.bell)? {
+                return Err(RootfsError::Incomplete);
             }
         };
         if let Some(worker) = self.worker.take() {
@@ -103,6 +112,15 @@ impl Receiver {
     /// [`RootfsError`].
     pub fn keep(mut self) -> Result<()> {
         self.placement.keep()
+    }
+}
+
+/// Rings when it is dropped.
+struct RingAtEnd(Arc<Bell>);
+
+impl Drop for RingAtEnd {
+    fn drop(&mut self) {
+        self.0.ring();
     }
 }
 
@@ -138,10 +156,10 @@ fn receive(channel: &mut Channel, targets: &Targets, limit_bytes: u64) -> Result
     (&mut stream)
         .take(MAX_CONFIG_BYTES)
         .read_to_end(&mut config)
-        .map_err(file("receive", &targets.config_place))?;
+        .map_err(Failed::to("receive", &targets.config_place))?;
     stream.end()?;
     if let Some(path) = &targets.config {
-        fs::write(path, config).map_err(file("write", path))?;
+        fs::write(path, config).map_err(Failed::to("write", path))?;
     }
     if targets.is_diff {
         if let Some(old) = &targets.base {
@@ -150,7 +168,7 @@ fn receive(channel: &mut Channel, targets: &Targets, limit_bytes: u64) -> Result
         let nobody_counts = AtomicU64::new(0);
         let mut stream = Outgoing::new(channel, None, &nobody_counts);
         take_inventory(&targets.tree, &mut stream, Compression::Zstd).map_err(lift)?;
-        stream.flush().map_err(file("send", &targets.tree))?;
+        stream.flush().map_err(Failed::to("send", &targets.tree))?;
         stream.end(false)?;
     }
     let limits = Limits {

@@ -10,13 +10,14 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::stream::{Incoming, Outgoing};
-use super::{CONFIG, Result, RootfsError, file, lift};
+use super::{CONFIG, Result, RootfsError, lift};
 use crate::image::tree::{Base, Compression, Inventory, Totals, pack};
 use crate::migrate::link::channel::{Channel, Patience};
 use crate::migrate::progress::TreePass;
 use crate::migrate::transfer::images;
 use crate::migrate::wire::payload::Synced;
 use crate::migrate::wire::rootfs::RootfsWay;
+use crate::sys::file::Failed;
 
 /// A pass that finds no more than this is worth no other one right behind it.
 const FEW_BYTES: u64 = 4 << 20;
@@ -210,7 +211,7 @@ impl Shared {
         let mut stream = self.outgoing(channel);
         stream
             .write_all(&settings.config)
-            .map_err(file("send", Path::new(CONFIG)))?;
+            .map_err(Failed::to("send", Path::new(CONFIG)))?;
         stream.end(false)?;
         // Taken as a whole first: the destination reads no changes while it writes.
         let had = match settings.way {
@@ -263,9 +264,9 @@ impl Shared {
 
     fn take_inventory(&self, channel: &mut Channel) -> Result<PathBuf> {
         let path = self.settings.spool.join("tree-had.list");
-        let mut to = File::create(&path).map_err(file("create", &path))?;
+        let mut to = File::create(&path).map_err(Failed::to("create", &path))?;
         let mut stream = Incoming::new(channel);
-        io::copy(&mut stream, &mut to).map_err(file("receive", &path))?;
+        io::copy(&mut stream, &mut to).map_err(Failed::to("receive", &path))?;
         stream.end()?;
         Ok(path)
     }
@@ -285,7 +286,7 @@ impl Shared {
         };
         let mut listed = match list {
             Some(path) => {
-                let made = File::create(path).map_err(file("create", path))?;
+                let made = File::create(path).map_err(Failed::to("create", path))?;
                 Some(BufWriter::new(made))
             }
             None => None,
@@ -299,7 +300,7 @@ impl Shared {
         let totals = pack(root, base, &mut stream, listed.as_mut(), compression).map_err(lift)?;
         stream.end(list.is_none())?;
         if let (Some(listed), Some(path)) = (&mut listed, list) {
-            listed.flush().map_err(file("write", path))?;
+            listed.flush().map_err(Failed::to("write", path))?;
             let _: Synced = channel.expect(Patience::default())?;
         }
         if let Some(Have::Peer(path) | Have::Sent(path)) = have {
@@ -353,7 +354,7 @@ enum Have {
 impl Have {
     fn base(&self) -> Result<Base<BufReader<File>>> {
         let (Self::Peer(path) | Self::Sent(path)) = self;
-        let opened = File::open(path).map_err(file("open", path))?;
+        let opened = File::open(path).map_err(Failed::to("open", path))?;
         let inventory = Inventory::open(BufReader::new(opened)).map_err(lift)?;
         Ok(match self {
             Self::Peer(_) => Base::Peer(inventory),

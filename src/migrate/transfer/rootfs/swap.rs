@@ -7,7 +7,7 @@ use std::path::{Component, Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
-use super::{CONFIG, Result, RootfsError, file};
+use super::{CONFIG, Result, RootfsError};
 use crate::error::chain;
 use crate::image::tree::{Slot, Staging, TreePath};
 use crate::migrate::record::journal::JournalRecord;
@@ -16,6 +16,7 @@ use crate::migrate::wire::id::{MigrationId, Side};
 use crate::migrate::wire::preamble::CarriedFile;
 use crate::migrate::wire::rootfs::RootfsWay;
 use crate::sys::beneath::Dir;
+use crate::sys::file::Failed;
 use crate::sys::file::write_atomic;
 
 /// A bundle and a tree that are not in their places before they are whole, and that make way again for what was there before unless they are kept.
@@ -109,7 +110,7 @@ impl Placement {
         serde_json::to_vec_pretty(&record)
             .map_err(io::Error::from)
             .and_then(|text| write_atomic(&record_path, &text, 0o600))
-            .map_err(file("write", &record_path))?;
+            .map_err(Failed::to("write", &record_path))?;
         // Dropped, it undoes what was done of the rest.
         let mut placement = Self {
             record_path,
@@ -127,7 +128,7 @@ impl Placement {
             DirBuilder::new()
                 .mode(0o711)
                 .create(dir)
-                .map_err(file("create", dir))?;
+                .map_err(Failed::to("create", dir))?;
         }
         placement.tree = Some(Staging::create_tree(tree)?);
         placement.config = config.map(Staging::create).transpose()?;
@@ -190,7 +191,7 @@ impl Placement {
         for path in paths.chain(above.map(Path::to_path_buf)) {
             File::open(&path)
                 .and_then(|opened| opened.sync_all())
-                .map_err(file("sync", &path))?;
+                .map_err(Failed::to("sync", &path))?;
         }
         Ok(())
     }
@@ -250,7 +251,7 @@ pub fn settle(root: &Path, journal: &JournalRecord) -> Result<()> {
     let text = match fs::read(&path) {
         Ok(text) => text,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-        Err(error) => return Err(file("read", &path)(error)),
+        Err(error) => return Err(Failed::to("read", &path)(error).into()),
     };
     let record: Record = serde_json::from_slice(&text).map_err(|_| RootfsError::Invalid {
         reason: "the record of what was placed is damaged",
@@ -281,9 +282,10 @@ fn unpack(carried: &[CarriedFile], dir: &Path) -> Result<()> {
         }
         .and_then(|()| chown(&path, Some(one.uid), Some(one.gid)))
         .and_then(|()| fs::set_permissions(&path, Permissions::from_mode(one.mode & 0o7777)))
-        .map_err(file("create", &path))?;
+        .map_err(Failed::to("create", &path))?;
     }
-    fs::set_permissions(dir, Permissions::from_mode(0o755)).map_err(file("create", dir))
+    fs::set_permissions(dir, Permissions::from_mode(0o755))
+        .map_err(|error| Failed::to("create", dir)(error).into())
 }
 
 /// The directories up to `path` that do not exist, from above.
@@ -299,7 +301,9 @@ fn missing(path: &Path) -> Vec<PathBuf> {
 
 fn forget(path: &Path) -> Result<()> {
     match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(file("remove", path)(error)),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(Failed::to("remove", path)(error).into())
+        }
         _ => Ok(()),
     }
 }
@@ -307,5 +311,5 @@ fn forget(path: &Path) -> Result<()> {
 fn sync(path: &Path) -> Result<()> {
     Dir::open(path)
         .and_then(|dir| dir.sync_file_system())
-        .map_err(file("sync", path))
+        .map_err(|error| Failed::to("sync", path)(error).into())
 }

@@ -5,12 +5,13 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-use super::{Result, file};
+use super::Result;
+use crate::sys::file::Failed;
 
 /// The text of `/proc/PROCESS/cgroup`.
 pub(super) fn membership(process: &str) -> Result<String> {
     let path = Path::new("/proc").join(process).join("cgroup");
-    fs::read_to_string(&path).map_err(file("read", &path))
+    fs::read_to_string(&path).map_err(|error| Failed::to("read", &path)(error).into())
 }
 
 /// The key of cgroup v2 where it is mounted beside the controllers of v1, without any of its own.
@@ -33,7 +34,7 @@ pub(super) fn hierarchies() -> Result<Vec<Hierarchy>> {
     let path = Path::new("/proc/self/mountinfo");
     let mounts = procfs::process::Process::myself()
         .and_then(|me| me.mountinfo())
-        .map_err(|error| file("read", path)(io::Error::other(error)))?;
+        .map_err(|error| Failed::to("read", path)(io::Error::other(error)))?;
     Ok(mounts
         .into_iter()
         .filter_map(|mount| {

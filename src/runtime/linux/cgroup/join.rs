@@ -12,8 +12,9 @@ use nix::unistd::{AccessFlags, Pid};
 use oci_spec::runtime::LinuxResources;
 
 use super::hierarchy::UNIFIED;
-use super::{Cgroup, CgroupError, Result, file};
+use super::{Cgroup, CgroupError, Result};
 use crate::error::chain;
+use crate::sys::file::Failed;
 
 /// Groups below a container's, for a process that joins it: paths by controller, or one path with an empty key for all of them.
 pub type SubCgroups = BTreeMap<String, PathBuf>;
@@ -178,8 +179,9 @@ fn is_optional(hierarchy: &str) -> bool {
 }
 
 fn is_permission(error: &CgroupError) -> bool {
-    let (CgroupError::File { source, .. } | CgroupError::Join { source, .. }) = error else {
-        return false;
+    let source = match error {
+        CgroupError::File(Failed { source, .. }) | CgroupError::Join { source, .. } => source,
+        _ => return false,
     };
     matches!(
         source.kind(),
@@ -199,7 +201,7 @@ fn may_make(dir: &Path) -> bool {
 
 /// Makes a group of cgroup v1, and groups above it that are missing.
 fn make(dir: &Path) -> Result<()> {
-    fs::create_dir_all(dir).map_err(file("create", dir))?;
+    fs::create_dir_all(dir).map_err(Failed::to("create", dir))?;
     fill_cpuset(dir)
 }
 
@@ -211,8 +213,9 @@ fn fill_cpuset(dir: &Path) -> Result<()> {
             (Ok(own), Some(above)) if own.trim().is_empty() => {
                 fill_cpuset(above)?;
                 let inherited = above.join(name);
-                let value = fs::read_to_string(&inherited).map_err(file("read", &inherited))?;
-                fs::write(&path, value.trim()).map_err(file("write", &path))?;
+                let value =
+                    fs::read_to_string(&inherited).map_err(Failed::to("read", &inherited))?;
+                fs::write(&path, value.trim()).map_err(Failed::to("write", &path))?;
             }
             // Filled already, or of another controller.
             _ => {}

@@ -15,6 +15,8 @@ use nix::unistd::Pid;
 
 use hierarchy::{hierarchies, membership, places, resolve};
 
+use crate::sys::file::Failed;
+
 mod hierarchy;
 mod join;
 
@@ -34,16 +36,8 @@ const REMOVE_LIMIT_DUR: Duration = Duration::from_secs(10);
 #[non_exhaustive]
 pub enum CgroupError {
     /// Reading or writing one of its files failed.
-    #[error("cannot {action} {path}")]
-    File {
-        /// "read", "write", "remove".
-        action: &'static str,
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
+    #[error(transparent)]
+    File(#[from] Failed),
     /// It has no freezer: neither cgroup v2 nor the v1 controller.
     #[error(
         "the cgroup has no freezer: neither cgroup v2 nor the v1 freezer controller is mounted"
@@ -326,7 +320,7 @@ fn remove_dir_until(dir: &Path, deadline: Instant) -> Result<()> {
                 thread::sleep(pause_dur);
                 pause_dur = (pause_dur * 2).min(Duration::from_millis(50));
             }
-            Err(error) => return Err(file("remove", dir)(error)),
+            Err(error) => return Err(Failed::to("remove", dir)(error).into()),
         }
     }
 }
@@ -356,19 +350,10 @@ fn read_procs(dir: &Path, pids: &mut BTreeSet<i32>) -> Result<()> {
         {
             Ok(())
         }
-        Err(error) => Err(file("read", &path)(error)),
+        Err(error) => Err(Failed::to("read", &path)(error).into()),
     }
 }
 
 fn write(path: &Path, value: &str) -> Result<()> {
-    fs::write(path, value).map_err(file("write", path))
-}
-
-fn file(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> CgroupError {
-    let path = path.to_path_buf();
-    move |source| CgroupError::File {
-        action,
-        path,
-        source,
-    }
+    fs::write(path, value).map_err(|error| Failed::to("write", path)(error).into())
 }

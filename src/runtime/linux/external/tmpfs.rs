@@ -18,6 +18,7 @@ use super::{HostMount, Source};
 use crate::image::tree::{Base, Compression, Limits, TreeError, apply, pack};
 use crate::runtime::error::{Error, Result};
 use crate::runtime::linux::mounts::mount_table;
+use crate::sys::file::Failed;
 use crate::sys::namespace::within_mounts_of;
 use crate::sys::tree::{Scope, Tree};
 
@@ -148,10 +149,12 @@ pub fn save_tmpfs(opened: &[Opened], images: &Path) -> Result<()> {
                 .create_new(true)
                 .mode(0o600)
                 .open(&image)
-                .map_err(|source| TreeError::File {
-                    action: "create",
-                    path: image.clone(),
-                    source,
+                .map_err(|source| {
+                    TreeError::File(Failed {
+                        action: "create",
+                        path: image.clone(),
+                        source,
+                    })
                 })?;
             pack(
                 &tree.path(),

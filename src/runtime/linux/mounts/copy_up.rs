@@ -7,6 +7,7 @@ use std::path::Path;
 use std::thread;
 
 use crate::image::tree::{Base, Compression, Limits, TreeError, apply, pack};
+use crate::sys::file::Failed;
 
 /// Copies what is in the directory `from` to `to`, with owners, modes, times and attributes. The directory `to` itself keeps its own.
 ///
@@ -46,9 +47,11 @@ pub fn copy_up(from: &Path, to: &Path) -> Result<(), TreeError> {
 
 fn at(path: &Path) -> impl FnOnce(io::Error) -> TreeError + use<> {
     let path = path.to_path_buf();
-    move |source| TreeError::File {
-        action: "copy",
-        path,
-        source,
+    move |source| {
+        TreeError::File(Failed {
+            action: "copy",
+            path,
+            source,
+        })
     }
 }

@@ -9,6 +9,7 @@ use nix::errno::Errno;
 
 use super::{Pressure, PressureLine};
 use crate::runtime::linux::cgroup::CgroupError;
+use crate::sys::file::Failed;
 
 pub(super) type Result<T> = std::result::Result<T, CgroupError>;
 
@@ -30,11 +31,11 @@ pub(super) fn text(path: &Path) -> Result<Option<String>> {
 }
 
 fn failed(path: &Path, source: io::Error) -> CgroupError {
-    CgroupError::File {
+    CgroupError::File(Failed {
         action: "read",
         path: path.to_path_buf(),
         source,
-    }
+    })
 }
 
 fn malformed(path: &Path, line: &str) -> CgroupError {
@@ -150,7 +151,7 @@ mod tests {
         }
         assert_eq!(number(Path::new("/nonexistent")).unwrap(), None);
         let error = number(file("many\n").path()).unwrap_err();
-        assert!(matches!(error, CgroupError::File { .. }));
+        assert!(matches!(error, CgroupError::File(_)));
         assert_eq!(numbers(file("1 2 \n").path()).unwrap(), [1, 2]);
     }
 

@@ -102,7 +102,8 @@ fn cpuset(dir: &Path) -> Result<CpuSet> {
             dir.join(name)
         }
     };
-    let number = |name: &str| Ok(files::number(&file(name))?.unwrap_or_default());
+    let number =
+        |name: &str| -> Result<u64> { Ok(files::number(&file(name))?.unwrap_or_default()) };
     let level = files::text(&file("sched_relax_domain_level"))?;
     Ok(CpuSet {
         cpus: files::ranges(&file("cpus"))?,
@@ -122,8 +123,9 @@ fn cpuset(dir: &Path) -> Result<CpuSet> {
 }
 
 fn memory(dir: &Path, prefix: &str) -> Result<MemoryEntry> {
-    let number =
-        |name: &str| Ok(files::number(&dir.join(format!("{prefix}.{name}")))?.unwrap_or_default());
+    let number = |name: &str| -> Result<u64> {
+        Ok(files::number(&dir.join(format!("{prefix}.{name}")))?.unwrap_or_default())
+    };
     Ok(MemoryEntry {
         limit: number("limit_in_bytes")?,
         usage: number("usage_in_bytes")?,

@@ -37,7 +37,7 @@ fn memory(dir: &Path) -> Result<Memory> {
         return Ok(Memory::default());
     }
     let entry = |prefix: &str| -> Result<MemoryEntry> {
-        let number = |name: &str| {
+        let number = |name: &str| -> Result<u64> {
             Ok(files::number(&dir.join(format!("{prefix}.{name}")))?.unwrap_or_default())
         };
         Ok(MemoryEntry {

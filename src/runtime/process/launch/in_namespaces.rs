@@ -12,6 +12,7 @@ use nix::unistd::{Gid, Pid, Uid, chdir, geteuid};
 use super::{LaunchError, Result, system};
 use crate::error::chain;
 use crate::sys;
+use crate::sys::file::Failed;
 use crate::sys::fork::{Parent, fork};
 
 /// As `/proc/PID/ns` calls them. A process changes into a time namespace with its next program only, and hooks need none.
@@ -30,10 +31,12 @@ const USER: (&str, CloneFlags) = ("user", CloneFlags::CLONE_NEWUSER);
 /// # Errors
 /// [`LaunchError::Inside`].
 pub(crate) fn run_inside(pid: Pid, dir: &Path, work: impl FnOnce() -> Result<()>) -> Result<()> {
-    let pipe = |source: io::Error| LaunchError::File {
-        action: "make",
-        path: "a pipe".into(),
-        source,
+    let pipe = |source: io::Error| {
+        LaunchError::File(Failed {
+            action: "make",
+            path: "a pipe".into(),
+            source,
+        })
     };
     let (mut reader, mut writer) = io::pipe().map_err(pipe)?;
     let child = fork(Parent::This, || {
@@ -76,10 +79,12 @@ fn enter(pid: Pid, dir: &Path) -> Result<()> {
             Err(error) if error.raw_os_error() == Some(Errno::ENOENT as i32) => continue,
             _ => {}
         }
-        let namespace = File::open(&path).map_err(|source| LaunchError::File {
-            action: "open",
-            path: path.into(),
-            source,
+        let namespace = File::open(&path).map_err(|source| {
+            LaunchError::File(Failed {
+                action: "open",
+                path: path.into(),
+                source,
+            })
         })?;
         others.push((namespace, kind));
     }

@@ -39,6 +39,7 @@ use crate::runtime::linux::hooks::{self, HookError};
 use crate::runtime::linux::mounts::StageError;
 use crate::sys;
 use crate::sys::error_capture;
+use crate::sys::file::Failed;
 use crate::sys::fork::{Parent, fork};
 use intermediate::Between;
 
@@ -55,16 +56,8 @@ pub(crate) enum LaunchError {
     #[error(transparent)]
     Channel(#[from] ChannelError),
     /// A file operation failed.
-    #[error("cannot {action} {path}")]
-    File {
-        /// "open", "write", ...
-        action: &'static str,
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
+    #[error(transparent)]
+    File(#[from] Failed),
     /// A system call failed.
     #[error("cannot {action}")]
     System {
@@ -221,10 +214,12 @@ pub(crate) fn launch(outer: &Outer, at_hooks: impl FnOnce(Pid) -> Result<()>) ->
 }
 
 fn write(path: &str, text: &str) -> Result<()> {
-    fs::write(path, text).map_err(|source| LaunchError::File {
-        action: "write",
-        path: path.into(),
-        source,
+    fs::write(path, text).map_err(|source| {
+        LaunchError::File(Failed {
+            action: "write",
+            path: path.into(),
+            source,
+        })
     })
 }
 
@@ -272,10 +267,12 @@ fn move_network_devices(
         .path()
         .clone()
         .unwrap_or_else(|| format!("/proc/{pid}/ns/net").into());
-    let namespace = fs::File::open(&path).map_err(|source| LaunchError::File {
-        action: "open",
-        path,
-        source,
+    let namespace = fs::File::open(&path).map_err(|source| {
+        LaunchError::File(Failed {
+            action: "open",
+            path,
+            source,
+        })
     })?;
     let mut addresses = std::collections::HashMap::new();
     for (name, device) in devices {

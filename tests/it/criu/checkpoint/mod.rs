@@ -102,35 +102,27 @@ fn a_restored_container_is_a_full_citizen() {
     assert_eq!(host.cgroup_file("web", "pids.max", "pids.max"), "33");
     let inside = host.exec("web", ["cat", "/proc/1/comm"]).ok();
     assert_eq!(inside.stdout(), "sh\n");
-    let processes = host.cmd("ps").args(["--format", "json", "web"]).run().ok();
+    let processes = host.rcm(["ps", "--format", "json", "web"]).ok();
     let pids = processes.json();
     assert!(
         pids.as_array().unwrap().contains(&host.pid("web").into()),
         "{pids}"
     );
-    let stats = host
-        .cmd("events")
-        .args(["--stats", "web"])
-        .run()
-        .ok()
-        .json();
+    let stats = host.rcm(["events", "--stats", "web"]).ok().json();
     assert!(
         stats["data"]["pids"]["current"].as_u64() > Some(0),
         "{stats}"
     );
-    host.cmd("update")
-        .args(["--pids-limit", "44", "web"])
-        .run()
-        .ok();
+    host.rcm(["update", "--pids-limit", "44", "web"]).ok();
     assert_eq!(host.cgroup_file("web", "pids.max", "pids.max"), "44");
-    host.cmd("pause").arg("web").run().ok();
+    host.pause("web").ok();
     assert_eq!(host.status("web"), "paused");
     assert_stands_still(&bundle);
-    host.cmd("resume").arg("web").run().ok();
+    host.resume("web").ok();
     assert_counts(&bundle);
-    host.cmd("kill").arg("web").arg("KILL").run().ok();
+    host.kill("web", "KILL").ok();
     host.wait_for_status("web", "stopped");
-    host.cmd("delete").arg("web").run().ok();
+    host.rcm(["delete", "web"]).ok();
     assert_eq!(host.status("web"), "gone");
 }
 
@@ -138,7 +130,7 @@ fn a_restored_container_is_a_full_citizen() {
 fn a_paused_container_stays_paused_and_runs_when_restored() {
     let host = Host::new();
     let bundle = counter(&host, |bundle| bundle);
-    host.cmd("pause").arg("web").run().ok();
+    host.pause("web").ok();
     let first = images(&host, "first");
     checkpoint(&host, &bundle, &first)
         .arg("--leave-running")

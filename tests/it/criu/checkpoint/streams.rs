@@ -165,6 +165,6 @@ fn pipes_lead_to_the_one_who_restores() {
     let mut restored = start("restore", Some(&images));
     let next = numbers(&mut restored, 3);
     assert_eq!(next, [last + 1, last + 2, last + 3]);
-    host.cmd("kill").arg("web").arg("KILL").run().ok();
+    host.kill("web", "KILL").ok();
     assert_eq!(restored.wait().unwrap().code(), Some(137));
 }

@@ -66,13 +66,9 @@ fn masked_and_read_only_paths_stay_so() {
         assert_counts(&bundle);
     }
     let masked = host
-        .exec(
+        .exec_sh(
             "web",
-            [
-                "sh",
-                "-c",
-                "cat /proc/kcore /proc/keys; ls /proc/bus /sys/firmware",
-            ],
+            "cat /proc/kcore /proc/keys; ls /proc/bus /sys/firmware",
         )
         .ok();
     assert_eq!(
@@ -87,7 +83,7 @@ fn masked_and_read_only_paths_stay_so() {
         "/proc/bus/x",
         "/sys/firmware/x",
     ] {
-        let written = host.exec("web", ["sh", "-c", &format!("echo x > {path}")]);
+        let written = host.exec_sh("web", &format!("echo x > {path}"));
         assert_ne!(written.code(), 0, "{path}");
         assert!(
             written.stderr().contains("Read-only"),
@@ -202,15 +198,8 @@ fn cgroup_mounts() {
             }
         });
         let list = |host: &Host| {
-            host.exec(
-                "web",
-                [
-                    "sh",
-                    "-c",
-                    "ls /sys/fs/cgroup; cat /sys/fs/cgroup/pids/pids.max",
-                ],
-            )
-            .stdout()
+            host.exec_sh("web", "ls /sys/fs/cgroup; cat /sys/fs/cgroup/pids/pids.max")
+                .stdout()
         };
         let before = list(&host);
         let images = images(&host, "images");

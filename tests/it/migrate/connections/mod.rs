@@ -55,7 +55,7 @@ fn assert_no_tables(lan: &Lan) {
 }
 
 fn resolve(host: &Host, id: &str) {
-    host.cmd("live-migrate").args([id, "--resolve"]).run();
+    host.resolve(id);
 }
 
 #[test]

@@ -3,7 +3,6 @@
 use std::fs;
 use std::path::Path;
 
-use super::running;
 use crate::common::Host;
 
 /// Makes the group `name` below the container's, in one hierarchy.
@@ -20,12 +19,13 @@ fn make_sub_cgroup(dir: &Path, name: &str) {
 
 #[test]
 fn a_group_below_the_container() {
-    let host = Host::new();
-    running(&host, |bundle| bundle);
+    let host = Host::with_container(|bundle| bundle);
     let exec = |cgroup: &str| {
-        host.cmd("exec")
-            .args(["--cgroup", cgroup, "web", "cat", "/proc/self/cgroup"])
-            .run()
+        host.exec_with(
+            &format!("--cgroup {cgroup}"),
+            "web",
+            ["cat", "/proc/self/cgroup"],
+        )
     };
     // A group that is not there is not made.
     exec("sub").fails_with(255, "o such file or directory");
@@ -49,8 +49,7 @@ fn a_group_below_the_container() {
 
 #[test]
 fn groups_by_controller() {
-    let host = Host::new();
-    running(&host, |bundle| bundle);
+    let host = Host::with_container(|bundle| bundle);
     let exec = |groups: &[&str]| {
         host.cmd("exec")
             .args(groups.iter().flat_map(|group| ["--cgroup", group]))

@@ -6,37 +6,26 @@ use std::fs;
 use std::os::fd::AsRawFd;
 use std::time::Duration;
 
-use crate::common::{Bundle, Cmd, ConsoleSocket, Host, is_alive, wait_until};
+use crate::common::{Cmd, ConsoleSocket, Host, is_alive, wait_until};
 use nix::sys::signal::Signal;
 use serde_json::json;
 
-/// A running container called `web`.
-fn running(host: &Host, change: impl FnOnce(Bundle) -> Bundle) -> Bundle {
-    let bundle = change(host.bundle("web").args(["sleep", "1000"]));
-    host.run_detached(&bundle);
-    bundle
-}
-
 #[test]
 fn the_exit_status_is_that_of_the_process() {
-    let host = Host::new();
-    running(&host, |bundle| bundle);
+    let host = Host::with_container(|bundle| bundle);
     for code in [0, 1, 42, 255] {
         let script = format!("exit {code}");
-        let output = host.exec("web", ["sh", "-c", &script]).exits_with(code);
+        let output = host.exec_sh("web", &script).exits_with(code);
         assert_eq!(output.stderr(), "");
     }
-    host.exec("web", ["sh", "-c", "kill -KILL $$"])
-        .exits_with(137);
-    host.exec("web", ["sh", "-c", "kill -TERM $$"])
-        .exits_with(143);
+    host.exec_sh("web", "kill -KILL $$").exits_with(137);
+    host.exec_sh("web", "kill -TERM $$").exits_with(143);
     assert_eq!(host.status("web"), "running");
 }
 
 #[test]
 fn standard_streams_pass_through() {
-    let host = Host::new();
-    running(&host, |bundle| bundle);
+    let host = Host::with_container(|bundle| bundle);
     let output = host
         .cmd("exec")
         .args(["web", "sh", "-c", "cat; echo to-stderr >&2"])
@@ -49,14 +38,10 @@ fn standard_streams_pass_through() {
 
 #[test]
 fn it_is_in_the_namespaces_and_the_cgroup_of_the_container() {
-    let host = Host::new();
-    running(&host, |bundle| bundle.set("/hostname", json!("moon")));
+    let host = Host::with_container(|bundle| bundle.set("/hostname", json!("moon")));
     let pid = host.pid("web");
     let output = host
-        .exec(
-            "web",
-            ["sh", "-c", "hostname; for kind in mnt pid net ipc uts; do readlink /proc/self/ns/$kind; done; cat /proc/self/cgroup"],
-        )
+        .exec_sh("web", "hostname; for kind in mnt pid net ipc uts; do readlink /proc/self/ns/$kind; done; cat /proc/self/cgroup")
         .ok();
     let text = output.stdout();
     let mut lines = text.lines();
@@ -72,53 +57,44 @@ fn it_is_in_the_namespaces_and_the_cgroup_of_the_container() {
 
 #[test]
 fn flags_change_the_process() {
-    let host = Host::new();
-    running(&host, |bundle| {
+    let host = Host::with_container(|bundle| {
         bundle
             .env("FROM_SPEC=1")
             .set("/process/noNewPrivileges", json!(false))
     });
     let output = host
-        .cmd("exec")
-        .args(["--user", "1000:1000", "--additional-gids", "7", "-g", "8"])
-        .args(["--cwd", "/tmp", "--env", "ONE=1", "-e", "FROM_SPEC=2"])
-        .arg("web")
-        .args([
-            "sh",
-            "-c",
-            "id -u; id -g; id -G; pwd; echo $ONE $FROM_SPEC; grep NoNewPrivs /proc/self/status",
-        ])
-        .run()
+        .exec_with(
+            "--user 1000:1000 --additional-gids 7 -g 8 --cwd /tmp --env ONE=1 -e FROM_SPEC=2",
+            "web",
+            [
+                "sh",
+                "-c",
+                "id -u; id -g; id -G; pwd; echo $ONE $FROM_SPEC; grep NoNewPrivs /proc/self/status",
+            ],
+        )
         .ok();
     assert_eq!(
         output.stdout(),
         "1000\n1000\n1000 7 8\n/tmp\n1 2\nNoNewPrivs:\t0\n"
     );
     let output = host
-        .cmd("exec")
-        .args([
+        .exec_with(
             "--no-new-privs",
             "web",
-            "grep",
-            "NoNewPrivs",
-            "/proc/self/status",
-        ])
-        .run()
+            ["grep", "NoNewPrivs", "/proc/self/status"],
+        )
         .ok();
     assert_eq!(output.stdout(), "NoNewPrivs:\t1\n");
     // Only the user: its group stays that of the spec.
     let output = host
-        .cmd("exec")
-        .args(["-u", "1000", "web", "sh", "-c", "id -u; id -g"])
-        .run()
+        .exec_with("-u 1000", "web", ["sh", "-c", "id -u; id -g"])
         .ok();
     assert_eq!(output.stdout(), "1000\n0\n");
 }
 
 #[test]
 fn capabilities_are_added() {
-    let host = Host::new();
-    running(&host, |bundle| {
+    let host = Host::with_container(|bundle| {
         bundle.set(
             "/process/capabilities",
             json!({"bounding": ["CAP_CHOWN"], "effective": ["CAP_CHOWN"], "permitted": ["CAP_CHOWN"]}),
@@ -142,16 +118,13 @@ fn capabilities_are_added() {
     assert_eq!(bounding(&[]), (1, 1));
     // CAP_KILL is 5 (linux/capability.h).
     assert_eq!(bounding(&["--cap", "CAP_KILL"]), (0b10_0001, 0b10_0001));
-    host.cmd("exec")
-        .args(["--cap", "CAP_NO_SUCH", "web", "true"])
-        .run()
+    host.exec_with("--cap CAP_NO_SUCH", "web", ["true"])
         .fails_with(255, "CAP_NO_SUCH");
 }
 
 #[test]
 fn a_process_from_a_file() {
-    let host = Host::new();
-    running(&host, |bundle| bundle);
+    let host = Host::with_container(|bundle| bundle);
     let path = host.dir().join("process.json");
     let process = json!({
         "user": {"uid": 1000, "gid": 1000}, "cwd": "/home", "env": ["PATH=/bin", "KEY=from file"],
@@ -173,16 +146,13 @@ fn a_process_from_a_file() {
         .arg("web")
         .run()
         .fails_with(255, "process.json");
-    host.cmd("exec")
-        .args(["--process", "/no/such/process.json", "web"])
-        .run()
+    host.rcm(["exec", "--process", "/no/such/process.json", "web"])
         .fails_with(255, "/no/such/process.json");
 }
 
 #[test]
 fn detached_it_runs_on() {
-    let host = Host::new();
-    running(&host, |bundle| bundle);
+    let host = Host::with_container(|bundle| bundle);
     let pid_file = host.dir().join("exec.pid");
     let output = host
         .cmd("exec")
@@ -202,8 +172,7 @@ fn detached_it_runs_on() {
 
 #[test]
 fn signals_are_forwarded() {
-    let host = Host::new();
-    running(&host, |bundle| bundle);
+    let host = Host::with_container(|bundle| bundle);
     let exec = host
         .cmd("exec")
         .args([
@@ -221,8 +190,7 @@ fn signals_are_forwarded() {
 
 #[test]
 fn a_terminal_on_request() {
-    let host = Host::new();
-    running(&host, |bundle| bundle);
+    let host = Host::with_container(|bundle| bundle);
     let (code, text) = host
         .cmd("exec")
         .args([
@@ -249,16 +217,13 @@ fn a_terminal_on_request() {
     let mut terminal = socket.terminal();
     terminal.send("a line\n");
     terminal.expect("got a line");
-    host.cmd("exec")
-        .args(["--tty", "--detach", "web", "true"])
-        .run()
+    host.exec_with("--tty --detach", "web", ["true"])
         .fails_with(255, "without setting console socket");
 }
 
 #[test]
 fn descriptors_are_preserved_on_request() {
-    let host = Host::new();
-    running(&host, |bundle| bundle);
+    let host = Host::with_container(|bundle| bundle);
     fs::write(host.dir().join("three"), "3\n").unwrap();
     let output = Cmd::new("sh")
         .args(["-c", r#"exec 3<three 4</dev/null; exec "$@""#, "sh"])
@@ -276,8 +241,7 @@ fn descriptors_are_preserved_on_request() {
 
 #[test]
 fn the_pidfd_socket_gets_a_descriptor_of_the_process() {
-    let host = Host::new();
-    running(&host, |bundle| bundle);
+    let host = Host::with_container(|bundle| bundle);
     let socket = ConsoleSocket::listen(&host.dir().join("pidfd.sock"));
     let pid_file = host.dir().join("exec.pid");
     host.cmd("exec")
@@ -297,7 +261,7 @@ fn the_pidfd_socket_gets_a_descriptor_of_the_process() {
 #[test]
 fn what_cannot_be_executed_is_status_255_and_a_sentence() {
     let host = Host::new();
-    let bundle = running(&host, |bundle| bundle);
+    let bundle = host.container("web", |bundle| bundle);
     fs::write(bundle.rootfs().join("bin/not-executable"), "").unwrap();
     for (program, sentence) in [
         ("no-such", "executable file not found in $PATH"),
@@ -312,17 +276,10 @@ fn what_cannot_be_executed_is_status_255_and_a_sentence() {
                 .fails_with(255, sentence);
         }
     }
-    host.cmd("exec")
-        .args(["--cwd", "/no/such/dir", "web", "true"])
-        .run()
+    host.exec_with("--cwd /no/such/dir", "web", ["true"])
         .fails_with(255, "/no/such/dir");
-    host.cmd("exec")
-        .args(["--user", "me", "web", "true"])
-        .run()
-        .exits_with(255);
-    host.cmd("exec")
-        .arg("web")
-        .run()
+    host.exec_with("--user me", "web", ["true"]).exits_with(255);
+    host.rcm(["exec", "web"])
         .fails_with(255, "exec args cannot be empty");
     // Nothing of a failed exec is left in the container.
     let procs = host.cgroup_file("web", "cgroup.procs", "cgroup.procs");
@@ -333,8 +290,8 @@ fn what_cannot_be_executed_is_status_255_and_a_sentence() {
 #[test]
 fn containers_that_cannot_execute() {
     let host = Host::new();
-    let bundle = running(&host, |bundle| bundle);
-    host.cmd("pause").arg("web").run().ok();
+    let bundle = host.container("web", |bundle| bundle);
+    host.pause("web").ok();
     host.exec("web", ["true"])
         .fails_with(255, "cannot exec in a paused container");
     let mut waiting = host
@@ -344,10 +301,10 @@ fn containers_that_cannot_execute() {
     std::thread::sleep(Duration::from_millis(300));
     assert!(waiting.is_running(), "{}", waiting.stderr());
     assert_eq!(waiting.stdout(), "");
-    host.cmd("resume").arg("web").run().ok();
+    host.resume("web").ok();
     assert_eq!(waiting.wait().ok().stdout(), "thawed\n");
 
-    host.cmd("kill").args(["web", "KILL"]).run().ok();
+    host.kill("web", "KILL").ok();
     host.wait_for_status("web", "stopped");
     host.exec("web", ["true"])
         .fails_with(255, "cannot exec in a stopped container");
@@ -361,33 +318,23 @@ fn containers_that_cannot_execute() {
 
 #[test]
 fn in_a_user_namespace() {
-    let host = Host::new();
-    running(&host, |bundle| bundle.user_namespace(200_000));
+    let host = Host::with_container(|bundle| bundle.user_namespace(200_000));
     let output = host
-        .exec(
+        .exec_sh(
             "web",
-            [
-                "sh",
-                "-c",
-                "id -u; cat /proc/self/uid_map; touch /tmp/x && stat -c %u /tmp/x",
-            ],
+            "id -u; cat /proc/self/uid_map; touch /tmp/x && stat -c %u /tmp/x",
         )
         .ok();
     let text = output.stdout();
     let words: Vec<&str> = text.split_whitespace().collect();
     assert_eq!(words, ["0", "0", "200000", "65536", "0"], "{output:?}");
-    let output = host
-        .cmd("exec")
-        .args(["--user", "1000", "web", "id", "-u"])
-        .run()
-        .ok();
+    let output = host.exec_with("--user 1000", "web", ["id", "-u"]).ok();
     assert_eq!(output.stdout(), "1000\n");
 }
 
 #[test]
 fn the_seccomp_filter_of_the_container_holds() {
-    let host = Host::new();
-    running(&host, |bundle| {
+    let host = Host::with_container(|bundle| {
         bundle.set(
             "/linux/seccomp",
             json!({
@@ -409,8 +356,7 @@ fn the_seccomp_filter_of_the_container_holds() {
 
 #[test]
 fn many_at_once() {
-    let host = Host::new();
-    running(&host, |bundle| bundle);
+    let host = Host::with_container(|bundle| bundle);
     let running: Vec<_> = (0..20)
         .map(|number| {
             let script = format!("echo {number}; exit {number}");
@@ -432,8 +378,7 @@ fn many_at_once() {
 
 #[test]
 fn a_started_process_outlives_a_killed_rcm() {
-    let host = Host::new();
-    running(&host, |bundle| bundle);
+    let host = Host::with_container(|bundle| bundle);
     let exec = host
         .cmd("exec")
         .args([
@@ -446,21 +391,20 @@ fn a_started_process_outlives_a_killed_rcm() {
     wait_until("it is up", || exec.stdout() == "up\n");
     exec.signal(Signal::SIGKILL);
     exec.wait().exits_with(137);
-    let alive = host.exec("web", ["sh", "-c", "kill -0 $(cat /tmp/pid)"]);
+    let alive = host.exec_sh("web", "kill -0 $(cat /tmp/pid)");
     alive.ok();
-    host.cmd("kill").args(["web", "KILL"]).run().ok();
+    host.kill("web", "KILL").ok();
     host.wait_for_status("web", "stopped");
 }
 
 /// It would wait to be started for ever.
 #[test]
 fn a_process_that_was_not_started_ends_with_a_killed_rcm() {
-    let host = Host::new();
-    running(&host, |bundle| bundle);
+    let host = Host::with_container(|bundle| bundle);
     let init = host.pid("web").to_string();
     let procs = || host.cgroup_file("web", "cgroup.procs", "cgroup.procs");
     // In a frozen group it gets as far as joining.
-    host.cmd("pause").arg("web").run().ok();
+    host.pause("web").ok();
     let exec = host
         .cmd("exec")
         .args(["--ignore-paused", "web", "sleep", "1000"])
@@ -468,6 +412,6 @@ fn a_process_that_was_not_started_ends_with_a_killed_rcm() {
     wait_until("it has joined", || procs() != init);
     exec.signal(Signal::SIGKILL);
     exec.wait().exits_with(137);
-    host.cmd("resume").arg("web").run().ok();
+    host.resume("web").ok();
     wait_until("it has ended", || procs() == init);
 }

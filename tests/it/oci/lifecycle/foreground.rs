@@ -8,7 +8,7 @@ fn a_foreground_run_ends_as_its_process() {
     let host = Host::new();
     for code in [0, 1, 42, 255] {
         let bundle = host.bundle("web").script(&format!("exit {code}"));
-        let output = host.cmd("run").bundle(&bundle).run().exits_with(code);
+        let output = host.run(&bundle).exits_with(code);
         assert_eq!(output.stderr(), "");
         assert_eq!(host.status("web"), "gone");
         assert_eq!(host.remains(), Vec::<String>::new());
@@ -24,7 +24,7 @@ fn death_by_a_signal_is_128_and_its_number() {
             .bundle("web")
             .without_namespace("pid")
             .script(&format!("kill -{signal} $$; sleep 1000"));
-        host.cmd("run").bundle(&bundle).run().exits_with(code);
+        host.run(&bundle).exits_with(code);
         assert_eq!(host.status("web"), "gone");
     }
 }
@@ -57,6 +57,6 @@ fn a_foreground_run_ends_with_its_process_and_takes_the_rest_along() {
         .bundle("web")
         .without_namespace("pid")
         .script("sleep 1000 & exit 5");
-    host.cmd("run").bundle(&bundle).run().exits_with(5);
+    host.run(&bundle).exits_with(5);
     assert_eq!(host.remains(), Vec::<String>::new());
 }

@@ -21,21 +21,17 @@ fn a_container_is_created_started_and_deleted() {
     assert_eq!(host.status("web"), "running");
     assert_eq!(host.pid("web"), pid);
     wait_until("the container writes", || created.stdout() == "hello\n");
-    host.cmd("start")
-        .arg("web")
-        .run()
+    host.rcm(["start", "web"])
         .fails_with(1, "cannot start an already running container");
-    host.cmd("delete").arg("web").run().fails_with(
+    host.rcm(["delete", "web"]).fails_with(
         1,
         "cannot delete container web that is not stopped: running",
     );
-    host.cmd("kill").args(["web", "KILL"]).run().ok();
+    host.kill("web", "KILL").ok();
     host.wait_for_status("web", "stopped");
-    host.cmd("start")
-        .arg("web")
-        .run()
+    host.rcm(["start", "web"])
         .fails_with(1, "cannot start a container that has stopped");
-    host.cmd("delete").arg("web").run().ok();
+    host.rcm(["delete", "web"]).ok();
     assert_eq!(host.status("web"), "gone");
     assert_eq!(host.remains(), Vec::<String>::new());
 }
@@ -46,7 +42,7 @@ fn a_container_that_was_not_started_is_deleted() {
     let bundle = host.bundle("web").args(["sleep", "1000"]);
     host.create(&bundle);
     let pid = host.pid("web");
-    host.cmd("delete").arg("web").run().ok();
+    host.rcm(["delete", "web"]).ok();
     assert!(!is_alive(pid));
     assert_eq!(host.remains(), Vec::<String>::new());
 }
@@ -88,7 +84,7 @@ fn the_state_has_the_shape_of_runc() {
     assert!(before <= created && created <= Utc::now(), "{created}");
     assert!(is_alive(host.pid("web")));
 
-    host.cmd("kill").args(["web", "KILL"]).run().ok();
+    host.kill("web", "KILL").ok();
     host.wait_for_status("web", "stopped");
     let state = host.state("web");
     assert_eq!(state["pid"], 0);
@@ -109,24 +105,19 @@ fn list_shows_containers_as_table_json_and_ids() {
         empty.split_whitespace().collect::<Vec<_>>(),
         ["ID", "PID", "STATUS", "BUNDLE", "CREATED", "OWNER"]
     );
-    let json = host.cmd("list").args(["--format", "json"]).run().ok();
+    let json = host.rcm(["list", "--format", "json"]).ok();
     assert_eq!(json.stdout(), "null\n");
 
     let first = host.bundle("first").args(["sleep", "1000"]);
     let second = host.bundle("second").args(["sleep", "1000"]);
     host.create(&second);
     host.run_detached(&first);
-    let ids = host.cmd("list").arg("--quiet").run().ok().stdout();
+    let ids = host.rcm(["list", "--quiet"]).ok().stdout();
     assert_eq!(ids, "first\nsecond\n");
-    let short = host.cmd("list").args(["-q", "-f", "json"]).run().ok();
+    let short = host.rcm(["list", "-q", "-f", "json"]).ok();
     assert_eq!(short.stdout(), ids, "-q wins, as with runc");
 
-    let list = host
-        .cmd("list")
-        .args(["--format", "json"])
-        .run()
-        .ok()
-        .json();
+    let list = host.rcm(["list", "--format", "json"]).ok().json();
     let list = list.as_array().unwrap();
     assert_eq!(list.len(), 2);
     assert_eq!(list[0], host.state("first"));
@@ -149,10 +140,7 @@ fn list_shows_containers_as_table_json_and_ids() {
         table.lines().nth(1).unwrap()[column..].starts_with("running"),
         "{table}"
     );
-    host.cmd("list")
-        .args(["--format", "xml"])
-        .run()
-        .exits_with(1);
+    host.rcm(["list", "--format", "xml"]).exits_with(1);
 }
 
 #[test]
@@ -162,12 +150,10 @@ fn a_damaged_container_hides_no_other() {
     host.create(&bundle);
     fs::create_dir(host.root().join("broken")).unwrap();
     fs::write(host.root().join("broken/state.json"), "{").unwrap();
-    let output = host.cmd("list").arg("--quiet").run().ok();
+    let output = host.rcm(["list", "--quiet"]).ok();
     assert_eq!(output.stdout(), "web\n");
     assert!(output.stderr().contains("broken"), "{output:?}");
-    host.cmd("state")
-        .arg("broken")
-        .run()
+    host.rcm(["state", "broken"])
         .fails_with(1, "damaged state file");
     host.delete("broken");
 }
@@ -191,7 +177,7 @@ fn run_detached_leaves_the_container_running() {
         host.pid("web").to_string()
     );
     wait_until("the container writes", || output.stdout() == "up\n");
-    host.cmd("kill").args(["web", "KILL"]).run().ok();
+    host.kill("web", "KILL").ok();
     host.wait_for_status("web", "stopped");
 }
 
@@ -205,11 +191,9 @@ fn keep_leaves_the_stopped_container() {
         .run()
         .exits_with(4);
     assert_eq!(host.status("web"), "stopped");
-    host.cmd("run")
-        .bundle(&bundle)
-        .run()
+    host.run(&bundle)
         .fails_with(1, "container with given ID already exists");
-    host.cmd("delete").arg("web").run().ok();
+    host.rcm(["delete", "web"]).ok();
     assert_eq!(host.remains(), Vec::<String>::new());
 }
 
@@ -258,22 +242,17 @@ fn kill_knows_names_and_numbers_and_defaults_to_term() {
         ("usr2", "USR2"),
         ("28", "WINCH"),
     ] {
-        host.cmd("kill").args(["web", argument]).run().ok();
+        host.kill("web", argument).ok();
         wait_until(word, || output.stdout().contains(word));
     }
-    host.cmd("kill").args(["web", "0"]).run().ok();
-    host.cmd("kill")
-        .args(["web", "NOSUCH"])
-        .run()
-        .fails_with(1, "unknown signal");
-    host.cmd("kill").arg("web").run().ok();
+    host.kill("web", "0").ok();
+    host.kill("web", "NOSUCH").fails_with(1, "unknown signal");
+    host.rcm(["kill", "web"]).ok();
     host.wait_for_status("web", "stopped");
     wait_until("TERM", || output.stdout().contains("TERM"));
-    host.cmd("kill")
-        .arg("web")
-        .run()
+    host.rcm(["kill", "web"])
         .fails_with(1, "container not running");
-    host.cmd("kill").args(["--all", "web", "KILL"]).run().ok();
+    host.rcm(["kill", "--all", "web", "KILL"]).ok();
 }
 
 #[test]
@@ -285,14 +264,14 @@ fn a_container_without_a_pid_namespace_dies_as_a_whole() {
         .script("sleep 1000 & sleep 1000 & echo ready; wait");
     let output = host.run_detached(&bundle);
     wait_until("its children are there", || output.stdout() == "ready\n");
-    host.cmd("kill").args(["web", "KILL"]).run().ok();
+    host.kill("web", "KILL").ok();
     host.wait_for_status("web", "stopped");
     wait_until("no process is left", || {
         host.cgroup_dirs("web")
             .iter()
             .all(|dir| fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default() == "")
     });
-    host.cmd("delete").arg("web").run().ok();
+    host.rcm(["delete", "web"]).ok();
     assert_eq!(host.remains(), Vec::<String>::new());
 }
 
@@ -304,35 +283,28 @@ fn pause_stops_and_resume_continues() {
         .script("n=0; while :; do n=$((n+1)); echo $n; sleep 0.01; done");
     let output = host.run_detached(&bundle);
     wait_until("it counts", || !output.stdout().is_empty());
-    host.cmd("resume")
-        .arg("web")
-        .run()
-        .fails_with(1, "container not paused");
-    host.cmd("pause").arg("web").run().ok();
+    host.resume("web").fails_with(1, "container not paused");
+    host.pause("web").ok();
     assert_eq!(host.status("web"), "paused");
     let counted = output.stdout();
     std::thread::sleep(Duration::from_millis(200));
     assert_eq!(output.stdout(), counted, "it went on while paused");
-    host.cmd("pause")
-        .arg("web")
-        .run()
+    host.pause("web")
         .fails_with(1, "container not running or created: paused");
-    host.cmd("resume").arg("web").run().ok();
+    host.resume("web").ok();
     assert_eq!(host.status("web"), "running");
     wait_until("it counts again", || output.stdout().len() > counted.len());
     // Deleting and killing work on a frozen one, too.
-    host.cmd("pause").arg("web").run().ok();
-    host.cmd("kill").args(["web", "KILL"]).run().ok();
+    host.pause("web").ok();
+    host.kill("web", "KILL").ok();
     host.wait_for_status("web", "stopped");
-    host.cmd("pause")
-        .arg("web")
-        .run()
+    host.pause("web")
         .fails_with(1, "container not running or created: stopped");
-    host.cmd("delete").arg("web").run().ok();
+    host.rcm(["delete", "web"]).ok();
 
     host.run_detached(&bundle);
-    host.cmd("pause").arg("web").run().ok();
-    host.cmd("delete").args(["--force", "web"]).run().ok();
+    host.pause("web").ok();
+    host.rcm(["delete", "--force", "web"]).ok();
     assert_eq!(host.remains(), Vec::<String>::new());
 }
 
@@ -341,9 +313,9 @@ fn a_created_container_can_be_paused() {
     let host = Host::new();
     let bundle = host.bundle("web").script("echo started; sleep 1000");
     let output = host.create(&bundle);
-    host.cmd("pause").arg("web").run().ok();
+    host.pause("web").ok();
     assert_eq!(host.status("web"), "paused");
-    host.cmd("resume").arg("web").run().ok();
+    host.resume("web").ok();
     assert_eq!(host.status("web"), "created");
     host.start("web");
     wait_until("it starts", || output.stdout() == "started\n");

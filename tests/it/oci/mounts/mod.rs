@@ -47,7 +47,7 @@ fn with_mapped(bundle: Bundle, source: &Path, to: &str, options: &[&str], map: &
 
 #[track_caller]
 fn run(host: &Host, bundle: &Bundle) -> Output {
-    host.cmd("run").bundle(bundle).run()
+    host.run(bundle)
 }
 
 /// What a script prints in the container.
@@ -277,7 +277,7 @@ fn a_restored_container_has_its_mounts() {
             false => bundle,
         };
         host.run_detached(&bundle);
-        let look = || host.exec(bundle.id(), ["sh", "-c", LOOK]).ok().stdout();
+        let look = || host.exec_sh(bundle.id(), LOOK).ok().stdout();
         crate::common::wait_until("it has written", || look().contains("herenew"));
         let before = look();
         assert!(before.contains("/mapped/file 1001:1001"), "{before}");

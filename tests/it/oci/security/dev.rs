@@ -41,7 +41,7 @@ fn nothing_is_made_where_an_image_s_dev_leads() {
                     let same = outside.strip_prefix("/").unwrap();
                     fs::create_dir_all(bundle.rootfs().join(same)).unwrap();
                 }
-                let output = host.cmd("run").bundle(&bundle).run();
+                let output = host.run(&bundle);
                 let names: Vec<_> = fs::read_dir(&outside).unwrap().flatten().collect();
                 assert_eq!(names.len(), 1, "{names:?}, {output:?}");
                 let text = fs::read_to_string(outside.join("ptmx")).unwrap();
@@ -104,7 +104,7 @@ fn a_terminal_comes_from_no_other_device() {
     host.run_detached(&bundle);
     for target in targets {
         let script = format!("ln -sf {target} /dev/ptmx");
-        host.exec("web", ["sh", "-c", &script]).ok();
+        host.exec_sh("web", &script).ok();
         let exec = host.cmd("exec").args(["--tty", "web", "echo", "here"]);
         let (code, text) = exec.on_terminal().wait();
         assert!(

@@ -232,7 +232,7 @@ fn links_of_the_image_do_not_lead_mounts_out() {
             .set("/linux/maskedPaths", json!(["/link/secret"]))
             .set("/linux/readonlyPaths", json!(["/link"]))
             .args(["cat", "/link/secret"]);
-        let output = host.cmd("run").bundle(&bundle).run();
+        let output = host.run(&bundle);
         assert!(!output.stdout().contains("of the host"), "{output:?}");
         let names: Vec<_> = fs::read_dir(&outside).unwrap().collect();
         assert_eq!(names.len(), 1, "{names:?}");
@@ -246,7 +246,7 @@ fn links_of_the_image_do_not_lead_mounts_out() {
         let place = bundle.rootfs().join(name);
         fs::remove_dir(&place).unwrap();
         symlink("/tmp", &place).unwrap();
-        let output = host.cmd("run").bundle(&bundle.args(["ls", "/tmp"])).run();
+        let output = host.run(&bundle.args(["ls", "/tmp"]));
         assert!(
             output.code() != 0 && output.stdout().is_empty(),
             "{output:?}"
@@ -271,7 +271,7 @@ fn a_mask_is_the_null_device_whatever_the_image_calls_so() {
         let bundle = without_dev(id);
         symlink(target, bundle.rootfs().join("dev/null")).unwrap();
         let script = "stat -L -c %t:%T /proc/kcore; echo overwritten >/proc/kcore";
-        let output = host.cmd("run").bundle(&bundle.script(script)).run();
+        let output = host.run(&bundle.script(script));
         let masked = output.stdout() == "1:3\n";
         assert!(
             masked || (output.code() != 0 && output.stdout().is_empty()),
@@ -343,7 +343,7 @@ fn race(host: &Host, volume: &Path, outside: &Path, number: u32) -> bool {
         // A mount that had gone there would hide what is there.
         .bind(outside, "/outside", "ro")
         .script("cat /outside/below/file; cat /volume/*/below/file /volume/link/below/file 2>/dev/null; true");
-    let output = host.cmd("run").bundle(&bundle).run();
+    let output = host.run(&bundle);
     let names: Vec<_> = walkdir::WalkDir::new(outside)
         .into_iter()
         .map(|entry| entry.unwrap().file_name().to_owned())
@@ -377,7 +377,7 @@ fn nothing_is_mounted_in_proc() {
                 _ => ("tmpfs".as_ref(), &[]),
             };
             let bundle = host.bundle("web").mount(kind, source, destination, options);
-            let output = host.cmd("run").bundle(&bundle.args(["echo", "here"])).run();
+            let output = host.run(&bundle.args(["echo", "here"]));
             assert!(output.code() != 0, "{destination}: {output:?}");
             assert_eq!(output.stdout(), "");
         }
