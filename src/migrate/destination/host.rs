@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use crate::criu::NotResumed;
 use crate::error::Cause;
 use crate::migrate::agreement::Local;
 use crate::migrate::record::restore_spec::Recipe;
@@ -47,11 +48,14 @@ pub trait Held: Sized {
     /// A running container.
     type Running;
 
-    /// Lets it run.
+    /// Lets it run. `announce` is called right before CRIU gets its yes, and can refuse.
     ///
     /// # Errors
-    /// Where it does not run; it is destroyed then.
-    fn resume(self) -> Result<Self::Running, Cause>;
+    /// It does not run, or `announce` has refused. It is destroyed then, but may have run before.
+    fn resume(
+        self,
+        announce: impl FnOnce() -> Result<(), Cause>,
+    ) -> Result<Self::Running, NotResumed<Cause>>;
 
     /// Destroys it.
     ///

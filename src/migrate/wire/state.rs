@@ -22,8 +22,12 @@ pub enum Phase {
     Fenced,
     /// The source gave the container away and waits for the destination's word. It never runs here by itself again.
     Committing,
-    /// The destination owns the container and lets it run.
+    /// Source: the destination has answered that the container runs there. Destination: it owns the
+    /// container, and CRIU has no yes yet: nothing has executed.
     Committed,
+    /// Destination: CRIU is about to get its yes, or has it. The container may have run, even if nothing of
+    /// it is there any more: rcm never restores it again by itself.
+    Resuming,
     /// Done: the container runs at the destination, the source has forgotten it.
     Done,
     /// Ended before the commit: the container runs at the source, never at the destination.
@@ -34,7 +38,10 @@ impl Phase {
     /// Whether the source may still let the container run on by itself.
     #[must_use]
     pub const fn may_roll_back(self) -> bool {
-        !matches!(self, Self::Committing | Self::Committed | Self::Done)
+        !matches!(
+            self,
+            Self::Committing | Self::Committed | Self::Resuming | Self::Done
+        )
     }
 
     /// Whether nothing is left to do.
@@ -55,6 +62,7 @@ impl fmt::Display for Phase {
             Self::Fenced => "fenced",
             Self::Committing => "committing",
             Self::Committed => "committed",
+            Self::Resuming => "resuming",
             Self::Done => "done",
             Self::RolledBack => "rolled-back",
         })
@@ -67,7 +75,8 @@ impl fmt::Display for Phase {
 pub enum Verdict {
     /// It owns the container and lets it run, or let it run and it has ended since.
     Running,
-    /// It owns the container but could not let it run yet; its images are kept.
+    /// It owns the container but could not let it run yet, or cannot tell whether it has run (phase
+    /// `resuming`). Its images are kept. The source keeps its frozen copy and never lets it run.
     Committed,
     /// It ended the migration without a commit and will never accept one: the source may let the container run.
     RolledBack,

@@ -16,6 +16,7 @@ mod mode;
 mod moves;
 mod names;
 mod network;
+mod once;
 mod operator;
 mod ops;
 mod preflight;

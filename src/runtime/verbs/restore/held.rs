@@ -6,7 +6,7 @@ use chrono::Utc;
 use nix::unistd::Pid;
 
 use super::stages::Stages;
-use crate::criu;
+use crate::criu::{self, NotResumed};
 use crate::error::chain;
 use crate::runtime::container::Container;
 use crate::runtime::error::{Error, Result};
@@ -60,25 +60,44 @@ impl HeldRestore {
     ///
     /// # Errors
     /// Where the record cannot be written or CRIU fails; nothing is left of the container then.
-    pub fn resume(mut self) -> Result<Restored> {
-        let result = self.try_resume();
+    pub fn resume(self) -> Result<Restored> {
+        (self.resume_after(|| Ok(()))).map_err(|failed: NotResumed<Error>| failed.source)
+    }
+
+    /// As [`Self::resume`]. `announce` is called when nothing but CRIU's yes is missing: it has its
+    /// last chance to refuse.
+    ///
+    /// # Errors
+    /// As [`Self::resume`], and the error of `announce`.
+    pub fn resume_after<E: From<Error>>(
+        mut self,
+        announce: impl FnOnce() -> Result<(), E>,
+    ) -> Result<Restored, NotResumed<E>> {
+        let result = self.try_resume(announce);
         if result.is_err() {
             discard(&self.container);
         }
         result
     }
 
-    fn try_resume(&mut self) -> Result<Restored> {
+    fn try_resume<E: From<Error>>(
+        &mut self,
+        announce: impl FnOnce() -> Result<(), E>,
+    ) -> Result<Restored, NotResumed<E>> {
         let Some(mut held) = self.held.take() else {
-            return Err(Error::NotRunning);
+            return Err(NotResumed::before(Error::NotRunning.into()));
         };
         let pid = held.pid();
         // Before anything executes: were rcm killed now, the container would be known for what it is; and what fails may be tried again.
-        self.register(pid)?;
-        write_pid_file(self.pid_file.as_deref(), pid)?;
+        self.register(pid)
+            .and_then(|()| write_pid_file(self.pid_file.as_deref(), pid))
+            .map_err(|error| NotResumed::before(error.into()))?;
+        // Before the network is unlocked: a container that is not announced has to go.
+        announce().map_err(NotResumed::before)?;
         // Before CRIU lets the sockets go: each then asks its peer what it has missed.
         let announcement = held.notify_mut().arrival.complete(pid);
-        let stages = held.resume()?;
+        let resumed = held.resume();
+        let stages = resumed.map_err(|failed| failed.map(|error| Error::from(error).into()))?;
         let cgroup = self.container.cgroup();
         if cgroup.freezer_dir().is_ok() {
             // CRIU restores the freezer of cgroup v1 as it found it: frozen, by rcm for the dump or by an engine that pauses before it. As with runc, a
