@@ -18,7 +18,7 @@ BINARY     := $(TARGET_DIR)/release/rcm
 ASSETS     := $(TARGET_DIR)/assets
 SOURCES    := Cargo.toml Cargo.lock $(wildcard build.rs) $(shell find src -name '*.rs')
 # How the tests are run, see .config/nextest.toml: PROFILE=ci leaves a report for machines.
-NEXTEST    := $(CARGO) nextest run --locked --profile $(or $(PROFILE),default)
+NEXTEST    := tests/in-memory.sh $(CARGO) nextest run --locked --profile $(or $(PROFILE),default)
 # Tests that cannot run here say so in this file: the output of tests that pass is not shown.
 SKIP_LOG   := $(abspath $(TARGET_DIR))/skips.log
 MSRV       := $(shell sed -n 's/^rust-version *= *"\(.*\)"/\1/p' Cargo.toml)
@@ -79,7 +79,7 @@ check: ## Formatting, clippy, rustdoc and the rules of the source tree; needs no
 .PHONY: test
 test: deps example-rootfs ## Build and run all tests, those that need root and CRIU included
 	@mkdir -p $(TARGET_DIR) && : > $(SKIP_LOG)
-	RCM_SKIP_LOG=$(SKIP_LOG) $(NEXTEST); status=$$?; cat $(SKIP_LOG); exit $$status
+	RCM_PREVIOUS_RELEASE=$$(scripts/previous-release.sh $(TARGET_DIR)/previous) RCM_SKIP_LOG=$(SKIP_LOG) $(NEXTEST); status=$$?; cat $(SKIP_LOG); exit $$status
 
 .PHONY: test-engines
 test-engines: deps ## Run the tests with Docker, containerd and Podman alone

@@ -11,9 +11,9 @@
 //! * [`engines`]: Docker, containerd and Podman as users of this runtime.
 //! * [`runtime`]: containers on this host, on top of `libcontainer`.
 //! * [`criu`]: CRIU's RPC protocol.
-//! * [`image`]: what lies in an image store.
+//! * [`image`]: the files of an image store.
 //! * [`sys`]: system calls; every `unsafe` block of the crate.
-//! * [`error`], [`text`]: how errors and quantities read; they depend on nothing else.
+//! * [`error`], [`text`]: the wording of errors and quantities; they depend on nothing else.
 #![deny(unsafe_code)]
 
 pub mod cli;

@@ -12,10 +12,11 @@ use crate::runtime::verbs::delete;
 use super::criu_args::CriuArgs;
 use super::{Globals, absolute};
 
-/// What `checkpoint` and `restore` share.
+/// Flags that `checkpoint` and `restore` share.
 #[derive(Debug, clap::Args)]
 pub struct ImageArgs {
-    /// Path to the directory of the CRIU image files (default is "checkpoint" in the working directory)
+    /// Path to the directory of the CRIU image files (default is "checkpoint" in the working
+    /// directory)
     #[arg(long, value_name = "DIR")]
     image_path: Option<PathBuf>,
     /// Path to the directory of CRIU's work files and logs (default is the image path)
@@ -32,7 +33,8 @@ pub struct ImageArgs {
 }
 
 impl ImageArgs {
-    /// The flags for the runtime. `--empty-ns=network` is what rcm does anyway, as runc.
+    /// Returns the flags for the runtime. It ignores `--empty-ns=network`, because rcm always does
+    /// that, like runc.
     pub(super) fn flags(self, link_remap: bool) -> CriuFlags {
         CriuFlags {
             image_path: absolute(self.image_path.unwrap_or_else(|| "checkpoint".into())),
@@ -46,7 +48,8 @@ impl ImageArgs {
 
 /// Checkpoint a running container
 ///
-/// Saves the state of the container's processes with CRIU and, unless told otherwise, deletes the container.
+/// Saves the state of the container's processes with CRIU, then deletes the container unless
+/// --leave-running is set.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// The name of the container
@@ -114,13 +117,13 @@ pub fn run(globals: &Globals, args: Args) -> anyhow::Result<i32> {
     if !args.leave_running
         && let Err(error) = delete::destroy(&container)
     {
-        // As runc: the images are complete, which is what was asked for.
+        // A warning only, as with runc: the images are complete, and the caller asked for those.
         tracing::warn!("cannot delete container {}: {}", args.id, chain(&error));
     }
     Ok(0)
 }
 
-/// The descriptor of `--status-fd`, which must be open for writing.
+/// Returns the descriptor of `--status-fd`, which must be open for writing.
 fn status_fd(number: i32) -> anyhow::Result<Option<OwnedFd>> {
     if number < 0 {
         return Ok(None);

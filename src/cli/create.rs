@@ -5,7 +5,7 @@ use crate::runtime::verbs::create::CreateRequest;
 
 use super::{Globals, absolute};
 
-/// What `create` and `run` share.
+/// Flags that `create` and `run` share.
 #[derive(Debug, clap::Args)]
 pub struct CreateArgs {
     /// The name of the container, unique on this host

@@ -26,7 +26,7 @@ pub struct CriuArgs {
 }
 
 impl CriuArgs {
-    /// The choices for the dump and the restore.
+    /// Returns the choices for the dump and the restore.
     pub fn choices(&self, link_remap: bool) -> CriuChoices {
         CriuChoices {
             tcp_established: self.tcp_established,

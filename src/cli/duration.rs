@@ -15,7 +15,7 @@ const UNITS: [(&str, f64); 8] = [
     ("h", 3600e9),
 ];
 
-/// Reads a duration. Negative ones are none.
+/// Reads a duration. A negative one is invalid.
 ///
 /// # Errors
 /// A sentence for the user.

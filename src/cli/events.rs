@@ -88,7 +88,7 @@ pub fn run(globals: &Globals, args: Args) -> anyhow::Result<i32> {
                 deadline = Instant::now() + args.interval;
                 match reader.read() {
                     Ok(stats) => Event::stats(id, stats).print()?,
-                    // The next time may be better.
+                    // Reading may succeed at the next interval.
                     Err(error) => tracing::warn!("{}", chain(&error)),
                 }
             }

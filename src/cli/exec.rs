@@ -58,7 +58,8 @@ pub struct Args {
     /// Pass N additional file descriptors to the container (stdio + $LISTEN_FDS + N in total)
     #[arg(long, value_name = "N", default_value_t = 0)]
     preserve_fds: i32,
-    /// Run the process in an existing sub-cgroup of the container's; on cgroup v1 also by controller, several times
+    /// Run the process in an existing sub-cgroup of the container's; on cgroup v1 also by
+    /// controller, several times
     #[arg(long, value_name = "[CONTROLLER[,CONTROLLER]:]CGROUP")]
     cgroup: Vec<String>,
     /// Allow exec in a paused container
@@ -96,7 +97,8 @@ pub fn run(globals: &Globals, args: Args) -> anyhow::Result<i32> {
     Ok(foreground.wait()?)
 }
 
-/// The process of the spec, changed as the flags say; or that of `--process`.
+/// Returns the process of `--process`; without it, the process of the spec with the changes of the
+/// flags.
 fn process(container: &Container, args: &Args) -> anyhow::Result<Process> {
     if let Some(path) = &args.process {
         return Ok(spec::load_process(path)?);
@@ -150,7 +152,7 @@ fn add_capabilities(process: &mut Process, names: &[String]) -> anyhow::Result<(
     let bounding = join(capabilities.bounding());
     let effective = join(capabilities.effective());
     let permitted = join(capabilities.permitted());
-    // Ambient ones need inheritable ones (capabilities(7)), which exec does not add.
+    // Ambient capabilities need inheritable ones (capabilities(7)), which exec does not add.
     let inheritable = capabilities.inheritable().as_ref();
     let ambient = if inheritable.is_some_and(|set| !set.is_empty()) {
         join(capabilities.ambient())
@@ -193,7 +195,8 @@ fn set_user(process: &mut Process, args: &Args) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// One group below the container's for all controllers, or one for each controller that is named.
+/// Returns one group below the container's for all controllers, or one for each controller that is
+/// named.
 fn sub_cgroups(arguments: &[String]) -> anyhow::Result<SubCgroups> {
     let mut groups = SubCgroups::new();
     for argument in arguments {

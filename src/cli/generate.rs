@@ -10,21 +10,21 @@ use super::Cli;
 /// Write man pages or shell completions (for packaging)
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// What to write
-    what: What,
-    /// Where to
+    /// Kind of files to write
+    kind: Kind,
+    /// Directory for the files
     dir: PathBuf,
 }
 
 #[derive(Debug, Clone, Copy, ValueEnum)]
-enum What {
-    /// One page per verb, section 8
+enum Kind {
+    /// Man pages of section 8, one for each verb
     Man,
-    /// For bash, zsh and fish
+    /// Shell completions for bash, zsh and fish
     Completion,
 }
 
-/// What clap does not know of a page: everything but names, synopsis, description and options.
+/// Hand-written sections of a page. clap generates only names, synopsis, description and options.
 fn hand_written(verb: Option<&str>) -> &'static str {
     match verb {
         None => include_str!("generate/rcm.roff"),
@@ -37,9 +37,9 @@ fn hand_written(verb: Option<&str>) -> &'static str {
 pub fn run(args: Args) -> anyhow::Result<i32> {
     fs::create_dir_all(&args.dir)
         .with_context(|| format!("cannot create {}", args.dir.display()))?;
-    match args.what {
-        What::Man => man(&args.dir)?,
-        What::Completion => {
+    match args.kind {
+        Kind::Man => man(&args.dir)?,
+        Kind::Completion => {
             for shell in [Shell::Bash, Shell::Zsh, Shell::Fish] {
                 clap_complete::generate_to(shell, &mut Cli::command(), "rcm", &args.dir)
                     .with_context(|| format!("cannot write to {}", args.dir.display()))?;

@@ -1,12 +1,14 @@
-//! Long options with one dash, as Go's flag packages take them: containerd's client library says `-no-subreaper` to `restore`.
+//! Long options with one dash, as Go's flag packages accept them: containerd's client library
+//! passes `-no-subreaper` to `restore`.
 
 use std::ffi::OsString;
 
 use clap::Command;
 
-/// Gives long options with one dash their second one, up to the first argument of the verb: what follows is that argument's business, as with runc.
+/// Adds the second dash to long options with one dash, up to the first argument of the verb. As
+/// with runc, the rest may be a command of the container and stays as it is.
 ///
-/// A cluster of short options stays one: none has the name of a long option.
+/// A cluster of short options does not change: no cluster has the name of a long option.
 pub fn with_two_dashes(
     command: &Command,
     arguments: impl IntoIterator<Item = OsString>,
@@ -41,7 +43,7 @@ pub fn with_two_dashes(
                         .get_short()
                         .is_some_and(|short| option == short.to_string())
         });
-        // clap adds this one later.
+        // clap adds `--help` later.
         let is_long = name == "help" || known.is_some_and(|known| known.get_long() == Some(name));
         if is_long && !option.starts_with('-') {
             let mut doubled = OsString::from("-");
@@ -82,10 +84,10 @@ mod tests {
                 "rcm --root /r --log=l run -d --bundle b w",
             ),
             ("rcm -help", "rcm --help"),
-            // The value of an option, whatever it looks like.
+            // The value of an option may begin with a dash.
             ("rcm --root -log list -q", "rcm --root -log list -q"),
             ("rcm run -b -detach w", "rcm run -b -detach w"),
-            // What is the container's stays as it is.
+            // Arguments of the container's command do not change.
             ("rcm exec -tty w ls -root", "rcm exec --tty w ls -root"),
             ("rcm exec -- -tty", "rcm exec -- -tty"),
             ("rcm kill w -9", "rcm kill w -9"),

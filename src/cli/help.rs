@@ -1,8 +1,10 @@
-//! Help in runc's shape, whose first lines its users' scripts know: `NAME:`, then the command and what it is for.
+//! Help in runc's shape. Scripts of its users match the first lines: `NAME:`, then the command and
+//! its purpose.
 
 use clap::Command;
 
-/// Gives a command and those below it this shape; `path` is what has to be typed for it.
+/// Gives this shape to a command and its subcommands. `path` is the words that the user types for
+/// the command.
 pub fn shaped(command: Command, path: &str) -> Command {
     let about = command.get_about().map(ToString::to_string);
     let template = format!(

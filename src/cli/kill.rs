@@ -14,7 +14,7 @@ pub struct Args {
     /// A signal by name, with or without SIG, or by number
     #[arg(default_value = "SIGTERM")]
     signal: String,
-    /// Send the signal to the container even if it has stopped: only its error goes away
+    /// Ignore the error if the container has stopped
     #[arg(long, short, hide = true)]
     all: bool,
 }

@@ -12,7 +12,7 @@ use super::state::{StateJson, format_time};
 /// List the containers that rcm knows below its root
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// What to print
+    /// Output format: table or json
     #[arg(long, short, value_name = "FORMAT", default_value = "table", value_parser = ["table", "json"])]
     format: String,
     /// Display only container IDs
@@ -27,7 +27,7 @@ pub fn run(globals: &Globals, args: Args) -> anyhow::Result<i32> {
             println!("{}", state.id);
         }
     } else if args.format == "json" {
-        // runc prints `null` for no containers; its readers know.
+        // Programs that read runc's list expect `null` if there are no containers.
         if states.is_empty() {
             println!("null");
         } else {

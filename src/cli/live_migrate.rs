@@ -29,11 +29,13 @@ use settle::{cancel, settle, status};
 
 /// The name of the command.
 pub const VERB: &str = "live-migrate";
-/// Exit status if the container is not known to run anywhere. The message names the command that settles it.
+/// Exit status if it is unknown where the container runs. The message names the command that
+/// settles it.
 const NOT_SETTLED: u8 = 3;
-/// Exit status of wrong usage, found by the parser or after it.
+/// Exit status of wrong usage, whether the parser finds it or a later check.
 pub const USAGE: u8 = 2;
-/// How long the source waits for the destination's answer before it leaves the matter to `--resolve`.
+/// Time that the source waits for the destination's answer. After it, the operator needs
+/// `--resolve`.
 const SETTLE_LIMIT_DUR: Duration = Duration::from_secs(60);
 
 /// A command that has failed.
@@ -45,7 +47,8 @@ pub struct Failed {
 }
 
 impl Failed {
-    /// Makes a failure of `error`. Nothing is left to settle if the container is as it was, or where `rests` says.
+    /// Makes a failure of `error`. The migration counts as settled if the container is unchanged,
+    /// or at the place in `rests`.
     fn of(error: impl Fated + Send + Sync + 'static, rests: Fate) -> Self {
         let fate = error.fate();
         let is_settled = fate == Fate::AsBefore || fate == rests;
@@ -126,14 +129,15 @@ fn image_path(args: &Args) -> anyhow::Result<PathBuf> {
     match image_path.is_dir() {
         true => Ok(image_path),
         false => Err(anyhow!(
-            "{} is not a directory: --image-path names one, best one that both hosts share",
+            "{} is not a directory: --image-path needs an existing directory, best one that both hosts share",
             image_path.display()
         )),
     }
 }
 
-/// Returns the state directory and the whole id of a container that this host has, or had, and that only an engine knows by this name. With `--root`
-/// no engine is asked.
+/// Returns the state directory and the full id of a container that is known by this name only to an
+/// engine on this host. Containers that have left this host count, too. With `--root` no engine is
+/// asked.
 fn engine_of(globals: &Globals, args: &Args) -> anyhow::Result<Option<(Globals, String)>> {
     let settles = args.status || args.resolve || args.cancel;
     let receives = args.destination.is_none() && !(args.local_test || settles);

@@ -1,6 +1,7 @@
 //! The command line: runc's verbs and flags, and rcm's own.
 //!
-//! One file per verb turns arguments into a request to [`crate::runtime`] or [`crate::migrate`] and prints the answer.
+//! One file per verb turns arguments into a request to [`crate::runtime`] or [`crate::migrate`] and
+//! prints the answer.
 
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -40,9 +41,9 @@ mod state;
 mod update;
 mod version;
 
-/// The exit status of a command that failed, as runc's.
+/// Exit status of a command that failed; the same as runc's.
 const FAILED: u8 = 1;
-/// The exit status for a verb that does not exist, as runc's.
+/// Exit status for a verb that does not exist; the same as runc's.
 const UNKNOWN_VERB: u8 = 3;
 
 /// Runs containers like runc and moves them, running, between hosts.
@@ -54,7 +55,7 @@ const UNKNOWN_VERB: u8 = 3;
                   containers between hosts.\n\nContainers are configured using bundles. A bundle is a directory that has a specification file \
                   named \"config.json\" and a root filesystem.",
     disable_version_flag = true,
-    // As in Go the last one counts: Podman says some flags twice.
+    // As in Go, the last value counts: Podman passes some flags twice.
     args_override_self = true,
     disable_help_subcommand = false,
     subcommand_required = false,
@@ -81,7 +82,8 @@ struct GlobalArgs {
     /// Set the log format
     #[arg(long, value_name = "FORMAT", value_enum, default_value_t)]
     log_format: LogFormat,
-    /// Root directory for storage of container state; it should be on tmpfs (default is /run/rcm, or $XDG_RUNTIME_DIR/rcm for users)
+    /// Root directory for storage of container state, which should be located in tmpfs (default is
+    /// /run/rcm, or $XDG_RUNTIME_DIR/rcm for users)
     #[arg(long, value_name = "DIR")]
     root: Option<PathBuf>,
     /// Path to the criu binary (default is $RCM_CRIU, then the PATH)
@@ -95,7 +97,7 @@ struct GlobalArgs {
     rootless: Choice,
 }
 
-/// One is made per process: its size does not matter.
+/// The size does not matter: a process has one value of this type.
 #[allow(clippy::large_enum_variant)]
 #[derive(Debug, Subcommand)]
 enum Command {
@@ -122,13 +124,14 @@ enum Command {
 }
 
 impl Command {
-    /// Whether rcm's own code executes inside a container: then the container must not be able to write to rcm's binary through
-    /// `/proc/PID/exe` (CVE-2019-5736).
+    /// Whether rcm's own code executes inside a container. If so, the container must not be able to
+    /// write to rcm's binary through `/proc/PID/exe` (CVE-2019-5736).
     fn enters_container(&self) -> bool {
         matches!(self, Self::Create(_) | Self::Run(_) | Self::Exec(_))
     }
 
-    /// Whether the command holds nothing that it would have to give back: it may end anywhere.
+    /// Whether the command only prints. It has nothing to clean up, so a signal may end it at any
+    /// point.
     fn only_prints(&self) -> bool {
         matches!(
             self,
@@ -137,7 +140,7 @@ impl Command {
     }
 }
 
-// Here and not beside the type, because clap stays in this module.
+// Here and not beside the type, because only this module uses clap.
 impl ValueEnum for LogFormat {
     fn value_variants<'a>() -> &'a [Self] {
         &[Self::Text, Self::Json]
@@ -151,18 +154,19 @@ impl ValueEnum for LogFormat {
     }
 }
 
-/// What every verb needs to know.
+/// Settings that every verb needs.
 #[derive(Debug, Clone)]
 pub struct Globals {
-    /// The state directory.
+    /// State directory.
     pub root: PathBuf,
-    /// Whether `--root` was given: runc takes only a default that does not exist for an empty one.
+    /// Whether `--root` was given. As with runc, a missing directory counts as empty only if it is
+    /// the default one.
     pub root_given: bool,
     /// Whether systemd manages the cgroups of new containers.
     pub systemd_cgroup: bool,
-    /// Whether new containers do without what this user may not do to cgroups.
+    /// Whether new containers ignore permission errors of cgroups.
     pub rootless: bool,
-    /// The CRIU that the user named.
+    /// CRIU binary from `--criu`.
     pub criu: Option<PathBuf>,
     /// Whether debug records are written.
     pub debug: bool,
@@ -174,7 +178,8 @@ impl Globals {
     fn new(args: GlobalArgs) -> Self {
         let is_root = nix::unistd::geteuid().is_root();
         let is_hosts_root = is_root && !in_user_namespace();
-        // As with runc, root of a user namespace counts as a user unless it is a container's root.
+        // As with runc, root of a user namespace counts as an unprivileged user, unless it is the
+        // root user of a container.
         let has_own_root = !is_hosts_root
             && (!is_root || std::env::var_os("USER").is_none_or(|user| user != "root"));
         let default = || match std::env::var_os("XDG_RUNTIME_DIR") {
@@ -188,7 +193,8 @@ impl Globals {
             root_given: args.root.is_some(),
             root: args.root.map_or_else(default, absolute),
             systemd_cgroup: args.systemd_cgroup,
-            // Root of a user namespace who uses systemd is taken for root of the systemd that runs there.
+            // Root of a user namespace with --systemd-cgroup is assumed to be root for the systemd
+            // that runs there.
             rootless: args
                 .rootless
                 .0
@@ -205,8 +211,9 @@ impl Globals {
     }
 }
 
-/// Makes a state directory below `$XDG_RUNTIME_DIR`, with the sticky bit, without which what is old may be cleaned up there (XDG Base Directory
-/// Specification). Where that cannot be done the command's own error says why.
+/// Creates a state directory below `$XDG_RUNTIME_DIR` with the sticky bit. Without the bit, a
+/// cleaner may remove old files there (XDG Base Directory Specification). It ignores errors: the
+/// command itself fails with a better one.
 fn keep_root(root: &Path) {
     let made = std::fs::DirBuilder::new()
         .recursive(true)
@@ -217,27 +224,27 @@ fn keep_root(root: &Path) {
     }
 }
 
-/// `true` and `false`, or `auto`, for which there is no value here.
+/// `true` or `false`; `None` for `auto`.
 #[derive(Debug, Clone, Copy)]
 struct Choice(Option<bool>);
 
-/// As runc reads it: with all of Go's words, and nothing for `auto`.
+/// Reads the value of `--rootless` like runc: Go's words for a boolean, or `auto`.
 fn rootless(text: &str) -> Result<Choice, String> {
     match text {
         "" => Ok(Choice(None)),
         auto if auto.eq_ignore_ascii_case("auto") => Ok(Choice(None)),
         "1" | "t" | "T" | "true" | "TRUE" | "True" => Ok(Choice(Some(true))),
         "0" | "f" | "F" | "false" | "FALSE" | "False" => Ok(Choice(Some(false))),
-        _ => Err("it is true, false or auto".into()),
+        _ => Err("expected true, false or auto".into()),
     }
 }
 
-/// A path that stays right when the working directory changes.
+/// Returns a path that stays valid if the working directory changes.
 fn absolute(path: PathBuf) -> PathBuf {
     std::path::absolute(&path).unwrap_or(path)
 }
 
-/// What this program was called by: it answers to the name of a runc whose place it has taken.
+/// Returns the name by which this program was called. It may be `runc`, if rcm replaces runc.
 fn program() -> String {
     std::env::args_os()
         .next()
@@ -274,7 +281,7 @@ pub fn main() -> ExitCode {
     }
     let globals = Globals::new(cli.global);
     let Some(verb) = cli.command else {
-        // As runc: without a command the help is the answer, not an error.
+        // As with runc, the answer without a command is the help and not an error.
         return match command.print_help() {
             Ok(()) => ExitCode::SUCCESS,
             Err(_) => ExitCode::from(FAILED),
@@ -290,19 +297,20 @@ pub fn main() -> ExitCode {
         );
     }
     if verb.only_prints() {
-        // A reader that has left is no reason to panic; nothing worse happens if this fails.
+        // A closed pipe must not cause a panic. An error here is harmless.
         let _ = crate::sys::process::end_on_broken_pipe();
     }
     let failed = verb.failure_status();
     match dispatch(&globals, verb) {
-        // Statuses beyond a byte do not exist.
+        // An exit status has only eight bits.
         Ok(status) => ExitCode::from(u8::try_from(status & 0xff).unwrap_or(FAILED)),
         Err(error) => fail(&globals, failed, &error),
     }
 }
 
 impl Command {
-    /// runc exits with 255 where `exec` itself fails, to tell this from the process's own status.
+    /// runc exits with 255 if `exec` itself fails, to distinguish this from the status of the
+    /// process.
     fn failure_status(&self) -> u8 {
         match self {
             Self::Exec(_) => 255,
@@ -341,14 +349,15 @@ fn dispatch(globals: &Globals, command: Command) -> anyhow::Result<i32> {
     }
 }
 
-/// The state directory serves as the overlay's second layer; where it cannot be made, the command's own error says so.
+/// Seals the binary. The state directory is the second layer of the overlay. If it cannot be
+/// created, the command itself fails with a better error.
 fn protect_binary(globals: &Globals) -> std::io::Result<()> {
     let _ = std::fs::DirBuilder::new()
         .recursive(true)
         .mode(0o700)
         .create(&globals.root);
     crate::sys::seal::ensure_sealed(&globals.root)?;
-    // runc's words, for those who look for them.
+    // runc's words, because tests and scripts search the log for them.
     if !crate::sys::seal::is_copied() {
         tracing::debug!("runc exeseal: using overlayfs for sealed /proc/self/exe");
     }
@@ -370,7 +379,7 @@ fn report_failure(globals: &Globals, error: &anyhow::Error) {
     }
 }
 
-/// Answers `--help`, and reports wrong usage as runc does: one record, the usage below it.
+/// Prints the help for `--help`. Reports wrong usage as runc does: one log record, then the usage.
 fn usage(error: &clap::Error) -> ExitCode {
     if matches!(
         error.kind(),
@@ -401,7 +410,7 @@ fn usage(error: &clap::Error) -> ExitCode {
             eprintln!("{}", rest.trim_end());
         }
     } else {
-        // Nothing better is left than the parser's own words.
+        // There is no log, so the parser's own message is the best that is left.
         let _ = error.print();
     }
     ExitCode::from(match unknown_verb(error) {
@@ -410,7 +419,8 @@ fn usage(error: &clap::Error) -> ExitCode {
     })
 }
 
-/// The verb that does not exist. runc's sentence and status for it are those of its missing help.
+/// Returns the verb that does not exist. runc reports it like a missing help topic, with the same
+/// sentence and status.
 fn unknown_verb(error: &clap::Error) -> Option<&str> {
     if error.kind() != ErrorKind::InvalidSubcommand {
         return None;
@@ -421,7 +431,8 @@ fn unknown_verb(error: &clap::Error) -> Option<&str> {
     }
 }
 
-/// `live-migrate` has a status of its own for wrong usage: 1 says that a container was not moved.
+/// Returns the exit status for wrong usage. `live-migrate` has its own, because its status 1 means
+/// that the container was not moved.
 fn usage_status() -> u8 {
     match std::env::args().any(|argument| argument == live_migrate::VERB) {
         true => live_migrate::USAGE,
@@ -429,7 +440,8 @@ fn usage_status() -> u8 {
     }
 }
 
-/// `--log` and `--log-format` of a command line that does not parse: the record must reach the engine all the same.
+/// Returns `--log` and `--log-format` of a command line that does not parse: the engine must still
+/// get the log record.
 fn log_arguments() -> (Option<PathBuf>, LogFormat) {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let value = |name: &str| {

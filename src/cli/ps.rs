@@ -4,15 +4,15 @@ use anyhow::{Context, anyhow, bail};
 
 use super::Globals;
 
-/// Ps displays the processes running inside a container
+/// Display the processes running inside a container
 #[derive(Debug, clap::Args)]
 #[command(override_usage = "rcm ps [OPTIONS] <CONTAINER-ID> [PS-OPTIONS]...")]
 pub struct Args {
     /// Select one of: table or json
     #[arg(long, short, value_name = "FORMAT", default_value = "table")]
     format: String,
-    /// The name of the container, then what ps(1) gets instead of -ef
-    // One argument, because everything after the name belongs to ps: `-f`, too.
+    /// The name of the container, then options for ps(1) instead of -ef
+    // One clap argument for both, because everything after the name belongs to ps, even `-f`.
     #[arg(
         value_name = "CONTAINER-ID [PS-OPTIONS]",
         required = true,
@@ -69,7 +69,7 @@ fn ps(options: &[String]) -> anyhow::Result<String> {
     Ok(String::from_utf8_lossy(&output.stdout).into_owned())
 }
 
-/// The header of ps's table, and the lines whose `PID` is one of `pids`.
+/// Returns the header of ps's table, and the lines with a `PID` that is one of `pids`.
 fn select(table: &str, pids: &[i32]) -> anyhow::Result<String> {
     let mut lines = table.lines();
     let header = lines.next().unwrap_or_default();
@@ -102,7 +102,7 @@ mod tests {
             select(table, &[17, 99]).unwrap(),
             "UID   PID  PPID CMD\nroot   17     1 sleep 17\n"
         );
-        // What else looks like a process id is none.
+        // Numbers in other columns and in empty lines are not process ids.
         assert_eq!(select(table, &[0]).unwrap(), "UID   PID  PPID CMD\n");
     }
 

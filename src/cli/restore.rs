@@ -73,7 +73,7 @@ pub fn run(globals: &Globals, args: Args) -> anyhow::Result<i32> {
         held.resume()?;
         return Ok(0);
     }
-    // Before it executes, so that neither its end nor a signal for it is missed.
+    // Watch before the process executes, so that neither its exit nor a signal for it is missed.
     let mut foreground = Foreground::watch(held.pid())?;
     let restored = held.resume()?;
     foreground.attach(restored.terminal)?;

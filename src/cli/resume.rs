@@ -10,7 +10,7 @@ pub struct Args {
 
 pub fn run(globals: &Globals, args: Args) -> anyhow::Result<i32> {
     let container = globals.load(&args.id)?;
-    // Frozen because it was given away is not paused.
+    // A container that is frozen because it was migrated away is not paused.
     crate::migrate::ops::refuse_if_open(&globals.root, &args.id)?;
     crate::runtime::verbs::pause::resume(&container)?;
     Ok(0)

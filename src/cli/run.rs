@@ -57,7 +57,7 @@ pub fn run(globals: &Globals, args: Args) -> anyhow::Result<i32> {
         foreground.attach(terminal)?;
         start::start(&container)?;
         if let Some(listener) = listener {
-            // This process is the one that ends with the container; it forks no longer, so that it may have threads.
+            // This process exits with the container. It no longer forks, so it may have threads.
             thread::spawn(move || {
                 listener.forward(pid, Pid::this());
                 listener.drain();
@@ -79,7 +79,8 @@ pub fn run(globals: &Globals, args: Args) -> anyhow::Result<i32> {
     }
 }
 
-/// The container's process has ended or must not go on; what it did counts, not what is left.
+/// Removes a container whose process has exited or must not run. A failure is only a warning: the
+/// exit status is that of the process.
 fn remove(container: &Container) {
     if let Err(error) = delete::destroy_forcibly(container) {
         tracing::warn!(

@@ -9,12 +9,13 @@ use serde_json::ser::{PrettyFormatter, Serializer};
 
 use crate::runtime::spec::template;
 
-/// The name of a bundle's specification.
+/// Name of a bundle's specification.
 const SPEC_FILE: &str = "config.json";
 
 /// Create a new specification file, a starting point to edit
 ///
-/// The file is called config.json and runs "sh" from the directory rootfs beside it, on a terminal.
+/// The file is named config.json. Its process is "sh" on a terminal, with the directory rootfs
+/// beside the file as root.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Path to the root of the bundle directory (default is the current one)

@@ -18,13 +18,13 @@ pub struct Args {
     id: String,
 }
 
-/// runc's JSON of a container.
+/// State of a container in runc's JSON format.
 #[derive(Debug, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub(super) struct StateJson {
     oci_version: String,
     pub(super) id: String,
-    /// 0 for a stopped container.
+    /// Process id of init; 0 for a stopped container.
     pub(super) pid: i32,
     pub(super) status: Status,
     pub(super) bundle: PathBuf,
@@ -66,7 +66,7 @@ impl StateJson {
     }
 }
 
-/// The name of the user who owns the state directory, or `#UID`.
+/// Returns the name of the user who owns the state directory, or `#UID`.
 fn owner(dir: &Path) -> String {
     let Ok(metadata) = dir.metadata() else {
         return String::new();

@@ -14,9 +14,11 @@ pub struct Args {
     /// The name of the container
     #[arg(value_name = "CONTAINER-ID")]
     id: String,
-    /// A file with the resources to update, or '-' for the standard input; all other options but those of Intel RDT are ignored then
+    /// File with the resources to update, or '-' for standard input; all other options but those of
+    /// Intel RDT are then ignored
     ///
-    /// It has the format of linux.resources in config.json; what is not in it stays as it is.
+    /// The file has the format of linux.resources in config.json. Resources that it does not name
+    /// do not change.
     #[arg(long, short, value_name = "FILE")]
     resources: Option<String>,
     /// Per cgroup weight, 10 to 1000
@@ -28,7 +30,7 @@ pub struct Args {
     /// CPU CFS hardcap limit: allowed cpu time in a given period, in microseconds, -1 for no limit
     #[arg(long, value_name = "QUOTA", allow_negative_numbers = true)]
     cpu_quota: Option<String>,
-    /// CPU CFS hardcap burst limit: unused cpu time that is saved up, in microseconds
+    /// CPU CFS hardcap burst limit: unused cpu time that may be saved up, in microseconds
     #[arg(long, value_name = "BURST")]
     cpu_burst: Option<String>,
     /// CPU shares (relative weight vs. other containers)
@@ -40,7 +42,8 @@ pub struct Args {
     /// CPU realtime hardcap limit: allowed cpu time in a given period, in microseconds
     #[arg(long, value_name = "RUNTIME", allow_negative_numbers = true)]
     cpu_rt_runtime: Option<String>,
-    /// 1: the container executes only when nothing else does; 0: the default
+    /// Set cgroup SCHED_IDLE or not: 0 for the default, 1 to execute only when the CPU is otherwise
+    /// idle
     #[arg(long, value_name = "IDLE", allow_negative_numbers = true)]
     cpu_idle: Option<String>,
     /// CPU(s) to use
@@ -102,7 +105,7 @@ fn read_resources(reader: impl Read) -> anyhow::Result<Resources> {
     let mut documents = serde_json::Deserializer::from_reader(reader).into_iter();
     documents
         .next()
-        .ok_or_else(|| anyhow!("no JSON is there"))?
+        .ok_or_else(|| anyhow!("no JSON found"))?
         .map_err(Into::into)
 }
 
@@ -129,7 +132,7 @@ fn resources(args: &Args) -> anyhow::Result<Resources> {
     Ok(resources)
 }
 
-/// An empty value counts as none, as with runc.
+/// Reads a number. As with runc, an empty value is the same as no value.
 fn number<T>(name: &str, value: &Option<String>) -> anyhow::Result<Option<T>>
 where
     T: FromStr<Err = std::num::ParseIntError>,
@@ -155,8 +158,9 @@ fn bytes(name: &str, value: &Option<String>) -> anyhow::Result<Option<i64>> {
     }
 }
 
-/// A size as Docker's tools take it: a number, perhaps with a fraction, then a unit `b`, `k`, `m`, `g`, `t` or `p` in any case, each of 1,024 of the one
-/// before, perhaps with `b` or `ib` after it.
+/// Reads a size as Docker's tools do: a number, perhaps with a fraction, then a unit `b`, `k`, `m`,
+/// `g`, `t` or `p` in any case, perhaps with `b` or `ib` after it. Each unit is 1,024 of the one
+/// before.
 fn size(text: &str) -> Option<i64> {
     const UNITS: &str = "bkmgtp";
     let unit_at = text
@@ -173,7 +177,7 @@ fn size(text: &str) -> Option<i64> {
     let rest = letters.as_str();
     let proper = rest.is_empty() || (power > 0 && matches!(rest, "b" | "ib"));
     let bytes = number * 1024_f64.powi(i32::try_from(power).ok()?);
-    // 2^63 and more do not fit.
+    // 2^63 and more do not fit into an `i64`.
     (proper && bytes < 9_223_372_036_854_775_808.0).then_some(bytes as i64)
 }
 

@@ -1,4 +1,5 @@
-//! Container engines that use rcm: where they keep what a runtime remembers, and how a container of theirs is recognized.
+//! Container engines that use rcm: their state directories, and the marks by which their containers
+//! are recognized.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -7,8 +8,9 @@ use std::path::{Path, PathBuf};
 
 use crate::runtime::container::validate_id;
 
-/// State directories that engines give to their runtime as `--root`, with one `*` for what follows a name: Docker's for each runtime (libcontainerd), containerd's for each
-/// namespace (its shim's default), CRI-O's, and that of a Podman that was told so.
+/// State directories that engines give to their runtime as `--root`, with one `*` for the varying
+/// part of a name: Docker's for each runtime (libcontainerd), containerd's for each namespace (its
+/// shim's default), CRI-O's, and that of a Podman with this setting.
 const ROOTS: [(&str, &str); 5] = [
     ("/run/docker", "runtime-*/moby"),
     ("/run/containerd/runc", "*"),
@@ -16,34 +18,35 @@ const ROOTS: [(&str, &str); 5] = [
     ("/run/runc", ""),
     ("/run/crun", ""),
 ];
-/// Engines' ids: SHA-256 sized, in hexadecimal.
+/// Length of an engine's ids, which are as long as a SHA-256 in hexadecimal.
 const ID_LENGTH: usize = 64;
 
 /// A container that was found by the beginning of its id.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Found {
-    /// The state directory that knows it.
+    /// The state directory of the container.
     pub root: PathBuf,
     /// The whole id.
     pub id: String,
 }
 
-/// More than one container begins with what was given.
+/// The beginning of an id fits more than one container.
 #[derive(Debug, thiserror::Error)]
 #[error(
-    "several containers of engines begin with {prefix:?}, such as {first} and {second}: give more of the id"
+    "several ids of engines' containers begin with {prefix:?}, such as {first} and {second}: give more of the id"
 )]
 pub struct Ambiguous {
-    /// What was given.
+    /// The given beginning.
     pub prefix: String,
-    /// One of them.
+    /// One of the ids.
     pub first: String,
-    /// Another one.
+    /// Another one of the ids.
     pub second: String,
 }
 
-/// The container of an engine that is called `name`, or whose id begins with it, as engines let their users say it. `own_root` is looked at, too: Podman names no state
-/// directory. `known` tells whether a state directory has something about an id beside the container itself.
+/// Finds the container of an engine whose id is `name` or begins with it, as engines let their
+/// users write it. `own_root` is searched, too, because Podman passes no state directory. `known`
+/// returns the ids that a state directory knows besides its containers.
 ///
 /// # Errors
 /// [`Ambiguous`].
@@ -93,7 +96,7 @@ fn find_below<'a>(
     }
 }
 
-/// Those of [`ROOTS`] that exist.
+/// Returns the directories of [`ROOTS`] that exist.
 fn roots(top: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for (dir, pattern) in ROOTS {
@@ -113,7 +116,7 @@ fn roots(top: &Path) -> Vec<PathBuf> {
     found
 }
 
-/// The entries of a directory, nothing where there is none.
+/// Returns the entries of a directory, or none if it does not exist.
 fn names(dir: &Path) -> Vec<String> {
     let entries = fs::read_dir(dir).into_iter().flatten();
     entries
@@ -130,7 +133,8 @@ fn is_engines_id(text: &str) -> bool {
     text.len() == ID_LENGTH && is_hexadecimal(text)
 }
 
-/// Whether an engine made this bundle and will remove it: containerd's shim, which is Docker's, too, or the storage library of Podman and CRI-O.
+/// Returns whether an engine has made this bundle and will remove it: containerd's shim, which
+/// Docker uses, too, or the storage library of Podman and CRI-O.
 #[must_use]
 pub fn keeps(bundle: &Path) -> bool {
     let parts: Vec<_> = bundle
@@ -147,7 +151,7 @@ pub fn keeps(bundle: &Path) -> bool {
     is_shims || is_storages
 }
 
-/// Whether `path` lies in a directory that an engine has for one container or sandbox.
+/// Returns whether `path` lies in a directory that an engine has for one container or sandbox.
 #[must_use]
 pub fn is_private(path: &Path) -> bool {
     path.components()
@@ -194,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_an_engines_is_told_by_its_path() {
+    fn files_of_an_engine_are_told_by_their_paths() {
         let id = id("abc");
         for bundle in [
             format!("/run/docker/containerd/daemon/io.containerd.runtime.v2.task/moby/{id}"),

@@ -1,14 +1,15 @@
-//! The end that takes the container over.
+//! The destination: the host that takes the container over.
 //!
-//! Each state is a type, and a transition consumes it: [`Receiving`], [`Verified`], [`Restored`] can be given up; [`Committed`] cannot. A receiver
-//! that has given up says so in its journal and answers it to whoever asks, because the source may have sent a commit that never arrived: it may let
-//! its container run again only on this word.
+//! Each state is a type, and a transition consumes it. [`Receiving`], [`Verified`] and [`Restored`]
+//! can roll back; [`Committed`] cannot. A receiver that has rolled back writes that to its journal
+//! and answers it to a source that asks. The source may have sent a commit that never arrived, and
+//! only this answer lets it run its container again.
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use super::link::channel::{Patience, TransportError};
-use super::link::listener::Lobby;
+use super::link::listener::Listener;
 use super::progress::Progress;
 use super::record::journal;
 use super::trust::rendezvous::Rendezvous;
@@ -34,79 +35,82 @@ pub use settlement::Settlement;
 
 use session::{Session, micros};
 
-/// How long a message that needs no work at the other end may take.
+/// Time limit for a message that needs no work at the other end.
 const ANSWER_LIMIT_DUR: Duration = Duration::from_secs(30);
-/// How often a restore is tried once the container is this host's.
+/// Number of attempts to resume the container after the commit.
 const RESUME_ATTEMPTS: u32 = 3;
 
-/// What a receiver was told.
+/// Parameters of a receiver.
 #[derive(Debug)]
 pub struct Setup {
     /// rcm's state directory.
     pub root: PathBuf,
-    /// The image store.
+    /// Path of the image store.
     pub image_path: PathBuf,
-    /// How long the source may take from the last images to the commit; rounds before them take as long as they take.
+    /// Time that the source may take from the last images to the commit. Rounds before them have no
+    /// limit.
     pub limit_dur: Duration,
-    /// How long a receiver that gave up with a commit possibly on the way stays to say so.
+    /// Time for which a receiver that rolled back stays to answer a source whose commit may be on
+    /// the way.
     pub linger_dur: Duration,
 }
 
 type Result<T, E = DestinationError> = std::result::Result<T, E>;
 
-/// A receiver that nobody has come to yet.
+/// State: the receiver waits for a source.
 #[derive(Debug)]
 pub struct Prepared<H> {
     setup: Setup,
     host: H,
-    lobby: Lobby,
+    listener: Listener,
     rendezvous: Rendezvous,
 }
 
-/// The ends agreed; the source stops and dumps.
+/// State: both ends agreed; the source copies and dumps the container.
 #[derive(Debug)]
 pub struct Receiving<H> {
     session: Session<H>,
 }
 
-/// The images are those that the source wrote.
+/// State: the images are complete and equal to the source's.
 #[derive(Debug)]
 pub struct Verified<H> {
     session: Session<H>,
     verify_dur: Duration,
 }
 
-/// The container is restored and held.
+/// State: the container is restored and held; it has not executed.
 #[derive(Debug)]
 pub struct Restored<H: Host> {
     session: Session<H>,
     held: H::Held,
 }
 
-/// The container is this host's.
+/// State: the commit has arrived, and the container belongs to this host.
 #[derive(Debug)]
-#[must_use = "nobody else will let the container run"]
+#[must_use = "only this end may resume the container"]
 pub struct Committed<H: Host> {
     session: Session<H>,
     held: H::Held,
     committed_at: Instant,
 }
 
-/// The container runs here.
+/// State: the container runs here.
 #[derive(Debug)]
 pub struct Arrived<R> {
-    /// What the host made of it.
+    /// The running container.
     pub running: R,
-    /// For a source that has not heard it yet.
+    /// Answers a source that does not know it yet.
     pub settlement: Settlement,
 }
 
-/// Waits for the container and takes it.
+/// Waits for the container, restores it and resumes it.
 ///
-/// `interrupt` is heeded until the commit.
+/// A signal in `interrupt` ends the migration until the commit.
 ///
 /// # Errors
-/// [`DestinationError::NotStarted`] and [`DestinationError::MayHaveRun`] after the commit; all others mean that the container is not here.
+/// [`DestinationError::NotStarted`] and [`DestinationError::MayHaveRun`] after the commit. After every
+/// other error the container is not here.
 pub fn receive<H: Host>(
     prepared: Prepared<H>,
     progress: &mut Progress,
@@ -126,12 +130,14 @@ pub fn receive<H: Host>(
 }
 
 impl<H: Host> Receiving<H> {
-    /// Waits for the images, those of any rounds first, and compares them with what the source wrote.
+    /// Waits for the images of all rounds and of the final dump, and compares them with the
+    /// source's.
     ///
     /// # Errors
-    /// The source is told and lets the container run on.
+    /// The source is told, and resumes the container.
     pub fn verify(mut self, interrupt: Option<&Interrupt>) -> Result<Verified<H>> {
-        // Rounds take as long as the memory is large. A source that is gone is noticed without a deadline, too.
+        // No deadline: a round takes as long as the memory is large. If the source dies, the
+        // connection ends.
         let patience = Patience::default().or_interrupt(interrupt);
         match self.session.verify(patience) {
             Ok(verify_dur) => Ok(Verified {
@@ -148,10 +154,10 @@ impl<H: Host> Receiving<H> {
 }
 
 impl<H: Host> Verified<H> {
-    /// Restores the container and holds it.
+    /// Restores the container and holds it before its first instruction.
     ///
     /// # Errors
-    /// The source is told and lets the container run on.
+    /// The source is told, and resumes the container.
     pub fn restore(self, progress: &mut Progress) -> Result<Restored<H>> {
         let Self {
             mut session,
@@ -168,7 +174,7 @@ impl<H: Host> Restored<H> {
     /// Waits for the commit.
     ///
     /// # Errors
-    /// The restored container is destroyed. A source that did commit learns it when it asks.
+    /// The restored container is destroyed. A source that has committed learns this when it asks.
     pub fn await_commit(self, interrupt: Option<&Interrupt>) -> Result<Committed<H>> {
         let Self { mut session, held } = self;
         let patience = session.patience(interrupt);
@@ -180,7 +186,7 @@ impl<H: Host> Restored<H> {
                 committed_at,
             }),
             Err(error) => {
-                // A source that says itself that it does not commit will not ask.
+                // A source that has aborted has not sent a commit and will not ask.
                 let asks = !matches!(
                     error,
                     DestinationError::Transport(TransportError::Aborted { .. })
@@ -204,7 +210,8 @@ impl<H: Host> Restored<H> {
 }
 
 impl<H: Host> Committed<H> {
-    /// Lets the container run, from its images once more if the held one fails, and tells the source.
+    /// Resumes the container and tells the source. If the held container fails, it is restored from
+    /// its images again.
     ///
     /// # Errors
     /// [`DestinationError::NotStarted`], [`DestinationError::MayHaveRun`].
@@ -238,7 +245,7 @@ impl<H: Host> Committed<H> {
         let message = Message::Running(Running {
             resume_us: micros(resume_dur),
         });
-        // A source that does not hear it asks; the settlement answers.
+        // A source that misses this message asks, and the settlement answers.
         let told = session
             .channel
             .send(&message, Patience::within(ANSWER_LIMIT_DUR));
@@ -249,6 +256,7 @@ impl<H: Host> Committed<H> {
                 chain(&error)
             ));
         }
+        // Removing the old tree may take long, so the container runs and the source knows it first.
         session.keep_tree();
         if let Err(error) = session.journal.enter(Phase::Done) {
             tracing::warn!("{}", chain(&error));

@@ -20,8 +20,8 @@ pub enum Fate {
     Unknown,
 }
 
-/// An error that knows what became of the container.
+/// An error that knows the fate of the container.
 pub trait Fated: std::error::Error {
-    /// Returns what became of the container.
+    /// Returns the fate of the container.
     fn fate(&self) -> Fate;
 }

@@ -1,23 +1,27 @@
-//! Live migration: a running container moves to another host and goes on from the instruction at which it was stopped.
+//! Live migration: a running container moves to another host and resumes there at the instruction
+//! at which it was stopped.
 //!
-//! **At most one copy executes at any moment.** Before the commit, any failure leaves the container running at the source as if nothing had
-//! happened. After it, the container is the destination's, and both sides keep the images until the destination has confirmed.
+//! **At most one copy executes at any moment.** Before the commit, any failure leaves the container
+//! running at the source as if nothing had happened. After the commit, the destination owns the
+//! container, and both ends keep the images until the destination has confirmed that the container
+//! runs.
 //!
 //! # Sequence
 //!
-//! Through an image store that both hosts see, with any number of rounds of pre-copy, or none (stop-and-copy):
+//! Through an image store that both hosts share, with any number of rounds of pre-copy, or none
+//! (stop-and-copy):
 //!
 //! ```text
 //!  source                                                     destination
-//!    |                                                             |  leaves its secret in the image store, listens
+//!    |                                                             |  writes its secret to the store, listens
 //!    | <============= TLS 1.3, a certificate on each side =======> |
 //!    | <------------- opening, opening, challenge ---------------> |
 //!    | -------------- proof -------------------------------------> |  knows the secret: [rendezvous]
 //!    | <------------- welcome ------------------------------------ |  knows it too
 //!    | -------------- preamble ----------------------------------> |
-//!    | <------------- findings ----------------------------------- |  an error among them: refused, both wait as before
+//!    | <------------- findings ----------------------------------- |  if one is an error: refused
 //!    |                                                             |
-//!  pre-dump: the memory, or what has changed since the last round  |   the container runs on
+//!  pre-dump: all memory, then the changes                          |
 //!    | -------------- round (manifest) --------------------------> |
 //!  sync the images                                     check link and digests
 //!    | <------------- round verified ----------------------------- |
@@ -26,7 +30,8 @@
 //!  freeze, dump; CRIU holds the tasks at post-dump                 |
 //!  digest the images                                               |
 //!    | -------------- shipped (manifest) ------------------------> |
-//!  sync the images                         check the digests, restore; CRIU holds the tasks at post-restore
+//!  sync the images                                      check the digests, restore;
+//!    |                                             CRIU holds the tasks at post-restore
 //!    | <------------- ready -------------------------------------- |
 //!  fence: the cgroup's freezer                                     |
 //!  journal: committing                                             |
@@ -38,46 +43,57 @@
 //!    | -------------- settled -----------------------------------> |
 //! ```
 //!
-//! Up to the commit each side may send `abort` with a reason instead, and a lost connection means the same. A rehearsal ends with the source's `abort` in
-//! the place of the commit, and the destination waits for the next source.
+//! Up to the commit each side may send `abort` with a reason instead, and a lost connection means
+//! the same. A rehearsal ends with the source's `abort` in the place of the commit. The destination
+//! then waits for the next source.
 //!
 //! # States
 //!
-//! Each is a type; a transition consumes it. What can be rolled back is a type that has `roll_back`.
+//! Each state is a type, and a transition consumes it. A state that can be rolled back has a method
+//! `roll_back`.
 //!
 //! ```text
-//!  source        Negotiated -> PreCopying -> Frozen -> Shipped -> PeerReady -> Fenced -> Committing -> HandedOff
-//!                    |             |            |          |           |          |           |
-//!                    v             v            v          v           v          v           | the destination's word that
-//!                  ---------------- roll back: it runs on, its images are removed -------  <--' it never will run the container
+//!  source
+//!  Negotiated -> PreCopying -> Frozen -> Shipped -> PeerReady -> Fenced -> Committing -> HandedOff
+//!      |             |            |          |           |          |           |
+//!      v             v            v          v           v          v           |
+//!    ---------- roll back: it runs on, its images are removed -----------  <----'
+//!                                                if the destination will never run it
 //!
-//!  destination   Prepared -> Receiving -> Verified -> Restored -> Committed -> Arrived
-//!                    ^           |            |           |           |
-//!                    | refused   v            v           v           v
-//!                    '---     ---- give up: destroyed, journal ----   restored again from the images
+//!  destination
+//!  Prepared -> Receiving -> Verified -> Restored -> Committed -> Arrived
+//!      ^           |            |           |           |
+//!      | refused   v            v           v           v
+//!      '---     ---- give up: destroyed, journal ----   restored again from the images
 //! ```
 //!
-//! # What holds the container where
+//! # How the container is held
 //!
-//! | at the source | the container stands still because | it goes on when |
+//! | at the source | the container is stopped because | it resumes when |
 //! | --- | --- | --- |
-//! | Frozen to PeerReady | CRIU traces its tasks at `post-dump` | CRIU gets a "no", or nobody is there to answer it |
-//! | Fenced, Committing | its cgroup is frozen too | somebody thaws it |
+//! | Frozen to PeerReady | CRIU traces its tasks at `post-dump` | rcm answers "no" to CRIU, or dies before it answers |
+//! | Fenced, Committing | its cgroup is frozen, too | rcm or an operator thaws the cgroup |
 //!
-//! | at the destination | the container stands still because | it is destroyed when |
+//! | at the destination | the container is stopped because | it is destroyed when |
 //! | --- | --- | --- |
-//! | Restored | CRIU holds its tasks at `post-restore` | CRIU gets a "no", or nobody is there to answer it |
+//! | Restored | CRIU holds its tasks at `post-restore` | rcm answers "no" to CRIU, or dies before it answers |
 //!
-//! So the death of either process rolls back before the commit, and lets nothing run after it ([`container::fence`]).
+//! So if either process dies before the commit, the migration is rolled back. If it dies after the
+//! commit, no copy runs by itself ([`container::fence`]).
 //!
 //! # The commit in doubt
 //!
-//! A commit that was sent may have arrived or not. The source then asks, on a new connection, with the id of the migration and the same secret, until the
-//! destination answers: "running", and it removes its copy; "rolled back", which the destination has written to its journal before it said so, and the
-//! container runs on at the source. Without an answer it stands still, and `--resolve` asks again later. It never runs on a guess.
+//! When the connection is lost after the commit was sent, the source does not know whether it
+//! arrived. The source then asks on a new connection, with the id of the migration and the same
+//! secret, until the destination answers. After "running" the source removes its copy. After
+//! "rolled back", which the destination has written to its journal before it answers, the container
+//! resumes at the source. Without an answer the container stays frozen, and `--resolve` asks again
+//! later. It never runs on a guess.
 //!
-//! A destination that is killed after "committed" is in its journal may have let the container run or not. Its `--resolve` waits for CRIU's end, by which
-//! that is decided ([`crate::runtime::process::criu_process`]), and restores the container again if nothing of it has executed.
+//! A destination that is killed after "committed" is in its journal may or may not have let the
+//! container run. Its `--resolve` waits until CRIU has ended, because only then that is decided
+//! ([`crate::runtime::process::criu_process`]). It restores the container again if no instruction
+//! of it has executed.
 //!
 //! # Modules, from the bottom up
 //!
@@ -92,8 +108,8 @@
 //! * [`source`], [`destination`]: the states, over traits for the container and the host; neither
 //!   knows the other. [`method`]: when the rounds end.
 //! * [`container`]: those traits for real containers.
-//! * [`ops`]: operations that a command or an agent asks for. [`fate`]: where the container is after
-//!   one has failed.
+//! * [`ops`]: operations that a command or an agent asks for. [`fate`]: where the container is
+//!   after one has failed.
 
 pub mod agreement;
 pub mod container;

@@ -1,10 +1,12 @@
-//! What is found out before the first byte of an image is written: at the source about the container ([`survey`]), at the destination about what
-//! the container will need ([`differing_files`], [`network::judge`]). CRIU finds most of it too, but late: with the container frozen.
+//! Probes before the first byte of an image is written: at the source of the container
+//! ([`survey`]), at the destination of the things that the container will need
+//! ([`differing_files`], [`network::judge`]). CRIU finds most problems too, but late: when the
+//! container is frozen.
 
 use nix::unistd::Pid;
 use oci_spec::runtime::Spec;
 
-use super::unix_sockets::{Names, Unkept};
+use super::unix_sockets::{SocketNames, Unkept};
 use super::wire::finding::Finding;
 use super::wire::id::{MigrationId, Side};
 use super::wire::observed::Observed;
@@ -20,25 +22,25 @@ mod rootfs;
 mod sockets;
 mod space;
 
-pub use space::room;
+pub use space::free_space;
 
 pub use host::{clock_ms, differing_files};
 pub use rootfs::{has_entries, offer, rootfs_found};
 
-/// What a source knows of a running container.
+/// Result of the probes of a running container.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct Survey {
-    /// What speaks against moving it.
+    /// Findings about the container.
     pub findings: Vec<Finding>,
-    /// What the destination is asked about.
+    /// Observations that the destination compares with its host.
     pub observed: Observed,
-    /// The limit for deleted files that the dump needs; `None` where CRIU's own suffices.
+    /// Limit for deleted files that the dump needs, in bytes; `None` if CRIU's own suffices.
     pub ghost_limit_bytes: Option<u32>,
 }
 
-/// Looks at the container without disturbing it.
+/// Probes the container without disturbing it.
 ///
-/// Processes come and go meanwhile: what cannot be read is left out, and CRIU has the last word.
+/// Processes start and end meanwhile. An unreadable one is skipped, and CRIU has the final say.
 #[must_use]
 pub fn survey(container: &Container, spec: &Spec, choices: &CriuChoices) -> Survey {
     let (Some(init), Ok(pids)) = (container.init_pid(), container.cgroup().pids()) else {
@@ -58,8 +60,8 @@ pub fn survey(container: &Container, spec: &Spec, choices: &CriuChoices) -> Surv
     findings.extend(processes::nested(init, &moving));
     findings.extend(open.findings);
     findings.extend(connections.findings);
-    // No name is made here, so none is needed for it.
-    let (_, unkept) = Names::find(container, spec, MigrationId::new([0; 16]));
+    // Nothing is moved aside here, so any migration id will do.
+    let (_, unkept) = SocketNames::find(container, spec, MigrationId::new([0; 16]));
     findings.extend(unkept.iter().map(Unkept::finding));
     Survey {
         findings,

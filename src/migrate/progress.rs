@@ -1,7 +1,9 @@
-//! What can be seen of a migration while it is under way.
+//! Visible progress of a migration.
 //!
-//! The states of both ends tell a [`Progress`] what happens. It writes that into a [`Report`], and passes it on to an [`Observer`], which shows it: lines,
-//! a bar, JSON. What a phase moves is counted by a [`Meter`], which an observer reads as often as it likes; nobody is called for each buffer.
+//! The states of both ends report events to a [`Progress`]. It adds them to a [`Report`], and
+//! passes them to an [`Observer`], which shows them as lines, a bar or JSON. A [`Meter`] counts the
+//! bytes of a phase. An observer reads it as often as it likes, so no observer is called for each
+//! buffer.
 
 use std::fmt::Debug;
 use std::sync::Arc;
@@ -20,31 +22,31 @@ pub use meter::Meter;
 
 pub(super) use event::{ms, optional_ms};
 
-/// Shows what happens. It must not fail: a closed terminal is no reason to stop a migration.
+/// Display of events. It must not fail: a closed terminal is no reason to stop a migration.
 pub trait Observer: Debug + Send {
-    /// `container` is the one that it happens to.
+    /// Shows an event of `container`.
     fn on(&mut self, container: &str, event: &Event);
 }
 
-/// Shows nothing.
+/// Observer that shows nothing.
 impl Observer for () {
     fn on(&mut self, _container: &str, _event: &Event) {}
 }
 
-/// What has happened up to now.
+/// State of the progress up to now.
 #[derive(Debug)]
 pub struct Progress {
     observer: Box<dyn Observer>,
     began: Instant,
-    /// Of the phase under way.
+    /// Meter of the phase under way.
     meter: Meter,
-    /// What has gone over the network, all phases together.
+    /// Bytes sent over the network, in all phases together.
     sent: Arc<AtomicU64>,
     report: Report,
 }
 
 impl Progress {
-    /// Nothing has happened yet. `report` names the container.
+    /// Progress before the first event. `report` names the container.
     #[must_use]
     pub fn new(observer: Box<dyn Observer>, report: Report) -> Self {
         Self {
@@ -56,7 +58,7 @@ impl Progress {
         }
     }
 
-    /// Something happens.
+    /// Reports an event.
     pub fn tell(&mut self, event: Event) {
         self.observer.on(&self.report.container, &event);
         match event {
@@ -68,12 +70,12 @@ impl Progress {
         }
     }
 
-    /// A line.
+    /// Reports a line of text.
     pub fn say(&mut self, text: &str) {
         self.tell(Event::Message { text: text.into() });
     }
 
-    /// Something that speaks against the migration and does not prevent it.
+    /// Reports a finding that does not prevent the migration.
     pub fn warn(&mut self, finding: &Finding) {
         self.report.findings.push(finding.clone());
         self.tell(Event::Warning {
@@ -81,7 +83,7 @@ impl Progress {
         });
     }
 
-    /// Another attempt begins: the report is about that alone.
+    /// Starts a new report, because another attempt begins.
     pub fn forget(&mut self) {
         self.report = Report {
             side: self.report.side,
@@ -90,7 +92,7 @@ impl Progress {
         };
     }
 
-    /// A phase begins. What is returned counts its bytes.
+    /// Reports that a phase begins. Returns the counter of its bytes.
     pub fn begin(&mut self, phase: &'static str) -> Meter {
         self.meter = Meter::default();
         let meter = self.meter.clone();
@@ -101,7 +103,7 @@ impl Progress {
         meter
     }
 
-    /// A phase has ended that began at `since`.
+    /// Reports that a phase has ended, which began at `since`.
     pub fn lap(&mut self, name: &'static str, since: Instant) {
         let done_bytes = std::mem::take(&mut self.meter).done_bytes();
         self.tell(Event::Ended(Lap {
@@ -111,7 +113,7 @@ impl Progress {
         }));
     }
 
-    /// A phase has ended that the other end has measured.
+    /// Reports that a phase has ended, which the other end has measured.
     pub fn lap_of(&mut self, name: &'static str, took_dur: Duration) {
         self.tell(Event::Ended(Lap {
             name,
@@ -120,24 +122,24 @@ impl Progress {
         }));
     }
 
-    /// Counts the bytes of images that go over the network.
+    /// Returns the counter of the images' bytes that go over the network.
     #[must_use]
     pub fn sent(&self) -> &Arc<AtomicU64> {
         &self.sent
     }
 
-    /// What has come of it up to now.
+    /// Returns the report up to now.
     #[must_use]
     pub fn report(&self) -> &Report {
         &self.report
     }
 
-    /// For what no event says.
+    /// Returns the report, to add facts that no event has.
     pub fn report_mut(&mut self) -> &mut Report {
         &mut self.report
     }
 
-    /// Since the beginning.
+    /// Returns the time since the beginning.
     #[must_use]
     pub fn total_dur(&self) -> Duration {
         self.began.elapsed()
@@ -163,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_shown_and_what_is_kept() {
+    fn events_are_shown_and_kept() {
         let seen = Seen::default();
         let mut progress = Progress::new(Box::new(seen.clone()), Report::of("web"));
         let meter = progress.begin("dump");

@@ -1,8 +1,9 @@
-//! The end that gives the container away.
+//! The source: the host that the container leaves.
 //!
-//! Each state is a type, and a transition consumes it. `roll_back` exists on [`Stopped`], which the states that CRIU alone holds share, and
-//! on [`Fenced`]; [`Committing`] has none. The one way back from there takes a [`Returned`], and only the destination's word that it will
-//! never run the container makes one.
+//! Each state is a type, and a transition consumes it. Two types have `roll_back`: [`Stopped`],
+//! which the states share in which CRIU alone holds the container, and [`Fenced`]. [`Committing`]
+//! has none. The only way back from there takes a [`Returned`], and only an answer of the
+//! destination that it will never run the container makes one.
 
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
@@ -40,44 +41,44 @@ pub use workload::{Fence, Held, Target, Workload};
 use offer::Offer;
 use session::Session;
 
-/// How long a message that needs no work at the other end may take.
+/// Time limit for a message that needs no work at the other end.
 const ANSWER_LIMIT_DUR: Duration = Duration::from_secs(30);
 
-/// What is to be done.
+/// Parameters of one migration.
 #[derive(Debug)]
 pub struct Plan {
     /// rcm's state directory.
     pub root: PathBuf,
-    /// Where to.
+    /// Address of the destination.
     pub destination: Destination,
-    /// Whom to take for the destination.
+    /// Trust settings that authenticate the destination.
     pub trust: Trust,
-    /// What the destination is told.
+    /// Data that the preamble for the destination is made of.
     pub offer: Offer,
-    /// The root file system here.
+    /// Path of the root file system on this host.
     pub rootfs: PathBuf,
-    /// The `config.json` that the destination gets; `None` for the bundle's.
+    /// Contents of the `config.json` for the destination; `None` for that of the bundle.
     pub config: Option<Vec<u8>>,
-    /// What this end has found itself.
+    /// Findings of this host.
     pub findings: Vec<Finding>,
-    /// Whether memory is copied while the container runs, and for how long.
+    /// Limits of pre-copy; `None` for stop-and-copy.
     pub pre_copy: Option<Limits>,
-    /// How many connections carry the images where the ends share no store.
+    /// Number of connections for the images if the ends share no store.
     pub streams: u32,
-    /// How they are sent over them.
+    /// Compression and rate limit of these connections.
     pub sending: images::Settings,
-    /// How long the container may stand still before it is let go again.
+    /// Time that the container may be frozen before it is rolled back.
     pub freeze_limit_dur: Duration,
-    /// How long an unanswered commit is asked about.
+    /// Time for which the source asks about an unanswered commit.
     pub settle_limit_dur: Duration,
 }
 
-/// Moves the container.
+/// Migrates the container.
 ///
-/// `interrupt` is heeded until the commit.
+/// A signal in `interrupt` ends the migration until the commit; after it, it only prints a line.
 ///
 /// # Errors
-/// [`Failure`] says what became of the container.
+/// [`Failure`] says where the container is now.
 pub fn migrate<W: Workload>(
     plan: &Plan,
     workload: W,
@@ -108,14 +109,14 @@ fn up_to_the_commit<'a, W: Workload>(
     }
 }
 
-/// Both ends agreed; the container runs.
+/// State: both ends agreed, and the container runs.
 #[derive(Debug)]
 pub struct Negotiated<'a, W> {
     session: Session<'a>,
     workload: W,
 }
 
-/// A state in which the container stands still and is this host's.
+/// State: the container is frozen and still belongs to this host.
 #[derive(Debug)]
 pub struct Stopped<'a, H, S> {
     session: Session<'a>,
@@ -124,10 +125,10 @@ pub struct Stopped<'a, H, S> {
     state: S,
 }
 
-/// Marks [`Stopped`]: the images are written.
+/// Marks [`Stopped`]: CRIU has written the images.
 #[derive(Debug)]
 pub struct Frozen;
-/// Marks [`Stopped`]: the destination knows the images.
+/// Marks [`Stopped`]: the destination has the manifest of the images.
 #[derive(Debug)]
 pub struct ShippedImages {
     manifest: Manifest,
@@ -136,7 +137,7 @@ pub struct ShippedImages {
 #[derive(Debug)]
 pub struct PeerReady;
 
-/// The container is fenced and still this host's.
+/// State: the container is fenced and still belongs to this host.
 #[derive(Debug)]
 pub struct Fenced<'a, F> {
     session: Session<'a>,
@@ -144,23 +145,24 @@ pub struct Fenced<'a, F> {
     stopped_at: Instant,
 }
 
-/// The commit is on its way. The container is the destination's unless that says otherwise.
+/// State: the commit was sent. The container belongs to the destination unless the destination
+/// answers that it does not.
 #[derive(Debug)]
-#[must_use = "the container stands still until it is known whose it is"]
+#[must_use = "the container stays frozen until the commit is settled"]
 pub struct Committing<'a, F> {
     fenced: Fenced<'a, F>,
     sent_at: Instant,
     sent: Result<(), TransportError>,
 }
 
-/// The container runs at the destination.
+/// State: the container runs at the destination.
 #[derive(Debug)]
 pub struct HandedOff<'a, F> {
     fenced: Fenced<'a, F>,
 }
 
 impl<'a, H: Held, S> Stopped<'a, H, S> {
-    /// Lets the container run on and tells the destination.
+    /// Resumes the container and tells the destination why.
     #[must_use]
     pub fn roll_back(self, cause: SourceError) -> Failure {
         let held = self.held;
@@ -178,7 +180,7 @@ impl<'a, H: Held, S> Stopped<'a, H, S> {
 }
 
 impl<'a, H: Held> Stopped<'a, H, Frozen> {
-    /// Tells the destination what lies in the image store.
+    /// Sends the manifest of the images to the destination.
     ///
     /// # Errors
     /// [`Failure::RunsOn`].
@@ -186,7 +188,7 @@ impl<'a, H: Held> Stopped<'a, H, Frozen> {
         let began = Instant::now();
         let meter = self.session.progress.begin("ship");
         meter.follow(self.session.progress.sent());
-        // The survey has said which cannot be kept.
+        // The survey has already reported the sockets that cannot be kept.
         let (names, _) = self.held.names(self.session.plan.offer.migration);
         match self.session.ship(names) {
             Ok(manifest) => {
@@ -213,12 +215,14 @@ impl<'a, H: Held> Stopped<'a, H, ShippedImages> {
 }
 
 impl<'a, H: Held> Stopped<'a, H, PeerReady> {
-    /// Makes the container stand still by its cgroup too; [`Fenced::commit`] then makes that last.
+    /// Freezes the container by its cgroup, too. [`Fenced::commit`] then makes that permanent.
     ///
     /// # Errors
     /// [`Failure::RunsOn`].
     pub fn fence(mut self) -> Result<Fenced<'a, H::Fenced>, Failure> {
-        // "Fenced" is entered before the freezer is: a crash in between leaves a record that says to look at the freezer.
+        // The journal says "fenced" before the cgroup is frozen. After a crash in between,
+        // `--resolve` finds this record and looks at the freezer. In the other order a frozen
+        // cgroup could be left that no record mentions.
         if let Err(error) = self.session.journal.enter(Phase::Fenced) {
             return Err(self.roll_back(error.into()));
         }
@@ -241,17 +245,18 @@ impl<'a, H: Held> Stopped<'a, H, PeerReady> {
 }
 
 impl<'a, F: Fence> Fenced<'a, F> {
-    /// Lets the container run on and tells the destination.
+    /// Resumes the container and tells the destination why.
     #[must_use]
     pub fn roll_back(self, cause: SourceError) -> Failure {
         let fenced = self.fenced;
         self.session.rolled_back(cause, || fenced.release())
     }
 
-    /// Gives the container away: from here on only the destination's word lets it run here again.
+    /// Sends the commit. From here on only an answer of the destination lets the container run here
+    /// again.
     ///
     /// # Errors
-    /// [`Failure::RunsOn`] as long as nothing was sent.
+    /// [`Failure::RunsOn`] if nothing was sent.
     pub fn commit(mut self) -> Result<Committing<'a, F>, Failure> {
         let session = &mut self.session;
         if session.patience.is_over() {
@@ -261,15 +266,18 @@ impl<'a, F: Fence> Fenced<'a, F> {
         if let Err(error) = session.patience.check() {
             return Err(self.roll_back(error.into()));
         }
-        // On the disk before the first byte of the commit leaves: see `journal`.
+        // The record is on the disk before the first byte of the commit leaves. A source that
+        // crashes after sending then knows that the destination may run the container.
         if let Err(error) = session.journal.enter(Phase::Committing) {
             return Err(self.roll_back(error.into()));
         }
+        // Only now: until the record is written, the death of rcm must still thaw the container.
         if let Err(source) = self.fenced.seal() {
             return Err(self.roll_back(SourceError::Fence { source }));
         }
         let session = &mut self.session;
-        // What follows cannot be undone: neither a signal nor the freeze's budget ends a wait from here on.
+        // From here on nothing can be undone, so neither a signal nor the budget of the freeze ends
+        // a wait. The images stay for a destination that has to restore again.
         session.images.keep = true;
         session.progress.begin("commit");
         let commit = Message::Commit(Commit {

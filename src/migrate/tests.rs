@@ -1,5 +1,6 @@
-//! Both ends against each other on the loopback device, with containers that are only played: every state, and what can go wrong in it.
-//! Whatever happens, there are never two runners, and before the commit the source's runs on.
+//! Both ends against each other on the loopback device, with simulated containers: every state, and
+//! every fault in it. In every case at most one container runs, and before the commit it is the
+//! source's.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -10,7 +11,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use super::destination::{self, DestinationError, Prepared, Setup};
-use super::link::listener::{Lobby, listen};
+use super::link::listener::{Listener, listen};
 use super::method::precopy::Limits;
 use super::preflight::facts;
 use super::progress::Progress;
@@ -33,17 +34,17 @@ mod played;
 mod rounds;
 
 use network::{Cut, network};
-use played::{Container, Fault, Node, Shared, State, World};
+use played::{Container, Fault, PlayedHost, Shared, State, World};
 
 struct Outcome {
     world: Shared,
-    /// `None` when it died.
+    /// `None` if it died.
     source: Option<Result<Report, Failure>>,
-    /// `None` when it died.
+    /// `None` if it died.
     destination: Option<Result<bool, DestinationError>>,
     source_phase: Option<Phase>,
     destination_phase: Option<Phase>,
-    /// What is left in the image store.
+    /// Names of the files that are left in the image store.
     left: Vec<String>,
     /// How many times the container has begun to execute at the destination.
     executions: u32,
@@ -58,7 +59,7 @@ impl Outcome {
         (world.source, world.destination)
     }
 
-    /// Asserts what holds after every failure before the commit.
+    /// Asserts the state that every failure before the commit leaves.
     fn assert_rolled_back(&self) {
         assert_eq!(self.states(), (State::Running, State::Absent));
         if let Some(source) = &self.source {
@@ -93,7 +94,7 @@ fn migrate_within(
     play(at_source, at_destination, cut, settle_limit_dur, None)
 }
 
-/// Two rounds, then the freeze: with so many nothing depends on how long they take.
+/// Two rounds, then the freeze: with this number nothing depends on their duration.
 fn migrate_in_rounds(at_source: Fault, at_destination: Fault, cut: Cut) -> Outcome {
     let limits = Limits {
         downtime_limit_dur: Duration::ZERO,
@@ -131,19 +132,19 @@ fn play(
     }));
 
     let trust = Trust::fresh().unwrap();
-    let rendezvous = Rendezvous::leave(&store, "web", &trust).unwrap();
-    let lobby = Lobby::new(
+    let rendezvous = Rendezvous::create(&store, "web", &trust).unwrap();
+    let listener = Listener::new(
         listen(Some((Ipv4Addr::LOCALHOST, 0).into())).unwrap(),
         rendezvous.acquaintance(),
         trust,
     );
     let address = network(
-        lobby.address().unwrap(),
+        listener.address().unwrap(),
         cut,
         pre_copy.map_or(0, |limits| limits.max_rounds as usize),
     );
     let executions = Arc::default();
-    let node = Node {
+    let host = PlayedHost {
         world: Arc::clone(&world),
         fault: at_destination,
         id_in_use: false,
@@ -163,7 +164,7 @@ fn play(
         }
         let mut progress = Progress::new(Box::new(()), Report::of("web"));
         let mut arrived = destination::receive(
-            Prepared::new(setup, node, rendezvous, lobby),
+            Prepared::new(setup, host, rendezvous, listener),
             &mut progress,
             None,
         )?;
@@ -271,7 +272,8 @@ fn a_source_that_dies_in_the_dump_leaves_it_running() {
 #[test]
 fn a_damaged_image_leaves_it_running() {
     let outcome = migrate(Fault::None, Fault::DamagedImage, Cut::None);
-    // The damage may already be in the source's digest; then the restore stumbles over it and the destination dies.
+    // The damage may already be in the source's digest. Then the restore fails and the destination
+    // dies.
     outcome.assert_rolled_back();
 }
 
@@ -320,7 +322,7 @@ fn a_link_that_is_cut_before_the_commit_leaves_it_running() {
         Kind::Ready,
     ] {
         for cut in [Cut::Before(kind), Cut::After(kind)] {
-            // A receiver that no migration has begun at waits on, and would do so here for ever.
+            // A receiver without a migration keeps waiting, and would do so here for ever.
             let begun =
                 !matches!(kind, Kind::Proof | Kind::Preamble) && cut != Cut::Before(Kind::Findings);
             if begun {
@@ -330,9 +332,10 @@ fn a_link_that_is_cut_before_the_commit_leaves_it_running() {
     }
 }
 
-/// The source cannot know whether its commit arrived. It learns that it did not, and only then lets the container run.
+/// The source cannot know whether its commit arrived. It learns that it did not, and only then
+/// resumes the container.
 #[test]
-fn a_commit_that_never_arrived_is_given_back() {
+fn a_commit_that_never_arrived_is_rolled_back() {
     let outcome = migrate(Fault::None, Fault::None, Cut::Before(Kind::Commit));
     outcome.assert_rolled_back();
     assert_eq!(outcome.source_phase, Some(Phase::RolledBack));
@@ -346,10 +349,11 @@ fn a_commit_whose_answer_is_lost_is_asked_about() {
     migrate(Fault::None, Fault::None, Cut::After(Kind::Commit)).assert_moved();
 }
 
-/// Nobody answers any more: the container stands still at the source, with its images, and the record says so.
+/// No answer comes any more: the container stays frozen at the source, with its images, and the
+/// record says so.
 #[test]
 fn an_unsettled_commit_never_runs_by_itself() {
-    // The destination dies with the commit: it panics on the way to letting the container run for the last time.
+    // The destination dies with the commit: it panics in its last attempt to resume the container.
     let outcome = migrate_within(
         Fault::None,
         Fault::Resume(u32::MAX),
@@ -382,7 +386,7 @@ fn after_the_commit_a_failed_resume_is_tried_again_from_the_images() {
 }
 
 #[test]
-fn what_cannot_be_removed_is_reported_and_does_not_run() {
+fn a_rest_that_cannot_be_removed_is_reported_and_does_not_run() {
     let outcome = migrate(Fault::Finish, Fault::None, Cut::None);
     assert_eq!(outcome.states(), (State::Absent, State::Running));
     assert!(matches!(outcome.source, Some(Err(Failure::Remains { .. }))));

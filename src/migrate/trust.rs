@@ -1,17 +1,19 @@
-//! What this end shows the other one, and whom it takes.
+//! Credentials of this end, and the checks on the other end.
 //!
-//! Three things can be asked of a peer. Each flag adds one; none takes one away:
+//! rcm can demand three proofs from a peer. Each flag adds one, and none removes one:
 //!
-//! | asked for | proves | how |
+//! | demand | the peer proves that | how |
 //! | --- | --- | --- |
-//! | always, unless the ends share no store | it reads the image store as root | the secret of the receiver's rendezvous file is in the proofs' key |
-//! | `--token-file` | it knows the token | the token is in the proofs' key too |
+//! | always, unless the ends share no store | it can read the image store as root | the secret of the receiver's rendezvous file is in the key of the proofs |
+//! | `--token-file` | it knows the token | the token is in the key of the proofs, too |
 //! | `--tls-ca`, `--tls-cert`, `--tls-key` | the authority vouches for it | its certificate is verified in the TLS handshake |
 //!
-//! Where the ends share no store, one of the flags is needed.
+//! If the ends share no store, one of the flags is needed.
 //!
-//! The session is always TLS 1.3 with a certificate on each side: a fresh self-signed one for each process unless the files say otherwise. What a
-//! self-signed certificate is worth is settled by [`super::trust::rendezvous`]: the receiver's is pinned by its file, and both are in the proofs.
+//! The session is always TLS 1.3 with a certificate on each side: a fresh self-signed one for each
+//! process unless the flags name files. A self-signed certificate proves nothing by itself.
+//! [`super::trust::rendezvous`] makes it trustworthy: the receiver's file pins the receiver's
+//! certificate, and the proofs cover both certificates.
 
 use std::fs;
 use std::io::Read;
@@ -40,76 +42,78 @@ pub mod rendezvous;
 
 use pinned::Unverified;
 
-/// The application protocol (RFC 7301): a TLS service of another kind never takes a migration for its own, nor the other way round.
+/// Application protocol (RFC 7301). It keeps a TLS service of another kind from taking a migration
+/// for its own, and the other way round.
 const APPLICATION: &[u8] = b"rcm-migration";
-/// The fewest bytes of a token: who talks to one end without the other's certificate could try short ones out.
+/// Least length of a token in bytes. A peer that talks to one end without the other's certificate
+/// could try short tokens out.
 pub const MIN_TOKEN_BYTES: usize = 32;
-/// The greatest size of a token, key or certificate file.
+/// Greatest size of a token, key or certificate file.
 const MAX_FILE_BYTES: u64 = 1 << 20;
 
-/// The trust that the flags ask for cannot be had.
+/// The trust that the flags demand cannot be established.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TrustError {
     /// A file cannot be read.
     #[error(transparent)]
     File(#[from] Failed),
-    /// Others may know what is in a file.
+    /// Other users may read or write the file.
     #[error(
         "{path} is not private (owner {owner}, mode {mode:04o}): make it a file of this user with mode 0600"
     )]
     NotPrivate {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// Its owner.
+        /// User id of the owner.
         owner: u32,
-        /// Its permission bits.
+        /// Permission bits of the file.
         mode: u32,
     },
-    /// A token that can be guessed.
+    /// A token that is short enough to be guessed.
     #[error(
         "the token in {path} has {length_bytes} bytes, at least {MIN_TOKEN_BYTES} are needed: `openssl rand -base64 48` makes a good one"
     )]
     ShortToken {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// Without the white space around it.
+        /// Length without the white space around it.
         length_bytes: usize,
     },
-    /// Not PEM, or not with what is needed.
+    /// The file is not PEM, or lacks the needed item.
     #[error("{path} does not hold {what} in PEM format")]
     Pem {
-        /// "a certificate", ...
+        /// Name of the missing item: "a certificate", ...
         what: &'static str,
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// What the parser found.
+        /// Error of the parser.
         #[source]
         source: pem::Error,
     },
     /// The certificate, its key or the authority cannot be used.
     #[error("the certificates cannot be used")]
     Tls {
-        /// Why.
+        /// Cause.
         #[source]
         source: rustls::Error,
     },
     /// The authorities cannot be used to verify a source.
     #[error("the authorities in {path} cannot be used")]
     Authorities {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// Why.
+        /// Cause.
         #[source]
         source: rustls::server::VerifierBuilderError,
     },
-    /// The migration record does not hold the certificate that it should.
+    /// The migration record lacks the certificate that it should have.
     #[error("the migration record holds no usable certificate of the receiver")]
     Damaged,
     /// No certificate can be made.
     #[error("cannot make a certificate")]
     Certificate {
-        /// Why.
+        /// Cause.
         #[source]
         source: rcgen::Error,
     },
@@ -117,27 +121,27 @@ pub enum TrustError {
 
 type Result<T, E = TrustError> = std::result::Result<T, E>;
 
-/// The files of mutual TLS, in PEM format.
+/// Files of mutual TLS, in PEM format.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TlsFiles {
-    /// The authorities that vouch for the other end.
+    /// Certificates of the authorities that vouch for the other end.
     pub authorities: PathBuf,
-    /// This end's certificate, followed by those between it and the authority.
+    /// Certificate of this end, followed by those between it and the authority.
     pub certificate: PathBuf,
-    /// Its private key.
+    /// Private key of that certificate.
     pub key: PathBuf,
 }
 
-/// What the flags ask for.
+/// Trust that the flags demand.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct TrustSettings {
-    /// A file with a secret that both ends know.
+    /// Path of a file with a secret that both ends know.
     pub token_file: Option<PathBuf>,
-    /// Certificates of an authority instead of fresh ones.
+    /// Files of mutual TLS, instead of a fresh certificate.
     pub tls: Option<TlsFiles>,
 }
 
-/// This end's certificate, and what it asks of the other one.
+/// Certificate of this end, and its demands on the other one.
 #[derive(Debug, Clone)]
 pub struct Trust {
     pub(super) server: Arc<ServerConfig>,
@@ -145,11 +149,11 @@ pub struct Trust {
     fingerprint: Bytes32,
     token: Option<Token>,
     files: Option<TlsFiles>,
-    /// None where it is in files.
+    /// `None` if it is in files.
     identity: Option<StoredIdentity>,
 }
 
-/// A certificate of this process's own making, with its key; both in DER, as hexadecimal digits.
+/// A certificate that this process has made, with its key; both in DER, as hexadecimal digits.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StoredIdentity {
     certificate: String,
@@ -157,7 +161,7 @@ pub struct StoredIdentity {
 }
 
 impl std::fmt::Debug for StoredIdentity {
-    /// The key is a secret.
+    /// Prints neither, because the key is a secret.
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("StoredIdentity(..)")
     }
@@ -173,7 +177,7 @@ impl std::fmt::Debug for Token {
 }
 
 impl Trust {
-    /// With a fresh certificate, in the image store alone.
+    /// Trust with a fresh certificate that relies on the image store alone.
     ///
     /// # Errors
     /// [`TrustError::Certificate`], [`TrustError::Tls`].
@@ -181,7 +185,7 @@ impl Trust {
         Self::of(&TrustSettings::default())
     }
 
-    /// As `settings` say.
+    /// Trust according to `settings`.
     ///
     /// # Errors
     /// All of [`TrustError`].
@@ -194,7 +198,8 @@ impl Trust {
         Self::with(identity, token, settings.tls.clone())
     }
 
-    /// That of a receiver that has died: the certificate in `files`, else `identity`. A token is not known any more.
+    /// Trust of a receiver that has died: with the certificate in `files`, else `identity`. Its
+    /// token is no longer known.
     ///
     /// # Errors
     /// All of [`TrustError`].
@@ -224,26 +229,27 @@ impl Trust {
         })
     }
 
-    /// The certificate, where it is not in files.
+    /// Returns the certificate if it is not in files.
     #[must_use]
     pub fn identity(&self) -> Option<&StoredIdentity> {
         self.identity.as_ref()
     }
 
-    /// The fingerprint of this end's certificate.
+    /// Returns the fingerprint of this end's certificate.
     #[must_use]
     pub fn fingerprint(&self) -> Bytes32 {
         self.fingerprint
     }
 
-    /// The files of mutual TLS, where it is asked for.
+    /// Returns the files of mutual TLS if it is used.
     #[must_use]
     pub fn files(&self) -> Option<&TlsFiles> {
         self.files.as_ref()
     }
 
-    /// The key of the proofs: the store's secret, and the token where one is asked for. HMAC with the secret as its key, so that
-    /// neither tells anything without the other.
+    /// Returns the key of the proofs: the store's secret, combined with the token if there is one.
+    /// HMAC with the secret as its key combines them, so that neither reveals anything without the
+    /// other.
     #[must_use]
     pub fn key(&self, secret: Bytes32) -> Bytes32 {
         match &self.token {
@@ -252,8 +258,10 @@ impl Trust {
         }
     }
 
-    /// The key of the proofs where the ends share no store: the token. With the certificates of an authority and no token a proof adds nothing to what
-    /// the TLS handshake has verified, and the key is no secret. `None` where the flags ask for neither: then nothing tells the other end from a stranger.
+    /// Returns the key of the proofs if the ends share no store: the token. With the certificates
+    /// of an authority and no token, a proof adds nothing to the verification in the TLS handshake,
+    /// and the key is no secret. `None` if the flags name neither: then nothing distinguishes the
+    /// other end from a stranger.
     #[must_use]
     pub fn key_without_store(&self) -> Option<Bytes32> {
         const LABEL: &[u8] = b"rcm migration: no store\0";
@@ -277,7 +285,7 @@ fn derive(secret: Bytes32, label: &[u8], token: &Token) -> Bytes32 {
     Bytes32(mac.finalize().into_bytes().into())
 }
 
-/// SHA-256 of a certificate in DER.
+/// Returns the SHA-256 of a certificate in DER.
 #[must_use]
 pub fn fingerprint(certificate: &CertificateDer) -> Bytes32 {
     Bytes32(Sha256::digest(certificate).into())
@@ -285,16 +293,16 @@ pub fn fingerprint(certificate: &CertificateDer) -> Bytes32 {
 
 /// A certificate with its key.
 struct Identity {
-    /// Its own comes first.
+    /// The certificate itself comes first.
     chain: Vec<CertificateDer<'static>>,
     key: PrivateKeyDer<'static>,
-    /// Who vouches for the peer; without, its certificate is only identified.
+    /// Authorities that vouch for the peer. If `None`, the peer's certificate only identifies it.
     authorities: Option<(PathBuf, Arc<RootCertStore>)>,
 }
 
 impl Identity {
     fn fresh() -> Result<Self> {
-        // The name means nothing: the certificate is known by its fingerprint.
+        // The name has no meaning: the fingerprint identifies the certificate.
         let made = rcgen::generate_simple_self_signed(["rcm.invalid".to_owned()])
             .map_err(|source| TrustError::Certificate { source })?;
         Ok(Self {
@@ -332,11 +340,13 @@ impl Identity {
         })
     }
 
-    /// TLS 1.3 only, no session is ever resumed: each connection proves everything anew.
+    /// Makes the TLS configurations: TLS 1.3 only, and no session is ever resumed, so each
+    /// connection proves everything anew.
     fn configs(self) -> Result<(Arc<ServerConfig>, Arc<ClientConfig>)> {
         let tls = |source| TrustError::Tls { source };
         let mut provider = default_provider();
-        // As safe as 256 bits for what a session lives, and a quarter faster where only the processors limit.
+        // AES-128 is as safe as AES-256 for the life of a session, and a quarter faster if the
+        // processor is the limit.
         provider
             .cipher_suites
             .sort_by_key(|suite| suite.suite() != CipherSuite::TLS13_AES_128_GCM_SHA256);
@@ -391,12 +401,13 @@ fn verifier(
 fn read_token(path: &Path) -> Result<Token> {
     let contents = read_file(path, true)?;
     let token = contents.trim_ascii();
-    match token.len() >= MIN_TOKEN_BYTES {
-        true => Ok(Token(token.to_vec())),
-        false => Err(TrustError::ShortToken {
+    if token.len() >= MIN_TOKEN_BYTES {
+        Ok(Token(token.to_vec()))
+    } else {
+        Err(TrustError::ShortToken {
             path: path.to_path_buf(),
             length_bytes: token.len(),
-        }),
+        })
     }
 }
 
@@ -405,9 +416,10 @@ fn read_certificates(path: &Path) -> Result<Vec<CertificateDer<'static>>> {
     let certificates = CertificateDer::pem_slice_iter(&contents)
         .collect::<Result<Vec<_>, _>>()
         .map_err(pem_of("a certificate", path))?;
-    match certificates.is_empty() {
-        true => Err(pem_of("a certificate", path)(pem::Error::NoItemsFound)),
-        false => Ok(certificates),
+    if certificates.is_empty() {
+        Err(pem_of("a certificate", path)(pem::Error::NoItemsFound))
+    } else {
+        Ok(certificates)
     }
 }
 
@@ -416,7 +428,8 @@ fn pem_of(what: &'static str, path: &Path) -> impl FnOnce(pem::Error) -> TrustEr
     move |source| TrustError::Pem { what, path, source }
 }
 
-/// Links are followed, as the tools that install secrets make them; what counts is the file that is opened.
+/// Reads a file, through symbolic links, because tools that install secrets make such links. The
+/// checks apply to the opened file, not to the path, which could change meanwhile.
 fn read_file(path: &Path, private: bool) -> Result<Vec<u8>> {
     let error = |source| {
         TrustError::File(Failed {

@@ -1,15 +1,21 @@
-//! The names of a container's Unix sockets, which a restore on the same file system takes from it.
+//! SocketNames of a container's Unix sockets, which a restore on the same file system takes from it.
 //!
-//! A restore binds each socket anew, and to do so it first removes the file that has its name (criu/sk-unix.c, `unlink_sk`). Where both ends share the
-//! root file system or a directory that is mounted into the container, that is the name of the source's socket: were the restored container
-//! destroyed and the source's to run on, clients would find the socket of a container that is gone.
+//! A restore binds each socket anew. To do so it first removes the file that has the socket's name
+//! (`unlink_sk` in criu/sk-unix.c, CRIU 4.2). If both ends share the root file system or a
+//! directory that is mounted into the container, that file belongs to the source's socket. If the
+//! restored container were then destroyed and the source's resumed, clients would find the socket
+//! of a container that is gone.
 //!
-//! A socket can be reached as long as its file has any name. So while the container stands still, and before a restore can begin, the source renames each of
-//! these files, and makes a hard link where it was. The restore removes that link; the file itself gets its name back, or, where the container has gone,
-//! loses the other one. Whether the ends do share the file system need not be known.
+//! A socket can be reached as long as its file has any name. So while the container is frozen, and
+//! before a restore can begin, the source renames each of these files and makes a hard link in its
+//! old place. The restore removes that link. Afterwards the file gets its name back, or loses its
+//! other name if the container has gone. The source need not know whether the ends share the file
+//! system.
 //!
-//! The file and not the link is what is put aside, because the kernel remembers by which name a socket was bound, and it follows a rename of that one. A
-//! socket whose own name was removed counts as deleted for CRIU, whatever other names its file has, and would come without any after the next migration.
+//! The source moves the file aside and not the link, because the kernel remembers the name to which
+//! a socket was bound and follows a rename of that file. CRIU takes a socket for deleted if the
+//! name to which it was bound was removed, even if its file has other names. Such a socket would
+//! have no name after the next migration.
 
 use std::collections::HashSet;
 use std::fs;
@@ -30,50 +36,52 @@ use crate::runtime::linux::cgroup::Cgroup;
 use crate::sys::rooted::{Directory, Root};
 use crate::sys::unix_file::{FileId, bound_files};
 
-/// How the names begin under which the sockets' files are put aside.
+/// Prefix of the names under which the sockets' files are put aside.
 const PREFIX: &str = ".rcm-";
-/// How often it is looked whether a restore that cannot be seen has taken a name.
+/// Interval at which the source checks whether a restore, which it cannot see, has taken a name.
 pub const PAUSE_DUR: Duration = Duration::from_millis(50);
-/// How long a restore goes on to take names whose rcm has died: CRIU ends at its next report.
+/// Time for which a restore may still take names after its rcm has died: CRIU ends at its next
+/// report.
 pub const ORPHAN_LIMIT_DUR: Duration = Duration::from_secs(5);
 
 impl Unkept {
-    /// For the operator.
+    /// Returns the finding for the operator.
     #[must_use]
     pub fn finding(&self) -> Finding {
         Finding::warning(
             Side::Source,
             format!(
-                "the Unix socket {} is not to be found by its name any more if the migration fails and both hosts have the same file there: {}",
+                "rcm cannot keep the name of the Unix socket {}: if both hosts share its file and the migration fails, clients can no longer connect to it: {}",
                 self.path.display(),
                 self.why
             ),
-            "have it in a directory that this host can write to, or restart what listens there then",
+            "put the socket into a directory that this host can write to, or restart its server after a failed migration",
         )
     }
 }
 
-/// The names of one container.
+/// Names of the sockets of one container.
 #[derive(Debug, Default)]
-pub struct Names {
+pub struct SocketNames {
     names: Vec<SocketName>,
-    /// Whose sockets they are; none where there are no names.
+    /// Control group of the container; `None` if there are no names.
     cgroup: Option<Cgroup>,
-    /// How often one was taken and put back.
+    /// Number of times that a restore took a name and it was put back.
     taken: usize,
 }
 
-/// A name that could not be put back.
+/// A name that cannot be put back.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Unkept {
-    /// Of the socket, as the container sees it.
+    /// Path of the socket, as the container sees it.
     pub path: PathBuf,
-    /// Why.
+    /// Cause.
     pub why: String,
 }
 
-impl Names {
-    /// Finds the names that can be kept, and those that cannot. Sockets on file systems that the container has for itself are neither.
+impl SocketNames {
+    /// Finds the names that can be kept, and those that cannot. Sockets on file systems that belong
+    /// to the container alone are in neither list.
     #[must_use]
     pub fn find(container: &Container, spec: &Spec, migration: MigrationId) -> (Self, Vec<Unkept>) {
         let cgroup = container.cgroup();
@@ -82,9 +90,10 @@ impl Names {
         };
         let (mut names, mut unkept) = (Vec::new(), Vec::new());
         let files = bound_files(&processes);
-        let trees = match files.is_empty() {
-            true => Vec::new(),
-            false => trees(container, spec, init),
+        let trees = if files.is_empty() {
+            Vec::new()
+        } else {
+            trees(container, spec, init)
         };
         for file in files.iter().filter(|file| !file.is_deleted) {
             let Some((tree, path)) = place(&trees, &file.path) else {
@@ -112,7 +121,7 @@ impl Names {
         (names, unkept)
     }
 
-    /// Those that a process which has died has kept.
+    /// Takes over the names that a process has put aside which has died since.
     #[must_use]
     pub fn adopt(container: &Container, names: Vec<SocketName>) -> Self {
         Self {
@@ -122,13 +131,14 @@ impl Names {
         }
     }
 
-    /// All of them.
+    /// Returns all names.
     #[must_use]
     pub fn list(&self) -> &[SocketName] {
         &self.names
     }
 
-    /// Puts the files aside. Returns for which that was not possible. For moments a client finds no file.
+    /// Puts the files aside. Returns the names for which that was not possible. For a moment a
+    /// client finds no file.
     #[must_use]
     pub fn keep(&self) -> Vec<Unkept> {
         let keep = |name: &SocketName| {
@@ -141,8 +151,9 @@ impl Names {
         self.names.iter().filter_map(keep).collect()
     }
 
-    /// Lets the names lead to the container's sockets again that lead to something else, or nowhere. What the container has done itself meanwhile stays. May
-    /// be repeated until [`Self::settle`].
+    /// Makes the names lead to the container's sockets again if they lead to another file, or to
+    /// none. Changes that the container has made itself meanwhile stay. May be repeated until
+    /// [`Self::settle`].
     pub fn put_back(&mut self) {
         let own = self.own_files();
         let taken = |name: &&SocketName| {
@@ -152,8 +163,8 @@ impl Names {
         self.taken += self.names.iter().filter(taken).count();
     }
 
-    /// As [`Self::put_back`], and the files are not aside any more. A restore that may be under way unheard takes each name once: until it has, it is waited
-    /// for, for at most `limit_dur`.
+    /// Like [`Self::put_back`], but also removes the second names. A restore that may still be
+    /// under way takes each name once. This waits until it has, for at most `limit_dur`.
     pub fn settle(mut self, limit_dur: Duration) {
         let deadline = Instant::now() + limit_dur;
         while self.taken < self.names.len() && Instant::now() < deadline {
@@ -177,7 +188,7 @@ impl Names {
     }
 }
 
-/// Removes what was put aside of a container that has gone.
+/// Removes the files that were put aside for a container that has gone.
 pub fn forget(names: &[SocketName]) {
     for name in names {
         if let Err(error) = name.forget() {
@@ -196,7 +207,8 @@ impl SocketName {
         directory.entry(self.path.file_name().unwrap_or_default())
     }
 
-    /// Whether the socket's file can be reached by this name, and another one be made beside it.
+    /// Checks that the socket's file can be reached by this name, and that this host can make
+    /// another file beside it.
     fn check(&self, id: FileId) -> io::Result<()> {
         let directory = self.directory()?;
         match fs::symlink_metadata(self.own(&directory)) {
@@ -211,14 +223,16 @@ impl SocketName {
     fn keep(&self) -> io::Result<()> {
         let directory = self.directory()?;
         let (own, aside) = (self.own(&directory), directory.entry(self.aside.as_ref()));
+        // The file and not a link is moved: the socket stays bound to the file that is renamed.
         fs::rename(&own, &aside)?;
         fs::hard_link(&aside, &own).inspect_err(|_| {
-            // As it was; what fails here is said by the error that comes before it.
+            // Restores the name. The error that is returned is the cause, so an error here is not
+            // reported.
             let _ = fs::rename(&aside, &own);
         })
     }
 
-    /// Where the name leads, seen from the container's sockets.
+    /// Finds out where the name leads, seen from the container's sockets.
     fn look(&self, directory: &Directory, own_files: &HashSet<FileId>) -> io::Result<Leads> {
         let kept = match fs::symlink_metadata(directory.entry(self.aside.as_ref())) {
             Ok(meta) => FileId::of(&meta),
@@ -227,10 +241,10 @@ impl SocketName {
         };
         let current = fs::symlink_metadata(self.own(directory)).ok();
         Ok(match current {
-            // It closed that one, and needs no name for it.
+            // The container has closed that socket, and needs no name for it.
             _ if !own_files.contains(&kept) => Leads::Away,
             Some(meta) if FileId::of(&meta) == kept => Leads::Home,
-            // It has bound another one there.
+            // The container has bound another socket there.
             Some(meta) if own_files.contains(&FileId::of(&meta)) => Leads::Away,
             // No restore makes such a file.
             Some(meta) if !meta.file_type().is_socket() => Leads::Away,
@@ -238,12 +252,14 @@ impl SocketName {
         })
     }
 
-    /// Returns whether that was necessary. Atomic, and the file itself stays aside: the destination may take the name again.
+    /// Returns whether the name had to be put back. The change is atomic. The file stays aside,
+    /// because the destination may take the name again.
     fn put_back(&self, own_files: &HashSet<FileId>) -> io::Result<bool> {
         let directory = self.directory()?;
         let astray = self.look(&directory, own_files)? == Leads::Astray;
         if astray {
             let spare = directory.entry(self.spare().as_ref());
+            // A link under a third name, then a rename: so clients always find a file.
             remove(&spare)?;
             fs::hard_link(directory.entry(self.aside.as_ref()), &spare)?;
             fs::rename(&spare, self.own(&directory))?;
@@ -256,7 +272,7 @@ impl SocketName {
         let (own, aside) = (self.own(&directory), directory.entry(self.aside.as_ref()));
         match self.look(&directory, own_files)? {
             Leads::Away => return self.forget(),
-            // The link: rename(2) does nothing between two names of one file.
+            // The link has to go first: rename(2) does nothing between two names of one file.
             Leads::Home => remove(&own)?,
             Leads::Astray => {}
         }
@@ -268,6 +284,7 @@ impl SocketName {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
             directory => directory?,
         };
+        // The file that is aside goes last. If this fails before, it can be repeated.
         remove(&directory.entry(self.spare().as_ref()))?;
         remove(&directory.entry(self.aside.as_ref()))
     }
@@ -278,7 +295,7 @@ impl SocketName {
 
     fn warn(&self, error: &io::Error) -> bool {
         tracing::error!(
-            "the Unix socket {} of the container may have lost its name to {} beside it: {error}",
+            "clients may not find the Unix socket {} of the container: its file may be named {} in the same directory: {error}",
             self.tree.join(&self.path).display(),
             self.aside
         );
@@ -286,14 +303,14 @@ impl SocketName {
     }
 }
 
-/// Where the name of a socket leads.
+/// Target of the name of a socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Leads {
     /// To the file that is aside.
     Home,
-    /// To what a restore has made there, or nowhere because one has removed it.
+    /// To the file of a restore, or nowhere because a restore has removed it.
     Astray,
-    /// To something that the container wants there, or its socket is closed.
+    /// To a file that the container wants there. Or the container has closed its socket.
     Away,
 }
 
@@ -304,12 +321,13 @@ fn remove(path: &Path) -> io::Result<()> {
     }
 }
 
-/// Where the container sees what: its mount points, and the directory of this host that is mounted there, if one is.
+/// Returns the container's mount points, each with the directory of this host that is mounted
+/// there, if there is one.
 fn trees(container: &Container, spec: &Spec, init: Pid) -> Vec<(PathBuf, Option<PathBuf>)> {
     let view = Root::open(Path::new(&format!("/proc/{init}/root"))).ok();
     let mounted = |mount: &Mount| {
         let point = mount.destination();
-        // Links of the container may lead to it.
+        // Symbolic links in the container may lead to it.
         let resolved = view.as_ref().and_then(|view| view.resolve(point).ok());
         let source = (mount.source().as_ref()).filter(|_| is_bind(mount));
         (
@@ -322,27 +340,28 @@ fn trees(container: &Container, spec: &Spec, init: Pid) -> Vec<(PathBuf, Option<
     trees
 }
 
-/// Whether a mount shows a directory of the host.
+/// Whether the mount is a bind mount.
 pub(super) fn is_bind(mount: &Mount) -> bool {
     let mut options = mount.options().iter().flatten();
     mount.typ().as_deref() == Some("bind")
         || options.any(|option| option == "bind" || option == "rbind")
 }
 
-/// The directory of this host that has `path`, and where below it.
+/// Returns the directory of this host that contains `path`, and the path below it.
 fn place(trees: &[(PathBuf, Option<PathBuf>)], path: &Path) -> Option<(PathBuf, PathBuf)> {
     let (point, tree) = (trees.iter().rev())
         .filter(|(point, _)| path.starts_with(point))
-        // Of two at the same place the later one covers the earlier.
+        // Of two mounts at the same place the later one covers the earlier.
         .reduce(|best, next| {
             let depth = |point: &Path| point.components().count();
-            match depth(&next.0) > depth(&best.0) {
-                true => next,
-                false => best,
+            if depth(&next.0) > depth(&best.0) {
+                next
+            } else {
+                best
             }
         })?;
     let below = path.strip_prefix(point).ok()?;
-    // The journal has text only.
+    // The journal is text, so other paths cannot be recorded.
     below.to_str()?;
     Some((tree.clone()?, below.to_path_buf()))
 }
@@ -379,7 +398,7 @@ mod tests {
             files.into_iter().map(|file| file.id).collect()
         }
 
-        /// As CRIU does.
+        /// Binds the socket anew, as CRIU does.
         fn rebind(&self) -> UnixListener {
             fs::remove_file(&self.path).unwrap();
             UnixListener::bind(&self.path).unwrap()
@@ -389,7 +408,7 @@ mod tests {
             self.name.put_back(&self.own()).unwrap()
         }
 
-        /// Nothing is left beside it.
+        /// Asserts that nothing is left beside it.
         fn settle(&self) {
             self.name.settle(&self.own()).unwrap();
             let left = fs::read_dir(self.path.parent().unwrap()).unwrap();
@@ -413,7 +432,7 @@ mod tests {
             }
             scene.settle();
             UnixStream::connect(&scene.path).unwrap();
-            // What CRIU takes for a deleted one.
+            // CRIU must not take it for a deleted one.
             let files = bound_files(&[Pid::this()]);
             let mut own = files.iter().filter(|file| file.path == scene.path);
             assert!(own.any(|file| !file.is_deleted), "{files:?}");
@@ -425,7 +444,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_container_does_itself_stays() {
+    fn changes_of_the_container_itself_stay() {
         let scene = Scene::new();
         let own = UnixListener::bind(&scene.path).unwrap();
         scene.name.keep().unwrap();

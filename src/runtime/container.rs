@@ -1,16 +1,17 @@
-//! A container that rcm knows: its record on disk and what it is now.
+//! Container that rcm knows: its record on disk and its state at this moment.
 //!
-//! The directory `<root>/<id>`, root-only, holds
+//! The directory `<root>/<id>`, accessible for root only, holds
 //!
-//! | file | what it is |
+//! | file | contents |
 //! | --- | --- |
 //! | `state.json` | the [`Record`], replaced atomically |
-//! | `config.json` | the OCI spec as the bundle had it when the container was created |
-//! | `criu.json` | the [CRIU](super::process::criu_process) that works on it, or did last |
-//! | `notify.sock` | the socket that `start` writes to; it is there as long as the container was not started |
+//! | `config.json` | the bundle's OCI spec at the time of the creation |
+//! | `criu.json` | the last [CRIU](super::process::criu_process) at work on the container |
+//! | `notify.sock` | the socket that `start` writes to; exists until the start |
 //!
-//! The [`Status`] is never stored: it follows from whether the first process executes, from the freezer and from the socket, so
-//! that it tells the truth whatever died on the way.
+//! The [`Status`] is never stored. It follows from three facts: whether the first process executes,
+//! the freezer's state, and whether the socket exists. So it is right no matter which process was
+//! killed.
 
 use std::collections::{BTreeMap, HashMap};
 use std::fs;
@@ -32,38 +33,38 @@ use crate::sys::process::{Liveness, ProcessId};
 const RECORD_FILE: &str = "state.json";
 const SPEC_FILE: &str = "config.json";
 
-/// What rcm remembers of a container.
+/// Properties of a container that rcm stores.
 #[derive(Debug, Clone, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Record {
-    /// The version of the OCI runtime specification that `config.json` names.
+    /// Version of the OCI runtime specification in `config.json`.
     pub oci_version: String,
-    /// The container's name, unique below its root.
+    /// Name of the container, unique below its root.
     pub id: String,
-    /// The container's first process; none while it is being created.
+    /// First process of the container; `None` while it is being created.
     pub init: Option<ProcessId>,
-    /// The process that creates the container, to tell a creation at work from one that died.
+    /// Process that creates the container. It tells a creation in progress from one that died.
     pub creator: ProcessId,
-    /// The absolute path of the bundle.
+    /// Absolute path of the bundle.
     pub bundle: PathBuf,
-    /// The absolute path of the root file system on the host.
+    /// Absolute path of the root file system on the host.
     pub rootfs: PathBuf,
-    /// When it was created.
+    /// Time of the creation.
     pub created: DateTime<Utc>,
-    /// The annotations of the spec.
+    /// Annotations of the spec.
     #[serde(default, skip_serializing_if = "HashMap::is_empty")]
     pub annotations: HashMap<String, String>,
     /// Whether systemd manages the cgroup.
     pub systemd_cgroup: bool,
-    /// The cgroup as the engine's manager was given it (`linux.cgroupsPath` or its default).
+    /// Path of the cgroup for `libcgroups`' manager (`linux.cgroupsPath` or its default).
     pub cgroup_path: PathBuf,
-    /// Whether the container does without what its user may not do to cgroups (`--rootless`).
+    /// Whether rcm skips changes to cgroups that the user is not allowed to make (`--rootless`).
     #[serde(default)]
     pub rootless: bool,
-    /// The directories of the cgroup, by controller; one with an empty key on cgroup v2.
+    /// Directories of the cgroup by controller; a single one with an empty key on cgroup v2.
     pub cgroup_paths: BTreeMap<String, PathBuf>,
-    /// Where the first process's stdin, stdout and stderr lead, as links of `/proc/PID/fd` have it: a restore finds
-    /// pipes and files from outside the container by these.
+    /// Targets of the first process's stdin, stdout and stderr, as links in `/proc/PID/fd`. A
+    /// restore replaces pipes and files from outside the container by these names.
     #[serde(default)]
     pub descriptors: Vec<String>,
     /// Whether the root was changed with `MS_MOVE` instead of pivot_root(2).
@@ -71,14 +72,14 @@ pub struct Record {
     pub no_pivot: bool,
 }
 
-/// A loaded container.
+/// Container that was loaded.
 #[derive(Debug, Clone)]
 pub struct Container {
     dir: PathBuf,
     record: Record,
 }
 
-/// Accepts the ids that runc accepts: letters, digits and `_+-.`, up to 1,024 of them, and no name that a path could be.
+/// Accepts the ids that runc accepts: up to 1,024 letters, digits and `_+-.`, but not `.` and `..`.
 ///
 /// # Errors
 /// [`Error::EmptyId`], [`Error::InvalidId`].
@@ -97,10 +98,11 @@ pub fn validate_id(id: &str) -> Result<()> {
 }
 
 impl Container {
-    /// Claims the id by creating `<root>/<id>` and stores the record and the spec there.
+    /// Claims the id by creating `<root>/<id>`, and stores the record and the spec there.
     ///
     /// # Errors
-    /// [`Error::Exist`] where the id is in use; errors of the file system. Nothing is left behind then.
+    /// [`Error::Exist`] if the id is in use, or errors of the file system. Nothing is left behind
+    /// in these cases.
     pub(crate) fn claim(root: &Path, record: Record, spec_json: &[u8]) -> Result<Self> {
         validate_id(&record.id)?;
         make_private_dir(root, true).map_err(|source| Error::Root {
@@ -118,17 +120,18 @@ impl Container {
             sys::file::replace_atomic(&path, spec_json, 0o600).map_err(Error::file("write", path))
         });
         if let Err(error) = stored {
-            // The first error is the one worth reporting.
+            // Report the first error, and not one of this cleanup.
             let _ = fs::remove_dir_all(&container.dir);
             return Err(error);
         }
         Ok(container)
     }
 
-    /// Loads the container called `id` below `root`.
+    /// Loads the container with the name `id` below `root`.
     ///
     /// # Errors
-    /// [`Error::NotExist`] where there is none, [`Error::DamagedState`] where its record cannot be read.
+    /// [`Error::NotExist`] if there is none, [`Error::DamagedState`] if its record cannot be
+    /// parsed.
     pub fn load(root: &Path, id: &str) -> Result<Self> {
         validate_id(id)?;
         let dir = root.join(id);
@@ -145,17 +148,20 @@ impl Container {
         Ok(Self { dir, record })
     }
 
-    /// The names of the containers below `root`, sorted; including those whose record is damaged.
+    /// Returns the names of the containers below `root`, sorted, including those with a damaged
+    /// record.
     ///
     /// # Errors
-    /// As readdir(3); a `root` that does not exist is an error of the kind [`ErrorKind::NotFound`].
+    /// Those of readdir(3). If `root` does not exist, the error is of the kind
+    /// [`ErrorKind::NotFound`].
     pub fn list(root: &Path) -> std::io::Result<Vec<String>> {
         let mut ids = Vec::new();
         for entry in fs::read_dir(root)? {
             let entry = entry?;
             let name = entry.file_name().into_string();
             match (entry.file_type()?.is_dir(), name) {
-                // Names that no container can have, such as `@migrations`, are rcm's own.
+                // rcm's own directories, such as `@migrations`, have names that no container can
+                // have.
                 (true, Ok(id)) if validate_id(&id).is_ok() => ids.push(id),
                 _ => {}
             }
@@ -178,48 +184,48 @@ impl Container {
         sys::file::replace_atomic(&path, &text, 0o600).map_err(Error::file("write", path))
     }
 
-    /// The container's name.
+    /// Returns the container's name.
     #[must_use]
     pub fn id(&self) -> &str {
         &self.record.id
     }
 
-    /// Its directory below the root.
+    /// Returns the container's directory below the root.
     #[must_use]
     pub fn dir(&self) -> &Path {
         &self.dir
     }
 
-    /// What rcm remembers of it.
+    /// Returns the stored properties.
     #[must_use]
     pub fn record(&self) -> &Record {
         &self.record
     }
 
-    /// The record, for changing it; [`Self::save`] stores it.
+    /// Returns the record for a change; [`Self::save`] stores it.
     pub fn record_mut(&mut self) -> &mut Record {
         &mut self.record
     }
 
-    /// The absolute path of the bundle.
+    /// Returns the absolute path of the bundle.
     #[must_use]
     pub fn bundle(&self) -> &Path {
         &self.record.bundle
     }
 
-    /// The absolute path of the root file system on the host.
+    /// Returns the absolute path of the root file system on the host.
     #[must_use]
     pub fn rootfs(&self) -> &Path {
         &self.record.rootfs
     }
 
-    /// The id of the container's first process, dead or alive.
+    /// Returns the id of the container's first process, dead or alive.
     #[must_use]
     pub fn init_pid(&self) -> Option<Pid> {
         self.record.init.map(ProcessId::pid)
     }
 
-    /// The first process's id if it still executes.
+    /// Returns the first process's id if it still executes.
     ///
     /// # Errors
     /// [`Error::NotRunning`].
@@ -230,13 +236,13 @@ impl Container {
         }
     }
 
-    /// The container's cgroup.
+    /// Returns the container's cgroup.
     #[must_use]
     pub fn cgroup(&self) -> Cgroup {
         Cgroup::new(self.record.cgroup_paths.clone())
     }
 
-    /// The spec as it was when the container was created.
+    /// Loads the spec as it was when the container was created.
     ///
     /// # Errors
     /// [`Error::File`], [`Error::InvalidConfig`].
@@ -244,19 +250,19 @@ impl Container {
         super::spec::load(&self.spec_path())
     }
 
-    /// The file of [`Self::spec`].
+    /// Returns the path of the file with the container's spec.
     #[must_use]
     pub fn spec_path(&self) -> PathBuf {
         self.dir.join(SPEC_FILE)
     }
 
-    /// The socket that `start` writes to.
+    /// Returns the path of the socket that `start` writes to.
     #[must_use]
     pub(crate) fn notify_path(&self) -> PathBuf {
         self.dir.join(NOTIFY_FILE)
     }
 
-    /// What the container is now.
+    /// Returns the container's state at this moment.
     #[must_use]
     pub fn status(&self) -> Status {
         let Some(init) = self.record.init else {

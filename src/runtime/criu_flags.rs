@@ -1,4 +1,4 @@
-//! What `checkpoint`, `restore` and a migration's two ends all tell CRIU.
+//! Options for CRIU that `checkpoint`, `restore` and both ends of a migration share.
 
 use std::fs;
 use std::os::unix::fs::DirBuilderExt;
@@ -10,28 +10,29 @@ use super::container::Container;
 use super::error::{Error, Result};
 use crate::criu::{Common, CriuChoices};
 
-/// The annotation that names a CRIU configuration file; an empty one means none.
+/// Annotation with the path of a CRIU configuration file; an empty path means none.
 const CONFIG_ANNOTATION: &str = "org.criu.config";
-/// Configuration files that are used without the annotation, if they exist: rcm's own before runc's.
+/// Configuration files that are used without the annotation, if they exist. rcm's own comes before
+/// runc's.
 const CONFIG_FILES: [&str; 2] = ["/etc/criu/rcm.conf", "/etc/criu/runc.conf"];
 
-/// What `checkpoint` and `restore` both tell CRIU.
+/// Options for CRIU that `checkpoint` and `restore` share.
 #[derive(Debug, Clone, Default)]
 pub struct CriuFlags {
-    /// The directory of the images.
+    /// Directory of the images.
     pub image_path: PathBuf,
-    /// Where logs and statistics go; the image directory if none.
+    /// Directory for logs and statistics; `None` for the image directory.
     pub work_path: Option<PathBuf>,
     /// Flags that the user gave.
     pub choices: CriuChoices,
-    /// Remove superseded pages from images.
+    /// Whether superseded pages are removed from images.
     pub auto_dedup: bool,
-    /// Leave memory behind, to be fetched when touched.
+    /// Whether memory is left at the source, and fetched on access.
     pub lazy_pages: bool,
 }
 
 impl CriuFlags {
-    /// The options that follow from these and the container.
+    /// Returns the options that follow from these and the container.
     pub(super) fn common(&self, container: &Container, spec: &Spec) -> Common {
         Common {
             subject: format!("container {:?}", container.id()),
@@ -42,14 +43,15 @@ impl CriuFlags {
             auto_dedup: self.auto_dedup,
             lazy_pages: self.lazy_pages,
             manage_cgroups: self.choices.manage_cgroups(),
-            // Devices and addresses are the business of whoever made the network namespace.
+            // Devices and addresses are left to the creator of the network namespace.
             empty_network_namespace: true,
             config_file: config_file(spec),
             ..Common::default()
         }
     }
 
-    /// Makes the directory of the images if it is missing: for a dump. A restore must not, because what is missing has been removed by its owner.
+    /// Makes the directory of the images, for a dump, if it is missing. A restore must not do that:
+    /// if the directory is missing there, its owner has removed it.
     pub(super) fn make_image_dir(&self) -> Result<()> {
         make_dir(&self.image_path)
     }

@@ -1,7 +1,7 @@
-//! What can go wrong with a container.
+//! Errors of operations on a container.
 //!
-//! Engines match some of these sentences: containerd, Docker and Podman look for them in the error record of the log. They are
-//! runc's, letter by letter, and tests hold them.
+//! Engines match some of these sentences: containerd, Docker and Podman search the log's error
+//! record for them. They are runc's, letter by letter, and tests check them.
 
 use std::io;
 use std::path::PathBuf;
@@ -23,10 +23,10 @@ pub const INVALID_ID: &str = "invalid container ID format";
 /// runc's sentence for `resume` of a container that is not paused.
 pub const NOT_PAUSED: &str = "container not paused";
 
-/// The result of an operation on a container.
+/// Result of an operation on a container.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
-/// An operation on a container failed.
+/// Failure of an operation on a container.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -45,10 +45,10 @@ pub enum Error {
     /// The container has no process.
     #[error("{NOT_RUNNING}")]
     NotRunning,
-    /// `pause` needs a running or created container.
+    /// `pause` of a container that is neither running nor created.
     #[error("container not running or created: {0}")]
     NotPausable(Status),
-    /// `resume` needs a paused container.
+    /// `resume` of a container that is not paused.
     #[error("{NOT_PAUSED}")]
     NotPaused,
     /// `start` of a container that has ended.
@@ -66,9 +66,9 @@ pub enum Error {
     /// `delete` without `--force` of a container that is not stopped.
     #[error("cannot delete container {id} that is not stopped: {status}")]
     NotStopped {
-        /// The container.
+        /// Name of the container.
         id: String,
-        /// What it is.
+        /// State of the container.
         status: Status,
     },
     /// The first process survived SIGKILL for ten seconds.
@@ -76,42 +76,42 @@ pub enum Error {
         "container init still running (pid {pid}): it may hang in the kernel, see /proc/{pid}/stack"
     )]
     StillRunning {
-        /// Its process id.
+        /// Id of the first process.
         pid: i32,
     },
     /// The state file is damaged.
     #[error("container {id} has a damaged state file {path}; `delete --force {id}` removes it")]
     DamagedState {
-        /// The container.
+        /// Name of the container.
         id: String,
-        /// The state file.
+        /// Path of the state file.
         path: PathBuf,
-        /// What the parser found.
+        /// Error of the parser.
         #[source]
         source: serde_json::Error,
     },
     /// A file operation failed.
     #[error(transparent)]
     File(#[from] Failed),
-    /// The barrier of a container that moves.
+    /// The network of a container that moves could not be locked or unlocked.
     #[error(
         "cannot {action} the network of container {id:?}; the kernel needs nf_tables with owners (CONFIG_NF_TABLES_INET, CONFIG_NF_TABLES_ARP, Linux 5.12)"
     )]
     Network {
         /// "lock" or "unlock".
         action: &'static str,
-        /// Which container.
+        /// Name of the container.
         id: String,
-        /// Why it failed.
+        /// Error of the system call.
         #[source]
         source: io::Error,
     },
     /// A system call failed.
     #[error("cannot {action}")]
     System {
-        /// What was tried.
+        /// The failed action.
         action: &'static str,
-        /// Why it failed.
+        /// Error of the system call.
         #[source]
         source: Errno,
     },
@@ -120,19 +120,19 @@ pub enum Error {
         "JSON specification file {path} not found: {path} is the `config.json` of a bundle; `rcm spec` writes one"
     )]
     NoConfig {
-        /// Where it was expected.
+        /// Path at which it was expected.
         path: PathBuf,
     },
     /// `config.json` is no OCI spec.
     #[error("{path} is not a valid OCI runtime specification")]
     InvalidConfig {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// What the parser found, with line and column.
+        /// Error of the parser, with line and column.
         #[source]
         source: serde_json::Error,
     },
-    /// The spec asks for what no runtime can do.
+    /// The spec is invalid, or asks for something that this host cannot do.
     #[error(transparent)]
     Invalid(#[from] super::spec::lower::InvalidSpec),
     /// A mount could not be made again for a restore.
@@ -149,15 +149,15 @@ pub enum Error {
         "systemd cgroup flag passed, but systemd support for managing cgroups is not available: {reason}; leave out --systemd-cgroup"
     )]
     NoSystemd {
-        /// Why.
+        /// The missing condition.
         reason: &'static str,
     },
     /// A descriptor that `--preserve-fds` names is not open.
     #[error("unable to stat preserved-fd {index} (of {count})")]
     PreservedDescriptor {
-        /// Which one, from 0.
+        /// Index of the descriptor, from 0.
         index: i32,
-        /// How many were announced.
+        /// Number of descriptors that were announced.
         count: i32,
     },
     /// A socket for descriptors cannot be reached.
@@ -165,43 +165,43 @@ pub enum Error {
     Socket {
         /// "console" or "pidfd".
         what: &'static str,
-        /// The socket.
+        /// Path of the socket.
         path: PathBuf,
-        /// Why.
+        /// Error of the connection.
         #[source]
         source: io::Error,
     },
     /// The container's first process could not be started.
     #[error("unable to start container process: {reason}")]
     Start {
-        /// The deepest cause that is known.
+        /// The deepest known cause.
         reason: String,
     },
     /// A process could not be executed in the container.
     #[error("{reason}")]
     Exec {
-        /// The deepest cause that is known.
+        /// The deepest known cause.
         reason: String,
     },
-    /// The control groups refused.
+    /// An operation on the container's control groups failed.
     #[error("cannot {action} the cgroup of container {id}")]
     Cgroup {
-        /// What was tried.
+        /// The failed action.
         action: &'static str,
-        /// The container.
+        /// Name of the container.
         id: String,
-        /// Why.
+        /// Failure of the operation.
         #[source]
         source: CgroupError,
     },
-    /// Somebody else's processes are in the cgroup; the first half is runc's sentence.
+    /// The cgroup has processes of others; the first half of the sentence is runc's.
     #[error(
         "container's cgroup is not empty: {processes} process(es) found in {path}; `linux.cgroupsPath` must be the container's alone"
     )]
     CgroupNotEmpty {
-        /// The cgroup.
+        /// Path of the cgroup.
         path: PathBuf,
-        /// How many.
+        /// Number of the processes.
         processes: usize,
     },
     /// The cgroup is frozen; runc's sentence.
@@ -209,35 +209,36 @@ pub enum Error {
         "container's cgroup unexpectedly frozen: thaw {path} or choose another `linux.cgroupsPath`"
     )]
     CgroupFrozen {
-        /// The cgroup.
+        /// Path of the cgroup.
         path: PathBuf,
     },
-    /// A user may not make groups for a container that asks for limits; runc's sentence.
+    /// A user may not make groups for a container whose spec has limits; the first half of the
+    /// sentence is runc's.
     #[error(
-        "cannot set {limit} limit: container could not join or create cgroup; a user needs rights over one, or must leave limits out"
+        "cannot set {limit} limit: container could not join or create cgroup; allow the user to write to one, or remove the limits"
     )]
     LimitWithoutCgroup {
-        /// The member of `linux.resources`.
+        /// Name of the limit in `linux.resources`.
         limit: String,
     },
     /// A hook failed.
     #[error(transparent)]
     Hook(#[from] super::linux::hooks::HookError),
-    /// CRIU is missing, unfit, or failed.
+    /// CRIU is missing, unusable, or failed.
     #[error(transparent)]
     Criu(#[from] crate::criu::Error),
     /// `checkpoint` of a container that does not execute.
     #[error("container {id} cannot be checkpointed in {status} state")]
     NotCheckpointable {
-        /// The container.
+        /// Name of the container.
         id: String,
-        /// What it is.
+        /// State of the container.
         status: Status,
     },
     /// `--parent-path` is absolute; CRIU needs it relative to the images.
     #[error("--parent-path must be relative to --image-path, and {path} is absolute")]
     AbsoluteParent {
-        /// What was given.
+        /// The given path.
         path: PathBuf,
     },
     /// CRIU made a full dump although there is a parent.
@@ -245,65 +246,67 @@ pub enum Error {
         "the images in {path} do not refer to their parent: they are complete, not incremental"
     )]
     NotIncremental {
-        /// The image directory.
+        /// Path of the image directory.
         path: PathBuf,
     },
-    /// The CRIU of a killed rcm does not end.
+    /// The CRIU of a killed rcm has not ended.
     #[error(
-        "CRIU (process {pid}), left at work on container \"{id}\" by an earlier rcm, has not ended yet: try again when it has"
+        "CRIU (process {pid}) still works on container \"{id}\" for an rcm that was killed: try again when it has ended"
     )]
     CriuAtWork {
-        /// The container.
+        /// Name of the container.
         id: String,
-        /// CRIU's process id.
+        /// Id of CRIU's process.
         pid: i32,
     },
     /// A dump was given up, and CRIU has not noticed yet.
     #[error(
-        "CRIU (process {pid}) does not get on, and holds container \"{id}\" until it does or is brought to"
+        "CRIU (process {pid}) makes no progress and holds container \"{id}\" frozen: CRIU resumes it at its next step"
     )]
     CriuHolds {
-        /// The container.
+        /// Name of the container.
         id: String,
-        /// CRIU's process id.
+        /// Id of CRIU's process.
         pid: i32,
-        /// How that was found out.
+        /// Failure of the dump.
         #[source]
         source: crate::criu::Error,
     },
     /// A file beside the images is damaged.
-    #[error("the images are damaged: {path} cannot be understood")]
+    #[error("the images are damaged: {path} cannot be parsed")]
     DamagedImages {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// What the parser found.
+        /// Error of the parser.
         #[source]
         source: serde_json::Error,
     },
-    /// What is in a tmpfs of the container does not come along.
+    /// The contents of a container's tmpfs could not be saved or restored.
     #[error("cannot {action} the tmpfs at {path} in the container")]
     Tmpfs {
         /// "save" or "fill".
         action: &'static str,
-        /// Where it is in the container.
+        /// Path in the container.
         path: PathBuf,
-        /// Why.
+        /// Failure of packing or unpacking.
         #[source]
         source: crate::image::tree::TreeError,
     },
-    /// A file of the host that the container had open has no name any longer.
+    /// The container had a file of the host open that has been deleted.
     #[error(
-        "{path}, which the container had open outside its mounts, was deleted: if it was its standard output, redirect that of `restore` to a \
-         regular file"
+        "the file {path}, which the container had open outside its mounts, was deleted: if it was the standard output, redirect the output of \
+         `restore` to a regular file"
     )]
     DeletedFile {
-        /// Its last name.
+        /// Last path of the file.
         path: PathBuf,
     },
     /// CRIU cannot join a namespace of this kind.
-    #[error("cannot restore into an existing {kind} namespace: CRIU cannot join one")]
+    #[error(
+        "cannot restore into an existing {kind} namespace: CRIU cannot join namespaces of this kind"
+    )]
     UnsupportedNamespace {
-        /// Which kind.
+        /// Kind of the namespace.
         kind: oci_spec::runtime::LinuxNamespaceType,
     },
     /// The container's limits could not be changed.
@@ -312,16 +315,16 @@ pub enum Error {
     /// The state directory cannot be used.
     #[error("cannot use the state directory {path} (--root)")]
     Root {
-        /// The directory.
+        /// Path of the directory.
         path: PathBuf,
-        /// Why.
+        /// Error of the file system.
         #[source]
         source: io::Error,
     },
 }
 
 impl Error {
-    /// For `map_err` on a file operation.
+    /// Converts the error of a file operation, for `map_err`.
     pub(crate) fn file(
         action: &'static str,
         path: impl Into<PathBuf>,
@@ -330,13 +333,13 @@ impl Error {
         move |source| Self::File(failed(source))
     }
 
-    /// For `map_err` on an operation on a container's cgroup.
+    /// Converts the error of an operation on a container's cgroup, for `map_err`.
     pub(crate) fn cgroup(action: &'static str, id: &str) -> impl FnOnce(CgroupError) -> Self {
         let id = id.to_owned();
         move |source| Self::Cgroup { action, id, source }
     }
 
-    /// For `map_err` on a system call.
+    /// Converts the error of a system call, for `map_err`.
     pub(crate) fn system(action: &'static str) -> impl FnOnce(Errno) -> Self {
         move |source| Self::System { action, source }
     }
@@ -346,7 +349,7 @@ impl Error {
 mod tests {
     use super::*;
 
-    /// containerd (`runtime/v2/runc`) and Podman (`libpod/oci_conmon`) match these.
+    /// containerd (`runtime/v2/runc`) and Podman (`libpod/oci_conmon`) match these sentences.
     #[test]
     fn sentences_that_engines_match() {
         assert_eq!(Error::NotExist.to_string(), "container does not exist");

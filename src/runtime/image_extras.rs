@@ -1,7 +1,8 @@
-//! What rcm keeps beside CRIU's images.
+//! Files that rcm stores beside CRIU's images.
 //!
-//! `descriptors.json` is runc's file: where stdin, stdout and stderr of the first process led, so that runc can restore these images and
-//! rcm those of runc. `rcm.json` is rcm's own; images without it are restored as runc does.
+//! `descriptors.json` is runc's file, with the targets of the first process's stdin, stdout and
+//! stderr. With it, runc can restore rcm's images, and rcm runc's. `rcm.json` is rcm's own; images
+//! without it are restored as runc restores them.
 
 use std::fs;
 use std::io::ErrorKind;
@@ -18,23 +19,24 @@ use crate::sys;
 const DESCRIPTORS_FILE: &str = "descriptors.json";
 const DETAILS_FILE: &str = "rcm.json";
 
-/// The contents of `rcm.json`.
+/// Contents of `rcm.json`.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Details {
-    /// Whether CRIU left control groups out, because there was nothing about them that a restore does not make anyway.
+    /// Whether CRIU left control groups out, because a restore makes all of them anyway.
     pub cgroups_left_out: bool,
-    /// Whether CRIU left the network namespace out, because the container is restored into one that is there before it.
+    /// Whether CRIU left the network namespace out, because the container is restored into one that
+    /// exists before it.
     pub network_left_out: bool,
-    /// This host's ends of the container's TCP sockets, where these are in the host's network.
+    /// This host's addresses of the container's TCP sockets, if these are in the host's network.
     pub tcp_ends: Vec<SocketAddr>,
-    /// The mounts that come from the host.
+    /// Mounts that come from the host.
     pub mounts: Vec<HostMount>,
-    /// The open files that lie on the host.
+    /// Open files that lie on the host.
     pub files: Vec<HostFile>,
 }
 
-/// Stores what stdin, stdout and stderr led to.
+/// Stores the targets of stdin, stdout and stderr.
 ///
 /// # Errors
 /// Errors of the file system.
@@ -42,16 +44,16 @@ pub fn write_descriptors(images: &Path, descriptors: &[String]) -> Result<()> {
     write(&images.join(DESCRIPTORS_FILE), &descriptors)
 }
 
-/// What stdin, stdout and stderr led to; nothing if the images do not say.
+/// Reads the targets of stdin, stdout and stderr; empty if the images do not have them.
 ///
 /// # Errors
-/// Errors of the file system, [`Error::DamagedImages`].
+/// Errors of the file system, or [`Error::DamagedImages`].
 pub fn read_descriptors(images: &Path) -> Result<Vec<String>> {
     Ok(read(&images.join(DESCRIPTORS_FILE))?.unwrap_or_default())
 }
 
 impl Details {
-    /// Stores them.
+    /// Stores the details.
     ///
     /// # Errors
     /// Errors of the file system.
@@ -59,10 +61,10 @@ impl Details {
         write(&images.join(DETAILS_FILE), self)
     }
 
-    /// Reads them; empty ones if the images have none.
+    /// Reads the details; the default if the images have none.
     ///
     /// # Errors
-    /// Errors of the file system, [`Error::DamagedImages`].
+    /// Errors of the file system, or [`Error::DamagedImages`].
     pub fn read(images: &Path) -> Result<Self> {
         Ok(read(&images.join(DETAILS_FILE))?.unwrap_or_default())
     }

@@ -1,4 +1,4 @@
-//! The states of a container.
+//! States of a container.
 
 use std::fmt;
 

@@ -1,5 +1,5 @@
-//! A request to stop as a descriptor that can be waited for: from SIGINT, SIGTERM and SIGHUP, or from
-//! another thread.
+//! A request to stop as a descriptor that can be waited for: from SIGINT, SIGTERM and SIGHUP, or
+//! from another thread.
 #![allow(unsafe_code)]
 
 use std::os::fd::{AsFd, BorrowedFd, IntoRawFd, OwnedFd};

@@ -1,4 +1,5 @@
-//! The examples that need machines of their own, as far as it can be seen here: their files can be read. What they do is in `tests/it/migrate`.
+//! The examples that need machines of their own. These tests only check that their files can be
+//! parsed; tests in `tests/it/migrate` run the same steps.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -36,7 +37,7 @@ fn python_programs_can_be_compiled() {
         .ok();
 }
 
-/// Vagrant is not needed to execute one: it only gets to know the machines.
+/// A Vagrantfile can be executed without Vagrant: it only describes the machines.
 #[test]
 fn the_vagrantfile_names_two_machines() {
     const VAGRANT: &str = "
@@ -62,7 +63,7 @@ fn the_vagrantfile_names_two_machines() {
     assert_eq!(output.stdout(), "worker1\nworker2\n", "{output:?}");
 }
 
-/// Each file of the playbook is YAML, and what its tasks copy, fill in or import is there.
+/// Each file of the playbook is YAML, and all files that its tasks copy, fill in or import exist.
 #[test]
 fn the_playbook_can_be_read() {
     let files = files("yml");

@@ -1,5 +1,5 @@
-//! The documentation: its commands work, its links lead somewhere, and no message is missing. What the kinds of its blocks mean is in
-//! CONTRIBUTING.md.
+//! The documentation: its commands work, its links lead somewhere, and no message is missing.
+//! CONTRIBUTING.md explains the kinds of blocks.
 
 #[path = "../it/common/mod.rs"]
 mod common;
@@ -52,7 +52,7 @@ fn none(what: &str, found: &[String]) {
 fn every_block_says_what_it_is() {
     let faults: Vec<String> = pages().into_iter().flat_map(|page| page.faults).collect();
     none("blocks", &faults);
-    // The checks are no blanks.
+    // The checks must find something in this page.
     let wrong = Page::parse(
         Path::new("x.md"),
         "```\nrcm list\n```\n\n    rcm list\n\n```sh real-hosts third\n```\n```sh\nrcm",
@@ -71,7 +71,8 @@ fn links_lead_somewhere() {
     assert_eq!(wrong.dead_links().len(), 3, "{:?}", wrong.dead_links());
 }
 
-/// All blocks of a page, one after the other, in a fresh directory, with `rcm` and `sudo` on the PATH.
+/// All blocks of a page, one after the other, in a fresh directory, with `rcm` and `sudo` on the
+/// PATH.
 fn run(script: &str) -> common::Output {
     let host = Host::new();
     let programs = host.dir().join("bin");
@@ -148,7 +149,7 @@ fn verbs() -> Vec<String> {
     let (_, list) = help.split_once("Commands:\n").unwrap();
     list.lines()
         .take_while(|line| !line.is_empty())
-        // A longer description goes on in the next line, farther to the right.
+        // A longer description continues in the next line, farther to the right.
         .filter_map(|line| line.strip_prefix("  ")?.split(' ').next())
         .filter(|verb| !verb.is_empty() && *verb != "help")
         .map(str::to_owned)
@@ -161,7 +162,7 @@ fn flags(verb: &str) -> BTreeSet<String> {
     page::flags(&text).map(str::to_owned).collect()
 }
 
-/// Commands of rcm in a script that it does not have, and flags that they do not have.
+/// Returns the verbs and flags in a script that rcm does not have.
 fn unknown_to_rcm(script: &str) -> Vec<String> {
     let mut known = BTreeMap::new();
     let mut unknown = Vec::new();
@@ -172,7 +173,7 @@ fn unknown_to_rcm(script: &str) -> Vec<String> {
             continue;
         }
         let words: Vec<&str> = words.collect();
-        // The first that is neither a global flag nor its value.
+        // The verb is the first word that is neither a global flag nor its value.
         let takes_value = |at: usize| at > 0 && GLOBAL_WITH_VALUE.contains(&words[at - 1]);
         let is_verb = |(at, word): &(usize, &&str)| !word.starts_with('-') && !takes_value(*at);
         let Some((_, verb)) = words.iter().enumerate().find(is_verb) else {
@@ -221,7 +222,7 @@ fn commands_for_real_hosts_are_understood() {
     assert_eq!(wrong, ["rcm live-migrate --teleport", "rcm no-such --x"]);
 }
 
-/// The scenario says which pages' commands it runs, and fails where it does not run one of them.
+/// The scenario names the pages whose commands it runs, and fails if it does not run one of them.
 #[test]
 fn the_lab_runs_the_commands_for_real_hosts() {
     let mut missing = Vec::new();
@@ -245,7 +246,8 @@ fn the_lab_runs_the_commands_for_real_hosts() {
     assert!(ran > 10, "only {ran}");
 }
 
-/// Flags that the pages name and rcm does not have: of other programs, a family, and one that is hidden.
+/// Flags that the pages name and rcm does not have: of other programs, a family, and one that is
+/// hidden.
 const OTHER_FLAGS: [&str; 19] = [
     "--all",
     "--checkpoint",
@@ -288,7 +290,7 @@ fn flags_in_the_text_exist() {
     assert_eq!(page.named_flags(), ["--quiet", "--teleport"]);
 }
 
-/// What a line of commands for developers names that is not there.
+/// Returns the names in a line of commands for developers that do not exist.
 fn missing_for_developers(line: &str) -> Option<String> {
     let line = line.split('#').next().unwrap_or_default();
     let words: Vec<&str> = line
@@ -339,7 +341,7 @@ fn commands_for_developers_exist() {
     );
 }
 
-/// Without backquotes, and with one space where there are several or a line ends.
+/// Removes backquotes, and replaces line ends and several spaces by one space.
 fn plain(text: &str) -> String {
     let words: Vec<&str> = text.split_whitespace().collect();
     words.join(" ").replace('`', "")
@@ -369,7 +371,7 @@ fn no_message_is_missing_in_troubleshooting() {
     assert_eq!(found, ["cannot ACTION `PATH`: ...it"]);
 }
 
-/// What stands between `.EX` and `.EE`, as a reader sees it.
+/// Returns the text between `.EX` and `.EE`, as a reader sees it.
 fn examples(page: &str) -> String {
     let mut inside = false;
     let mut script = String::new();

@@ -6,7 +6,7 @@ use std::path::Path;
 use proc_macro2::{Delimiter, TokenStream, TokenTree};
 use walkdir::WalkDir;
 
-/// The sentences of all errors below `dir`, with words in capitals for what varies.
+/// Returns the sentences of all errors below `dir`, with words in capitals for the values.
 pub fn of_tree(dir: &Path) -> Vec<String> {
     let mut found = Vec::new();
     for entry in WalkDir::new(dir).sort_by_file_name() {
@@ -38,7 +38,7 @@ fn collect(tokens: TokenStream, in_brackets: bool, found: &mut Vec<String>) {
         match group.stream().into_iter().next() {
             Some(TokenTree::Literal(literal)) if is_error => {
                 let sentence = sentence(&literal.to_string());
-                // What only passes another one on, or is a constant with its own test.
+                // An error that only passes another one on, or a constant with its own test.
                 if sentence.chars().any(|char| char.is_lowercase()) {
                     found.push(sentence);
                 }

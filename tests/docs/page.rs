@@ -1,9 +1,9 @@
-//! A page of the documentation: its fenced blocks, and what its links lead to.
+//! A page of the documentation: its fenced blocks, and the targets of its links.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 
-/// What a block may be, by its information string.
+/// Kinds of blocks, by their information string.
 pub const SHELL: &str = "sh";
 pub const DEVELOPING: &str = "sh make";
 /// Before the reason why no test runs it.
@@ -11,7 +11,7 @@ const ELSEWHERE: &str = "sh elsewhere: ";
 const REAL_HOSTS: &str = "sh real-hosts ";
 /// The scenario of the lab that runs them unless the block names another.
 const SCENARIO: &str = "docs";
-/// Nothing that anybody types.
+/// A block that is not to be typed.
 const OTHERS: [&str; 9] = [
     "text",
     "console",
@@ -59,7 +59,7 @@ pub struct Page {
     pub path: PathBuf,
     text: String,
     pub blocks: Vec<Block>,
-    /// What is wrong with its form.
+    /// Mistakes in the form of the page.
     pub faults: Vec<String>,
 }
 
@@ -104,7 +104,7 @@ impl Page {
                 }
                 (None, None) if after_blank && text.starts_with("    ") => {
                     page.faults.push(format!(
-                        "{}:{line}: an indented block, which says nothing about what it is",
+                        "{}:{line}: an indented block, which has no information string",
                         path.display()
                     ))
                 }

@@ -1,4 +1,4 @@
-//! containerd with rcm behind its shim for runc: what Kubernetes and `ctr` use.
+//! containerd with rcm behind its shim for runc, as Kubernetes and `ctr` use it.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -13,7 +13,8 @@ use crate::engine::{CLIENT_LIMIT_DUR, Shared, end, image_archive, missing, setti
 pub const PROGRAMS: [&str; 3] = ["containerd", "containerd-shim-runc-v2", "ctr"];
 const IMAGE: &str = "docker.io/local/busybox:latest";
 
-/// A running containerd that has [`IMAGE`]. Its containers' state is below the host's directory, their cgroups are below the host's parent.
+/// A running containerd that has [`IMAGE`]. Its containers' state is below the host's directory,
+/// their cgroups are below the host's parent.
 pub struct Containerd {
     dir: PathBuf,
     /// Taken when it is stopped.
@@ -145,7 +146,7 @@ path = "{place}/opt"
         events
     }
 
-    /// As `ctr task ls` has it; `None` where there is no such task.
+    /// Returns the status from `ctr task ls`; `None` if there is no such task.
     fn status(&self, id: &str) -> Option<String> {
         let tasks = self.ctr(&["task", "ls"]).run().ok().stdout();
         tasks.lines().find_map(|line| {
@@ -194,7 +195,7 @@ impl Drop for Containerd {
 const COUNTER: &str =
     "number=0; while :; do number=$((number + 1)); echo $number >>/numbers; usleep 20000; done";
 
-/// What the counter of a container has written, whole and in order.
+/// Returns the numbers that the counter of a container has written, whole and in order.
 fn numbers(containerd: &Containerd, id: &str) -> usize {
     let output = containerd.exec(id, &["cat", "/numbers"]).ok();
     let numbers: Vec<usize> = output
@@ -327,7 +328,7 @@ fn tasks_are_checkpointed_and_restored() {
         .run("counter", &flags, &["sh", "-c", COUNTER])
         .ok();
     counts_on();
-    // Memory and writable layer as an image, and the container goes on.
+    // Memory and writable layer become an image, and the container runs on.
     containerd
         .ctr(&[
             "container",
@@ -357,7 +358,7 @@ fn tasks_are_checkpointed_and_restored() {
     containerd.wait_for_status("counter", "RUNNING");
     counts_on();
 
-    // Into a directory, which is the end of it.
+    // A checkpoint into a directory, which ends the task.
     let images = containerd.dir.join("images");
     let pid = pid(&containerd, "counter");
     containerd
@@ -373,7 +374,7 @@ fn tasks_are_checkpointed_and_restored() {
     containerd.ctr(&["image", "rm", "local/kept:1"]).run().ok();
 }
 
-/// As rcm has it in the state directory that the shim gives it.
+/// Returns the state that rcm has in the state directory of the shim.
 fn pid(containerd: &Containerd, id: &str) -> i32 {
     let root = containerd.runtime_root().join("default");
     let state = Cmd::new(env!("CARGO_BIN_EXE_rcm"))

@@ -9,12 +9,12 @@ use nix::mount::{MntFlags, umount2};
 use crate::common::{Cmd, Host, Namespace, Output, Running, wait_until};
 use crate::engine::{CLIENT_LIMIT_DUR, Machine, Shared, end, image_archive, setting};
 
-/// What a daemon and its client consist of.
+/// Programs of a daemon and its client.
 pub const PROGRAMS: [&str; 4] = ["dockerd", "docker", "containerd", "containerd-shim-runc-v2"];
 
 const RCM: &str = env!("CARGO_BIN_EXE_rcm");
 
-/// How the daemon knows rcm.
+/// Way in which the daemon gets to know rcm.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Role {
     /// By its settings: `docker run` takes it.
@@ -23,8 +23,9 @@ pub enum Role {
     Added,
 }
 
-/// A running dockerd with the image `busybox`. Its files are in the host's directory and its containers' cgroups below the host's parent, so that the host
-/// notices what is left; its bridges and packet filters are in a network namespace.
+/// A running dockerd with the image `busybox`. Its files are in the host's directory and its
+/// containers' cgroups below the host's parent, so that the host notices anything that is left; its
+/// bridges and packet filters are in a network namespace.
 pub struct Docker {
     role: Role,
     flags: &'static [&'static str],
@@ -49,7 +50,8 @@ impl Docker {
         Self::start_on(role, flags, None)
     }
 
-    /// One whose containers' state is where Docker has it by default: in a `/run` that only the daemon and what is started [`Self::within`] its machine see.
+    /// One whose containers' state is where Docker has it by default: in a `/run` that only the
+    /// daemon and programs that are started [`Self::within`] its machine see.
     pub fn start_with_own_run(role: Role, flags: &'static [&'static str]) -> Self {
         Self::start_on(role, flags, Some(Machine::new()))
     }
@@ -180,14 +182,14 @@ impl Docker {
         self.client(["exec", name]).args(command).run()
     }
 
-    /// What the container called `name` has printed.
+    /// Returns the output of the container called `name`.
     pub fn logs(&self, name: &str) -> String {
         self.client(["logs", name]).run().ok().stdout()
     }
 
-    /// `docker inspect --format {{what}}`.
-    pub fn inspect(&self, name: &str, what: &str) -> String {
-        let format = format!("{{{{{what}}}}}");
+    /// `docker inspect --format {{field}}`.
+    pub fn inspect(&self, name: &str, field: &str) -> String {
+        let format = format!("{{{{{field}}}}}");
         let output = self.client(["inspect", "--format", &format, name]).run();
         output.ok().stdout().trim().to_owned()
     }

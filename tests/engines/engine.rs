@@ -1,4 +1,4 @@
-//! What the engines have in common.
+//! Support that the tests of all engines share.
 
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
@@ -8,7 +8,8 @@ use nix::sys::signal::Signal;
 
 use crate::common::{COMMAND_LIMIT_DUR, Cmd, Host, Running, wait_until};
 
-/// How long a command of an engine's client may take: it waits for a daemon, which waits for others.
+/// How long a command of an engine's client may take: it waits for a daemon, which waits for
+/// others.
 pub const CLIENT_LIMIT_DUR: Duration = Duration::from_secs(60);
 
 /// The first of these programs that is not installed.
@@ -48,7 +49,8 @@ pub fn setting(file: &str, rcm: &Path) -> String {
     text.join("\n")
 }
 
-/// A `/run` that only those see who enter: engines, runtimes and container libraries have names there that are the same on every host.
+/// A `/run` of its own, which only programs that enter it see: engines, runtimes and container
+/// libraries use the same names there on every host.
 pub struct Machine(Running);
 
 impl Machine {
@@ -70,12 +72,13 @@ impl Machine {
 pub fn end(mut daemon: Running) {
     if daemon.is_running() {
         daemon.signal(Signal::SIGTERM);
-        // What is left of one that stays is found by its host.
+        // If the daemon stays, its host finds it.
         let _ = daemon.ends_within(COMMAND_LIMIT_DUR);
     }
 }
 
-/// One of a kind for all tests that run at the same time; the last of them ends it, and starting one takes seconds.
+/// One of a kind for all tests that run at the same time; the last of them ends it, and starting
+/// one takes seconds.
 pub struct Shared<T>(Mutex<Weak<T>>);
 
 impl<T> Shared<T> {

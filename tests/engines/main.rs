@@ -1,4 +1,5 @@
-//! Engines with rcm as their runtime: the real daemons and clients, each with directories, sockets, a control group and a network of the test's own.
+//! Engines with rcm as their runtime: the real daemons and clients, each with directories, sockets,
+//! a control group and a network of the test's own.
 
 #[path = "../it/common/mod.rs"]
 mod common;

@@ -29,7 +29,8 @@ fn store(dir: &Path) -> PathBuf {
     store
 }
 
-/// Moves the counter `id`, which is called `name` to `rcm` at the source, to a fresh host. Returns that when the counter has gone on there.
+/// Moves the counter `id`, which is called `name` to `rcm` at the source, to a fresh host. Returns
+/// that host when the counter runs there.
 fn moved(id: &str, name: &str, store: &Path, rcm: Cmd) -> Host {
     let destination = Host::new();
     let bundle = destination.dir().join("arrived");
@@ -91,7 +92,7 @@ fn a_container_of_docker_goes_on_at_another_host() {
     let asked = docker.rcm().args(["live-migrate", &id[..12], "--status"]);
     assert!(asked.run().ok().stdout().contains("moved to"));
 
-    // It has what it had.
+    // It has its memory and its file.
     let look = |path: &str| destination.exec(&id, ["cat", path]).ok().stdout();
     assert_eq!(look("/etc/kept"), "layer\n");
     assert_eq!(look("/etc/hostname"), "traveller\n");

@@ -3,11 +3,10 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use serde_json::json;
 
-use crate::common::{Cmd, Host, Namespace, Output, is_alive, skip, wait_until};
+use crate::common::{Cmd, Host, Namespace, Output, is_alive, skip, wait_until, wait_within};
 use crate::engine::{CLIENT_LIMIT_DUR, Machine, Shared, image_archive, missing, setting};
 
 pub const PROGRAMS: [&str; 2] = ["podman", "conmon"];
@@ -15,7 +14,8 @@ const MISSING: &str =
     "is not installed; `make deps` installs podman, conmon, uidmap and slirp4netns";
 const IMAGE: &str = "localhost/busybox";
 
-/// The files of an engine that has no daemon. Its containers' cgroups are below the host's parent, its bridge is in a network namespace.
+/// The files of an engine that has no daemon. Its containers' cgroups are below the host's parent,
+/// its bridge is in a network namespace.
 pub struct Podman {
     machine: Machine,
     network: Namespace,
@@ -111,9 +111,9 @@ impl Podman {
         self.client(&["logs", name]).run().ok().stdout()
     }
 
-    /// `podman inspect --format {{what}}`.
-    pub fn inspect(&self, name: &str, what: &str) -> String {
-        let format = format!("{{{{{what}}}}}");
+    /// `podman inspect --format {{field}}`.
+    pub fn inspect(&self, name: &str, field: &str) -> String {
+        let format = format!("{{{{{field}}}}}");
         let output = self.client(&["inspect", "--format", &format, name]).run();
         output.ok().stdout().trim().to_owned()
     }
@@ -135,8 +135,8 @@ impl Podman {
 }
 
 impl Podman {
-    /// Removes the groups that Podman made itself and leaves: conmon's, and empty ones of its pods. Those of containers are the runtime's to remove. Returns whether
-    /// none is left.
+    /// Removes the groups that Podman made itself and leaves: conmon's, and empty ones of its pods.
+    /// Those of containers are the runtime's to remove. Returns whether none is left.
     fn remove_groups(&self) -> bool {
         let parents = self.host.cgroup_dirs("");
         let groups = parents.iter().flat_map(fs::read_dir).flatten().flatten();
@@ -152,15 +152,15 @@ impl Podman {
 
 impl Drop for Podman {
     fn drop(&mut self) {
-        let deadline = Instant::now() + CLIENT_LIMIT_DUR;
-        // conmon ends a moment after its container; what stays is found by the host.
-        while !self.remove_groups() && Instant::now() < deadline && !std::thread::panicking() {
-            std::thread::sleep(Duration::from_millis(20));
-        }
+        // conmon ends a moment after its container. If it stays, the host finds it.
+        let _ = wait_within(CLIENT_LIMIT_DUR, || {
+            self.remove_groups() || std::thread::panicking()
+        });
     }
 }
 
-/// The documented settings, and what keeps the test apart. Limits are set because Podman's own are more than a root without `CAP_SYS_RESOURCE` may have.
+/// The documented settings, and settings that keep the test apart. Limits are set because Podman's
+/// own are more than a root without `CAP_SYS_RESOURCE` may have.
 fn configuration(rcm: &Path) -> String {
     let apart = r#"
 [containers]
@@ -287,7 +287,7 @@ fn containers_share_a_pod() {
         .run()
         .ok();
     wait_until("the pod is removed", || {
-        // Podman does not wait for the end of conmon, which is in the pod's group.
+        // Podman does not wait for conmon, which is in the pod's group, to end.
         let remove = podman.client(&["pod", "rm", "--force", "--ignore", "pod"]);
         remove.run().code() == 0
     });
@@ -361,7 +361,8 @@ fn a_user_runs_containers() {
     for owned in ["home", "run"] {
         std::os::unix::fs::chown(dir.join(owned), Some(UID), Some(UID)).unwrap();
     }
-    // Where it was built others may not look; the file can have a name that they reach.
+    // The directory of the build may be closed to other users, so the binary gets a name that they
+    // reach.
     let rcm = dir.join("rcm");
     let built = Path::new(env!("CARGO_BIN_EXE_rcm"));
     fs::hard_link(built, &rcm)

@@ -1,4 +1,5 @@
-//! The connections that carry images, into a real receiver. The format is written down a second time, as an enemy would.
+//! The connections that carry images, into a real receiver. The format is written down a second
+//! time, as an enemy would.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -74,7 +75,8 @@ fn contents(random: &mut Random) -> Vec<u8> {
     }
 }
 
-/// What arrives, whole or damaged, is either refused or what the manifest says; and either way it ends.
+/// The receiver either refuses the images or stores them as the manifest describes, and always
+/// ends.
 #[test]
 fn streams_into_a_receiver() {
     let (mut taken, mut refused) = (0, 0);
@@ -124,7 +126,7 @@ fn streams_into_a_receiver() {
             Channel::new(Box::new(ours), "enemy".into())
         });
         let receiver = Receiver::start(channels.collect(), &scene.images()).unwrap();
-        // Nobody sends anything more: it needs no time to find that out.
+        // No peer sends anything more, so the receiver ends at once.
         let verified = receiver.verify(0, &manifest, Patience::within(Duration::from_secs(60)));
         drop(receiver);
         scene.assert_nothing_outside();
@@ -160,7 +162,7 @@ fn streams_into_a_receiver() {
     assert!(grown_kib < 32 << 10, "{grown_kib} KiB");
 }
 
-/// Each costs memory at the receiver, and nothing at the sender.
+/// Each piece costs memory at the receiver, and nothing at the sender.
 #[test]
 fn pieces_without_end() {
     cases(1, |_| {
@@ -171,7 +173,7 @@ fn pieces_without_end() {
         peak_kib();
         let before = peak_kib();
         let receiver = Receiver::start(vec![channel], &scene.images()).unwrap();
-        // Who hears nothing any more fills the socket at most.
+        // After the receiver has stopped reading, only the socket fills.
         theirs.set_nonblocking(true).unwrap();
         let mut sent = 0;
         let failure = loop {
@@ -183,7 +185,7 @@ fn pieces_without_end() {
             bytes.extend(chunk(1, 1, &[]));
             match theirs.write(&bytes) {
                 Ok(written) if written == bytes.len() => sent += 1,
-                // A part of it, because the socket is full: what follows is no piece.
+                // The socket is full and took only a part, so the stream is damaged from here on.
                 Ok(_) => {}
                 Err(_) => thread::sleep(Duration::from_millis(1)),
             }

@@ -36,7 +36,7 @@ fn preamble() -> Vec<u8> {
     encode(&Message::Preamble(Box::new(parsed))).unwrap()
 }
 
-/// Frames whose payload is more than numbers; the others are tried beside the codec.
+/// Frames that carry more than numbers; unit tests beside the codec try the others.
 #[test]
 fn frames_with_preambles() {
     let valid = preamble();
@@ -85,7 +85,7 @@ fn journals() {
                 receiver: MigrationId::new([6; 16]),
                 fingerprint: Bytes32([4; 32]),
             }),
-            recipe: None,
+            restore_spec: None,
         };
         Journal::begin(&root, start).unwrap();
         let path = root.join("@migrations/web.json");
@@ -105,7 +105,7 @@ fn secrets_and_verdicts_in_the_store() {
     cases(2000, |random| {
         let scene = Scene::new();
         let store = scene.images();
-        let left = Rendezvous::leave(&store, "web", &trust).unwrap();
+        let left = Rendezvous::create(&store, "web", &trust).unwrap();
         let mut text = fs::read(left.path()).unwrap();
         let whole = text.clone();
         damage(random, &mut text);
@@ -113,24 +113,24 @@ fn secrets_and_verdicts_in_the_store() {
         fs::set_permissions(left.path(), fs::Permissions::from_mode(0o600)).unwrap();
         let receiver = left.acquaintance().receiver;
         let owner = fs::metadata(&store).unwrap().uid();
-        if let Ok(found) = rendezvous::find(&store, "web", &receiver, owner) {
+        if let Ok(found) = rendezvous::read(&store, "web", &receiver, owner) {
             let same = found.secret == left.acquaintance().secret;
             assert_eq!(same, text[..65] == whole[..65]);
         }
         drop(left);
 
         let migration = MigrationId::new([7; 16]);
-        verdict::leave(&store, migration, Verdict::Running).unwrap();
+        verdict::write(&store, migration, Verdict::Running).unwrap();
         let path = store.join("verdict");
         let mut text = fs::read(&path).unwrap();
         damage(random, &mut text);
         fs::write(&path, &text).unwrap();
-        let _ = verdict::find(&store, migration);
+        let _ = verdict::read(&store, migration);
         scene.assert_nothing_outside();
     });
 }
 
-/// Whatever a manifest names, nothing is opened but files of that directory.
+/// Only files of that directory are opened, for any name in a manifest.
 #[test]
 fn names_in_manifests() {
     const PARTS: [&str; 11] = [

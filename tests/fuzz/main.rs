@@ -1,7 +1,9 @@
-//! What a peer, CRIU or a damaged disk may hand to rcm: thousands of inputs for each place that reads one. Never a panic, in no thread; never memory
-//! without bound; nothing outside the directory that is written to; always an end.
+//! Inputs that a peer, CRIU or a damaged disk may give to rcm: thousands for each place that reads
+//! one. No thread may panic, memory stays bounded, nothing is written outside the directory of the
+//! test, and each case ends.
 //!
-//! A case that fails names its seed: `RCM_TEST_SEED=N` plays that one first. The tests for single headers are beside their code.
+//! A case that fails names its seed: `RCM_TEST_SEED=N` plays that one first. The tests for single
+//! headers are beside their code.
 
 mod bulk;
 #[path = "../it/common/mod.rs"]
@@ -35,7 +37,7 @@ fn cases(count: u64, mut play: impl FnMut(&mut Random)) {
     COUNTING.call_once(|| {
         let hook = std::panic::take_hook();
         std::panic::set_hook(Box::new(move |info| {
-            // A thread of rcm's that panics is one that nobody may join.
+            // A hook, because rcm may never join the thread that panics.
             PANICS.fetch_add(1, Ordering::Relaxed);
             hook(info);
         }));
@@ -118,7 +120,8 @@ impl Scene {
     }
 }
 
-/// The most memory that the process had since the last call, in KiB (`VmHWM`, `proc_pid_status(5)`).
+/// The most memory that the process had since the last call, in KiB (`VmHWM`,
+/// `proc_pid_status(5)`).
 fn peak_kib() -> u64 {
     let status = fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find(|line| line.starts_with("VmHWM:"));

@@ -10,7 +10,7 @@ use rcm::criu::page_server::{PageSink, serve};
 use crate::common::random::Random;
 use crate::{Scene, cases, damage};
 
-/// Reads what it is told to, as far as it comes.
+/// Reads all that the commands announce, as far as it arrives.
 struct Reader;
 
 impl PageSink for Reader {
@@ -27,7 +27,7 @@ impl PageSink for Reader {
     }
 }
 
-/// The commands of criu/page-xfer.c, and some that are none.
+/// The commands of criu/page-xfer.c (CRIU 4.2), and some invalid ones.
 const COMMANDS: [u32; 9] = [1, 2, 3, 4, 5, 6, 7, 0x7fff, 0x10];
 
 fn record(random: &mut Random) -> Vec<u8> {
@@ -60,7 +60,7 @@ fn records_of_any_kind() {
         }
         let (mut criu, ours) = UnixStream::pair().unwrap();
         let sent = thread::spawn(move || {
-            // It may have heard enough.
+            // The reader may have closed the connection.
             let _ = criu.write_all(&bytes);
             let _ = criu.shutdown(std::net::Shutdown::Write);
             let mut answers = Vec::new();

@@ -12,7 +12,7 @@ use crate::rules::{Findings, FoundPath, module_of};
 /// Files of a source tree, by path relative to `src/`, with their text.
 pub type Tree = BTreeMap<String, String>;
 
-/// Folders (or files) whose circles are known and printed only. The list shall stay empty.
+/// Folders or files with known circles, which are only printed. The list shall stay empty.
 pub const EXCEPTIONS: &[&str] = &[];
 
 type Module = Vec<String>;
@@ -28,7 +28,7 @@ pub struct Circle {
 }
 
 impl Circle {
-    /// Tells whether all of the files are in [`EXCEPTIONS`].
+    /// Returns whether all of the files are in [`EXCEPTIONS`].
     pub fn is_known(&self) -> bool {
         self.files
             .iter()

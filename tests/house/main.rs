@@ -1,6 +1,6 @@
-//! The rules of the source tree that the compiler does not hold: who may import whom, where
-//! `unsafe` may stand, and which Rust the crate claims to need. The checker itself is fed sources
-//! that break each rule.
+//! Rules of the source tree that the compiler does not check: allowed imports, the place of
+//! `unsafe`, and the Rust version that the crate needs. Tests of the checker feed it sources that
+//! break each rule.
 
 mod circles;
 mod rules;
@@ -230,9 +230,9 @@ fn the_stated_rust_version_covers_every_dependency() {
 }
 
 /// Asserts that `text` as `src/<file>` breaks exactly one rule, on `line`, and that the message
-/// contains `what`.
+/// contains `part`.
 #[track_caller]
-fn assert_breach(file: &str, text: &str, line: usize, what: &str) {
+fn assert_breach(file: &str, text: &str, line: usize, part: &str) {
     let found = breaches(file, text);
     assert_eq!(found.len(), 1, "one breach expected in {text:?}: {found:?}");
     assert!(
@@ -240,7 +240,7 @@ fn assert_breach(file: &str, text: &str, line: usize, what: &str) {
         "{}",
         found[0]
     );
-    assert!(found[0].contains(what), "{:?} not in {:?}", what, found[0]);
+    assert!(found[0].contains(part), "{:?} not in {:?}", part, found[0]);
 }
 
 #[track_caller]
@@ -352,6 +352,47 @@ fn confined_crates_stay_where_they_belong() {
 }
 
 #[test]
+fn the_floors_of_the_migration_are_kept() {
+    assert_breach(
+        "migrate/record/journal.rs",
+        "use crate::migrate::ops::send;",
+        1,
+        "migrate::record imports migrate::ops, which is not on a floor below",
+    );
+    assert_breach(
+        "migrate/source/session.rs",
+        "use super::super::destination;",
+        1,
+        "not on a floor below",
+    );
+    assert_breach("migrate/cellar.rs", "", 1, "no place in FLOORS");
+    assert_clean(
+        "migrate/ops/send.rs",
+        "use crate::migrate::record::journal;",
+    );
+}
+
+/// The command line turns arguments into requests. Locks, records and CRIU are the business of the
+/// operations that it calls.
+#[test]
+fn the_command_line_leaves_the_migration_to_the_operations() {
+    for text in [
+        "use crate::migrate::record::lock::Lock;",
+        "use crate::migrate::record::journal;",
+        "use crate::criu::Criu;",
+    ] {
+        assert_breach(
+            "cli/live_migrate/send.rs",
+            text,
+            1,
+            "cli::live_migrate imports",
+        );
+    }
+    assert_clean("cli/live_migrate/send.rs", "use crate::migrate::ops::send;");
+    assert_clean("cli/checkpoint.rs", "use crate::criu::Criu;");
+}
+
+#[test]
 fn the_protocol_does_no_io() {
     for text in [
         "use std::fs::File;",
@@ -368,7 +409,7 @@ fn the_protocol_does_no_io() {
     }
     assert_breach("migrate/wire/frame.rs", "use std::process;", 1, "does I/O");
     assert_clean("migrate/wire/codec.rs", "use std::io::{Read, Write};");
-    assert_clean("migrate/transport.rs", "use std::net::TcpStream;");
+    assert_clean("migrate/link/channel.rs", "use std::net::TcpStream;");
 }
 
 #[test]

@@ -3,8 +3,8 @@
 
 use proc_macro2::{Delimiter, Group, TokenStream, TokenTree};
 
-/// Top-level modules and what each may import besides itself. Downward only: no module stands in
-/// the list of one that it lists.
+/// Top-level modules, and the modules that each may import besides itself. Downward only: no module
+/// stands in the list of one that it lists.
 pub const LAYERS: &[(&str, &[&str])] = &[
     ("main", &["cli"]),
     (
@@ -29,6 +29,19 @@ pub const LAYERS: &[(&str, &[&str])] = &[
     ("text", &[]),
 ];
 
+/// Floors of the migration, from the ground up. A module imports from lower floors, from itself,
+/// and from nothing else of `migrate`.
+pub const FLOORS: &[&[&str]] = &[
+    &["fate", "limits", "wire"],
+    &["agreement", "method", "trust"],
+    &["progress", "record"],
+    &["link", "unix_sockets"],
+    &["preflight", "transfer"],
+    &["destination", "source"],
+    &["container"],
+    &["ops"],
+];
+
 /// Crates that only some top-level modules may name.
 const CONFINED: &[(&str, &[&str])] = &[
     ("clap", &["main", "cli"]),
@@ -44,7 +57,7 @@ const CONFINED: &[(&str, &[&str])] = &[
 /// Modules that are tested without root because they touch nothing outside the process.
 const WITHOUT_IO: &[&[&str]] = &[&["migrate", "wire"], &["migrate", "agreement"]];
 
-/// What the modules of [`WITHOUT_IO`] may not name. The traits of `std::io` are fine.
+/// Paths that the modules of [`WITHOUT_IO`] may not name. The traits of `std::io` are fine.
 const IO: &[&[&str]] = &[
     &["std", "env"],
     &["std", "fs"],
@@ -57,10 +70,11 @@ const IO: &[&[&str]] = &[
     &["crate", "sys"],
 ];
 
-/// The two ends of a migration share a protocol and nothing else.
+/// Modules, and others that they must not import although the layers would allow it: the command
+/// line knows the operations of a migration, but no lock, journal or CRIU.
 const STRANGERS: &[(&[&str], &[&str])] = &[
-    (&["migrate", "source"], &["migrate", "destination"]),
-    (&["migrate", "destination"], &["migrate", "source"]),
+    (&["cli", "live_migrate"], &["migrate", "record"]),
+    (&["cli", "live_migrate"], &["criu"]),
 ];
 
 /// The only module whose files may contain `unsafe`.
@@ -104,7 +118,7 @@ fn lists(list: &[(&str, &str)], file: &str, function: &str) -> bool {
 pub struct FoundPath {
     pub segments: Vec<String>,
     pub line: usize,
-    /// The module whose code has the path.
+    /// Module of the code that has the path.
     pub module: Vec<String>,
     /// The name that a `use` gives to it here; `*` for all names of a module.
     pub imported_as: Option<String>,
@@ -121,7 +135,7 @@ struct FoundFunction {
     in_tests: bool,
 }
 
-/// The module whose tokens are read.
+/// Module that the tokens belong to.
 #[derive(Debug, Clone)]
 struct Scope {
     /// Names below the crate.
@@ -289,7 +303,7 @@ fn ends_with_cfg_test(before: &[TokenTree]) -> bool {
     attribute.delimiter() == Delimiter::Bracket && text == "cfg(test)"
 }
 
-/// The function whose `fn` is the first of `tokens`; `None` without a body.
+/// Returns the function that begins with the `fn` at the head of `tokens`; `None` without a body.
 fn function(tokens: &[TokenTree], in_tests: bool) -> Option<FoundFunction> {
     let TokenTree::Ident(name) = tokens.get(1)? else {
         return None;
@@ -413,23 +427,58 @@ fn has_safety_comment(text: &str, line: usize) -> bool {
     false
 }
 
-/// Every breach of the rules in `file` (relative to `src/`), as `file:line: what`.
+/// Floor of a module of `migrate`, from 0.
+fn floor(name: &str) -> Option<usize> {
+    FLOORS.iter().position(|floor| floor.contains(&name))
+}
+
+/// Does a file of `module` import from a floor that is not below its own?
+fn climbs(module: &[String], segments: &[String]) -> bool {
+    let ([migrate, from, ..], [root, other, to, ..]) = (module, segments) else {
+        return false;
+    };
+    migrate == "migrate"
+        && root == "crate"
+        && other == "migrate"
+        && from != to
+        && matches!((floor(from), floor(to)), (Some(from), Some(to)) if to >= from)
+}
+
+/// Returns every breach of the rules in `file` (relative to `src/`), as `file:line: rule`.
 pub fn breaches(file: &str, text: &str) -> Vec<String> {
     let module = module_of(file);
     let findings = Findings::of(file, text);
 
     let mut breaches = Vec::new();
     let mut breach =
-        |line: usize, what: String| breaches.push(format!("src/{file}:{line}: {what}"));
+        |line: usize, rule: String| breaches.push(format!("src/{file}:{line}: {rule}"));
 
     // The root of the library declares the modules and is bound by no layer.
     if let Some(top) = module.first() {
+        if top == "migrate"
+            && let Some(name) = module.get(1)
+            && name != "tests"
+            && floor(name).is_none()
+        {
+            breach(
+                1,
+                format!(
+                    "the module migrate::{name} has no place in FLOORS of tests/house/rules.rs"
+                ),
+            );
+        }
         let Some((_, allowed)) = LAYERS.iter().find(|(name, _)| name == top) else {
             return vec![format!(
                 "src/{file}:1: the module {top} has no place in LAYERS of tests/house/rules.rs"
             )];
         };
-        for FoundPath { segments, line, .. } in &findings.paths {
+        for FoundPath {
+            segments,
+            line,
+            in_tests,
+            ..
+        } in &findings.paths
+        {
             let imported = segments.get(1).filter(|_| segments[0] == "crate");
             if let Some(imported) =
                 imported.filter(|name| LAYERS.iter().any(|(layer, _)| layer == name))
@@ -439,6 +488,15 @@ pub fn breaches(file: &str, text: &str) -> Vec<String> {
                 breach(
                     *line,
                     format!("{top} imports {imported}: imports run downward only"),
+                );
+            }
+            if !in_tests && climbs(&module, segments) {
+                breach(
+                    *line,
+                    format!(
+                        "migrate::{} imports migrate::{}, which is not on a floor below",
+                        module[1], segments[2]
+                    ),
                 );
             }
             for (name, users) in CONFINED {

@@ -1,6 +1,8 @@
-//! The real binary with real containers and CRIU, as root, on this host: one program, a folder for each subject.
+//! The real binary with real containers and CRIU, as root, on this host: one program, a folder for
+//! each subject.
 //!
-//! `cargo test --test it oci::exec` runs the tests of one file. Each folder has a table of its files in its `README.md`.
+//! `cargo test --test it oci::exec` runs the tests of one file. Each folder has a table of its
+//! files in its `README.md`.
 
 mod common;
 mod criu;

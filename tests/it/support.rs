@@ -1,4 +1,4 @@
-//! The test support itself: what it promises to notice, it notices.
+//! The test support itself: it notices all that it promises to notice.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Duration;

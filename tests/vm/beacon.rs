@@ -1,10 +1,12 @@
-//! A container that tells where it is, for the scenarios: who has seen it run knows that it ran there.
+//! A container that reports the host that it runs on, for the scenarios.
 //!
 //!     beacon LOG_ADDRESS:PORT LISTEN_PORT
 //!
-//! Every 20 ms the next number, with the name of the host in front: as a symbolic link in `/lab/log`, which is the host's own, and as a datagram to LOG_ADDRESS.
-//! The host's name is what `/lab/host` points to, which is the host's own too. Links, because no file of the host may be open when the container is
-//! frozen: the other host has another one. What comes over a connection to LISTEN_PORT is sent back.
+//! Every 20 ms it writes the next number, with the name of the host in front: as a symbolic link in
+//! `/lab/log`, which is the host's own, and as a datagram to LOG_ADDRESS. The host's name is the
+//! target of the link `/lab/host`, which is the host's own, too. It uses links because no file of
+//! the host may be open when the container is frozen: the other host has another one. Data that
+//! arrive on a connection to LISTEN_PORT are sent back.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -40,7 +42,7 @@ fn main() {
         let host = fs::read_link("/lab/host").expect("the host's name");
         let line = format!("{} {number}\n", host.display());
         symlink(line.trim(), format!("/lab/log/{number}")).expect("a number that is new here");
-        // Nobody may be there.
+        // There may be no listener.
         let _ = socket.send_to(line.as_bytes(), log);
         sleep(TICK);
     }

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 #
-# Stop the lab's machines, or those that are named, by the process ids that up.sh has recorded. Nothing of their disks is kept.
+# Stop the lab's machines (all, or those named) by the process ids that up.sh has recorded. Their
+# disks are discarded.
 
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"

@@ -2,9 +2,9 @@
 
     unshare --net python3 front.py DIRECTORY NAME
 
-A hub: it passes every frame on to everybody else. Its ports are a socket for each machine, DIRECTORY/HOST.hub with QEMU's end at DIRECTORY/HOST.front, and an
+A hub: it passes every frame on to all other ports. Its ports are a socket for each machine, DIRECTORY/HOST.hub with QEMU's end at DIRECTORY/HOST.front, and an
 interface in the network namespace of this process: the third host, 10.0.1.9. Frames for which there is no room are lost, as on a real network.
-NAME is for whoever looks for this process.
+NAME only labels this process, so that it can be found.
 """
 
 import fcntl

@@ -1,15 +1,17 @@
-# What the scripts of the lab share. Sourced, never run. See docs/lab.md.
+# Functions that the scripts of the lab share. Sourced, never run. See docs/lab.md.
 # shellcheck shell=bash
 
 readonly SCRIPT_NAME=${0##*/}
 VM=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 TOP=$(cd "$VM/../.." && pwd)
-# Everything that the lab writes; sockets are elsewhere, because their paths may not be longer than 107 bytes.
+# Everything that the lab writes; sockets are elsewhere, because their paths may not be longer than
+# 107 bytes.
 LAB=${RCM_LAB_DIR:-${CARGO_TARGET_DIR:-$TOP/target}/vm}
 mkdir -p "$LAB"
 LAB=$(cd "$LAB" && pwd)
 readonly VM TOP LAB
-# The image from which both machines start, and what belongs to the machines that are up: RCM_LAB_RUN, or run. Each such directory is a lab of its own.
+# The image from which both machines start, and the files of the running machines: RCM_LAB_RUN, or
+# run. Each such directory is a lab of its own.
 readonly IMAGE=$LAB/image RUN=$LAB/${RCM_LAB_RUN:-run}
 readonly HOSTS="source destination"
 # In the network of the containers, and no machine: a network namespace of this one.
@@ -46,7 +48,8 @@ on() {
     ssh -F "$RUN/ssh_config" "$host" "$@"
 }
 
-# What is tested, and where the programs are that run in the machines and their containers.
+# The rcm under test, and the directories of the programs that run in the machines and their
+# containers.
 export RCM=${RCM:-$TOP/target/release/rcm} GUEST=${GUEST:-$TOP/target/release}
 readonly PROGRAMS="workload beacon stop_at"
 # push_programs [HOST...] - all of that into the machines.
@@ -84,7 +87,7 @@ sys.exit(failed)
 PY
 }
 
-# seconds_since MILLISECONDS - "12.3", for the lines that say how long something took.
+# seconds_since MILLISECONDS - "12.3", for lines that report durations.
 now_ms() { date +%s%3N; }
 seconds_since() {
     local ms=$(($(now_ms) - $1))

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 #
-# push.sh FILE PATH [HOST...] - copy a file into the lab's machines. It takes its place in one step, so that a program can be replaced while
-# it runs.
+# push.sh FILE PATH [HOST...] - copy a file into the lab's machines. It is renamed into place, so
+# that a program can be replaced while it runs.
 
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"

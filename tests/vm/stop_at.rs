@@ -1,9 +1,11 @@
-//! Stops a process exactly where a scenario wants it, as the fault matrix of tests/it/migrate does.
+//! Stops a process at an exact point of a scenario, as the fault matrix of tests/it/migrate does.
 //!
 //!     stop_at PID FILE TEXT [FILE TEXT]...
 //!
-//! The process, which may be stopped by a signal, is traced from one system call to the next until one of the files contains its text: what the process
-//! has done is true then, and what it does next has not begun. Then `/tmp/stopped` is made, and when that is removed the process goes on. Exit status 1 if it ended before.
+//! The process, which may be stopped by a signal, is traced from one system call to the next until
+//! one of the files contains its text. At that point the process has not begun its next step. Then
+//! `/tmp/stopped` is made, and the process continues when that is removed. Exit status 1 if the
+//! process ended before.
 
 use std::ffi::{c_int, c_long, c_void};
 use std::fs;

@@ -1,10 +1,12 @@
 #!/usr/bin/env bash
 #
-# Run the scenarios (those named, or all but "trainer") in the lab. A lab that is up is used and left up; otherwise one is started and stopped.
+# Run the scenarios (those named, or all but "trainer") in the lab. A lab that is up is used and
+# left up; otherwise one is started and stopped.
 #
-# What is tested: RCM, or target/release/rcm. What runs in the machines and their containers: the programs in GUEST, or target/release, and in TESTS, or
-# target/guest-tests. `make test-vm` builds them. A scenario that takes longer than RCM_LAB_LIMIT seconds (600) hangs. One that fails is tried RCM_LAB_ATTEMPTS
-# times (1) in all, on fresh machines.
+# The rcm under test is RCM, or target/release/rcm. The programs for the machines and their
+# containers are in GUEST, or target/release, and in TESTS, or target/guest-tests. `make test-vm`
+# builds them. A scenario that takes longer than RCM_LAB_LIMIT seconds (600) counts as hanging. One
+# that fails is tried RCM_LAB_ATTEMPTS times (1) in all, on fresh machines.
 
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
@@ -14,10 +16,11 @@ for program in "$RCM" $(printf "$GUEST/%s " $PROGRAMS); do
     [ -x "$program" ] || die "$program does not exist: make test-vm builds it"
 done
 cd "$VM/scenarios"
-# It takes as long as all others up to those that are measured, and has machines of its own beside them: one machine works while the other one waits, so four of
-# them find two processors enough.
+# It takes as long as all others without the measuring ones, so it runs beside them on machines of
+# its own: one machine works while the other one waits, so two processors are enough for four of
+# them.
 readonly APART=power
-# Then these, with nothing beside them: they predict how long something takes, or need both processors.
+# Then these, with nothing beside them: they measure time, or need both processors.
 readonly ALONE="kernel precopy streaming"
 apart=""
 if [ $# -eq 0 ]; then
@@ -57,7 +60,7 @@ else
     start_lab
 fi
 if [ -n "$apart" ]; then
-    # Nobody needs systemd there, which takes its time.
+    # No scenario there needs systemd, which is slow to start.
     RCM_LAB_RUN=run-apart RCM_LAB_INIT=fast "$VM/test.sh" "$apart" >"$LAB/apart.log" 2>&1 </dev/null &
     lane=$!
 fi
@@ -76,10 +79,12 @@ for name in "$@"; do
     for ((attempt = 1; attempt <= ATTEMPTS; attempt++)); do
         printf '\n=== %s\n' "$name"
         status=0
-        # It says what stands still, and removes what it has made, for which a hang leaves it two minutes.
+        # The scenario prints the waiting processes and cleans up. After a hang it has two minutes
+        # for this.
         timeout --kill-after=120 "$SCENARIO_LIMIT" "./$name.sh" || status=$?
         [ $status -ne 0 ] || break
-        # The next one cannot trust these machines. Those of somebody else are left as they are, to be looked into, if they hang.
+        # The next scenario cannot trust these machines. If the lab was up before, its machines are
+        # left as they are, for inspection.
         if $is_ours; then
             start_lab
         else
@@ -102,7 +107,7 @@ for name in "$@"; do
 done
 
 join
-# Not a fault of rcm, but nothing that such a machine says counts.
+# Not a fault of rcm, but results of such a machine do not count.
 for host in $HOSTS; do
     if timeout 60 "$VM/run.sh" "$host" dmesg | grep -E 'BUG:|Oops|general protection|WARNING:'; then
         failed+=" (kernel of $host)"

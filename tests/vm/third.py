@@ -1,4 +1,4 @@
-"""What the third host does.
+"""Programs of the third host.
 
     third.py log FILE                 write every datagram that comes to port 7500 to FILE
     third.py stream ADDRESS PORT STOP send bytes and compare what comes back, until the file STOP exists; then say how many
@@ -22,7 +22,7 @@ def log(path):
 
 
 def stream(address, port, stop):
-    """Longer pauses than this end by a failure: TCP itself would go on for a quarter of an hour."""
+    """Longer pauses than this are a failure: TCP itself would wait for a quarter of an hour."""
     peer = socket.create_connection((address, int(port)), timeout=120)
     sent, lock, failed = bytearray(), threading.Lock(), []
     pauses, total = [0.0], 0
@@ -60,7 +60,7 @@ def stream(address, port, stop):
 
 
 def check(path):
-    """A datagram may be lost, and one that comes twice is two copies."""
+    """A datagram may be lost. One that arrives twice means that there are two copies."""
     lines = [line.split() for line in open(path, encoding="utf-8")]
     hosts = []
     last = 0

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 #
-# Make the disk with the root file system of the training job (`make example-rootfs`), which is too large for the image, and print its path. One that is up to date is
-# kept.
+# Make the disk with the root file system of the training job (`make example-rootfs`), which is too
+# large for the image, and print its path. A disk that is up to date is kept.
 
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"

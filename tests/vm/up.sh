@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 #
-# up.sh [HOST...] - start the lab: two virtual machines, source and destination, with a private link, and /var/nfs of the source on both; and the network of
-# the containers, with a third host in it. With names, those machines of a lab that is up otherwise.
+# up.sh [HOST...] - start the lab: two virtual machines, source and destination, with a private
+# link, and /var/nfs of the source on both; and the network of the containers, with a third host in
+# it. With names, start only those machines of a lab that is already up.
 #
 #   RCM_LAB_INIT=systemd|fast    the first process: systemd, or busybox (starts in a third of the time)
 #   RCM_LAB_MEMORY=1536          MiB of each machine
@@ -13,7 +14,8 @@ set -euo pipefail
 
 INIT=${RCM_LAB_INIT:-systemd}
 MEMORY=${RCM_LAB_MEMORY:-1536}
-# QEMU 7.2 corrupts the flags of a guest on cmpxchg16b now and then: oopses in random places. Without la57 page tables have a level less.
+# QEMU 7.2 corrupts the flags of a guest on cmpxchg16b now and then: oopses in random places.
+# Without la57 page tables have a level less.
 CPU=${RCM_LAB_CPU:-max,cx16=off,la57=off}
 case $INIT in
     fast) init=/usr/local/sbin/lab-init ;;
@@ -28,7 +30,7 @@ for host in "$@"; do
 done
 
 began=$(now_ms)
-# Only when all that is named is up it stays up.
+# The lab stays up only if all of these machines have started.
 trap '"$VM/down.sh" "$@"' EXIT
 if [[ " $* " == *" $THIRD "* ]]; then
     rm -rf "$RUN"
@@ -45,7 +47,8 @@ start() {
     number=$(address_of "$host")
     number=${number##*.}
     sockets=$(readlink "$RUN/sockets")
-    # One processor each: a second one makes emulation slower. What a machine writes to its disk is gone when it ends.
+    # One processor each: a second one makes emulation slower. Changes of its disk are lost when a
+    # machine ends.
     nice qemu-system-x86_64 -name "rcm-lab-$host@$RUN" -nodefaults -no-user-config -display none -daemonize \
         -pidfile "$RUN/$host.pid" -qmp "unix:$sockets/$host.qmp,server=on,wait=off" \
         -machine q35 -accel tcg,thread=multi,tb-size=256 -cpu "${!cpu:-$CPU}" -smp 1 -m "$MEMORY" \
@@ -97,7 +100,8 @@ CONFIG
 wait_for() {
     # On a machine that is busy otherwise systemd takes minutes.
     local host=$1 deadline=$((SECONDS + 600))
-    # Earlier, QEMU would accept a connection and try to reach the machine again only after 6 seconds.
+    # Earlier, QEMU would accept a connection and try to reach the machine again only after 6
+    # seconds.
     until grep -q "lab: $host is up" "$RUN/$host.console" 2>/dev/null; do
         [ $SECONDS -lt $deadline ] && pid_of "$host" >/dev/null || die "$host does not start; see $RUN/$host.console"
         sleep 0.2

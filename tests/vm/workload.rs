@@ -1,15 +1,15 @@
-//! Memory that changes at a set rate and knows what it must contain, for the scenarios.
+//! Memory that changes at a set rate and can be checked, for the scenarios.
 //!
 //!     workload MEMORY_MIB HOT_MIB RATE_KIB_PER_SECOND
 //!
-//! Every page holds words that follow from its number and its version. The hot pages are written in turn, each write making the next
-//! version. In `/dev/shm`:
+//! Every page holds words that follow from its number and its version. The hot pages are written in
+//! turn, each write making the next version. In `/dev/shm`:
 //!
 //! * `ticks`: how often the loop went round, so that a reader sees that the program runs
-//! * `gap`: the longest time between two rounds of the loop so far, in milliseconds of the hosts' clocks: the downtime that a program
-//!   sees, as far as the clocks of two hosts agree
-//! * `check`: as soon as it exists, all the memory is compared with what it must contain, and the file is replaced by `verdict`, which
-//!   is `intact` or says which page is wrong
+//! * `gap`: the longest time between two rounds of the loop so far, in milliseconds of the hosts'
+//!   clocks: the downtime that a program sees, as far as the clocks of two hosts agree
+//! * `check`: as soon as it exists, all the memory is compared with the expected contents, and the
+//!   file is replaced by `verdict`, which is `intact` or names the wrong page
 
 use std::fs;
 use std::thread::sleep;
@@ -66,7 +66,7 @@ fn main() {
         let tick_ms = now_ms();
         let passed_ms = tick_ms.saturating_sub(last_ms);
         last_ms = tick_ms;
-        // What could not be written while the program stood still is not made up for.
+        // Writes that were missed while the program was frozen are not made up for.
         due += (passed_ms.min(50) as f64 / 1e3) * (rate_kib / KIB_PER_PAGE) as f64;
         while due >= 1.0 {
             versions[next] += 1;

@@ -1,4 +1,4 @@
-//! How the memory comes to the destination.
+//! Flags for the method by which the memory is copied to the destination.
 
 use std::time::Duration;
 
@@ -8,14 +8,14 @@ use super::time::parse_time;
 use crate::migrate::method::precopy::Limits;
 use crate::migrate::ops::{Aim, Method};
 
-/// The modes of `--mode`.
+/// Values of `--mode`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Mode {
-    /// Pre-copy where the kernel tracks changed memory, else stop-and-copy
+    /// Pre-copy if the kernel tracks changed memory, else stop-and-copy
     Auto,
-    /// Copy all memory while the container stands still
+    /// Copy all memory while the container is frozen
     StopAndCopy,
-    /// Copy memory while the container runs, and only the rest while it stands still
+    /// Copy memory while the container runs, and only the rest while it is frozen
     PreCopy,
 }
 
@@ -23,28 +23,30 @@ enum Mode {
 #[command(next_help_heading = "Source")]
 #[group(id = "source-flags", multiple = true, requires = "destination")]
 pub struct ModeArgs {
-    /// How memory is copied
+    /// Method of copying memory
     #[arg(long, value_name = "MODE", value_enum, default_value = "auto")]
     mode: Mode,
-    /// Pre-copy freezes the container when the predicted downtime is below this
+    /// Predicted downtime below which pre-copy freezes the container
     #[arg(long, value_name = "TIME", default_value = "300ms", value_parser = parse_time)]
     downtime_limit: Duration,
-    /// Pre-copy freezes the container after so many rounds in any case
+    /// Number of rounds after which pre-copy freezes the container in any case
     #[arg(long, value_name = "N", default_value = "8", value_parser = clap::value_parser!(u32).range(1..))]
     max_rounds: u32,
     /// Drop superseded pages from the images of earlier rounds
     ///
-    /// Saves space in the image store. On NFS it costs downtime: the destination has to fetch again what has changed on the server.
+    /// Saves space in the image store. On NFS it increases the downtime: the destination must fetch
+    /// changed files from the server again.
     #[arg(long)]
     pub auto_dedup: bool,
-    /// Only find out what speaks against the migration, at both ends; the receiver goes on waiting
+    /// Only check at both ends whether the migration is possible; the receiver keeps waiting
     ///
-    /// Each finding is a line on stdout, with what to do. Exit status: 0 the migration would begin, 1 it would not.
+    /// Prints each finding with its remedy as a line on stdout. Exit status: 0 the migration would
+    /// begin, 1 it would not.
     #[arg(long)]
     dry_run: bool,
-    /// Do everything up to the commit, then let the container run on here; the receiver goes on waiting
+    /// Do everything up to the commit, then resume the container here; the receiver keeps waiting
     ///
-    /// The container stands still for as long as in a migration, and the last line predicts its downtime.
+    /// The container is frozen for as long as in a migration. The last line predicts its downtime.
     #[arg(long, conflicts_with = "dry_run")]
     rehearse: bool,
 }

@@ -1,4 +1,4 @@
-//! The destination.
+//! Receives one container.
 
 use std::path::{Path, PathBuf};
 
@@ -17,7 +17,8 @@ pub fn receive(globals: &Globals, args: &Args, image_path: &Path) -> Result<i32>
     let mut progress = args.output.begin(&args.id, Side::Destination);
     let port = Port::At(args.receiver.listen);
     let taken = take(&request, args, port, &mut progress);
-    // In the foreground too the migration is over now, and the container's own output comes after the report.
+    // The migration is over, in the foreground, too: the output of the container comes after the
+    // report.
     args.output
         .end(progress, Outcome::Moved, taken.as_ref().map(|_| 0));
     let (arrival, interrupt) = taken?;
@@ -49,7 +50,7 @@ pub fn request(globals: &Globals, args: &Args, image_path: &Path) -> ReceiveRequ
     }
 }
 
-/// Waits for the container, up to its first instruction here.
+/// Waits for the container and returns when it runs here.
 pub fn take(
     request: &ReceiveRequest,
     args: &Args,

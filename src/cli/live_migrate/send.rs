@@ -1,4 +1,4 @@
-//! The source.
+//! Sends a container.
 
 use std::path::Path;
 
@@ -52,7 +52,7 @@ fn try_send(request: &SendRequest, args: &Args, progress: &mut Progress) -> Resu
     let interrupt = Interrupt::install().context("cannot catch signals")?;
     let sent = ops::send(request, progress, Some(&interrupt));
     let errors = match request.aim {
-        Aim::Ask => count_and_say(&progress.report().findings, args.output.json()),
+        Aim::Ask => print_and_count(&progress.report().findings, args.output.json()),
         _ => 0,
     };
     if let Sent::Asked(_) = sent.map_err(Failed::at_source)? {
@@ -68,8 +68,9 @@ fn try_send(request: &SendRequest, args: &Args, progress: &mut Progress) -> Resu
     Ok(i32::from(errors > 0))
 }
 
-/// Says each finding on a line of stdout, unless with `quiet` the report says it. Returns how many prevent the migration.
-fn count_and_say(findings: &[Finding], quiet: bool) -> usize {
+/// Prints each finding as a line on stdout, unless `quiet`: then the report has them. Returns the
+/// number of errors.
+fn print_and_count(findings: &[Finding], quiet: bool) -> usize {
     let mut errors = 0;
     for finding in findings {
         let weight = match finding.severity {
@@ -86,7 +87,7 @@ fn count_and_say(findings: &[Finding], quiet: bool) -> usize {
     errors
 }
 
-/// Dumps the container and restores a copy on this host, which does not get to run.
+/// Dumps the container and restores a copy that never runs, on this host.
 pub fn test_locally(globals: &Globals, args: &Args, image_path: &Path) -> Result<i32> {
     let request = TestRequest {
         root: globals.root.clone(),
@@ -104,7 +105,8 @@ pub fn test_locally(globals: &Globals, args: &Args, image_path: &Path) -> Result
 
 fn try_locally(request: &TestRequest, args: &Args, progress: &mut Progress) -> Result<()> {
     args.output.check()?;
-    // The test takes moments and is never committed: a signal only must not end it in the middle.
+    // The test is short and has no commit: signals are only deferred, so that they cannot end it in
+    // the middle.
     let _interrupt = Interrupt::install().context("cannot catch signals")?;
     ops::local_test(request, progress).map_err(Failed::at_source)
 }

@@ -1,4 +1,4 @@
-//! A receiver for any container, one after the other.
+//! Receives any container, one after the other.
 
 use std::path::Path;
 
@@ -14,7 +14,7 @@ use crate::migrate::wire::id::Side;
 use crate::migrate::wire::protocol::ANY;
 use crate::sys::interrupt::Interrupt;
 
-/// Receives one container after the other until a signal comes.
+/// Receives one container after the other until a signal arrives.
 pub fn serve(globals: &Globals, args: &Args, image_path: &Path) -> Result<i32> {
     args.output.check()?;
     let request = request(globals, args, image_path);
@@ -26,11 +26,11 @@ pub fn serve(globals: &Globals, args: &Args, image_path: &Path) -> Result<i32> {
     served.map(|()| 0).map_err(Failed::at_destination)
 }
 
-/// Returns whether a container came.
+/// Returns whether a container arrived.
 fn receive_one(request: &ReceiveRequest, args: &Args, port: Port) -> bool {
     let mut progress = args.output.begin(ANY, Side::Destination);
     let taken = take(request, args, port, &mut progress);
-    // A signal before any source has come is no failure of a migration.
+    // A signal before any source has connected is not a failed migration.
     if progress.report().migration.is_some() {
         args.output
             .end(progress, Outcome::Moved, taken.as_ref().map(|_| 0));

@@ -14,7 +14,7 @@ use crate::migrate::wire::protocol::ANY;
 use crate::migrate::wire::state::Phase;
 use crate::sys::interrupt::Interrupt;
 
-/// How long `--resolve` at a destination waits for the source to ask.
+/// Time that `--resolve` at a destination waits for the source to ask.
 const TELL_DUR: Duration = Duration::from_secs(60);
 
 pub fn status(globals: &Globals, id: &str, json: bool) -> Result<i32> {
@@ -51,7 +51,7 @@ fn describe(known: &MigrationStatus) -> String {
         }
         (Side::Source, phase) if phase.may_roll_back() => {
             format!(
-                "was left in the middle of a migration to {peer} ({phase} since {at}); --resolve rolls it back"
+                "was left in an unfinished migration to {peer} ({phase} since {at}); --resolve rolls it back"
             )
         }
         (_, Phase::Resuming) => format!(
@@ -67,9 +67,10 @@ fn describe(known: &MigrationStatus) -> String {
     format!("container {container} {how}{reason} (migration {migration})")
 }
 
-/// Returns when the migration has ended and nothing is left of it.
+/// Cancels the migration. Returns after its end, when nothing of it is left.
 pub fn cancel(globals: &Globals, id: &str) -> Result<i32> {
-    // Wherever the container runs, it is too late to cancel: nothing but "as before" leaves nothing to say.
+    // If the container runs at either end, it is too late to cancel: only "as before" counts as
+    // settled.
     let ended =
         ops::cancel(&globals.root, id).map_err(|error| Failed::of(error, Fate::AsBefore))?;
     match ended {
@@ -77,8 +78,10 @@ pub fn cancel(globals: &Globals, id: &str) -> Result<i32> {
         Ended::Migration(Side::Destination) => {
             println!("cancelled: container {id} runs on at its source");
         }
-        Ended::Receiver if id == ANY => println!("ended: nobody waits for containers any more"),
-        Ended::Receiver => println!("ended: nobody waits for container {id} any more"),
+        Ended::Receiver if id == ANY => {
+            println!("cancelled: no receiver waits for containers any more")
+        }
+        Ended::Receiver => println!("cancelled: no receiver waits for container {id} any more"),
     }
     Ok(0)
 }
@@ -99,7 +102,7 @@ fn outcome(id: &str, resolution: &Resolution) -> (String, i32) {
     match resolution {
         Resolution::Moved { peer } => (format!("container {id} runs at {peer}"), 0),
         Resolution::Arrived { peer } => (
-            format!("container {id} came from {peer} and is this host's"),
+            format!("container {id} came from {peer} and belongs to this host"),
             0,
         ),
         Resolution::Restored { peer } => (
@@ -120,15 +123,17 @@ fn outcome(id: &str, resolution: &Resolution) -> (String, i32) {
         Resolution::RolledBack {
             side: Side::Destination,
         } => (
-            format!("container {id} did not come here; it is the source's"),
+            format!("container {id} did not come here; it belongs to the source"),
             1,
         ),
     }
 }
 
-/// As for a migration: 0 moved, 1 the container is the source's, 3 still open.
+/// Finishes a migration or rolls it back. The exit statuses are those of a migration: 0 moved, 1
+/// the container belongs to the source, 3 still open.
 ///
-/// A container that is restored gets its terminal to the console socket, if it is not to be the receiver's.
+/// If the container is restored, its terminal goes to `--console-socket`, else to the one of the
+/// receiver.
 pub fn settle(globals: &Globals, args: &Args) -> Result<i32> {
     let id = args.id.as_str();
     let path = |path: &Option<PathBuf>| path.clone().map(absolute);
@@ -150,7 +155,7 @@ pub fn settle(globals: &Globals, args: &Args) -> Result<i32> {
         let limit_s = TELL_DUR.as_secs();
         if is_settled {
             eprintln!(
-                "the source may not know yet: `rcm live-migrate {id} --resolve` there finds out, within the next {limit_s} s"
+                "the source may not know yet: run `rcm live-migrate {id} --resolve` there within {limit_s} s"
             );
         } else {
             eprintln!(
@@ -162,7 +167,7 @@ pub fn settle(globals: &Globals, args: &Args) -> Result<i32> {
             && is_settled
         {
             tracing::warn!(
-                "the source of container {id} was not told: {}; --resolve here again waits once more",
+                "the source of container {id} was not told: {}; run --resolve here again to wait once more",
                 chain(&error)
             );
         }

@@ -1,4 +1,4 @@
-//! What is shown of a migration, and what is told of it at the end.
+//! Progress of a migration, and the report at its end.
 
 use std::io::{IsTerminal, stderr};
 use std::path::PathBuf;
@@ -18,16 +18,16 @@ mod bar;
 pub(super) mod lines;
 mod ticker;
 
-/// The values of `--progress`.
+/// Values of `--progress`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Style {
-    /// A bar where stderr is a terminal, else plain lines
+    /// A bar if stderr is a terminal, else plain lines
     Auto,
     /// A line for each phase
     Plain,
-    /// A JSON object for each event, one in a line
+    /// A JSON object for each event, one on each line
     Json,
-    /// Nothing but warnings and errors of the log
+    /// Only the warnings and errors of the log
     None,
 }
 
@@ -35,7 +35,7 @@ enum Style {
 #[command(next_help_heading = "Output")]
 #[group(id = "output-flags", multiple = true, conflicts_with_all = ["resolve", "cancel"])]
 pub struct OutputArgs {
-    /// How progress is shown on stderr
+    /// Format of the progress on stderr
     #[arg(
         long,
         value_name = "STYLE",
@@ -44,16 +44,16 @@ pub struct OutputArgs {
         conflicts_with = "status"
     )]
     progress: Style,
-    /// Write what came of it to FILE, as JSON, also if it failed
+    /// Write a JSON report to FILE, also on failure
     #[arg(long, value_name = "FILE", conflicts_with = "status")]
     report: Option<PathBuf>,
-    /// Print the same on stdout, in one line; with --status what it tells
+    /// Print the report (with --status, the status) as one line of JSON on stdout
     #[arg(long)]
     json: bool,
 }
 
 impl OutputArgs {
-    /// Begins to show what `side` does with container `id`.
+    /// Begins to show the migration of container `id` at `side`.
     pub fn begin(&self, id: &str, side: Side) -> Progress {
         let report = Report {
             side,
@@ -62,7 +62,7 @@ impl OutputArgs {
         Progress::new(self.observer(), report)
     }
 
-    /// Finds out before anything is stopped, not when all is over, that a report could not be written.
+    /// Checks that the report can be written, before the migration begins.
     pub fn check(&self) -> anyhow::Result<()> {
         if let Some(path) = &self.report {
             let path = absolute(path.clone());
@@ -86,12 +86,12 @@ impl OutputArgs {
         }
     }
 
-    /// Whether stdout belongs to the report.
+    /// Whether stdout is only for the report.
     pub fn json(&self) -> bool {
         self.json
     }
 
-    /// Tells what came of it. `ended` has the exit status, `succeeded` what 0 means.
+    /// Reports the outcome. `ended` has the exit status; `succeeded` is the outcome for status 0.
     pub fn end(&self, mut progress: Progress, succeeded: Outcome, ended: Result<i32, &Failed>) {
         let total_dur = progress.total_dur();
         let sent_bytes = progress.sent().load(Ordering::Relaxed);
@@ -111,7 +111,7 @@ impl OutputArgs {
         };
         report.close(outcome, status, total_dur);
         let report = report.clone();
-        // The bar goes before anything else is printed.
+        // Remove the bar before anything else is printed.
         drop(progress);
         if self.json {
             lines::print(&report);
@@ -119,7 +119,7 @@ impl OutputArgs {
         if let Some(path) = &self.report
             && let Err(error) = report.write(&absolute(path.clone()))
         {
-            // Neither what has happened nor the exit status depends on it.
+            // Only logged: the migration and its exit status do not depend on the report.
             tracing::error!("{}", chain(&error));
         }
     }

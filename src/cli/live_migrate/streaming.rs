@@ -1,21 +1,23 @@
-//! How images and root file system cross the network, where the ends share no store or not the same tree.
+//! Flags for the transfer of images and root file system over the network, if the ends do not share
+//! them.
 
 use std::sync::Arc;
 
 use clap::ValueEnum;
 
-use crate::migrate::transfer::images::{self, MAX_STREAMS, Pace};
+use crate::migrate::transfer::images::{self, RateLimit};
+use crate::migrate::wire::preamble::MAX_STREAMS;
 use crate::migrate::wire::rootfs::RootfsWish;
 
-/// More connections than this gain nothing, and cost memory.
+/// Largest default number of connections. More of them are not faster and cost memory.
 const DEFAULT_STREAMS: usize = 4;
 
-/// The ways of `--compress`.
+/// Values of `--compress`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Compress {
-    /// What is found to be faster while it goes on
+    /// Compress if that proves faster during the transfer
     Auto,
-    /// Nothing is compressed
+    /// Do not compress
     None,
     /// Zstandard
     Zstd,
@@ -23,35 +25,38 @@ enum Compress {
     Gzip,
 }
 
-/// The ways of `--rootfs`.
+/// Values of `--rootfs`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
 enum Rootfs {
-    /// Shared where both ends see the same tree, else diff where the destination has another one there, else full
+    /// Shared if both ends see the same tree; else diff if the destination has another tree there;
+    /// else full
     Auto,
-    /// Both ends must see the same tree
+    /// Require that both ends see the same tree
     Shared,
-    /// Copy the tree and config.json, whatever the destination has there
+    /// Copy the tree and config.json, even if the destination has a tree there
     Full,
-    /// Copy what differs from the tree that the destination has there
+    /// Copy only the differences to the tree that the destination has there
     Diff,
-    /// Copy nothing and ask for nothing: the destination has what the container needs
+    /// Copy and check nothing: the destination must have all files that the container needs
     None,
 }
 
 #[derive(Debug, clap::Args)]
-#[command(next_help_heading = "Source, where the ends share no directory or not the same tree")]
+#[command(
+    next_help_heading = "Source, if the hosts do not share the image store or the root file system"
+)]
 #[group(id = "streaming-flags", multiple = true, requires = "destination")]
 pub struct StreamingArgs {
-    /// How many connections carry the images [default: as many as processors, at most 4]
+    /// Number of connections for the images [default: number of processors, at most 4]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_STREAMS)))]
     streams: Option<u32>,
-    /// How the destination gets the root file system
+    /// Transfer of the root file system
     #[arg(long, value_name = "WAY", value_enum, default_value = "auto")]
     rootfs: Rootfs,
-    /// How images and root file system are compressed on their way
+    /// Compression of images and root file system during the transfer
     #[arg(long, value_name = "WAY", value_enum, default_value = "auto")]
     compress: Compress,
-    /// How much images and root file system may take of the network each second, such as 100MB/s or 1GiB/s
+    /// Bandwidth limit for images and root file system, such as 100MB/s or 1GiB/s
     #[arg(long, value_name = "RATE", value_parser = parse_rate)]
     bandwidth: Option<u64>,
 }
@@ -82,12 +87,12 @@ impl StreamingArgs {
                 Compress::Zstd => images::Compression::Zstd,
                 Compress::Gzip => images::Compression::Gzip,
             },
-            pace: self.bandwidth.map(|rate| Arc::new(Pace::new(rate))),
+            rate_limit: self.bandwidth.map(|rate| Arc::new(RateLimit::new(rate))),
         }
     }
 }
 
-/// "100MB/s", "1GiB/s", "12.5M", or a number of bytes; the unit is of bytes, with or without "/s".
+/// Reads a rate in bytes: "100MB/s", "1GiB/s", "12.5M" or a plain number. "/s" may be left out.
 fn parse_rate(text: &str) -> Result<u64, String> {
     let wrong = || format!("{text:?} is not a rate such as 100MB/s, 1GiB/s or 500KB/s");
     let rate = text.strip_suffix("/s").unwrap_or(text).trim();
@@ -106,7 +111,8 @@ fn parse_rate(text: &str) -> Result<u64, String> {
         _ => return Err(wrong()),
     };
     let bytes = number.parse::<f64>().map_err(|_| wrong())? * scale;
-    // A float that is no number or too large for a u64 is no rate; less than a byte a second never ends.
+    // The range excludes NaN and numbers too large for a u64. With less than a byte a second the
+    // transfer never ends.
     match (1.0..1e18).contains(&bytes) {
         true => Ok(bytes as u64),
         false => Err(wrong()),

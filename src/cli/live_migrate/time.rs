@@ -13,7 +13,7 @@ pub fn parse_time(text: &str) -> Result<Duration, String> {
         "" | "s" => 1000,
         "m" => 60_000,
         "h" => 3_600_000,
-        _ => return Err("not a time such as 90s or 5m".into()),
+        _ => return Err("expected a time such as 90s or 5m".into()),
     };
     number
         .parse::<u64>()
@@ -21,7 +21,7 @@ pub fn parse_time(text: &str) -> Result<Duration, String> {
         .and_then(|number| number.checked_mul(milliseconds))
         .filter(|&total| total > 0)
         .map(Duration::from_millis)
-        .ok_or_else(|| "not a time such as 90s or 5m".into())
+        .ok_or_else(|| "expected a time such as 90s or 5m".into())
 }
 
 #[cfg(test)]

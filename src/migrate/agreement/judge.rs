@@ -1,19 +1,20 @@
-//! The judgement on what the source has told, by what the destination has found out about itself.
+//! Judgement of the source's preamble by the destination's observations of its own host.
 
 use super::local::Local;
 use super::space::lacking;
 use super::{observed, rootfs};
-use crate::migrate::transfer::images::MAX_STREAMS;
 use crate::migrate::wire::facts::{CgroupMode, Facts};
 use crate::migrate::wire::finding::Finding;
 use crate::migrate::wire::id::Side;
+use crate::migrate::wire::preamble::MAX_STREAMS;
 use crate::migrate::wire::preamble::Preamble;
 
-/// Processor features that programs use after asking for them once: a container that has found one at the source dies of
-/// SIGILL at a destination without it, long after the restore "succeeded".
+/// Processor features that programs use after asking for them once. A container that has found one
+/// at the source dies of SIGILL at a destination without it, long after the restore "succeeded".
 ///
-/// Names as in `/proc/cpuinfo` (Linux, `arch/x86/include/asm/cpufeatures.h` and `arch/arm64/kernel/cpuinfo.c`). Only
-/// instructions count: the line also names hardware facts and mitigations that no program can execute.
+/// Names as in `/proc/cpuinfo` (`arch/x86/include/asm/cpufeatures.h` and
+/// `arch/arm64/kernel/cpuinfo.c`, Linux 6.18). Only instructions count: the line also names
+/// hardware facts and mitigations that no program can execute.
 const INSTRUCTION_FEATURES: &[&str] = &[
     // x86
     "cx16",
@@ -76,7 +77,7 @@ const INSTRUCTION_FEATURES: &[&str] = &[
     "amx_tile",
     "amx_int8",
     "amx_bf16",
-    // arm64; "aes" and "f16c" stand above
+    // arm64; "aes" and "f16c" are above
     "asimd",
     "pmull",
     "sha1",
@@ -120,7 +121,8 @@ const INSTRUCTION_FEATURES: &[&str] = &[
     "sme",
 ];
 
-/// Compares the two hosts and what the container needs. Without a finding of [`Severity::Error`](crate::migrate::wire::finding::Severity::Error) the migration may begin.
+/// Compares the two hosts and the needs of the container. The migration may begin if there is no
+/// finding of [`Severity::Error`](crate::migrate::wire::finding::Severity::Error).
 #[must_use]
 pub fn judge(preamble: &Preamble, here: &Facts, local: &Local) -> Vec<Finding> {
     let mut findings = Vec::new();
@@ -129,7 +131,7 @@ pub fn judge(preamble: &Preamble, here: &Facts, local: &Local) -> Vec<Finding> {
     judge_processor(&preamble.facts, here, local, &mut findings);
     if preamble.streams > 0 {
         let (side, path) = (Side::Destination, &local.image_path);
-        findings.extend(lacking(side, &preamble.observed, true, local.room, path));
+        findings.extend(lacking(side, &preamble.observed, true, local.space, path));
     }
     observed::judge(preamble, here, local, &mut findings);
     rootfs::judge(&preamble.rootfs_offer, local, &mut findings);
@@ -164,11 +166,11 @@ fn judge_container(preamble: &Preamble, local: &Local, findings: &mut Vec<Findin
         error(
             Side::Destination,
             what.clone(),
-            "then start the receiver again".into(),
+            "correct this and start the receiver again".into(),
         );
     }
     if local.rootfs_plan.way.copies() {
-        // Both come, unless they are there.
+        // Both are copied, unless they exist.
     } else if !local.bundle_exists {
         error(
             Side::Destination,
@@ -189,7 +191,7 @@ fn judge_container(preamble: &Preamble, local: &Local, findings: &mut Vec<Findin
                 "{} is not the spec that the container was created with",
                 local.bundle.join("config.json").display()
             ),
-            "what differs and concerns more than limits may fail the restore",
+            "differences other than resource limits may make the restore fail",
         ));
     }
     let mut error = |side, what: String, remedy: String| {
@@ -253,8 +255,8 @@ fn judge_hosts(there: &Facts, here: &Facts, findings: &mut Vec<Finding>) {
             "boot both hosts with the same version of control groups",
         ));
     }
-    // Images are only guaranteed to be understood by a CRIU that is not older than the one that wrote them.
-    // Where there is none, that is the finding.
+    // CRIU guarantees only that it reads images of its own or an older version. If there is no CRIU
+    // here, that is a finding of its own.
     if (1..there.criu_version).contains(&here.criu_version) {
         findings.push(Finding::error(
             Side::Destination,
@@ -297,7 +299,7 @@ fn judge_processor(there: &Facts, here: &Facts, local: &Local, findings: &mut Ve
         .copied()
         .filter(|&name| there.cpu_features.contains(name) && !here.cpu_features.contains(name))
         .collect();
-    // CRIU misses what is named here, too.
+    // CRIU's objection would repeat these features.
     let (what, remedy) = match (&missing[..], &local.processor) {
         ([], None) => return,
         ([], Some(what)) => (
@@ -322,7 +324,7 @@ const fn cgroup_version(mode: CgroupMode) -> &'static str {
     }
 }
 
-/// "4.2.1" of 40201.
+/// Returns the version of CRIU's number: "4.2.1" for 40201.
 #[must_use]
 pub fn criu_version(number: u32) -> String {
     let (major, minor, sublevel) = (number / 10_000, number / 100 % 100, number % 100);
@@ -333,7 +335,7 @@ pub fn criu_version(number: u32) -> String {
     }
 }
 
-/// Version and patch level of "6.12.8-amd64": (6, 12).
+/// Returns version and patch level of a kernel release: (6, 12) for "6.12.8-amd64".
 pub(crate) fn release_series(release: &str) -> (u32, u32) {
     let mut numbers = release
         .split(|character: char| !character.is_ascii_digit())

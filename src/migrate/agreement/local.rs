@@ -3,7 +3,7 @@
 use core::net::IpAddr;
 use std::path::PathBuf;
 
-use super::space::Room;
+use super::space::Space;
 use crate::migrate::wire::rootfs::RootfsPlan;
 
 /// Observations that concern one preamble.
@@ -21,9 +21,9 @@ pub struct Local {
     pub rootfs: PathBuf,
     /// Whether it is a directory.
     pub rootfs_exists: bool,
-    /// Whether its `config.json` says what the source's did when the container was created.
+    /// Whether its `config.json` is equal to the source's at the creation of the container.
     pub same_spec: bool,
-    /// What does not fit between the container's terminal and the receiver's flags, and what to do.
+    /// Conflict of the container's terminal with the receiver's flags, and its remedy.
     pub terminal: Option<(&'static str, &'static str)>,
     /// Sources of bind mounts that do not exist here.
     pub missing_mount_sources: Vec<PathBuf>,
@@ -33,7 +33,7 @@ pub struct Local {
     pub image_path: PathBuf,
     /// Mapped files of the container that are not in the root file system, or have another size.
     pub differing_files: Vec<PathBuf>,
-    /// What does not fit between the network of the container at the source and the one here, and what to do.
+    /// Conflict of the container's network at the source with the one here, and its remedy.
     pub network: Option<(String, String)>,
     /// The network namespace that exists for the container.
     pub network_namespace: Option<PathBuf>,
@@ -41,29 +41,29 @@ pub struct Local {
     pub missing_addresses: Vec<IpAddr>,
     /// This host's wall clock, in milliseconds since 1970.
     pub clock_ms: Option<i64>,
-    /// Why there is no CRIU here that can be used.
+    /// Reason for which there is no usable CRIU here.
     pub no_criu: Option<String>,
-    /// What CRIU says against this host's processor.
+    /// CRIU's objection to this host's processor.
     pub processor: Option<String>,
-    /// What there is in the image store.
-    pub room: Room,
-    /// What there is at the place of the root file system.
+    /// Free space of the image store.
+    pub space: Space,
+    /// State of the path at which the root file system belongs.
     pub rootfs_found: RootfsFound,
-    /// How it gets here.
+    /// Way by which the root file system gets here.
     pub rootfs_plan: RootfsPlan,
 }
 
 /// State of the place at the destination where the root file system belongs.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct RootfsFound {
-    /// The source's nonce: it is the same tree.
-    pub sees_nonce: bool,
-    /// Something is mounted there.
+    /// Whether the source's probe file is there: then it is the same tree.
+    pub sees_probe: bool,
+    /// Whether a file system is mounted there.
     pub is_mount_point: bool,
     /// A process whose root directory it is.
     pub used_by: Option<i32>,
-    /// What is free on its file system.
+    /// Free space of its file system, in bytes.
     pub free_bytes: Option<u64>,
-    /// What a tree that is there takes, where it was looked at.
+    /// Size of a tree that is there, in bytes, if it was measured.
     pub size_bytes: u64,
 }

@@ -1,4 +1,4 @@
-//! What the source has observed of the running container, and the judgement on it.
+//! Judgement of the source's observations of the running container.
 
 use serde_json::Value;
 
@@ -8,12 +8,13 @@ use crate::migrate::wire::finding::Finding;
 use crate::migrate::wire::id::Side;
 use crate::migrate::wire::preamble::Preamble;
 
-/// Clocks that differ by more, in milliseconds, are worth a word. What the message itself takes stays well below it.
+/// Difference of the clocks that is worth a warning, in milliseconds. The travel time of the
+/// message is far below it.
 const CLOCK_TOLERANCE_MS: u64 = 5_000;
-/// How many files a finding names.
+/// Number of files that a finding names.
 const NAMED_FILES: usize = 5;
 
-/// Adds what the observations and the destination's answers to them give.
+/// Adds the findings about the observations and the destination's answers to them.
 pub(crate) fn judge(preamble: &Preamble, here: &Facts, local: &Local, findings: &mut Vec<Finding>) {
     let mut error = |what: String, remedy: &str| {
         findings.push(Finding::error(Side::Destination, what, remedy));
@@ -41,15 +42,15 @@ pub(crate) fn judge(preamble: &Preamble, here: &Facts, local: &Local, findings: 
                     "no interface in the network namespace {} has the address {address} of the container's connections",
                     path.display()
                 ),
-                "add the address there (`nsenter --net=PATH ip address add ADDRESS dev INTERFACE`), or give up the connections",
+                "add the address there (`nsenter --net=PATH ip address add ADDRESS dev INTERFACE`), or close the connections",
             ),
             None => error(
                 format!("no interface has the address {address} of the container's connections"),
-                "move the address here first, or give up the connections",
+                "move the address here first, or close the connections",
             ),
         }
     }
-    // Where the versions differ, that is the finding.
+    // Different versions are a finding of their own.
     if preamble.facts.cgroup_mode == here.cgroup_mode {
         let missing: Vec<&str> = controllers(&preamble.spec, here.cgroup_mode)
             .into_iter()
@@ -72,9 +73,10 @@ pub(crate) fn judge(preamble: &Preamble, here: &Facts, local: &Local, findings: 
         && there_ms.abs_diff(here_ms) > CLOCK_TOLERANCE_MS
     {
         let seconds = there_ms.abs_diff(here_ms) as f64 / 1e3;
-        let way = match here_ms > there_ms {
-            true => "ahead of",
-            false => "behind",
+        let way = if here_ms > there_ms {
+            "ahead of"
+        } else {
+            "behind"
         };
         findings.push(Finding::warning(
             Side::Destination,
@@ -84,7 +86,8 @@ pub(crate) fn judge(preamble: &Preamble, here: &Facts, local: &Local, findings: 
     }
 }
 
-/// The controllers that the limits of a spec need (OCI runtime specification, config-linux.md, "Control groups").
+/// Returns the controllers that the limits of a spec need (OCI runtime specification,
+/// config-linux.md, "Control groups").
 fn controllers(spec: &Value, mode: CgroupMode) -> Vec<&'static str> {
     let limits = |pointer: &str| {
         spec.pointer(pointer)

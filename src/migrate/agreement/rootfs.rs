@@ -1,4 +1,5 @@
-//! How the root file system gets to the destination: asked for by the source, decided by the destination, which sees what it has.
+//! Way of the root file system to the destination. The source asks for one, and the destination
+//! decides, because it knows the tree that it has.
 
 use crate::migrate::wire::rootfs::{RootfsOffer, RootfsPlan, RootfsWay, RootfsWish};
 
@@ -7,12 +8,12 @@ use crate::migrate::wire::finding::Finding;
 use crate::migrate::wire::id::Side;
 use crate::text::bytes;
 
-/// Decides.
+/// Decides how the root file system gets to the destination.
 #[must_use]
 pub fn plan(offer: &RootfsOffer, found: &RootfsFound, has_tree: bool) -> RootfsPlan {
     let (way, why) = match offer.wish {
         RootfsWish::None => (RootfsWay::None, "asked for"),
-        _ if found.sees_nonce => (RootfsWay::Shared, "both ends see the same tree"),
+        _ if found.sees_probe => (RootfsWay::Shared, "both ends see the same tree"),
         RootfsWish::Shared => (RootfsWay::Shared, "asked for"),
         RootfsWish::Full => (RootfsWay::Full, "asked for"),
         RootfsWish::Diff if has_tree => (RootfsWay::Diff, "asked for"),
@@ -27,22 +28,23 @@ pub fn plan(offer: &RootfsOffer, found: &RootfsFound, has_tree: bool) -> RootfsP
     }
 }
 
-/// What speaks against it.
+/// Adds the findings about the root file system.
 pub(crate) fn judge(offer: &RootfsOffer, local: &Local, findings: &mut Vec<Finding>) {
     let found = &local.rootfs_found;
     let place = local.rootfs.display();
     let mut error = |what: String, remedy: &str| {
         findings.push(Finding::error(Side::Destination, what, remedy));
     };
-    // A tree that cannot be written to shows no nonce: then it is the operator's word.
+    // A tree that the source cannot write to has no probe file. Then the operator's request is
+    // trusted.
     if local.rootfs_plan.way == RootfsWay::Shared
         && local.rootfs_exists
         && offer.nonce.is_some()
-        && !found.sees_nonce
+        && !found.sees_probe
     {
         error(
             format!("{place} is not the tree of the source"),
-            "mount the same one there, or use --rootfs=auto at the source",
+            "mount the same tree there, or use --rootfs=auto at the source",
         );
     }
     if !local.rootfs_plan.way.copies() {
@@ -50,7 +52,7 @@ pub(crate) fn judge(offer: &RootfsOffer, local: &Local, findings: &mut Vec<Findi
     }
     if found.is_mount_point {
         error(
-            format!("{place} is a mount point, and a tree that comes is renamed into its place"),
+            format!("{place} is a mount point, and the copied tree must be renamed to this path"),
             "unmount it, start the receiver with another --bundle, or bring the tree there and use --rootfs=none at the source",
         );
     }
@@ -76,7 +78,7 @@ pub(crate) fn judge(offer: &RootfsOffer, local: &Local, findings: &mut Vec<Findi
                 bytes(needed_bytes),
                 bytes(free_bytes)
             ),
-            "make room there, or start the receiver with another --bundle",
+            "free space there, or start the receiver with another --bundle",
         );
     }
 }
@@ -85,21 +87,21 @@ pub(crate) fn judge(offer: &RootfsOffer, local: &Local, findings: &mut Vec<Findi
 mod tests {
     use super::*;
 
-    fn way(wish: RootfsWish, sees_nonce: bool, has_tree: bool) -> RootfsWay {
+    fn way(wish: RootfsWish, sees_probe: bool, has_tree: bool) -> RootfsWay {
         let offer = RootfsOffer {
             wish,
-            nonce: Some("nonce".into()),
+            nonce: Some("probe".into()),
             size_bytes: None,
         };
         let found = RootfsFound {
-            sees_nonce,
+            sees_probe,
             ..RootfsFound::default()
         };
         plan(&offer, &found, has_tree).way
     }
 
     #[test]
-    fn what_is_there_decides() {
+    fn the_present_tree_decides() {
         use RootfsWay as Way;
         use RootfsWish::*;
         for (wish, same, other, nothing) in [
@@ -125,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn what_speaks_against_it() {
+    fn obstacles_are_found() {
         let mut local = Local {
             rootfs: "/b/rootfs".into(),
             rootfs_exists: true,
@@ -134,7 +136,7 @@ mod tests {
         local.rootfs_plan.way = RootfsWay::Shared;
         let mut offer = RootfsOffer {
             wish: RootfsWish::Shared,
-            nonce: Some("nonce".into()),
+            nonce: Some("probe".into()),
             size_bytes: Some(5 << 30),
         };
         assert!(findings(&offer, &local).contains("is not the tree of the source"));
@@ -143,7 +145,7 @@ mod tests {
         local.rootfs_plan.way = RootfsWay::Full;
         assert_eq!(findings(&offer, &local), "");
         local.rootfs_found = RootfsFound {
-            sees_nonce: false,
+            sees_probe: false,
             is_mount_point: true,
             used_by: Some(7),
             free_bytes: Some(1 << 30),
@@ -153,7 +155,7 @@ mod tests {
         for part in ["mount point", "process 7", "needs about 5.0 GiB"] {
             assert!(found.contains(part), "{found}");
         }
-        // A diff needs room for what is new.
+        // A diff needs space for the changes only.
         local.rootfs_plan.way = RootfsWay::Diff;
         assert!(!findings(&offer, &local).contains("needs about"));
     }

@@ -1,4 +1,4 @@
-//! Room for the images.
+//! Judgement of the free space for the images.
 
 use std::path::Path;
 
@@ -7,29 +7,32 @@ use crate::migrate::wire::id::Side;
 use crate::migrate::wire::observed::Observed;
 use crate::text::bytes;
 
-/// What the images of a container hold besides memory, about, and what each process adds (seen: 100 to 300 KiB for a few processes).
+/// Approximate size of the images of a container without its memory, and the part of each process
+/// (seen: 100 to 300 KiB for a few processes).
 const SMALL_BYTES: u64 = 128 << 10;
 const SMALL_BYTES_PER_PROCESS: u64 = 32 << 10;
-/// How many files that are, about: criu/image-desc.c has six for each process and some 30 for each container.
+/// Approximate number of these files: criu/image-desc.c, CRIU 4.2, has six for each process and
+/// some 30 for each container.
 const FILES: u64 = 32;
 const FILES_PER_PROCESS: u64 = 8;
 
-/// What is left in a file system. Nothing is said about what is not known.
+/// Free space of a file system. An unknown limit causes no finding.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
-pub struct Room {
-    /// What root may still write.
+pub struct Space {
+    /// Bytes that root may still write.
     pub free_bytes: Option<u64>,
-    /// How many files it may still make; `None` also where the file system has no limit.
+    /// Number of files that may still be created; `None` also if the file system has no limit.
     pub free_files: Option<u64>,
 }
 
-/// What the images of the container lack in the store at `path`, which gets its memory or only the rest.
+/// Returns a finding for each resource that the images lack in the store at `path`. The store gets
+/// the memory or only the other images.
 #[must_use]
 pub fn lacking(
     side: Side,
     observed: &Observed,
     has_memory: bool,
-    room: Room,
+    space: Space,
     path: &Path,
 ) -> Vec<Finding> {
     let memory_bytes = if has_memory { observed.memory_bytes } else { 0 };
@@ -44,13 +47,13 @@ pub fn lacking(
                 "the images need about {needed}, and {} has {left} left",
                 path.display()
             ),
-            "make room there, or use another --image-path",
+            "free space there, or use another --image-path",
         ));
     };
-    if let Some(free_bytes) = room.free_bytes.filter(|&free| free < needed_bytes) {
+    if let Some(free_bytes) = space.free_bytes.filter(|&free| free < needed_bytes) {
         lacks(bytes(needed_bytes), bytes(free_bytes));
     }
-    if let Some(free_files) = room.free_files.filter(|&free| free < needed_files) {
+    if let Some(free_files) = space.free_files.filter(|&free| free < needed_files) {
         lacks(format!("{needed_files} files"), free_files.to_string());
     }
     findings
@@ -60,29 +63,29 @@ pub fn lacking(
 mod tests {
     use super::*;
 
-    fn room(free_bytes: u64, free_files: u64) -> Room {
-        Room {
+    fn space(free_bytes: u64, free_files: u64) -> Space {
+        Space {
             free_bytes: Some(free_bytes),
             free_files: Some(free_files),
         }
     }
 
     #[test]
-    fn too_little_room_is_a_finding() {
+    fn too_little_space_is_a_finding() {
         let observed = Observed {
             memory_bytes: 3 << 30,
             processes: 10,
             ..Observed::default()
         };
-        let find = |has_memory, room| {
+        let find = |has_memory, space| {
             let path = Path::new("/pool");
-            let found = lacking(Side::Destination, &observed, has_memory, room, path);
+            let found = lacking(Side::Destination, &observed, has_memory, space, path);
             found.into_iter().map(|one| one.what).collect::<Vec<_>>()
         };
-        assert_eq!(find(true, Room::default()), [""; 0]);
-        assert_eq!(find(true, room(4 << 30, 1000)), [""; 0]);
-        assert_eq!(find(false, room(1 << 20, 1000)), [""; 0]);
-        let [bytes, files] = &find(true, room(1 << 30, 20))[..] else {
+        assert_eq!(find(true, Space::default()), [""; 0]);
+        assert_eq!(find(true, space(4 << 30, 1000)), [""; 0]);
+        assert_eq!(find(false, space(1 << 20, 1000)), [""; 0]);
+        let [bytes, files] = &find(true, space(1 << 30, 20))[..] else {
             panic!();
         };
         assert!(bytes.contains("about 3.0 GiB") && bytes.contains("1.0 GiB left"));

@@ -73,7 +73,7 @@ fn equal_hosts_have_no_findings() {
 }
 
 #[test]
-fn everything_wrong_is_found_at_once_with_what_to_do() {
+fn everything_wrong_is_found_at_once_with_its_remedy() {
     let here = Facts {
         architecture: "aarch64".into(),
         kernel_release: "6.1.0-13".into(),
@@ -116,7 +116,7 @@ fn only_missing_instructions_count() {
     assert!(findings[0].what.contains("avx2"), "{}", findings[0]);
     assert!(!findings[0].what.contains("pti"), "{}", findings[0]);
 
-    // More than the source has is no harm.
+    // More features than the source has do no harm.
     let mut here = facts();
     here.cpu_features.insert("avx512f".into());
     assert_eq!(judge(&preamble(), &here, &local()), []);
@@ -172,7 +172,7 @@ fn another_spec_is_a_warning() {
 }
 
 #[test]
-fn what_the_container_uses_is_judged() {
+fn observations_are_judged() {
     let mut preamble = preamble();
     preamble.spec = serde_json::json!({
         "linux": {"resources": {"memory": {"limit": 1 << 20}, "cpu": {"shares": null}}}

@@ -1,7 +1,9 @@
-//! What a container of an engine takes along: the engine's own files for it (`/etc/hosts` and the like) and a spec without the engine's paths, so that it can be a
-//! container of rcm's at the destination.
+//! Bundle of a container that an engine keeps: the engine's own files for it (`/etc/hosts` and the
+//! like), and a spec without the engine's paths, so that rcm can run the container at the
+//! destination without the engine.
 //!
-//! The engine's directories are its own, at the destination, too: so the bundle there is a new one, with the root file system in it.
+//! The destination's engine has its own directories, so the bundle there is a new one, with the
+//! root file system in it.
 
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -19,28 +21,28 @@ use crate::migrate::wire::id::Side;
 use crate::migrate::wire::preamble::CarriedFile;
 use crate::runtime::Container;
 
-/// The bundles of containers that were an engine's.
+/// Directory of the bundles of containers that came from an engine.
 const BUNDLES: &str = "/var/lib/rcm";
-/// The root file system in such a bundle.
+/// Name of the root file system in such a bundle.
 const ROOTFS: &str = "rootfs";
-/// A larger file is none that an engine writes for a container.
+/// Size limit of a carried file. Engines write smaller ones for a container.
 const LARGEST_BYTES: u64 = 64 << 10;
-/// All of them fit into a preamble.
+/// Limit for the number of carried files, so that all of them fit into a preamble.
 const MOST: usize = 16;
 
-/// What such a container takes along.
+/// A bundle for the destination, made from an engine's.
 #[derive(Debug, Clone)]
-pub struct Luggage {
-    /// What its spec becomes.
+pub struct EngineBundle {
+    /// The spec for the destination.
     pub spec: Spec,
-    /// What speaks against its leaving.
+    /// Findings that forbid the migration.
     pub findings: Vec<Finding>,
     bundle: PathBuf,
     files: Vec<CarriedFile>,
 }
 
-impl Luggage {
-    /// Packs for a container that an engine keeps; `None` for others.
+impl EngineBundle {
+    /// Packs the bundle of a container that an engine keeps; `None` for others.
     #[must_use]
     pub fn of(container: &Container, spec: &Spec) -> Option<Self> {
         let keeps = detect::keeps(container.bundle());
@@ -48,7 +50,7 @@ impl Luggage {
     }
 
     fn pack(id: &str, old_bundle: &Path, mut spec: Spec) -> Self {
-        let mut luggage = Self {
+        let mut packed = Self {
             findings: shared_namespaces(&spec),
             bundle: Path::new(BUNDLES).join(id),
             files: Vec::new(),
@@ -57,10 +59,10 @@ impl Luggage {
         if let Some(root) = spec.root_mut() {
             root.set_path(ROOTFS.into());
         }
-        // They are about the engine's network and devices.
+        // Hooks set up the engine's network and devices.
         spec.set_hooks(None);
         if let Some(linux) = spec.linux_mut() {
-            // The engine's place among the control groups.
+            // This is a path in the engine's control groups.
             linux.set_cgroups_path(None);
             for namespace in linux.namespaces_mut().iter_mut().flatten() {
                 if namespace.typ() == LinuxNamespaceType::Network {
@@ -75,17 +77,18 @@ impl Luggage {
             let Some(source) = mount.source().as_ref().map(|path| old_bundle.join(path)) else {
                 continue;
             };
-            luggage.findings.extend(restarts(&source));
-            if let Some(file) = luggage.file(&source) {
+            packed.findings.extend(restarts(&source));
+            if let Some(file) = packed.file(&source) {
                 mount.set_source(Some(Path::new(CarriedFile::DIR).join(&file.name)));
-                luggage.files.push(file);
+                packed.files.push(file);
             }
         }
-        luggage.spec = spec;
-        luggage
+        packed.spec = spec;
+        packed
     }
 
-    /// A file of the engine's for this container, or an empty directory. Others stay where they are: the destination is asked for them.
+    /// Reads a file that the engine has made for this container, or an empty directory. Other
+    /// mounts stay as they are: the destination must have their sources.
     fn file(&self, source: &Path) -> Option<CarriedFile> {
         if !detect::is_private(source) || self.files.len() >= MOST {
             return None;
@@ -130,7 +133,8 @@ impl Luggage {
     }
 }
 
-/// Other containers' namespaces stay with them. Only that of the network has a replacement at the destination.
+/// Returns a finding for each namespace that is shared with other containers, which stay here. Only
+/// a network namespace can be replaced at the destination.
 fn shared_namespaces(spec: &Spec) -> Vec<Finding> {
     let linux = spec.linux().as_ref();
     linux
@@ -143,17 +147,18 @@ fn shared_namespaces(spec: &Spec) -> Vec<Finding> {
             Some(Finding::error(
                 Side::Source,
                 format!(
-                    "the container shares a namespace ({}) with others of its engine: {}",
+                    "the container shares a namespace ({}) with other containers of its engine: {}",
                     namespace.typ(),
                     path.display()
                 ),
-                "start it without (--ipc=private, outside of a pod)",
+                "start it without sharing (--ipc=private, outside of a pod)",
             ))
         })
         .collect()
 }
 
-/// An engine that starts the container anew when it ends here would make a second one. Docker's policy lies beside the files that it mounts.
+/// Returns a finding if Docker would start the container again when it ends here, which would make
+/// a second copy. The restart policy lies beside the files that Docker mounts.
 fn restarts(source: &Path) -> Option<Finding> {
     if !source.ends_with("hosts") || !detect::is_private(source) {
         return None;
@@ -201,8 +206,8 @@ mod tests {
             }
         }))
         .unwrap();
-        let luggage = Luggage::pack("abc", Path::new("/bundle"), spec);
-        let spec: Value = serde_json::from_slice(&luggage.config().unwrap()).unwrap();
+        let packed = EngineBundle::pack("abc", Path::new("/bundle"), spec);
+        let spec: Value = serde_json::from_slice(&packed.config().unwrap()).unwrap();
         assert_eq!(spec["root"]["path"], "rootfs");
         assert_eq!(spec.get("hooks"), None);
         assert_eq!(spec.pointer("/linux/cgroupsPath"), None);
@@ -216,9 +221,9 @@ mod tests {
         let full = private.join("full");
         let full = full.to_str().unwrap();
         assert_eq!(sources, ["files/0-hosts", "files/1-shm", full, "/srv/data"]);
-        let contents: Vec<_> = luggage.files.iter().map(|file| &file.contents).collect();
+        let contents: Vec<_> = packed.files.iter().map(|file| &file.contents).collect();
         assert_eq!(contents, [&Some(b"127.0.0.1 web\n".to_vec()), &None]);
-        let findings: Vec<String> = luggage.findings.iter().map(ToString::to_string).collect();
+        let findings: Vec<String> = packed.findings.iter().map(ToString::to_string).collect();
         assert_eq!(findings.len(), 2, "{findings:?}");
         assert!(findings[0].contains("(ipc)"), "{findings:?}");
         assert!(findings[1].contains("--restart always"), "{findings:?}");
@@ -230,8 +235,8 @@ mod tests {
         let mut spec = Spec::default();
         let root = spec.root_mut().as_mut().unwrap();
         root.set_path(OsStr::from_bytes(b"rootfs\xff").into());
-        let mut luggage = Luggage::pack("abc", Path::new("/bundle"), Spec::default());
-        luggage.spec = spec;
-        assert!(luggage.config().is_err());
+        let mut packed = EngineBundle::pack("abc", Path::new("/bundle"), Spec::default());
+        packed.spec = spec;
+        assert!(packed.config().is_err());
     }
 }

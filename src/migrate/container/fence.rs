@@ -1,15 +1,18 @@
-//! What keeps the container still at the source when nothing else does.
+//! The fence at the source: it keeps the container frozen if every other process has died.
 //!
-//! While CRIU holds a dump in `post-dump`, the tasks stand still because CRIU traces them; if CRIU or rcm dies they go on.
-//! Before the commit that is exactly right, after it it would be the second copy. So before the commit leaves, the tasks are
-//! also frozen by their cgroup, which outlives every process: they go on only when somebody thaws them.
+//! While CRIU holds a dump in `post-dump`, the tasks are stopped because CRIU traces them. If CRIU
+//! or rcm dies, they continue. Before the commit that is right; after it, it would be a second
+//! copy. So the tasks are also frozen by their cgroup before the commit leaves. A frozen cgroup
+//! outlives every process: its tasks run only after a thaw.
 //!
-//! Between the freeze and the commit's entry in the journal the death of rcm must still let the container go on, so a [`ThawGuard`] watches
-//! over that time. [`Fence::seal`] sends it home. From then on a fence is not lifted by anything but [`Fence::lift`].
+//! Between this freeze and the commit's entry in the journal the death of rcm must still resume the
+//! container, so a [`ThawGuard`] thaws it in that time. [`Fence::seal`] ends the guard. From then
+//! on only [`Fence::lift`] thaws the cgroup.
 //!
-//! Getting rid of fenced tasks differs. On cgroup v2 `cgroup.kill` kills frozen tasks. On v1 a signal is delivered only
-//! after a thaw, and CRIU's own SIGKILL would wait for ever: SIGKILL is queued to every task while the group is frozen, then it is thawed,
-//! and the first thing that each task does is to die.
+//! Fenced tasks are killed differently by version. On cgroup v2 `cgroup.kill` kills frozen tasks.
+//! On v1 a signal is delivered only after a thaw, and CRIU's own SIGKILL would wait for ever. There
+//! rcm queues SIGKILL for every task while the group is frozen, then thaws it, and each task dies
+//! before it executes anything else.
 
 use std::io;
 use std::path::PathBuf;
@@ -21,38 +24,39 @@ use crate::sys::thaw_guard::ThawGuard;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum FenceError {
-    /// The freezer does not obey.
+    /// The freezer cannot be used.
     #[error(transparent)]
     Cgroup(#[from] CgroupError),
-    /// Nobody would thaw the group if rcm died now.
-    #[error("cannot watch over {path}")]
+    /// The guard that thaws the cgroup if rcm dies cannot be started.
+    #[error("cannot start the guard that thaws {path} if rcm dies")]
     Guard {
-        /// The freezer's file.
+        /// Path of the freezer's control file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         #[source]
         source: io::Error,
     },
-    /// What held the container has let it go before it was fenced.
+    /// CRIU died before the container was fenced, which resumed it.
     #[error(
-        "CRIU has died while it held the container, which has gone on since and is not what the images are"
+        "CRIU died while it held the container, which has run since: the images are out of date"
     )]
     NotHeld,
 }
 
-/// A frozen cgroup whose tasks never run again by accident.
+/// A frozen cgroup that only [`Self::lift`] thaws once it is sealed.
 #[derive(Debug)]
-#[must_use = "a sealed fence that nobody lifts stays"]
+#[must_use = "a sealed fence stays until it is lifted"]
 pub struct Fence {
     cgroup: Cgroup,
     guard: Option<ThawGuard>,
 }
 
 impl Fence {
-    /// Freezes the group and waits until it is frozen; that works on tasks that a tracer holds, too (0.2 ms as a rule).
+    /// Freezes the group and waits until it is frozen, usually 0.2 ms. This also works for tasks
+    /// that are traced.
     ///
     /// # Errors
-    /// Where the group has no freezer or does not freeze; it is thawed then.
+    /// If the group has no freezer or does not freeze. It is thawed then.
     pub fn set(cgroup: Cgroup) -> Result<Self, FenceError> {
         let dir = cgroup.freezer_dir()?;
         let (path, word): (_, &[u8]) = if cgroup.is_v2() {
@@ -60,6 +64,7 @@ impl Fence {
         } else {
             (dir.join("freezer.state"), b"THAWED")
         };
+        // The guard first: a death of rcm right after the freeze must not leave the group frozen.
         let guard =
             ThawGuard::start(&path, word).map_err(|source| FenceError::Guard { path, source })?;
         cgroup.freeze()?;
@@ -69,7 +74,7 @@ impl Fence {
         })
     }
 
-    /// A fence that an earlier process has set and sealed.
+    /// Returns the fence that an earlier process has set and sealed.
     pub fn adopt(cgroup: Cgroup) -> Self {
         Self {
             cgroup,
@@ -77,29 +82,29 @@ impl Fence {
         }
     }
 
-    /// From here on the group stays frozen even if this process dies.
+    /// Makes the group stay frozen even if this process dies.
     pub fn seal(&mut self) {
         self.guard = None;
     }
 
-    /// Whether the tasks are still frozen.
+    /// Returns whether the tasks are still frozen.
     #[must_use]
     pub fn holds(&self) -> bool {
         self.cgroup.is_frozen()
     }
 
-    /// Lets the tasks go on: the migration ended without a commit.
+    /// Thaws the tasks after a migration without a commit.
     ///
     /// # Errors
-    /// Where the freezer's file cannot be written.
+    /// If the freezer's file cannot be written.
     pub fn lift(self) -> Result<(), CgroupError> {
         self.cgroup.thaw()
     }
 
-    /// Kills the tasks without letting them execute another instruction: the container runs elsewhere.
+    /// Kills the tasks before they execute another instruction: the container runs elsewhere.
     ///
     /// # Errors
-    /// Where the group's files cannot be used.
+    /// If the group's files cannot be used.
     pub fn kill(self) -> Result<(), CgroupError> {
         self.cgroup.kill_all()
     }

@@ -1,4 +1,4 @@
-//! This host as a destination: containers restored by CRIU.
+//! The destination's interface to this host: containers restored by CRIU.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -10,12 +10,10 @@ use crate::criu::{Criu, CriuChoices, NotResumed};
 use crate::error::{Cause, chain};
 use crate::migrate::agreement::{Local, plan};
 use crate::migrate::destination::{Held, Host};
-use crate::migrate::ops::resolve::tidy_up;
 use crate::migrate::preflight::{self, network};
-use crate::migrate::record::ledger::Known;
 use crate::migrate::record::lock::Lock;
 use crate::migrate::record::paths;
-use crate::migrate::record::restore_spec::Recipe;
+use crate::migrate::record::restore_spec::RestoreSpec;
 use crate::migrate::wire::facts::Facts;
 use crate::migrate::wire::preamble::Preamble;
 use crate::migrate::wire::rootfs::RootfsWay;
@@ -24,63 +22,71 @@ use crate::runtime::spec;
 use crate::runtime::spec::namespaces::{Namespace, Namespaces};
 use crate::runtime::verbs::restore::{self, HeldRestore, RestoreRequest, Restored};
 
-/// What a receiver was told about the container to come.
+/// A receiver's parameters for the container to come.
 #[derive(Debug)]
-pub struct Node {
-    /// What restores it, or why there is none.
+pub struct IncomingHost {
+    /// The CRIU that restores it, or the reason for which there is none.
     pub criu: Result<Criu, String>,
-    /// What this host is.
+    /// Description of this host.
     pub facts: Facts,
-    /// The image store here.
+    /// Path of the image store here.
     pub image_path: PathBuf,
-    /// The bundle; the source's path if none.
+    /// Path of the bundle; `None` for the source's path.
     pub bundle: Option<PathBuf>,
-    /// Everything else, with the images still open.
+    /// The other parameters of the restore, without the images.
     pub request: RestoreRequest,
-    /// CRIU's flags of this end.
+    /// CRIU's flags at this end.
     pub choices: CriuChoices,
-    /// Where CRIU logs.
+    /// Directory for CRIU's logs.
     pub work_path: PathBuf,
-    /// For a receiver that takes any container: the id, bundle and work directory of each are then those of this.
-    pub any: Option<Any>,
+    /// For a receiver that takes any container. The id, the bundle and the work directory are then
+    /// set for each container that comes.
+    pub any: Option<AnyContainer>,
 }
 
-/// What the containers of a receiver for any container have in common.
+/// Parameters that the containers of a receiver for any container share.
 #[derive(Debug)]
-pub struct Any {
-    /// The bundle of a container is the directory here that has its id.
+pub struct AnyContainer {
+    /// Directory of the bundles: each container has a subdirectory with its id.
     bundles: Option<PathBuf>,
-    /// So is the directory in which CRIU logs.
+    /// Directory of CRIU's work directories, likewise.
     work_paths: Option<PathBuf>,
-    /// Of the container that comes.
+    /// Takes the right to receive a container.
+    take: TakeLock,
+    /// Lock of the container that comes.
     lock: Option<Lock>,
 }
 
-impl Any {
-    /// With directories in which each container has one with its id. Without them, the bundle is where the source has it, and CRIU logs where it does
-    /// for a receiver of that container.
+/// Takes the right to receive the container with this id below a state directory.
+pub type TakeLock = fn(&Path, &str) -> Result<Lock, Cause>;
+
+impl AnyContainer {
+    /// Takes the directories in which each container has a subdirectory with its id. Without them,
+    /// the bundle has the source's path, and the work directory is the one that a receiver for that
+    /// container uses. `take` is called when a container comes.
     #[must_use]
-    pub fn new(bundles: Option<PathBuf>, work_paths: Option<PathBuf>) -> Self {
+    pub fn new(bundles: Option<PathBuf>, work_paths: Option<PathBuf>, take: TakeLock) -> Self {
         Self {
             bundles,
             work_paths,
+            take,
             lock: None,
         }
     }
 }
 
-impl Node {
+impl IncomingHost {
     fn bundle<'a>(&'a self, preamble: &'a Preamble) -> &'a Path {
         self.bundle.as_deref().unwrap_or(&preamble.bundle)
     }
 }
 
-impl Node {
-    /// What CRIU says against this host's processor.
+impl IncomingHost {
+    /// Returns CRIU's objection to this host's processor.
     fn processor(&self, preamble: &Preamble) -> Option<String> {
         let is_known = !preamble.processor.is_empty();
         let criu = self.criu.as_ref().ok().filter(|_| is_known)?;
-        // What another architecture's processor can do is no question.
+        // Another architecture is a finding of its own.
         if preamble.facts.architecture != self.facts.architecture {
             return None;
         }
@@ -88,7 +94,7 @@ impl Node {
         checked.err().map(|error| chain(&error))
     }
 
-    /// The spec that the container will have with `text` at `path`; `None` where that is none.
+    /// Parses the spec `text` of `path` as the container will have it; `None` if it is invalid.
     fn spec(&self, path: &Path, mut text: Vec<u8>) -> Option<Spec> {
         if let Some(namespace) = &self.request.network_namespace {
             text = spec::with_network(path, &text, namespace).ok()?;
@@ -96,7 +102,8 @@ impl Node {
         spec::parse(path, &text).ok()
     }
 
-    /// The same conditions as for `create` and `restore`, where they fail; here they must be found before anything is stopped.
+    /// Checks the conditions for the terminal under which `create` and `restore` fail. Here they
+    /// must be found before the container is stopped.
     fn terminal(&self, has_terminal: bool) -> Option<(&'static str, &'static str)> {
         let leaves = self.request.detach;
         match (
@@ -104,7 +111,7 @@ impl Node {
             self.request.console_socket.is_some(),
         ) {
             (true, false) => Some((
-                "the container has a terminal, and nobody takes it",
+                "the container has a terminal, and this receiver has none for it",
                 "start the receiver with --console-socket, or without --detach",
             )),
             (false, true) => Some((
@@ -116,7 +123,7 @@ impl Node {
     }
 }
 
-impl Host for Node {
+impl Host for IncomingHost {
     type Held = HeldRestore;
 
     fn facts(&self) -> Facts {
@@ -126,7 +133,8 @@ impl Host for Node {
     fn expect(&mut self, preamble: &Preamble) {
         let Some(any) = &mut self.any else { return };
         any.lock = None;
-        // It becomes a part of paths. What is none leaves no name, and the preamble's is not that.
+        // The id is used in paths. An invalid one becomes the empty string, which the judgement
+        // then refuses.
         self.request.id = match validate_id(&preamble.container) {
             Ok(()) => preamble.container.clone(),
             Err(_) => String::new(),
@@ -142,8 +150,7 @@ impl Host for Node {
             return Ok(());
         };
         let (root, id) = (&self.request.root, &self.request.id);
-        let lock = Lock::take(root, id)?;
-        tidy_up(root, id, Known::open(root, id, &lock)?, &lock)?;
+        let lock = (any.take)(root, id)?;
         self.work_path = match &any.work_paths {
             Some(work_paths) => {
                 let path = work_paths.join(id);
@@ -169,7 +176,7 @@ impl Host for Node {
         let mut rootfs = rootfs_place(own.as_ref(), &bundle, preamble);
         let mut rootfs_found = preflight::rootfs_found(&rootfs, offer);
         let rootfs_plan = plan(offer, &rootfs_found, preflight::has_entries(&rootfs));
-        // What the container will be restored with.
+        // The spec with which the container will be restored.
         let spec = match rootfs_plan.way {
             RootfsWay::Full => theirs(),
             RootfsWay::Diff => own.or_else(theirs),
@@ -207,10 +214,11 @@ impl Host for Node {
             bundle_exists,
             bundle,
             rootfs_exists: rootfs.is_dir(),
-            // A missing tree is one finding, and one that comes is the source's.
-            differing_files: match rootfs.is_dir() && !rootfs_plan.way.copies() {
-                true => preflight::differing_files(&rootfs, &preamble.observed.files),
-                false => Vec::new(),
+            // A missing tree is a finding of its own, and a copied tree has the source's files.
+            differing_files: if rootfs.is_dir() && !rootfs_plan.way.copies() {
+                preflight::differing_files(&rootfs, &preamble.observed.files)
+            } else {
+                Vec::new()
             },
             network,
             network_namespace,
@@ -218,7 +226,7 @@ impl Host for Node {
             clock_ms: Some(preflight::clock_ms()),
             no_criu: self.criu.as_ref().err().cloned(),
             processor: self.processor(preamble),
-            room: preflight::room(&self.image_path),
+            space: preflight::free_space(&self.image_path),
             rootfs,
             same_spec: same_spec || rootfs_plan.way == RootfsWay::Full,
             terminal: self.terminal(has_terminal),
@@ -233,8 +241,8 @@ impl Host for Node {
         }
     }
 
-    fn recipe(&self, preamble: &Preamble) -> Recipe {
-        Recipe {
+    fn restore_spec(&self, preamble: &Preamble) -> RestoreSpec {
+        RestoreSpec {
             bundle: self.bundle(preamble).to_path_buf(),
             systemd_cgroup: self.request.systemd_cgroup,
             cgroup_parent: self.request.cgroup_parent.clone(),
@@ -257,7 +265,7 @@ impl Host for Node {
         let request = RestoreRequest {
             detach: *detach,
             answer_limit_dur: *answer_limit_dur,
-            ..restore_request(&self.recipe(preamble), root, id, images)
+            ..restore_request(&self.restore_spec(preamble), root, id, images)
         };
         let criu = self.criu.as_ref().map_err(Clone::clone)?;
         Ok(restore::begin(criu, &request)?)
@@ -273,7 +281,8 @@ fn missing_sources(preamble: &Preamble) -> Vec<PathBuf> {
         .collect()
 }
 
-/// Where the root file system of `spec` is with this bundle: below it, if it was below the source's, else at the source's path.
+/// Returns the path of the root file system of `spec` in this bundle: below the bundle if it was
+/// below the source's, else the source's path.
 fn rootfs_place(spec: Option<&Spec>, bundle: &Path, preamble: &Preamble) -> PathBuf {
     let named = spec.and_then(|spec| spec.root().as_ref());
     let path = match (named, preamble.rootfs.strip_prefix(&preamble.bundle)) {
@@ -281,12 +290,12 @@ fn rootfs_place(spec: Option<&Spec>, bundle: &Path, preamble: &Preamble) -> Path
         (None, Ok(below)) => bundle.join(below),
         (None, Err(_)) => preamble.rootfs.clone(),
     };
-    // What is renamed into its place goes to where a link of the operator leads.
+    // The tree is renamed to this path, so a link of the operator is followed here.
     fs::canonicalize(&path).unwrap_or(path)
 }
 
-/// Whether the container was created with this spec, but for where its network namespace is. Compared as specs and not as JSON: sets such as capabilities
-/// have no order.
+/// Returns whether the container was created with this spec, except for the path of its network
+/// namespace. They are compared as specs and not as JSON: sets such as capabilities have no order.
 fn same_spec(mut ours: Spec, theirs: &serde_json::Value) -> bool {
     let Ok(mut theirs) = serde_json::from_value::<Spec>(theirs.clone()) else {
         return false;

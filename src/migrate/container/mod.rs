@@ -1,4 +1,4 @@
-//! The traits of both ends for real containers: only here do CRIU, cgroups and the ends meet.
+//! Both ends' traits for real containers. Only here do CRIU, cgroups and the states meet.
 
 pub mod engine_bundle;
 pub mod fence;

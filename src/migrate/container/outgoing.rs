@@ -1,4 +1,4 @@
-//! A real container at the source: dumped by CRIU, fenced by its cgroup.
+//! A container at the source: CRIU dumps it, and its cgroup fences it.
 
 use std::mem::ManuallyDrop;
 use std::path::{Path, PathBuf};
@@ -14,7 +14,7 @@ use crate::criu::stats::DumpStats;
 use crate::error::{Cause, chain};
 use crate::migrate::source::offer::Bundle;
 use crate::migrate::source::{self, Held, Target, Workload};
-use crate::migrate::unix_sockets::{Names, Unkept, is_bind};
+use crate::migrate::unix_sockets::{SocketNames, Unkept, is_bind};
 use crate::migrate::wire::id::MigrationId;
 use crate::migrate::wire::preamble::BindMount;
 use crate::runtime::container::Container;
@@ -26,32 +26,33 @@ use crate::runtime::verbs::delete;
 /// A running container.
 #[derive(Debug)]
 pub struct RunningContainer {
-    /// What dumps it.
+    /// The CRIU that dumps it.
     pub criu: Criu,
-    /// Which.
+    /// The container.
     pub container: Container,
-    /// How it is dumped.
+    /// CRIU's flags for the dump.
     pub choices: CriuChoices,
-    /// Where CRIU logs.
+    /// Directory for CRIU's logs.
     pub work_path: PathBuf,
-    /// Whether a round drops what it supersedes in the rounds before it. Never done in the freeze: nothing is won by it then.
+    /// Whether a round frees the pages of earlier rounds that it supersedes. The final dump never
+    /// does: that would only make the freeze longer.
     pub auto_dedup: bool,
-    /// How long CRIU may take for each stage of the dump.
+    /// Time that CRIU may take for each stage of the dump.
     pub answer_limit_dur: Option<Duration>,
-    /// The largest deleted file that goes into the images; `None` for CRIU's limit.
+    /// Size limit of a deleted file in the images, in bytes; `None` for CRIU's own limit.
     pub ghost_limit_bytes: Option<u32>,
 }
 
-/// A dumped container that CRIU and its cgroup hold.
+/// A dumped container that both CRIU and its cgroup hold.
 #[derive(Debug)]
 pub struct FencedContainer {
     fence: Fence,
-    /// Dropping a held checkpoint lets the container run on. Not even a panic may do that once the commit is on its way, so it is dropped by
-    /// name only.
+    /// Dropping a held checkpoint resumes the container. After the commit not even a panic may do
+    /// that, so only named methods drop it.
     held: ManuallyDrop<HeldCheckpoint>,
 }
 
-/// What CRIU is told at either end.
+/// Returns CRIU's flags, which are the same at both ends.
 #[must_use]
 pub fn flags(choices: &CriuChoices, images: &Path, work_path: &Path) -> CriuFlags {
     CriuFlags {
@@ -76,7 +77,8 @@ pub fn bundle(container: &Container, spec: &Spec) -> serde_json::Result<Bundle> 
     })
 }
 
-/// Files and directories of the host that the container mounts; what lies in the bundle comes with it.
+/// Returns the files and directories of the host that the container mounts, without those in the
+/// bundle, which is copied with it.
 pub(crate) fn bind_mounts(spec: &Spec, bundle: &Path) -> Vec<BindMount> {
     spec.mounts()
         .iter()
@@ -133,11 +135,11 @@ impl Held for HeldCheckpoint {
         Self::frozen_at(self)
     }
 
-    fn names(&self, migration: MigrationId) -> (Names, Vec<Unkept>) {
+    fn names(&self, migration: MigrationId) -> (SocketNames, Vec<Unkept>) {
         let container = self.container();
         match container.spec() {
-            Ok(spec) => Names::find(container, &spec, migration),
-            // It was read for the dump.
+            Ok(spec) => SocketNames::find(container, &spec, migration),
+            // The dump has read the same spec, so this does not happen.
             Err(_) => Default::default(),
         }
     }
@@ -147,7 +149,8 @@ impl Held for HeldCheckpoint {
             Ok(fence) => fence,
             Err(error) => return Err((self, error.into())),
         };
-        // Looked at now: from here on the container stands still even if CRIU dies.
+        // CRIU is checked after the cgroup has frozen: from here on the container stays frozen even
+        // if CRIU dies. If CRIU died earlier, the container has run and the images are out of date.
         if !self.holds() {
             let lifted = fence.lift().map_err(FenceError::from);
             return Err((self, lifted.err().unwrap_or(FenceError::NotHeld).into()));
@@ -166,14 +169,18 @@ impl Held for HeldCheckpoint {
 
 impl source::Fence for FencedContainer {
     fn seal(&mut self) -> Result<(), Cause> {
-        self.held.leave_barrier()?;
+        // The network lock first: once the fence is sealed, the death of rcm must leave both. If
+        // the container stayed frozen without the lock, the kernel would acknowledge data for it.
+        self.held.leave_lock()?;
         self.fence.seal();
         Ok(())
     }
 
     fn release(self) -> Result<(), Cause> {
+        // If the network lock stays, the container must stay frozen: it would run without a
+        // network.
         network::lift(self.held.container())?;
-        // CRIU lets go of the tasks first: then the thaw is the moment at which all go on together.
+        // CRIU detaches from the tasks before the thaw, so that all tasks resume together.
         ManuallyDrop::into_inner(self.held).refuse();
         Ok(self.fence.lift()?)
     }
@@ -182,18 +189,20 @@ impl source::Fence for FencedContainer {
         let held = ManuallyDrop::into_inner(self.held);
         let container = held.container().clone();
         if let Err(error) = self.fence.kill() {
-            // A "yes" would let CRIU wait for tasks that cannot die, a "no" would let them run.
+            // CRIU gets no reply: a "yes" would make it wait for tasks that cannot die, a "no"
+            // would resume them.
             std::mem::forget(held);
             return Err(error.into());
         }
         if let Err(error) = held.commit() {
-            // The tasks were killed; CRIU only had to find that out.
+            // Not an error: the tasks are dead, and CRIU only had to notice that.
             tracing::debug!("{}", chain(&error));
         }
         Ok(delete::destroy_forcibly(&container)?)
     }
 
     fn leave(self) {
-        // The end of this process is a "no" to CRIU; the tasks stay in their frozen cgroup. Dropped, `held` would thaw it.
+        // When this process ends, CRIU detaches, but the tasks stay in their frozen cgroup. `held`
+        // must not be dropped here: that would thaw the cgroup.
     }
 }

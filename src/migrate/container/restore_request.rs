@@ -1,14 +1,14 @@
-//! The restore that a migration's record describes.
+//! The restore request that a migration's record describes.
 
 use std::path::Path;
 
 use super::outgoing::flags;
-use crate::migrate::record::restore_spec::Recipe;
+use crate::migrate::record::restore_spec::RestoreSpec;
 use crate::runtime::verbs::restore::RestoreRequest;
 
-/// The restore of the container `id` below `root` from `images`, by an rcm that then leaves it to itspec.
+/// Returns the request that restores the container `id` below `root` from `images` and detaches.
 #[must_use]
-pub fn restore_request(spec: &Recipe, root: &Path, id: &str, images: &Path) -> RestoreRequest {
+pub fn restore_request(spec: &RestoreSpec, root: &Path, id: &str, images: &Path) -> RestoreRequest {
     RestoreRequest {
         root: root.to_path_buf(),
         id: id.to_owned(),

@@ -1,4 +1,4 @@
-//! From the first guest to the agreement of both ends; nothing is stopped yet.
+//! From the first connection to the agreement of both ends. Nothing is stopped yet.
 
 use super::session::{Images, Session};
 use super::settlement::answer;
@@ -7,7 +7,7 @@ use crate::error::chain;
 use crate::image::manifest::Manifest;
 use crate::migrate::agreement::{Local, judge};
 use crate::migrate::link::channel::{Channel, Patience, TransportError};
-use crate::migrate::link::listener::Lobby;
+use crate::migrate::link::listener::Listener;
 use crate::migrate::progress::Progress;
 use crate::migrate::record::journal::{Journal, Start};
 use crate::migrate::trust::rendezvous::Rendezvous;
@@ -20,18 +20,19 @@ use crate::migrate::wire::state::Verdict;
 use crate::sys::interrupt::Interrupt;
 
 impl<H: Host> Prepared<H> {
-    /// A receiver whose secret is in the store and whose port is open.
+    /// Returns a receiver whose secret is in the store and whose port is open.
     #[must_use]
-    pub fn new(setup: Setup, host: H, rendezvous: Rendezvous, lobby: Lobby) -> Self {
+    pub fn new(setup: Setup, host: H, rendezvous: Rendezvous, listener: Listener) -> Self {
         Self {
             setup,
             host,
-            lobby,
+            listener,
             rendezvous,
         }
     }
 
-    /// Waits for a source with which nothing speaks against the migration. One that is refused may come again.
+    /// Waits for a source without a finding that forbids the migration. A refused source may try
+    /// again.
     ///
     /// # Errors
     /// [`TransportError::Interrupted`], errors of the journal.
@@ -42,7 +43,7 @@ impl<H: Host> Prepared<H> {
     ) -> Result<Receiving<H>> {
         let patience = Patience::default().or_interrupt(interrupt);
         loop {
-            let mut channel = self.lobby.admit(patience)?;
+            let mut channel = self.listener.admit(patience)?;
             let asked = channel.receive(
                 &[Kind::Preamble, Kind::Inquiry],
                 patience.at_most(ANSWER_LIMIT_DUR),
@@ -50,7 +51,8 @@ impl<H: Host> Prepared<H> {
             let preamble = match asked {
                 Ok(Message::Preamble(preamble)) => *preamble,
                 Ok(Message::Inquiry(inquiry)) => {
-                    // Whoever has the secret of this receiver asks about a migration that it has not seen.
+                    // A source that has this receiver's secret asks about a migration that this
+                    // receiver does not know.
                     answer(&mut channel, inquiry.migration, Verdict::Unknown);
                     continue;
                 }
@@ -61,7 +63,8 @@ impl<H: Host> Prepared<H> {
                     continue;
                 }
             };
-            // What was said of an attempt that was refused, or of a rehearsal, does not concern the next one.
+            // Findings of a refused attempt or of a rehearsal do not belong into the report of the
+            // next one.
             progress.forget();
             match self.answer_preamble(&mut channel, &preamble, progress, patience) {
                 Ok(Some(local)) => return self.begin(channel, preamble, local, progress),
@@ -72,7 +75,7 @@ impl<H: Host> Prepared<H> {
         }
     }
 
-    /// Returns what the container will find here, where the migration may begin.
+    /// Sends the findings. Returns the observations about this host if the migration may begin.
     fn answer_preamble(
         &mut self,
         channel: &mut Channel,
@@ -87,8 +90,11 @@ impl<H: Host> Prepared<H> {
             && !findings.iter().any(speaks_against)
             && let Err(cause) = self.host.claim()
         {
-            let what = chain(&*cause);
-            findings.push(Finding::error(Side::Destination, what, "then try again"));
+            findings.push(Finding::error(
+                Side::Destination,
+                chain(&*cause),
+                "correct this and try again",
+            ));
         }
         for finding in &findings {
             match finding.severity {
@@ -133,9 +139,10 @@ impl<H: Host> Prepared<H> {
         report.peer = Some(channel.peer().to_owned());
         report.versions.note(Side::Source, &preamble.facts);
         report.versions.note(Side::Destination, &self.host.facts());
-        progress.say(&match preamble.rehearses {
-            true => format!("{} rehearses", channel.peer()),
-            false => format!("coming from {}", channel.peer()),
+        progress.say(&if preamble.rehearses {
+            format!("{} rehearses", channel.peer())
+        } else {
+            format!("coming from {}", channel.peer())
         });
         let images = self.setup.image_path.join(preamble.migration.to_string());
         let journal = Journal::begin(
@@ -149,11 +156,11 @@ impl<H: Host> Prepared<H> {
                 owns_images: preamble.streams > 0,
                 receiver: match preamble.streams {
                     0 => None,
-                    _ => self.lobby.stored(&self.setup.image_path),
+                    _ => self.listener.stored(&self.setup.image_path),
                 },
-                tls: self.lobby.tls_files().cloned(),
+                tls: self.listener.tls_files().cloned(),
                 acquaintance: Some(self.rendezvous.acquaintance()),
-                recipe: Some(self.host.recipe(&preamble)),
+                restore_spec: Some(self.host.restore_spec(&preamble)),
             },
         );
         let (journal, channel) = match journal {
@@ -169,7 +176,7 @@ impl<H: Host> Prepared<H> {
             session: Session {
                 setup: self.setup,
                 host: self.host,
-                lobby: self.lobby,
+                listener: self.listener,
                 channel,
                 journal,
                 images: Images {

@@ -1,4 +1,4 @@
-//! How a migration fails at the destination.
+//! Errors of a migration at the destination.
 
 use std::io;
 use std::path::PathBuf;
@@ -13,51 +13,51 @@ use crate::migrate::transfer::images::BulkError;
 use crate::migrate::transfer::rootfs::RootfsError;
 use crate::migrate::wire::id::MigrationId;
 
-/// Why a container did not come.
+/// A reason for which a container is not running here.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum DestinationError {
-    /// The other end cannot be talked to.
+    /// The connection to the source failed.
     #[error(transparent)]
     Transport(#[from] TransportError),
     /// The journal cannot be written.
     #[error(transparent)]
     Journal(#[from] JournalError),
-    /// The images are not those of the source.
+    /// The images differ from the source's.
     #[error("the images did not arrive")]
     Images {
-        /// Why.
+        /// The cause.
         #[source]
         source: ManifestError,
     },
-    /// The images do not get here.
+    /// The images cannot be received.
     #[error(transparent)]
     Bulk(#[from] BulkError),
-    /// The root file system does not get here.
+    /// The root file system cannot be received.
     #[error(transparent)]
     Rootfs(#[from] RootfsError),
-    /// There is no place for them.
+    /// The directory for the images cannot be created.
     #[error("cannot create the image directory {path}")]
     Store {
-        /// Its path.
+        /// Path of the directory.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         #[source]
         source: io::Error,
     },
-    /// The images do not build on those that came before.
+    /// The images do not refer to those of the round before.
     #[error("the images cannot be restored")]
     Chain {
-        /// Why.
+        /// The cause.
         #[source]
         source: ChainError,
     },
-    /// Images out of turn.
-    #[error("the source sent images number {number} when it was the turn of number {expected}")]
+    /// Images arrived out of order.
+    #[error("the source sent images number {number}, but number {expected} was expected")]
     WrongRound {
-        /// Which came.
+        /// Number of the images that arrived.
         number: u32,
-        /// Which should have.
+        /// Number of the images that were expected.
         expected: u32,
     },
     /// The thread that syncs the images or the root file system to the disk has panicked.
@@ -68,29 +68,29 @@ pub enum DestinationError {
     /// The restore failed.
     #[error("container \"{container}\" cannot be restored here")]
     Restore {
-        /// Which.
+        /// Id of the container.
         container: String,
-        /// Why.
+        /// The cause.
         #[source]
         source: Cause,
     },
-    /// A commit for another migration.
+    /// The commit is for another migration.
     #[error("the source committed migration {migration}, which is not this one")]
     WrongMigration {
-        /// Which it named.
+        /// Id of the migration that the commit names.
         migration: MigrationId,
     },
-    /// The container is this host's and does not run.
+    /// The container belongs to this host and does not run.
     #[error(
         "container \"{container}\" belongs to this host now but could not be started; its images are kept in {}: `rcm live-migrate {container} --resolve` tries again",
         images.display()
     )]
     NotStarted {
-        /// Which.
+        /// Id of the container.
         container: String,
-        /// Where they are.
+        /// Path of the images.
         images: PathBuf,
-        /// Why.
+        /// The cause.
         #[source]
         source: Cause,
     },

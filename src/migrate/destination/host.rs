@@ -1,43 +1,45 @@
-//! What a destination needs of its host.
+//! Interface of the destination to its host.
 
 use std::path::Path;
 
 use crate::criu::NotResumed;
 use crate::error::Cause;
 use crate::migrate::agreement::Local;
-use crate::migrate::record::restore_spec::Recipe;
+use crate::migrate::record::restore_spec::RestoreSpec;
 use crate::migrate::wire::facts::Facts;
 use crate::migrate::wire::preamble::Preamble;
 
-/// This host, as one that containers come to.
+/// A host that can receive containers.
 pub trait Host {
-    /// See [`Held`].
+    /// The restored container.
     type Held: Held;
 
-    /// What the host is.
+    /// Returns the description of the host.
     fn facts(&self) -> Facts;
 
-    /// A source has come: from here on it is about its container.
+    /// Prepares for the container of a source that has connected.
     fn expect(&mut self, _preamble: &Preamble) {}
 
-    /// Its migration begins, unless somebody else has this container.
+    /// Reserves the container for this receiver, right before its migration begins.
     ///
     /// # Errors
-    /// What is in the way.
+    /// If another process has this container, or the last migration is not settled.
     fn claim(&mut self) -> Result<(), Cause> {
         Ok(())
     }
 
-    /// What a container would find here.
+    /// Returns the observations about this host that concern the container.
     fn inspect(&self, preamble: &Preamble) -> Local;
 
-    /// What [`Self::restore`] is told, for whoever restores the container if this process dies.
-    fn recipe(&self, preamble: &Preamble) -> Recipe;
+    /// Returns the parameters of [`Self::restore`], for a later `--resolve` that has to restore the
+    /// container.
+    fn restore_spec(&self, preamble: &Preamble) -> RestoreSpec;
 
-    /// Restores the container from `images` without letting it run. What was done is undone on failure.
+    /// Restores the container from `images` without letting it run. On failure everything is
+    /// undone.
     ///
     /// # Errors
-    /// Whatever prevents the restore.
+    /// If the restore fails.
     fn restore(&mut self, preamble: &Preamble, images: &Path) -> Result<Self::Held, Cause>;
 }
 
@@ -45,21 +47,21 @@ pub trait Host {
 ///
 /// Dropping it, or the death of this process, destroys it.
 pub trait Held: Sized {
-    /// A running container.
+    /// The container after [`Self::resume`].
     type Running;
 
-    /// Lets it run. `announce` is called right before CRIU gets its yes, and can refuse.
+    /// Resumes the container. `announce` is called right before CRIU gets its yes, and can refuse.
     ///
     /// # Errors
-    /// It does not run, or `announce` has refused. It is destroyed then, but may have run before.
+    /// If it cannot run, or `announce` refuses. It is destroyed then, but may have run before.
     fn resume(
         self,
         announce: impl FnOnce() -> Result<(), Cause>,
     ) -> Result<Self::Running, NotResumed<Cause>>;
 
-    /// Destroys it.
+    /// Destroys the container.
     ///
     /// # Errors
-    /// Where something of it is left; it does not execute in any case.
+    /// If a part of it is left. The container does not execute in any case.
     fn discard(self) -> Result<(), Cause>;
 }

@@ -1,4 +1,4 @@
-//! A migration that is only rehearsed: everything but the commit.
+//! Rehearsal: a migration that ends before the commit.
 
 use super::session::Session;
 use super::{DestinationError, Held, Host, Prepared, Receiving, Result};
@@ -8,16 +8,17 @@ use crate::migrate::progress::Progress;
 use crate::sys::interrupt::Interrupt;
 
 impl<H: Host> Receiving<H> {
-    /// Whether the source has said that it will not commit. No commit is accepted then.
+    /// Returns whether the source has announced a rehearsal. Then no commit is accepted.
     #[must_use]
     pub fn is_rehearsal(&self) -> bool {
         self.session.preamble.rehearses
     }
 
-    /// Restores and holds the container until the source has seen enough, and destroys it. How it went, the source says.
+    /// Restores the container, holds it until the source ends the rehearsal, and destroys it. The
+    /// source reports the result.
     ///
     /// # Errors
-    /// [`TransportError::Interrupted`] alone ends the receiver.
+    /// Only [`TransportError::Interrupted`] ends the receiver.
     pub fn rehearse(
         self,
         progress: &mut Progress,
@@ -40,7 +41,8 @@ impl<H: Host> Receiving<H> {
         });
         match ended {
             Ok(()) => {
-                // The source waits for that: nothing of the container is left here.
+                // The source waits for this message: after it, no part of the container is left
+                // here.
                 session.channel.abort("the rehearsal is over");
                 progress.say("rehearsed; waiting for the container");
                 Ok(session.end_rehearsal("it was a rehearsal"))
@@ -62,7 +64,7 @@ impl<H: Host> Receiving<H> {
 }
 
 impl<H: Host> Session<H> {
-    /// The end of a rehearsal is the source's word that it ends.
+    /// Waits for the source to end the rehearsal.
     fn await_end(&mut self, patience: Patience) -> Result<()> {
         match self.channel.receive(&[], patience) {
             Err(TransportError::Aborted { .. }) | Ok(_) => Ok(()),
@@ -77,7 +79,7 @@ impl<H: Host> Session<H> {
         Prepared {
             setup: self.setup,
             host: self.host,
-            lobby: self.lobby,
+            listener: self.listener,
             rendezvous: self.rendezvous,
         }
     }

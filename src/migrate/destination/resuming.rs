@@ -46,9 +46,14 @@ impl<H: Host> Session<H> {
         let (container, images) = (self.preamble.container.clone(), self.dump());
         let source = failed.source;
         let error = if failed.may_have_run {
-            let recipe = self.journal.record().recipe.clone().unwrap_or_default();
+            let restore_spec = self
+                .journal
+                .record()
+                .restore_spec
+                .clone()
+                .unwrap_or_default();
             DestinationError::MayHaveRun {
-                command: recipe.command(&self.setup.root, &container, &images),
+                command: restore_spec.command(&self.setup.root, &container, &images),
                 container,
                 images,
                 source,

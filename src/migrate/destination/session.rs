@@ -1,4 +1,4 @@
-//! What the states of a destination before the commit carry.
+//! The data that the states of the destination carry before the commit.
 
 use std::fs::DirBuilder;
 use std::os::unix::fs::DirBuilderExt;
@@ -14,12 +14,12 @@ use crate::image::manifest::Manifest;
 use crate::image::rounds;
 use crate::migrate::agreement::Local;
 use crate::migrate::link::channel::{Channel, Patience, TransportError};
-use crate::migrate::link::listener::Lobby;
+use crate::migrate::link::listener::Listener;
 use crate::migrate::progress::Progress;
 use crate::migrate::record::boot_stamp::{self, Boot};
 use crate::migrate::record::journal::Journal;
 use crate::migrate::transfer::images;
-use crate::migrate::transfer::rootfs::{self, Placement};
+use crate::migrate::transfer::rootfs::{self, TreeSwap};
 use crate::migrate::trust::rendezvous::Rendezvous;
 use crate::migrate::wire::payload::{Commit, Purpose, Ready, RoundVerified};
 use crate::migrate::wire::preamble::Preamble;
@@ -27,32 +27,34 @@ use crate::migrate::wire::protocol::{Kind, Message};
 use crate::migrate::wire::state::{Phase, Verdict};
 use crate::sys::interrupt::Interrupt;
 
-/// What the states before the commit carry.
+/// The data that the states before the commit carry.
 #[derive(Debug)]
 pub(super) struct Session<H> {
     pub(super) setup: Setup,
     pub(super) host: H,
-    pub(super) lobby: Lobby,
+    pub(super) listener: Listener,
     pub(super) channel: Channel,
     pub(super) journal: Journal,
     pub(super) preamble: Preamble,
-    /// What the host has for it.
+    /// Observations about this host for this preamble.
     pub(super) local: Local,
-    /// Takes the root file system where it is copied. Dropped, it leaves everything as it was.
+    /// Receives the root file system, if it is copied. On drop it restores the old tree.
     pub(super) tree: Option<rootfs::Receiver>,
-    /// Takes the images where the ends share no store. Before `images`: it must be gone when those are removed.
+    /// Receives the images if the ends share no store. It stands before `images` to be dropped
+    /// first: it must not write any more when they are removed.
     pub(super) bulk: Option<images::Receiver>,
     /// The migration's directory in the store.
     pub(super) images: Images,
-    /// How many rounds of pre-copy are here and verified.
+    /// Number of rounds that are here and verified.
     pub(super) rounds: u32,
-    /// What the final dump consists of.
+    /// Manifest of the final dump.
     pub(super) last: Manifest,
-    /// Keeps the secret's file until the migration has ended, for a source that asks again.
+    /// Keeps the file with the secret until the migration has ended, for a source that asks again.
     pub(super) rendezvous: Rendezvous,
 }
 
-/// A migration's directory in the store; one that is this end's own is removed when dropped, unless kept.
+/// A migration's directory in the store. It is removed on drop if this end owns it, unless `keep`
+/// is set.
 #[derive(Debug)]
 pub(super) struct Images {
     pub(super) path: PathBuf,
@@ -88,7 +90,7 @@ impl<H: Host> Session<H> {
         Patience::within(self.setup.limit_dur).or_interrupt(interrupt)
     }
 
-    /// The images of the final dump.
+    /// Returns the directory of the final dump.
     pub(super) fn dump(&self) -> PathBuf {
         rounds::directory(&self.images.path, self.rounds)
     }
@@ -126,7 +128,8 @@ impl<H: Host> Session<H> {
         }
     }
 
-    /// Waits for word that images are complete. That they do not get here is noticed meanwhile, so that the source hears why.
+    /// Waits for the message that images are complete. A failed connection for the images ends the
+    /// wait, so that the source is told the reason.
     fn next_images(&mut self, patience: Patience) -> Result<Message> {
         let expected = [Kind::Round, Kind::Shipped];
         let Some(bulk) = &self.bulk else {
@@ -142,7 +145,7 @@ impl<H: Host> Session<H> {
         }
     }
 
-    /// Compares the next images of the chain with what the source wrote.
+    /// Compares the next images of the chain with the source's.
     pub(super) fn verify_images(
         &self,
         number: u32,
@@ -167,13 +170,14 @@ impl<H: Host> Session<H> {
         Ok(began.elapsed())
     }
 
-    /// Waits for the connections that carry the images, where the ends share no store, and the root file system, where it is copied, and makes place for them.
+    /// Waits for the connections that carry the images, if the ends share no store, and the root
+    /// file system, if it is copied. Creates the directories for them.
     fn open_streams(&mut self, patience: Patience) -> Result<()> {
         let copies_tree = self.local.rootfs_plan.way.copies();
         let (mut images, mut tree) = (Vec::new(), None);
         let patience = patience.at_most(ANSWER_LIMIT_DUR);
         while images.len() < self.preamble.streams as usize || tree.is_none() && copies_tree {
-            let mut channel = self.lobby.admit(patience)?;
+            let mut channel = self.listener.admit(patience)?;
             match channel.receive(&[Kind::Join, Kind::Inquiry, Kind::Preamble], patience) {
                 Ok(Message::Join(join)) if join.migration == self.preamble.migration => {
                     match join.purpose {
@@ -186,7 +190,7 @@ impl<H: Host> Session<H> {
                 }
                 Ok(_) => channel.abort("this receiver is busy with another migration"),
                 Err(error @ TransportError::Interrupted { .. }) => return Err(error.into()),
-                // Whoever it was has gone; the source would say so on its first connection.
+                // This peer is gone. The source would report a failure on its first connection.
                 Err(_) => {}
             }
         }
@@ -202,7 +206,7 @@ impl<H: Host> Session<H> {
             self.bulk = Some(images::Receiver::start(images, path)?);
         }
         if let Some(channel) = tree.filter(|_| copies_tree) {
-            let placement = Placement::prepare(
+            let swap = TreeSwap::prepare(
                 &self.setup.root,
                 &self.preamble.container,
                 self.preamble.migration,
@@ -212,17 +216,20 @@ impl<H: Host> Session<H> {
                 &self.preamble.carried,
             )?;
             let limit_bytes = self.local.rootfs_found.free_bytes.unwrap_or(u64::MAX);
-            self.tree = Some(rootfs::Receiver::start(channel, placement, limit_bytes)?);
+            self.tree = Some(rootfs::Receiver::start(channel, swap, limit_bytes)?);
         }
         if let Some(boot) = Boot::current()
-            && let Err(error) = boot_stamp::leave(&self.setup.root, self.journal.record(), boot)
+            && let Err(error) = boot_stamp::write(&self.setup.root, self.journal.record(), boot)
         {
-            tracing::debug!("no claim in {}: {error}", self.images.path.display());
+            tracing::debug!(
+                "cannot write the boot stamp in {}: {error}",
+                self.images.path.display()
+            );
         }
         Ok(())
     }
 
-    /// Restores the container and holds it, and tells the source. On failure nothing of it is left.
+    /// Restores the container, holds it and tells the source. On failure nothing of it is left.
     pub(super) fn hold(
         &mut self,
         verify_dur: Duration,
@@ -232,6 +239,7 @@ impl<H: Host> Session<H> {
         progress.begin("restore");
         let began = Instant::now();
         let dump = self.dump();
+        // The images and the tree are synced while CRIU restores, which does not need them synced.
         let (restored, synced, tree_synced) = std::thread::scope(|scope| {
             let sync = self.images.owned.then(|| {
                 let (last, dump) = (&self.last, &dump);
@@ -240,8 +248,8 @@ impl<H: Host> Session<H> {
                     synced.map_err(|source| DestinationError::Images { source })
                 })
             });
-            let tree = self.tree.as_ref().map(rootfs::Receiver::placement);
-            let tree_sync = tree.map(|placement| scope.spawn(|| Ok(placement.sync()?)));
+            let tree = self.tree.as_ref().map(rootfs::Receiver::swap);
+            let tree_sync = tree.map(|swap| scope.spawn(|| Ok(swap.sync()?)));
             let restored = self.host.restore(&self.preamble, &dump);
             let synced = sync.map_or(Ok(()), join_sync);
             let tree_synced = tree_sync.map_or(Ok(()), join_sync);
@@ -255,7 +263,9 @@ impl<H: Host> Session<H> {
                 return Err(self.was_aborted().unwrap_or(error));
             }
         };
-        // Nowhere else are they kept: a crash of this host after the commit must not take them.
+        // The images and the tree must be on the disk before "ready" is sent. A shared store is
+        // synced by the source, but these copies exist only here: a crash of this host after the
+        // commit must not lose them.
         let told = synced.and(tree_synced).and_then(|()| {
             let restore_dur = began.elapsed();
             progress.lap_of("restore", restore_dur);
@@ -272,7 +282,8 @@ impl<H: Host> Session<H> {
         }
     }
 
-    /// From the arrival of "ready" on the source may commit.
+    /// Tells the source that the container is held. From the arrival of this message on the source
+    /// may commit, so the journal says so first.
     fn tell_ready(&mut self, verify_dur: Duration, restore_dur: Duration) -> Result<()> {
         self.journal.enter(Phase::PeerReady)?;
         let ready = Message::Ready(Ready {
@@ -284,7 +295,7 @@ impl<H: Host> Session<H> {
             .send(&ready, Patience::within(ANSWER_LIMIT_DUR))?)
     }
 
-    /// Returns when the commit came. It is in the journal then.
+    /// Waits for the commit. Returns the time at which it arrived; it is in the journal then.
     pub(super) fn await_commit(&mut self, patience: Patience) -> Result<Instant> {
         let commit: Commit = self.channel.expect(patience)?;
         let committed_at = Instant::now();
@@ -293,11 +304,14 @@ impl<H: Host> Session<H> {
                 migration: commit.migration,
             });
         }
+        // On the disk before the container runs: after a crash `--resolve` then knows that it may
+        // run here, and answers the source so.
         self.journal.enter(Phase::Committed)?;
         Ok(committed_at)
     }
 
-    /// The source's reason, if it has ended the migration meanwhile: it removes the images then, and that they are missing explains nothing.
+    /// Returns the source's reason if it has ended the migration meanwhile. It also removes the
+    /// images then, and their absence would hide the cause.
     pub(super) fn was_aborted(&mut self) -> Option<DestinationError> {
         let now = Patience::within(Duration::ZERO);
         match self.channel.receive(&[], now) {
@@ -306,13 +320,15 @@ impl<H: Host> Session<H> {
         }
     }
 
-    /// What ended this end's part of the tree: then the source only passes on what it was told of it.
+    /// Returns the error that ended the transfer of the tree at this end. The source would only
+    /// repeat the reason that this end has given.
     pub(super) fn tree_failure(&self) -> Option<DestinationError> {
         let failure = self.tree.as_ref()?.failure()?;
         Some(failure.into())
     }
 
-    /// The container is this host's: what was in the place of its root file system goes.
+    /// Keeps the new root file system, since the container belongs to this host, and removes the
+    /// old one.
     pub(super) fn keep_tree(&mut self) {
         if let Some(tree) = self.tree.take()
             && let Err(error) = tree.keep()
@@ -321,7 +337,7 @@ impl<H: Host> Session<H> {
         }
     }
 
-    /// Ends the migration: destroys what was restored and tells the source.
+    /// Rolls back: destroys the restored container and tells the source.
     pub(super) fn give_up(
         self,
         error: DestinationError,
@@ -336,7 +352,8 @@ impl<H: Host> Session<H> {
         discard: impl FnOnce() -> Result<(), Cause>,
     ) -> (DestinationError, Settlement) {
         let reason = chain(&error);
-        // Destroyed first: "rolled back" must be true when it is said.
+        // The container is destroyed first: "rolled back" must be true before the journal or a
+        // message says it.
         if let Err(error) = discard() {
             tracing::warn!("{}", chain(&*error));
         }
@@ -350,7 +367,7 @@ impl<H: Host> Session<H> {
 
     pub(super) fn settlement(self, verdict: Verdict) -> Settlement {
         Settlement {
-            lobby: self.lobby,
+            listener: self.listener,
             channel: Some(self.channel),
             images: self.images.path.clone(),
             migration: self.preamble.migration,

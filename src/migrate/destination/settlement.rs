@@ -1,4 +1,4 @@
-//! After the end: a source that does not know it.
+//! Answers to a source that does not know how its migration has ended.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -6,7 +6,7 @@ use std::time::Duration;
 use super::ANSWER_LIMIT_DUR;
 use crate::error::chain;
 use crate::migrate::link::channel::{Channel, Patience};
-use crate::migrate::link::listener::Lobby;
+use crate::migrate::link::listener::Listener;
 use crate::migrate::record::journal::JournalRecord;
 use crate::migrate::record::verdict;
 use crate::migrate::trust::rendezvous::Rendezvous;
@@ -19,7 +19,7 @@ use crate::sys::interrupt::Interrupt;
 /// Answers a source that does not know how its migration ended.
 #[derive(Debug)]
 pub struct Settlement {
-    pub(super) lobby: Lobby,
+    pub(super) listener: Listener,
     pub(super) channel: Option<Channel>,
     pub(super) images: PathBuf,
     pub(super) migration: MigrationId,
@@ -28,16 +28,16 @@ pub struct Settlement {
 }
 
 impl Settlement {
-    /// For a receiver that has died, by one that takes its place.
+    /// Returns the settlement of a receiver that has died, for the process that replaces it.
     #[must_use]
     pub fn new(
-        lobby: Lobby,
+        listener: Listener,
         record: &JournalRecord,
         verdict: Verdict,
         rendezvous: Rendezvous,
     ) -> Self {
         Self {
-            lobby,
+            listener,
             channel: None,
             images: record.images.clone(),
             migration: record.migration,
@@ -46,13 +46,14 @@ impl Settlement {
         }
     }
 
-    /// Which migration it is about.
+    /// Returns the id of the migration.
     #[must_use]
     pub const fn migration(&self) -> MigrationId {
         self.migration
     }
 
-    /// Waits until the source has said that it knows, for at most `limit_dur`. Returns whether it has.
+    /// Waits until the source has confirmed that it knows the verdict, for at most `limit_dur`.
+    /// Returns whether it has.
     pub fn answer(&mut self, limit_dur: Duration, interrupt: Option<&Interrupt>) -> bool {
         let patience = Patience::within(limit_dur).or_interrupt(interrupt);
         if self.verdict == Verdict::Running
@@ -61,15 +62,16 @@ impl Settlement {
         {
             return true;
         }
-        // What comes next comes on a new connection, or, when nobody listens here any more, looks into the store.
+        // From here on the source asks on a new connection or, if no process listens here any more,
+        // looks into the store.
         self.channel = None;
         if self.images.is_dir()
-            && let Err(error) = verdict::leave(&self.images, self.migration, self.verdict)
+            && let Err(error) = verdict::write(&self.images, self.migration, self.verdict)
         {
             tracing::debug!("{}", chain(&error));
         }
         loop {
-            match self.lobby.admit(patience) {
+            match self.listener.admit(patience) {
                 Ok(mut channel) => {
                     if self.answer_one(&mut channel, patience) {
                         return true;
@@ -87,7 +89,7 @@ impl Settlement {
                 answer(channel, self.migration, self.verdict);
                 match self.verdict {
                     Verdict::Running => channel.expect::<Settled>(patience).is_ok(),
-                    // It acts on the word alone.
+                    // The source acts on this answer without confirming it.
                     Verdict::RolledBack => true,
                     Verdict::Committed | Verdict::Unknown => false,
                 }
@@ -103,6 +105,6 @@ impl Settlement {
 
 pub(super) fn answer(channel: &mut Channel, migration: MigrationId, verdict: Verdict) {
     let message = Message::Answer(Answer { migration, verdict });
-    // Who asked and does not listen asks again.
+    // If the answer is lost, the source asks again.
     let _ = channel.send(&message, Patience::within(ANSWER_LIMIT_DUR));
 }

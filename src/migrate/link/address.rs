@@ -1,42 +1,43 @@
-//! Where a container goes.
+//! Address of the destination.
 
 use std::fmt;
 
 use crate::migrate::wire::protocol::DEFAULT_PORT;
 
-/// `HOST[:PORT]` or `ssh://[USER@]HOST[:PORT]`, with an IPv6 address in brackets where a port follows.
+/// Address of a destination: `HOST[:PORT]` or `ssh://[USER@]HOST[:PORT]`. An IPv6 address is in
+/// brackets if a port follows.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Destination {
     /// Name or address.
     pub host: String,
-    /// How the receiver there is reached.
+    /// Way to the receiver there.
     pub way: Way,
 }
 
-/// How a receiver is reached.
+/// Way to a receiver.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Way {
-    /// At a TCP port of its own.
+    /// At its own TCP port.
     Tcp {
-        /// The port.
+        /// TCP port.
         port: u16,
     },
     /// Through ssh(1).
     Ssh {
-        /// Whom to log in as, unless ssh's configuration says.
+        /// User to log in as; `None` leaves that to ssh's configuration.
         user: Option<String>,
-        /// The port of sshd, unless ssh's configuration says.
+        /// Port of sshd; `None` leaves that to ssh's configuration.
         port: Option<u16>,
     },
 }
 
-/// A text is no destination.
+/// Error for a text that is not a destination.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 #[error(
     "{text:?} is not HOST[:PORT] or ssh://[USER@]HOST[:PORT]; an IPv6 address with a port is written [ADDRESS]:PORT"
 )]
 pub struct InvalidDestination {
-    /// The text.
+    /// Text that was given.
     pub text: String,
 }
 
@@ -63,7 +64,7 @@ impl std::str::FromStr for Destination {
                 _ => return Err(invalid()),
             },
         };
-        // A leading dash would be an option for ssh.
+        // A leading dash would make it an option of ssh.
         let is_name = |name: &str| {
             !name.is_empty()
                 && !name.starts_with('-')
@@ -74,14 +75,15 @@ impl std::str::FromStr for Destination {
         }
         Ok(Self {
             host: host.to_owned(),
-            way: match is_ssh {
-                true => Way::Ssh {
+            way: if is_ssh {
+                Way::Ssh {
                     user: user.map(str::to_owned),
                     port,
-                },
-                false => Way::Tcp {
+                }
+            } else {
+                Way::Tcp {
                     port: port.unwrap_or(DEFAULT_PORT),
-                },
+                }
             },
         })
     }

@@ -1,7 +1,8 @@
-//! The connection between the two ends: TCP, with a deadline on every operation.
+//! Messages on a connection between the two ends, with a deadline on every operation.
 //!
-//! A [`Channel`] carries messages over any [`Stream`], a nonblocking byte stream with a descriptor to poll: a TLS session on a TCP socket
-//! ([`super::tls`]). What happens before a peer has proved itself is in [`super::listener`].
+//! A [`Channel`] carries messages over any [`Stream`], which is a nonblocking byte stream with a
+//! descriptor to poll: a TLS session on a TCP socket ([`super::tls`]). [`super::listener`] handles
+//! a peer before it has proved itself.
 
 use std::io::{self, ErrorKind, IoSlice, Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -20,19 +21,19 @@ use crate::migrate::wire::protocol::{Kind, Message, Payload};
 use crate::sys::bell::Bell;
 use crate::sys::interrupt::Interrupt;
 
-/// After this a peer that answers nothing at all is gone: the container stands still meanwhile.
+/// Time after which a silent peer counts as gone. The container is frozen meanwhile.
 const DEAD_PEER_LIMIT_DUR: Duration = Duration::from_secs(6);
 
-/// The other end cannot be talked to.
+/// Communication with the other end failed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TransportError {
     /// A name has no address.
     #[error("cannot find the address of {host}")]
     Resolve {
-        /// The name.
+        /// Name of the host.
         host: String,
-        /// Why.
+        /// Cause.
         #[source]
         source: io::Error,
     },
@@ -41,97 +42,97 @@ pub enum TransportError {
         "cannot connect to {peer}: is a receiver (`rcm live-migrate ID --image-path=DIR`) waiting there?"
     )]
     Connect {
-        /// The address.
+        /// Address of the peer.
         peer: String,
-        /// Why.
+        /// Cause.
         #[source]
         source: io::Error,
     },
-    /// ssh ended, or the other end does not answer as rcm does.
+    /// ssh ended, or the program at the other end does not answer as rcm does.
     #[error(
-        "cannot reach a receiver at {peer}: does ssh get there without a question, and is rcm on the PATH there (RCM_REMOTE says otherwise)?"
+        "cannot reach a receiver at {peer}: check that ssh logs in there without a question and that rcm is on the PATH there (or set RCM_REMOTE)"
     )]
     Ssh {
-        /// The host.
+        /// Name of the host.
         peer: String,
     },
     /// The listening address cannot be used.
     #[error("cannot listen on {address}: choose another one with --listen")]
     Listen {
-        /// The address.
+        /// Address to listen on.
         address: SocketAddr,
-        /// Why.
+        /// Cause.
         #[source]
         source: io::Error,
     },
     /// Sending or receiving failed.
     #[error("the connection to {peer} failed")]
     Broken {
-        /// The address.
+        /// Address of the peer.
         peer: String,
-        /// Why.
+        /// Cause.
         #[source]
         source: io::Error,
     },
     /// The peer has closed the connection.
     #[error("{peer} closed the connection")]
     Closed {
-        /// The address.
+        /// Address of the peer.
         peer: String,
     },
     /// The deadline has passed.
     #[error("{peer} did not answer in time")]
     Late {
-        /// The address.
+        /// Address of the peer.
         peer: String,
     },
     /// A signal asks this process to stop.
     #[error("stopped by {signal}")]
     Interrupted {
-        /// Which.
+        /// Received signal.
         signal: Signal,
     },
     /// The peer ended the migration.
     #[error("{peer} ended the migration: {reason}")]
     Aborted {
-        /// The address.
+        /// Address of the peer.
         peer: String,
-        /// Its reason.
+        /// Reason of the peer.
         reason: String,
     },
-    /// The peer sent what cannot be understood.
+    /// The peer sent an invalid message.
     #[error("{peer} sent an invalid message")]
     Invalid {
-        /// The address.
+        /// Address of the peer.
         peer: String,
-        /// What is wrong.
+        /// Error of the decoder.
         #[source]
         source: CodecError,
     },
-    /// The handshake failed.
+    /// The TLS handshake failed.
     #[error(
         "cannot agree on a TLS session with {peer}: do both ends run the same release of rcm with the same --tls flags?"
     )]
     Tls {
-        /// The address.
+        /// Address of the peer.
         peer: String,
-        /// Why.
+        /// Cause.
         #[source]
         source: io::Error,
     },
     /// The ends do not recognize each other.
     #[error("{peer} and this host do not recognize each other")]
     Stranger {
-        /// The address.
+        /// Address of the peer.
         peer: String,
-        /// Why.
+        /// Cause.
         #[source]
         source: RendezvousError,
     },
     /// Waiting itself failed.
     #[error("cannot wait for the network")]
     Poll {
-        /// Why.
+        /// Cause.
         #[source]
         source: Errno,
     },
@@ -139,19 +140,19 @@ pub enum TransportError {
 
 type Result<T, E = TransportError> = std::result::Result<T, E>;
 
-/// How long to wait, and for whom to stop waiting.
+/// Limits of a wait.
 #[derive(Debug, Clone, Copy, Default)]
 pub struct Patience<'a> {
-    /// Until when; for ever without.
+    /// End of the wait; `None` waits for ever.
     pub deadline: Option<Instant>,
-    /// Ends the wait when it is signalled; nothing does without.
+    /// Signal that ends the wait, if any.
     pub interrupt: Option<&'a Interrupt>,
-    /// Ends the wait like the deadline when another thread rings it.
+    /// Bell of another thread that ends the wait like the deadline, if any.
     pub bell: Option<&'a Bell>,
 }
 
 impl<'a> Patience<'a> {
-    /// For at most `limit_dur`.
+    /// Waits for at most `limit_dur`.
     #[must_use]
     pub fn within(limit_dur: Duration) -> Self {
         Self {
@@ -160,19 +161,19 @@ impl<'a> Patience<'a> {
         }
     }
 
-    /// The same, but also ended by a signal.
+    /// Returns the same limits, but also ended by a signal.
     #[must_use]
     pub fn or_interrupt(self, interrupt: Option<&'a Interrupt>) -> Self {
         Self { interrupt, ..self }
     }
 
-    /// The same, but also ended by a bell.
+    /// Returns the same limits, but also ended by a bell.
     #[must_use]
     pub fn or_bell(self, bell: Option<&'a Bell>) -> Self {
         Self { bell, ..self }
     }
 
-    /// The same, but for at most `limit_dur` from now.
+    /// Returns the same limits, but for at most `limit_dur` from now.
     #[must_use]
     pub fn at_most(self, limit_dur: Duration) -> Self {
         let limit = Instant::now() + limit_dur;
@@ -190,7 +191,7 @@ impl<'a> Patience<'a> {
             || self.bell.is_some_and(Bell::is_rung)
     }
 
-    /// The signal that has ended it.
+    /// Checks whether a signal has ended the wait.
     ///
     /// # Errors
     /// [`TransportError::Interrupted`].
@@ -201,7 +202,8 @@ impl<'a> Patience<'a> {
         }
     }
 
-    /// Waits until `fd` is readable, which a pidfd is when its process has ended. Returns `false` if the patience is over first.
+    /// Waits until `fd` is readable, which a pidfd is when its process has ended. Returns `false`
+    /// if the limits end the wait first.
     ///
     /// # Errors
     /// As [`Self::poll`].
@@ -218,7 +220,8 @@ impl<'a> Patience<'a> {
         }
     }
 
-    /// Waits until one of `fds` is ready, the deadline passes, the bell rings or a signal comes. The readiness is in `fds`.
+    /// Waits until one of `fds` is ready, the deadline passes, the bell rings or a signal arrives.
+    /// The readiness is in `fds`.
     ///
     /// # Errors
     /// [`TransportError::Interrupted`], [`TransportError::Poll`].
@@ -251,7 +254,7 @@ impl<'a> Patience<'a> {
 
 /// A nonblocking stream of bytes.
 pub trait Stream: Read + Write + Send + std::fmt::Debug {
-    /// What to poll when an operation would block.
+    /// Descriptor to poll when an operation would block.
     fn fd(&self) -> BorrowedFd<'_>;
 }
 
@@ -267,7 +270,7 @@ impl Stream for std::os::unix::net::UnixStream {
     }
 }
 
-/// Messages over a stream whose peer is known.
+/// Channel for messages to a peer that is known.
 #[derive(Debug)]
 pub struct Channel {
     stream: Box<dyn Stream>,
@@ -276,7 +279,7 @@ pub struct Channel {
 }
 
 impl Channel {
-    /// Messages over `stream`, which must be nonblocking and past its openings.
+    /// Makes a channel over `stream`, which must be nonblocking and past its openings.
     #[must_use]
     pub fn new(stream: Box<dyn Stream>, peer: String) -> Self {
         Self {
@@ -286,13 +289,14 @@ impl Channel {
         }
     }
 
-    /// The other end's address, for messages.
+    /// Returns the other end's address, for messages.
     #[must_use]
     pub fn peer(&self) -> &str {
         &self.peer
     }
 
-    /// The socket once more: who shuts it down ends every wait of whoever has this channel.
+    /// Returns a copy of the socket. Shutting it down ends every wait on this channel, in any
+    /// thread.
     ///
     /// # Errors
     /// [`TransportError::Broken`].
@@ -304,10 +308,11 @@ impl Channel {
         })
     }
 
-    /// Sends a message whole.
+    /// Sends a complete message.
     ///
     /// # Errors
-    /// Those of the connection and [`TransportError::Invalid`] where the message is too long. A part may have been sent.
+    /// Errors of the connection, and [`TransportError::Invalid`] if the message is too long. A part
+    /// may have been sent.
     pub fn send(&mut self, message: &Message, patience: Patience) -> Result<()> {
         let bytes = codec::encode(message).map_err(|source| self.invalid(source))?;
         self.write_all(&bytes, patience)
@@ -324,7 +329,8 @@ impl Channel {
             Message::Abort(Abort { reason }) if !expected.contains(&Kind::Abort) => {
                 Err(TransportError::Aborted {
                     peer: self.peer.clone(),
-                    // It goes to a terminal: one line without control characters.
+                    // The reason is printed on a terminal, so it must be one line without control
+                    // characters.
                     reason: reason
                         .chars()
                         .map(|c| if c.is_control() { ' ' } else { c })
@@ -344,7 +350,8 @@ impl Channel {
         self.only(message)
     }
 
-    /// Receives the next message, which must be a `P`: an abort means nothing from a peer that has not proved who it is.
+    /// Receives the next message, which must be a `P`. An abort is an error here, because the peer
+    /// has not proved who it is.
     pub(crate) fn expect_strictly<P: Payload>(&mut self, patience: Patience) -> Result<P> {
         let message = self.receive_strictly(&[P::KIND], patience)?;
         self.only(message)
@@ -401,7 +408,7 @@ impl Channel {
         mut parts: &mut [IoSlice<'_>],
         patience: Patience,
     ) -> Result<()> {
-        // What is empty goes first: a write of nothing would not be told from a write that did nothing.
+        // Skips empty parts first: a write of no bytes would look like a write that failed.
         IoSlice::advance_slices(&mut parts, 0);
         while !parts.is_empty() {
             match self.stream.write_vectored(parts) {
@@ -417,8 +424,8 @@ impl Channel {
         }
     }
 
-    /// Waits when an operation would block; any other error ends the connection.
-    fn wait_after(&self, error: io::Error, what: PollFlags, patience: Patience) -> Result<()> {
+    /// Waits if an operation would block. Any other error ends the connection.
+    fn wait_after(&self, error: io::Error, events: PollFlags, patience: Patience) -> Result<()> {
         match error.kind() {
             ErrorKind::Interrupted => patience.check(),
             ErrorKind::WouldBlock => {
@@ -427,7 +434,7 @@ impl Channel {
                         peer: self.peer.clone(),
                     });
                 }
-                patience.poll(&mut vec![PollFd::new(self.stream.fd(), what)])
+                patience.poll(&mut vec![PollFd::new(self.stream.fd(), events)])
             }
             _ => Err(TransportError::Broken {
                 peer: self.peer.clone(),
@@ -443,17 +450,18 @@ impl Channel {
         }
     }
 
-    /// Tells the peer that the migration ends, as far as it still listens.
+    /// Tells the peer that the migration ends, if it still listens.
     pub fn abort(&mut self, reason: &str) {
         let message = Message::Abort(Abort {
             reason: reason.to_owned(),
         });
-        // The connection may be what failed.
+        // The broken connection may be the reason, so an error here is ignored.
         let _ = self.send(&message, Patience::within(Duration::from_secs(1)));
     }
 }
 
-/// Options of every connection: no delay for small frames, and a dead peer is noticed while nothing is sent (tcp(7)).
+/// Sets the options of every connection: no delay for small frames, and a dead peer is noticed
+/// while nothing is sent (tcp(7)).
 pub(crate) fn prepare(stream: &TcpStream) -> io::Result<()> {
     stream.set_nodelay(true)?;
     stream.set_nonblocking(true)?;

@@ -1,4 +1,5 @@
-//! The source's half of the introduction: connecting, and proving itself. The destination's is in [`super::listener`].
+//! Source's half of the introduction: it connects and proves itself. The destination's half is in
+//! [`super::listener`].
 
 use std::io::{self, ErrorKind};
 use std::net::{TcpStream, ToSocketAddrs};
@@ -11,29 +12,30 @@ use super::channel::{Channel, Patience, Stream, TransportError, prepare};
 use super::ssh;
 use super::tls::TlsStream;
 use crate::migrate::trust::Trust;
-use crate::migrate::trust::rendezvous::{Acquaintance, Binding, Left, RendezvousError};
+use crate::migrate::trust::rendezvous::{Acquaintance, Binding, ReceiverFile, RendezvousError};
 use crate::migrate::wire::codec;
 use crate::migrate::wire::id::{MigrationId, Side};
 use crate::migrate::wire::payload::{Challenge, Proof, Welcome};
 use crate::migrate::wire::protocol::{Message, VERSIONS};
 
-/// How long a connection attempt to one address may take.
+/// Limit of a connection attempt to one address.
 const CONNECT_LIMIT_DUR: Duration = Duration::from_secs(5);
 
 type Result<T, E = TransportError> = std::result::Result<T, E>;
 
-/// A receiver as it shows itself, before anything is proved.
+/// Claims of a receiver, before anything is proved.
 #[derive(Debug)]
 pub struct Met {
-    /// Which receiver it says it is.
+    /// Claimed id of the receiver.
     pub receiver: MigrationId,
-    /// The session with it.
+    /// Identity of the session with it.
     pub binding: Binding,
-    /// What it has left in its store, where ssh vouches for that.
-    pub told: Option<Left>,
+    /// Contents of the receiver's file, if ssh vouches for them.
+    pub told: Option<ReceiverFile>,
 }
 
-/// Connects to the receiver for `container` and proves itself with what `find` gives for it.
+/// Connects to the receiver for `container`, and proves itself with the data that `find` returns
+/// for that receiver.
 ///
 /// # Errors
 /// All of [`TransportError`].
@@ -66,7 +68,7 @@ pub fn connect(
     introduce(stream, peer, told, find, patience)
 }
 
-/// Connects once more to a receiver that is known.
+/// Connects again to a receiver that is known.
 ///
 /// # Errors
 /// All of [`TransportError`].
@@ -77,9 +79,12 @@ pub fn reconnect(
     acquaintance: Acquaintance,
     patience: Patience,
 ) -> Result<Channel> {
-    let known = |met: &Met| match met.receiver == acquaintance.receiver {
-        true => Ok(acquaintance),
-        false => Err(RendezvousError::WrongProof),
+    let known = |met: &Met| {
+        if met.receiver == acquaintance.receiver {
+            Ok(acquaintance)
+        } else {
+            Err(RendezvousError::WrongProof)
+        }
     };
     connect(destination, container, trust, known, patience).map(|(channel, _)| channel)
 }
@@ -144,11 +149,11 @@ fn dial(host: &str, port: u16, patience: Patience) -> Result<TcpStream> {
     })
 }
 
-/// The source's half of the handshake; the destination's is in [`super::listener`].
+/// Source's half of the introduction; the destination's half is in [`super::listener`].
 fn introduce(
     mut stream: TlsStream,
     peer: String,
-    told: Option<Left>,
+    told: Option<ReceiverFile>,
     find: impl FnOnce(&Met) -> std::result::Result<Acquaintance, RendezvousError>,
     patience: Patience,
 ) -> Result<(Channel, Acquaintance)> {
@@ -171,7 +176,7 @@ fn introduce(
         told,
     };
     let acquaintance = find(&met).map_err(|source| stranger(&channel, source))?;
-    // Before the proof: nothing is said to who is not the receiver.
+    // This comes before the proof: a proof is sent to the receiver alone.
     acquaintance
         .recognize(&binding)
         .map_err(|source| stranger(&channel, source))?;
@@ -188,7 +193,8 @@ fn introduce(
 }
 
 impl Channel {
-    /// Reads the peer's opening byte by byte, so that nothing of what follows is taken, and settles on a version.
+    /// Reads the peer's opening byte by byte, so that nothing after it is read, and chooses a
+    /// version.
     fn read_opening(&mut self, patience: Patience) -> Result<()> {
         let mut opening = Vec::new();
         loop {

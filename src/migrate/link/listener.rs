@@ -1,8 +1,10 @@
-//! Where a receiver keeps those who have not proved yet who they are.
+//! Port of a receiver, and the connections that have not proved yet who they are.
 //!
-//! Anybody can connect to the port. Until the proof of [`crate::migrate::trust::rendezvous`] a guest gets nothing: no process, no thread, no memory beyond what
-//! a TLS handshake takes, [`GUEST_LIMIT_BYTES`] to say what it has to say, [`HANDSHAKE_LIMIT_DUR`] of time, and no place that another one needs: when
-//! all [`MAX_GUESTS`] places are taken, the guest who has waited longest goes. One thread polls them all, so a silent guest delays nobody.
+//! Anybody can connect to the port. Until the proof of [`crate::migrate::trust::rendezvous`] a
+//! connection is pending. It gets no process, no thread, and no memory beyond that of a TLS
+//! handshake. It may send [`PENDING_LIMIT_BYTES`], within [`HANDSHAKE_LIMIT_DUR`]. It takes no place
+//! from others: when all [`MAX_PENDING`] places are taken, the connection that has waited longest is
+//! closed. One thread polls them all, so a silent peer delays nobody.
 
 use std::collections::VecDeque;
 use std::io::{ErrorKind, Read};
@@ -26,29 +28,31 @@ use crate::migrate::wire::payload::{Challenge, Welcome};
 use crate::migrate::wire::protocol::{DEFAULT_PORT, Kind, Message, VERSIONS};
 use crate::sys::process::ProcessId;
 
-/// How long a guest may take to prove itself.
+/// Time in which a pending connection must prove itself.
 pub const HANDSHAKE_LIMIT_DUR: Duration = Duration::from_secs(10);
-/// How many guests there are at a time.
-pub const MAX_GUESTS: usize = 64;
-/// What a guest may send, handshake and certificates included.
-pub const GUEST_LIMIT_BYTES: usize = 64 << 10;
-/// The pause after a connection that could not be accepted.
+/// Greatest number of pending connections at a time.
+pub const MAX_PENDING: usize = 64;
+/// Number of bytes that a pending connection may send, handshake and certificates included.
+pub const PENDING_LIMIT_BYTES: usize = 64 << 10;
+/// Pause after a connection that could not be accepted.
 const ACCEPT_PAUSE_DUR: Duration = Duration::from_millis(10);
 
-/// A receiver's port.
+/// Port of a receiver.
 #[derive(Debug)]
-pub struct Lobby {
-    listener: TcpListener,
+pub struct Listener {
+    socket: TcpListener,
     acquaintance: Acquaintance,
-    /// For a source that does not know the secret of the store, where the flags make trust without it.
+    /// Data to recognize a source that does not know the secret of the store, if the flags allow
+    /// that.
     without_store: Option<Acquaintance>,
     trust: Trust,
-    /// For those who come through ssh.
+    /// File with the address, for ssh helpers.
     doorbell: Option<Doorbell>,
-    guests: VecDeque<Guest>,
+    pending: VecDeque<Pending>,
 }
 
-/// Why a guest was shown the door; only for the debug log, because strangers must not fill a log either.
+/// Reason why a pending connection was closed. It goes to the debug log only, because strangers
+/// must not fill a log either.
 #[derive(Debug, thiserror::Error)]
 enum Refusal {
     #[error("closed the connection")]
@@ -88,24 +92,24 @@ pub fn listen(address: Option<SocketAddr>) -> Result<TcpListener, TransportError
     }
 }
 
-impl Lobby {
-    /// At an open port, of [`listen`].
+impl Listener {
+    /// Makes a listener at an open port of [`listen`].
     #[must_use]
-    pub fn new(listener: TcpListener, acquaintance: Acquaintance, trust: Trust) -> Self {
+    pub fn new(socket: TcpListener, acquaintance: Acquaintance, trust: Trust) -> Self {
         let key = trust.key_without_store();
-        let mut lobby = Self {
-            listener,
+        let mut listener = Self {
+            socket,
             without_store: None,
             acquaintance,
             trust,
             doorbell: None,
-            guests: VecDeque::new(),
+            pending: VecDeque::new(),
         };
-        lobby.admit_without_store(key);
-        lobby
+        listener.admit_without_store(key);
+        listener
     }
 
-    /// Also takes sources that know this key, and not the secret of the receiver's file.
+    /// Also accepts sources that know this key but not the secret of the receiver's file.
     pub fn admit_without_store(&mut self, key: Option<Bytes32>) {
         self.without_store = key.map(|secret| Acquaintance {
             secret,
@@ -114,7 +118,7 @@ impl Lobby {
         });
     }
 
-    /// What another process needs to be this receiver once more.
+    /// Returns the parameters with which another process can take the receiver's place.
     #[must_use]
     pub fn stored(&self, store: &Path) -> Option<StoredReceiver> {
         Some(StoredReceiver {
@@ -125,21 +129,21 @@ impl Lobby {
         })
     }
 
-    /// The files of mutual TLS, where it is asked for.
+    /// Returns the files of mutual TLS if it is used.
     #[must_use]
     pub fn tls_files(&self) -> Option<&TlsFiles> {
         self.trust.files()
     }
 
-    /// The address that is listened on, with the port that the kernel chose for port 0.
+    /// Returns the address on which it listens, with the port that the kernel chose for port 0.
     ///
     /// # Errors
     /// As getsockname(2).
     pub fn address(&self) -> std::io::Result<SocketAddr> {
-        self.listener.local_addr()
+        self.socket.local_addr()
     }
 
-    /// Tells relays on this host where it is, as long as it is there.
+    /// Tells ssh helpers on this host the address, as long as the listener exists.
     ///
     /// # Errors
     /// [`JournalError::File`].
@@ -151,7 +155,7 @@ impl Lobby {
         rendezvous: &Path,
         keeper: Option<ProcessId>,
     ) -> Result<(), JournalError> {
-        let doorbell = Doorbell::hang(root, container, address, rendezvous, keeper)?;
+        let doorbell = Doorbell::create(root, container, address, rendezvous, keeper)?;
         self.doorbell = Some(doorbell);
         Ok(())
     }
@@ -159,7 +163,8 @@ impl Lobby {
     /// Waits for the next peer that proves itself.
     ///
     /// # Errors
-    /// [`TransportError::Late`] at the deadline, [`TransportError::Interrupted`]. No guest can cause an error.
+    /// [`TransportError::Late`] at the deadline, [`TransportError::Interrupted`]. No pending
+    /// connection can cause an error.
     pub fn admit(&mut self, patience: Patience) -> Result<Channel, TransportError> {
         loop {
             if let Some(channel) = self.attend() {
@@ -175,14 +180,14 @@ impl Lobby {
     }
 
     fn wait(&self, patience: Patience) -> Result<(), TransportError> {
-        let mut fds = vec![PollFd::new(self.listener.as_fd(), PollFlags::POLLIN)];
-        fds.extend(self.guests.iter().map(|guest| {
+        let mut fds = vec![PollFd::new(self.socket.as_fd(), PollFlags::POLLIN)];
+        fds.extend(self.pending.iter().map(|pending| {
             let mut events = PollFlags::POLLIN;
-            events.set(PollFlags::POLLOUT, guest.stream.wants_write());
-            PollFd::new(guest.stream.fd(), events)
+            events.set(PollFlags::POLLOUT, pending.stream.wants_write());
+            PollFd::new(pending.stream.fd(), events)
         }));
-        // The oldest guest is in front: its time ends first.
-        let patience = match self.guests.front() {
+        // The oldest connection is in front, and its time ends first.
+        let patience = match self.pending.front() {
             Some(oldest) => {
                 patience.at_most(oldest.until.saturating_duration_since(Instant::now()))
             }
@@ -191,22 +196,23 @@ impl Lobby {
         patience.poll(&mut fds)
     }
 
-    /// Does what can be done without waiting. Returns the first guest that has proved itself.
+    /// Handles everything that is ready, without waiting. Returns the first connection that has
+    /// proved itself.
     fn attend(&mut self) -> Option<Channel> {
         self.accept();
         let mut place = 0;
-        while place < self.guests.len() {
-            match self.guests[place].advance(&self.acquaintance, self.without_store.as_ref()) {
-                Ok(false) if Instant::now() < self.guests[place].until => place += 1,
+        while place < self.pending.len() {
+            match self.pending[place].advance(&self.acquaintance, self.without_store.as_ref()) {
+                Ok(false) if Instant::now() < self.pending[place].until => place += 1,
                 Ok(true) => {
-                    let mut guest = self.guests.remove(place)?;
-                    guest.stream.limit(None);
-                    return Some(Channel::new(Box::new(guest.stream), guest.peer));
+                    let mut pending = self.pending.remove(place)?;
+                    pending.stream.limit(None);
+                    return Some(Channel::new(Box::new(pending.stream), pending.peer));
                 }
                 refused => {
                     let reason = refused.err().unwrap_or(Refusal::Late);
-                    if let Some(guest) = self.guests.remove(place) {
-                        tracing::debug!("{} is no source: {}", guest.peer, describe(&reason));
+                    if let Some(pending) = self.pending.remove(place) {
+                        tracing::debug!("{} is not a source: {}", pending.peer, describe(&reason));
                     }
                 }
             }
@@ -215,21 +221,22 @@ impl Lobby {
     }
 
     fn accept(&mut self) {
-        // Bounded, so that a flood of connections cannot keep the guests from being heard.
-        for _ in 0..MAX_GUESTS {
-            match self.listener.accept() {
+        // The number is bounded, so that a flood of new connections cannot starve the pending ones.
+        for _ in 0..MAX_PENDING {
+            match self.socket.accept() {
                 Ok((stream, peer)) => {
-                    let Ok(guest) = Guest::new(stream, peer.to_string(), &self.trust) else {
+                    let Ok(pending) = Pending::new(stream, peer.to_string(), &self.trust) else {
                         continue;
                     };
-                    if self.guests.len() == MAX_GUESTS {
-                        self.guests.pop_front();
+                    if self.pending.len() == MAX_PENDING {
+                        self.pending.pop_front();
                     }
-                    self.guests.push_back(guest);
+                    self.pending.push_back(pending);
                 }
                 Err(error) if error.kind() == ErrorKind::WouldBlock => return,
-                // ECONNABORTED and the like concern one connection. Out of descriptors (EMFILE), the connection stays in the queue:
-                // without a pause the next poll would come back at once, again and again.
+                // ECONNABORTED and the like concern one connection. Without free descriptors
+                // (EMFILE) the connection stays in the queue. Without a pause the next poll would
+                // then return at once, again and again.
                 Err(_) => {
                     std::thread::sleep(ACCEPT_PAUSE_DUR);
                     return;
@@ -246,9 +253,9 @@ fn describe(refusal: &Refusal) -> String {
     }
 }
 
-/// One connection before its proof.
+/// A connection before its proof.
 #[derive(Debug)]
-struct Guest {
+struct Pending {
     stream: TlsStream,
     peer: String,
     until: Instant,
@@ -259,17 +266,17 @@ struct Guest {
 enum Stage {
     /// The TLS handshake is incomplete.
     Handshake,
-    /// Its opening is incomplete.
+    /// The peer's opening is incomplete.
     Opening(Vec<u8>),
-    /// It was challenged.
+    /// The peer was challenged.
     Challenged(Decoder),
 }
 
-impl Guest {
+impl Pending {
     fn new(stream: TcpStream, peer: String, trust: &Trust) -> std::io::Result<Self> {
         prepare(&stream)?;
         let mut stream = TlsStream::server(Box::new(stream), trust)?;
-        stream.limit(Some(GUEST_LIMIT_BYTES));
+        stream.limit(Some(PENDING_LIMIT_BYTES));
         Ok(Self {
             stream,
             peer,
@@ -278,7 +285,7 @@ impl Guest {
         })
     }
 
-    /// Reads what is there. Returns whether the guest has proved itself.
+    /// Reads the available bytes. Returns whether the peer has proved itself.
     fn advance(
         &mut self,
         acquaintance: &Acquaintance,
@@ -299,7 +306,8 @@ impl Guest {
                     }
                     opening.push(byte[0]);
                     if let Some((versions, _)) = codec::decode_opening(opening)? {
-                        // Ours goes out before the versions are compared, so that the other end can say what does not fit.
+                        // The own opening is sent before the versions are compared, so that the
+                        // other end can report the mismatch.
                         let mut answer = codec::encode_opening(VERSIONS);
                         answer.extend(codec::encode(&Message::Challenge(Challenge {
                             receiver: acquaintance.receiver,
@@ -324,9 +332,10 @@ impl Guest {
                         continue;
                     };
                     let binding = self.stream.binding()?;
-                    let acquaintance = match proof.knows_secret {
-                        true => acquaintance,
-                        false => without_store.ok_or(RendezvousError::WrongProof)?,
+                    let acquaintance = if proof.knows_secret {
+                        acquaintance
+                    } else {
+                        without_store.ok_or(RendezvousError::WrongProof)?
                     };
                     acquaintance.check(Side::Source, &binding, &proof.mac)?;
                     let welcome = Message::Welcome(Welcome {
@@ -340,7 +349,7 @@ impl Guest {
     }
 }
 
-/// Reads one byte; `false` where none is there yet.
+/// Reads one byte. Returns `false` if none is available yet.
 fn read(stream: &mut dyn Stream, byte: &mut [u8; 1]) -> Result<bool, Refusal> {
     loop {
         match stream.read(byte) {
@@ -353,7 +362,8 @@ fn read(stream: &mut dyn Stream, byte: &mut [u8; 1]) -> Result<bool, Refusal> {
     }
 }
 
-/// Sends what always fits into an empty socket buffer; a guest whose buffer is full does not read.
+/// Sends a message that always fits into an empty socket buffer. A peer whose buffer is full does
+/// not read.
 fn write(stream: &mut dyn Stream, bytes: &[u8]) -> Result<(), Refusal> {
     stream.write_all(bytes)?;
     Ok(stream.flush()?)

@@ -1,11 +1,13 @@
-//! A connection through ssh(1): the destination's port need not be open, and ssh makes the trust.
+//! A connection through ssh(1): the destination's port need not be open, and ssh establishes the
+//! trust.
 //!
-//! ssh starts `rcm live-migrate ID --relay` at the other end ([`super::ssh_helper`]), which says what the receiver has left in its store and then carries bytes
-//! between ssh and the receiver. The session in it is TLS as ever, with the proof of that secret: the receiver does not know that it is spoken to through
-//! ssh, and needs no port that others reach.
+//! ssh starts `rcm live-migrate ID --relay` at the other end ([`super::ssh_helper`]). That program
+//! sends the contents of the receiver's file, and then carries bytes between ssh and the receiver.
+//! Inside is the usual TLS session, with the proof of the secret. The receiver does not know that
+//! ssh is in between, and needs no port that other hosts reach.
 //!
-//! `RCM_SSH` is the program with its options, separated by spaces, instead of `ssh`; `RCM_REMOTE` the command at the other end instead of `rcm`, such
-//! as `sudo rcm` or `rcm --root /run/other`.
+//! `RCM_SSH` replaces `ssh`: a program with its options, separated by spaces. `RCM_REMOTE` replaces
+//! `rcm` as the command at the other end, for instance `sudo rcm` or `rcm --root /run/other`.
 
 use std::env;
 use std::io::{self, ErrorKind, Read, Write};
@@ -19,14 +21,14 @@ use nix::poll::{PollFd, PollFlags};
 use nix::unistd::Pid;
 
 use super::channel::{Patience, Stream, TransportError};
-use crate::migrate::trust::rendezvous::Left;
+use crate::migrate::trust::rendezvous::ReceiverFile;
 use crate::sys::process;
 
-/// What the relay says first; what a login script prints before it is passed over.
+/// First line that the ssh helper sends. Output of a login script before it is skipped.
 pub(crate) const GREETING: &str = "rcm-relay 1\n";
-/// More than any login script prints.
+/// Limit for that output; more than any login script prints.
 const MAX_NOISE_BYTES: usize = 64 << 10;
-/// ssh asks nobody anything, and notices in seconds that the other host is gone.
+/// Options of ssh: it never prompts, and notices in seconds that the other host is gone.
 const OPTIONS: [&str; 9] = [
     "-T",
     "-o",
@@ -38,29 +40,29 @@ const OPTIONS: [&str; 9] = [
     "-o",
     "ServerAliveCountMax=3",
 ];
-/// How long ssh may take to end by itself.
+/// Time in which ssh may end by itself.
 const FAREWELL_DUR: Duration = Duration::from_millis(500);
 
-/// Where to log in.
+/// Login at the other host.
 pub(crate) struct Login<'a> {
     pub user: Option<&'a str>,
     pub host: &'a str,
     pub port: Option<u16>,
 }
 
-/// The standard input and output of a running ssh.
+/// Stream over the standard input and output of a running ssh.
 #[derive(Debug)]
 pub(crate) struct SshStream {
     socket: UnixStream,
     child: Child,
 }
 
-/// Starts ssh and waits for the relay's greeting.
+/// Starts ssh and waits for the greeting of the ssh helper.
 pub(crate) fn dial(
     login: &Login,
     container: &str,
     patience: Patience,
-) -> Result<(SshStream, Left), TransportError> {
+) -> Result<(SshStream, ReceiverFile), TransportError> {
     let peer = format!("{} over ssh", login.host);
     let failed = |source| TransportError::Connect {
         peer: peer.clone(),
@@ -91,15 +93,15 @@ pub(crate) fn dial(
     }
 }
 
-/// What the receiver has left, once the greeting is complete.
-fn greeting(said: &[u8]) -> Option<Left> {
-    // Looked at only at the end of a line: the greeting has three.
+/// Returns the contents of the receiver's file once the greeting is complete.
+fn greeting(said: &[u8]) -> Option<ReceiverFile> {
+    // It is parsed at the end of a line only. The greeting has three lines.
     if said.last() != Some(&b'\n') {
         return None;
     }
     let said = String::from_utf8_lossy(said);
     let (_, left) = said.rsplit_once(GREETING)?;
-    Left::decode(left)
+    ReceiverFile::decode(left)
 }
 
 impl SshStream {
@@ -117,13 +119,14 @@ impl SshStream {
             command.arg("-l").arg(user);
         }
         let remote = env::var("RCM_REMOTE").unwrap_or_else(|_| "rcm".into());
-        // The other end's shell reads it; an id has no character that means anything to a shell.
+        // The other end's shell parses the command. An id has no character that is special to a
+        // shell.
         let remote = format!("{remote} live-migrate {container} --relay");
         command.arg("--").arg(login.host).arg(remote);
         let child = command
             .stdin(Stdio::from(OwnedFd::from(theirs.try_clone()?)))
             .stdout(Stdio::from(OwnedFd::from(theirs)))
-            // Ctrl-C is for rcm, which has to say to the other end what happens.
+            // Ctrl-C must reach rcm alone, which has to tell the other end about it.
             .process_group(0)
             .spawn()?;
         Ok(Self {
@@ -156,7 +159,7 @@ impl Stream for SshStream {
 }
 
 impl Drop for SshStream {
-    /// ssh ends when its input does; what it still holds is on its way first.
+    /// ssh ends when its input ends, after it has sent the bytes that it still holds.
     fn drop(&mut self) {
         let _ = self.socket.shutdown(std::net::Shutdown::Write);
         let has_ended = i32::try_from(self.child.id())
@@ -167,7 +170,7 @@ impl Drop for SshStream {
                 waited.unwrap_or(false)
             });
         if !has_ended {
-            // Without effect on a process that has ended meanwhile.
+            // This has no effect on a process that has ended meanwhile.
             let _ = self.child.kill();
         }
         let _ = self.child.wait();
@@ -179,7 +182,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_greeting_is_found_behind_what_a_login_script_says() {
+    fn the_greeting_is_found_after_the_output_of_a_login_script() {
         let left = format!("{}\n{}\n", "ab".repeat(32), "cd".repeat(32));
         for noise in ["", "Welcome!\n", "rcm-relay 1\nno\n", "\u{fffd}\0x"] {
             let said = format!("{noise}{GREETING}{left}");

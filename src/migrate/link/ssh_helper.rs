@@ -1,6 +1,8 @@
-//! The destination's end of a connection through ssh: tells what the receiver has left, then carries bytes.
+//! ssh helper, the destination's end of a connection through ssh: it sends the contents of the
+//! receiver's file, then carries bytes.
 //!
-//! Who may start this as root may read the receiver's file anyway, so saying what is in it gives nothing away.
+//! A user who may start this as root may read the receiver's file anyway, so sending its contents
+//! reveals nothing.
 
 use std::fs;
 use std::io::{self, Write};
@@ -14,19 +16,19 @@ use crate::migrate::record::paths;
 use crate::migrate::wire::protocol::ANY;
 use crate::sys::file::Failed;
 
-/// How long the receiver's port may take.
+/// Time in which the receiver must accept the connection.
 const CONNECT_LIMIT_DUR: Duration = Duration::from_secs(5);
 
-/// A relay has nobody to relay to.
+/// The ssh helper cannot reach a receiver.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum RelayError {
-    /// No receiver has left where it is.
+pub enum SshHelperError {
+    /// No receiver has written its address.
     #[error(
         "no receiver for container \"{container}\" is waiting on this host: start `rcm live-migrate {container} --image-path=DIR` here"
     )]
     NoReceiver {
-        /// Which container.
+        /// Name of the container.
         container: String,
     },
     /// A file operation failed.
@@ -35,31 +37,32 @@ pub enum RelayError {
     /// The receiver does not answer.
     #[error("the receiver for container \"{container}\" does not answer at {address}")]
     Connect {
-        /// Which container.
+        /// Name of the container.
         container: String,
-        /// Where it listens.
+        /// Address on which it listens.
         address: SocketAddr,
-        /// Why.
+        /// Cause.
         #[source]
         source: io::Error,
     },
     /// The standard output is closed.
     #[error("cannot write to the standard output")]
     Output {
-        /// Why.
+        /// Cause.
         #[source]
         source: io::Error,
     },
 }
 
-type Result<T, E = RelayError> = std::result::Result<T, E>;
+type Result<T, E = SshHelperError> = std::result::Result<T, E>;
 
-/// Relays between the standard streams and the receiver for `container`, until either end is done.
+/// Carries bytes between the standard streams and the receiver for `container`, until either end
+/// closes.
 ///
 /// # Errors
-/// [`RelayError`], before anything was relayed.
+/// [`SshHelperError`], before the first byte was carried.
 pub fn run(root: &Path, container: &str) -> Result<()> {
-    let no_receiver = || RelayError::NoReceiver {
+    let no_receiver = || SshHelperError::NoReceiver {
         container: container.to_owned(),
     };
     let path = [container, ANY]
@@ -74,13 +77,13 @@ pub fn run(root: &Path, container: &str) -> Result<()> {
     };
     let address = near(place.address);
     let socket = TcpStream::connect_timeout(&address, CONNECT_LIMIT_DUR).map_err(|source| {
-        RelayError::Connect {
+        SshHelperError::Connect {
             container: container.to_owned(),
             address,
             source,
         }
     })?;
-    // Small messages decide about the downtime.
+    // The delay of small messages adds to the downtime.
     let _ = socket.set_nodelay(true);
     let left =
         fs::read_to_string(&place.rendezvous).map_err(Failed::to("read", &place.rendezvous))?;
@@ -88,12 +91,12 @@ pub fn run(root: &Path, container: &str) -> Result<()> {
     stdout
         .write_all(format!("{GREETING}{left}").as_bytes())
         .and_then(|()| stdout.flush())
-        .map_err(|source| RelayError::Output { source })?;
+        .map_err(|source| SshHelperError::Output { source })?;
     carry(&socket, stdout);
     Ok(())
 }
 
-/// An address on which a receiver that listens at `address` hears this host.
+/// Returns an address at which this host can reach a receiver that listens on `address`.
 fn near(address: SocketAddr) -> SocketAddr {
     let ip = match address.ip() {
         IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
@@ -112,7 +115,7 @@ fn carry(socket: &TcpStream, mut stdout: impl Write) {
         });
         let mut buffer = vec![0; 256 << 10];
         let mut reader = socket;
-        // Each piece at once: the last bytes of a message must not wait in a buffer.
+        // Each piece is sent at once: the last bytes of a message must not wait in a buffer.
         while let Ok(read_bytes @ 1..) = io::Read::read(&mut reader, &mut buffer) {
             let written = stdout
                 .write_all(&buffer[..read_bytes])
@@ -121,8 +124,8 @@ fn carry(socket: &TcpStream, mut stdout: impl Write) {
                 break;
             }
         }
-        // The receiver has said all it had to. Whoever still writes to it finds that out; the thread that waits for the standard input
-        // does not, so the process ends here.
+        // The receiver has closed the connection. A peer that still writes gets an error. The
+        // thread that reads the standard input may wait for ever, so the process ends here.
         let _ = socket.shutdown(Shutdown::Both);
         std::process::exit(0)
     });

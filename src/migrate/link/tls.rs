@@ -1,7 +1,7 @@
 //! A TLS 1.3 session as a [`Stream`].
 //!
-//! rustls does no input or output of its own, so a session on a nonblocking socket is nonblocking too: every wait stays with
-//! [`super::channel::Patience`].
+//! rustls does no input or output of its own, so a session on a nonblocking socket is nonblocking
+//! too: every wait stays with [`super::channel::Patience`].
 
 use std::io::{self, BufReader, ErrorKind, IoSlice, Read, Write};
 use std::net::IpAddr;
@@ -16,11 +16,13 @@ use crate::migrate::trust::rendezvous::Binding;
 use crate::migrate::trust::{Trust, fingerprint};
 use crate::migrate::wire::id::Bytes32;
 
-/// What the proofs are bound to is exported under this label (RFC 8446, 7.5).
+/// Label of the exported keying material to which the proofs are bound (RFC 8446, 7.5).
 const EXPORTER_LABEL: &[u8] = b"EXPORTER-rcm-migration-proof";
-/// What is taken from the network at once. rustls by itself asks for 4 KiB each time (`READ_SIZE` in its deframer).
+/// Number of bytes that are read from the network at once. rustls by itself asks for 4 KiB each
+/// time (`READ_SIZE` in its deframer).
 const READ_BYTES: usize = 256 << 10;
-/// What a session holds of what it has encrypted. With rustls' own limit, 64 KiB, a chunk of an image takes five calls of the kernel.
+/// Limit for the encrypted bytes that a session holds. With rustls' own limit, 64 KiB, a chunk of
+/// an image takes five system calls.
 const HELD_BYTES: usize = 512 << 10;
 
 /// One end of a session.
@@ -29,14 +31,16 @@ pub struct TlsStream {
     session: Connection,
     socket: BufReader<Box<dyn Stream>>,
     ours: Bytes32,
-    /// How many more bytes the peer may send, as they come from the network; any number without.
+    /// Number of bytes that the peer may still send, as they come from the network; `None` for any
+    /// number.
     left_bytes: Option<usize>,
-    /// The peer does not speak TLS: nothing is said to it.
+    /// Whether the peer does not speak TLS, so that nothing is sent to it.
     mute: bool,
 }
 
 impl TlsStream {
-    /// The source's end of a session with `host`: a name or an address, as the operator gave it.
+    /// Makes the source's end of a session with `host`: a name or an address, as the operator gave
+    /// it.
     ///
     /// # Errors
     /// `InvalidInput` for a name that no certificate can have.
@@ -47,10 +51,10 @@ impl TlsStream {
         Ok(Self::over(session.into(), socket, trust))
     }
 
-    /// The destination's end.
+    /// Makes the destination's end of a session.
     ///
     /// # Errors
-    /// `InvalidData` where the certificates cannot be used.
+    /// `InvalidData` if the certificates cannot be used.
     pub fn server(socket: Box<dyn Stream>, trust: &Trust) -> io::Result<Self> {
         let session = ServerConnection::new(Arc::clone(&trust.server)).map_err(failed)?;
         Ok(Self::over(session.into(), socket, trust))
@@ -67,10 +71,11 @@ impl TlsStream {
         }
     }
 
-    /// Goes on with the handshake as far as it goes without waiting.
+    /// Continues the handshake as far as possible without waiting.
     ///
     /// # Errors
-    /// `WouldBlock` where the peer must say something first, or read; `InvalidData` where it said something wrong; those of the socket.
+    /// `WouldBlock` if the peer must send or read first; `InvalidData` if it sent something wrong;
+    /// those of the socket.
     pub fn handshake(&mut self) -> io::Result<()> {
         while self.session.is_handshaking() {
             self.send()?;
@@ -81,21 +86,22 @@ impl TlsStream {
         self.send()
     }
 
-    /// Whether something waits for room in the socket's buffer.
+    /// Whether bytes wait for space in the socket's buffer.
     #[must_use]
     pub fn wants_write(&self) -> bool {
         self.session.wants_write()
     }
 
-    /// From now on the peer may send so many bytes, as they come from the network, the handshake's included; any number with `None`.
+    /// Limits the bytes that the peer may send from now on, as they come from the network, the
+    /// handshake's included; any number with `None`.
     pub fn limit(&mut self, limit_bytes: Option<usize>) {
         self.left_bytes = limit_bytes;
     }
 
-    /// What identifies this session, once the handshake is over.
+    /// Returns the identity of this session, once the handshake is over.
     ///
     /// # Errors
-    /// `InvalidData` before.
+    /// `InvalidData` before the end of the handshake.
     pub fn binding(&self) -> io::Result<Binding> {
         let peer = self.session.peer_certificates().and_then(<[_]>::first);
         let Some(peer) = peer else {
@@ -117,7 +123,7 @@ impl TlsStream {
         })
     }
 
-    /// Sends what the session has for the peer.
+    /// Sends the bytes that the session has for the peer.
     fn send(&mut self) -> io::Result<()> {
         while !self.mute && self.session.wants_write() {
             if self.session.write_tls(self.socket.get_mut())? == 0 {
@@ -127,15 +133,15 @@ impl TlsStream {
         self.socket.get_mut().flush()
     }
 
-    /// As [`Self::send`], but what does not go now goes with the next operation.
-    fn send_what_goes(&mut self) -> io::Result<()> {
+    /// Like [`Self::send`], but bytes that cannot be sent now are sent with the next operation.
+    fn send_nonblocking(&mut self) -> io::Result<()> {
         match self.send() {
             Err(error) if error.kind() == ErrorKind::WouldBlock => Ok(()),
             sent => sent,
         }
     }
 
-    /// Takes from the network once; 0 at its end.
+    /// Reads from the network once. Returns 0 at its end.
     fn receive(&mut self) -> io::Result<usize> {
         let read_bytes = self.session.read_tls(&mut self.socket)?;
         if let Some(left_bytes) = &mut self.left_bytes {
@@ -145,8 +151,9 @@ impl TlsStream {
         }
         if let Err(error) = self.session.process_new_packets() {
             self.mute |= matches!(error, rustls::Error::InvalidMessage(_));
-            // The alert tells the peer what it did wrong. It may be gone, and it is no friend.
-            let _ = self.send_what_goes();
+            // The alert tells the peer its mistake. An error here does not matter, because the
+            // connection ends anyway.
+            let _ = self.send_nonblocking();
             return Err(failed(error));
         }
         Ok(read_bytes)
@@ -154,7 +161,7 @@ impl TlsStream {
 }
 
 fn server_name(host: &str) -> Result<ServerName<'static>, InvalidDnsNameError> {
-    // A zone (`fe80::1%eth0`) is this host's matter, no certificate has it.
+    // A zone (`fe80::1%eth0`) has a meaning on this host only. No certificate has one.
     let address = host.split('%').next().unwrap_or(host);
     match address.parse::<IpAddr>() {
         Ok(address) => Ok(ServerName::IpAddress(address.into())),
@@ -167,8 +174,9 @@ fn failed(error: rustls::Error) -> io::Error {
 }
 
 impl Read for TlsStream {
-    /// The end of the connection is the end of the stream, whether the peer announced it or not: who can cut the connection can cut the
-    /// announcement too, and frames tell whether they are complete.
+    /// The end of the connection is the end of the stream, even if the peer has not announced it.
+    /// An attacker who can cut the connection can also cut the announcement, and frames show
+    /// whether they are complete.
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
         loop {
             match self.session.reader().read(buffer) {
@@ -176,26 +184,26 @@ impl Read for TlsStream {
                 Err(error) if error.kind() == ErrorKind::UnexpectedEof => return Ok(0),
                 read => return read,
             }
-            self.send_what_goes()?;
+            self.send_nonblocking()?;
             self.receive()?;
         }
     }
 }
 
 impl Write for TlsStream {
-    /// Takes nothing new while something waits, so what is held stays bounded.
+    /// Accepts no new bytes while others wait, so that the buffer stays bounded.
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         self.send()?;
         let written_bytes = self.session.writer().write(bytes)?;
-        self.send_what_goes()?;
+        self.send_nonblocking()?;
         Ok(written_bytes)
     }
 
-    /// As [`Self::write`].
+    /// Like [`Self::write`].
     fn write_vectored(&mut self, parts: &[IoSlice<'_>]) -> io::Result<usize> {
         self.send()?;
         let written_bytes = self.session.writer().write_vectored(parts)?;
-        self.send_what_goes()?;
+        self.send_nonblocking()?;
         Ok(written_bytes)
     }
 
@@ -212,11 +220,11 @@ impl Stream for TlsStream {
 
 impl Drop for TlsStream {
     fn drop(&mut self) {
-        // Who has not shaken hands gets no farewell.
+        // Without a complete handshake there is nothing to close.
         if !self.session.is_handshaking() {
             self.session.send_close_notify();
-            // As far as it goes: the end of the connection says the same.
-            let _ = self.send_what_goes();
+            // If this cannot be sent, the end of the connection has the same meaning.
+            let _ = self.send_nonblocking();
         }
     }
 }

@@ -1,3 +1,3 @@
-//! Methods of a migration: when memory is sent, and when enough of it has been.
+//! Methods of a migration: when memory is sent, and when the container is frozen.
 
 pub mod precopy;

@@ -1,86 +1,94 @@
-//! When to stop copying the memory of a running container, and to freeze it.
+//! When to stop copying the memory of a running container and to freeze it.
 //!
-//! Each round copies what has changed since the one before it, so rounds become shorter as long as the container changes its memory more slowly
-//! than it can be copied. What is left after a round is what the container has changed while that round was under way, and
-//! copying it is the part of the downtime that another round may shorten.
+//! Each round copies the memory that has changed since the round before. Rounds become shorter as
+//! long as the container changes its memory more slowly than rcm copies it. The memory that the
+//! container changes during one round remains for the next. Copying that remainder is the part of
+//! the downtime that another round may shorten.
 //!
-//! No input or output here: [`decide`] is a function of what was measured.
+//! No input or output here: [`decide`] is a function of measurements.
 //!
 //! # The forecast
 //!
-//! * *Bandwidth* and the *fixed costs* of a dump are a straight line through two measured rounds, the first, which is the largest, and the last:
-//!   time = fixed + bytes / bandwidth, from the start of CRIU to the word of the destination that the images are intact there.
-//! * *Remaining bytes*: what the last round found changed, scaled from the time in which that had changed to the time that the last round
-//!   took. Where rounds no longer shrink with the time between them (a container that writes the same pages over and over), unscaled.
-//! * A restore cannot be measured beforehand. Its fixed costs are taken to be three times those of a round; it also copies *all* memory out of
-//!   the page cache, which is taken to cost what copying it into the page cache did in the first round.
+//! * *Bandwidth* and the *fixed costs* of a dump are a straight line through two measured rounds,
+//!   the first, which is the largest, and the last: time = fixed + bytes / bandwidth. The time of a
+//!   round is from the start of CRIU to the destination's answer that the images are intact there.
+//! * *Remaining bytes*: the memory that the last round found changed. It is scaled from the time in
+//!   which that memory had changed to the time that the last round took. It is not scaled if rounds
+//!   no longer shrink with the time between them (a container that writes the same pages over and
+//!   over).
+//! * A restore cannot be measured beforehand. Its fixed costs are assumed to be three times those
+//!   of a round. It also copies *all* memory out of the page cache, which is assumed to cost as
+//!   much as copying it into the page cache did in the first round.
 
 use std::time::Duration;
 
-/// The fixed costs of a restore in those of a round. A restore makes the processes, namespaces and mounts that a round only looks at: in
-/// the lab (docs/lab.md) 2.9 s against 0.6 to 1.0 s.
+/// Fixed costs of a restore, as a multiple of those of a round. A restore makes the processes,
+/// namespaces and mounts that a round only looks at: in the lab (docs/lab.md) 2.9 s against 0.6 to
+/// 1.0 s.
 const RESTORE_RATIO: f64 = 3.0;
 
-/// Less than this says nothing about the bandwidth: starting CRIU takes longer than copying it.
-const TELLING_BYTES: f64 = (1 << 20) as f64;
+/// Least number of bytes that says something about the bandwidth. Starting CRIU takes longer than
+/// copying less than this.
+const MIN_SAMPLE_BYTES: f64 = (1 << 20) as f64;
 
-/// How long copying may go on.
+/// Limits of pre-copy.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Limits {
-    /// With a forecast below this the container is frozen.
+    /// Acceptable downtime: the container is frozen when the forecast is below it.
     pub downtime_limit_dur: Duration,
-    /// Rounds, the first one included; at least one.
+    /// Greatest number of rounds, the first one included; at least one.
     pub max_rounds: u32,
 }
 
-/// What a round has cost.
+/// Measurements of one round.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Round {
-    /// From the beginning of the round before it; zero for the first.
+    /// Time from the beginning of the round before it; zero for the first.
     pub since_previous_dur: Duration,
-    /// From its beginning until the destination had verified it.
+    /// Time from its beginning until the destination had verified it.
     pub took_dur: Duration,
-    /// How much of that CRIU spent on memory, without what it waited for connections that take it.
+    /// Part of that which CRIU spent on memory, without its waits for the connections that carry
+    /// it.
     pub memory_dur: Duration,
-    /// The memory that was copied.
+    /// Memory that was copied.
     pub written_bytes: u64,
-    /// The memory that had not changed since the round before.
+    /// Memory that had not changed since the round before.
     pub unchanged_bytes: u64,
 }
 
-/// What a freeze now would cost.
+/// Predicted cost of a freeze now.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Forecast {
-    /// The memory that has changed since it was last copied.
+    /// Memory that has changed since it was last copied.
     pub remaining_bytes: u64,
-    /// Copying that.
+    /// Time to copy that memory.
     pub copy_dur: Duration,
-    /// Everything else: dump, restore, messages.
+    /// Time for everything else: dump, restore, messages.
     pub fixed_dur: Duration,
 }
 
 impl Forecast {
-    /// The downtime.
+    /// Returns the predicted downtime.
     #[must_use]
     pub fn downtime_dur(&self) -> Duration {
         self.copy_dur.saturating_add(self.fixed_dur)
     }
 }
 
-/// Why the rounds end.
+/// Reason why the rounds end.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Reason {
     /// The forecast is below the limit.
     LimitMet,
     /// Another round would leave as much as the last one.
     NotShrinking,
-    /// What is left to copy does not count beside what no round can shorten.
+    /// Copying the remainder takes little time in comparison with the fixed costs.
     FixedCosts,
-    /// As many rounds as allowed.
+    /// The number of rounds has reached its limit.
     MaxRounds,
 }
 
-/// What comes after a round.
+/// Next step after a round.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Decision {
     /// Another round.
@@ -89,8 +97,8 @@ pub enum Decision {
     Freeze(Reason),
 }
 
-/// Whether one round is, for this purpose, as large as the one before it.
-fn shrinks_no_more(rounds: &[Round]) -> bool {
+/// Whether the last round is about as large as the one before it.
+fn no_longer_shrinks(rounds: &[Round]) -> bool {
     match rounds {
         [.., previous, last] => {
             u128::from(last.written_bytes) * 10 > u128::from(previous.written_bytes) * 9
@@ -103,7 +111,8 @@ fn duration(seconds: f64) -> Duration {
     Duration::try_from_secs_f64(seconds).unwrap_or(Duration::MAX)
 }
 
-/// What a freeze after these rounds would cost. After one round nobody knows how fast the memory changes.
+/// Predicts the cost of a freeze after these rounds. `None` after one round: nothing tells yet how
+/// fast the memory changes.
 #[must_use]
 pub fn forecast(rounds: &[Round]) -> Option<Forecast> {
     let [first, .., last] = rounds else {
@@ -115,10 +124,10 @@ pub fn forecast(rounds: &[Round]) -> Option<Forecast> {
 
     let more_bytes = memory_bytes - last_bytes;
     let longer = seconds(first.took_dur) - seconds(last.took_dur);
-    let per_byte = if more_bytes >= TELLING_BYTES && longer > 0.0 {
+    let per_byte = if more_bytes >= MIN_SAMPLE_BYTES && longer > 0.0 {
         longer / more_bytes
-    } else if last_bytes >= TELLING_BYTES {
-        // Two rounds alike draw no line: all of their time counts as copying.
+    } else if last_bytes >= MIN_SAMPLE_BYTES {
+        // Two rounds of the same size draw no line: all of their time counts as copying.
         seconds(last.took_dur) / last_bytes
     } else {
         0.0
@@ -127,7 +136,7 @@ pub fn forecast(rounds: &[Round]) -> Option<Forecast> {
     let restored = seconds(first.memory_dur);
 
     let since = seconds(last.since_previous_dur);
-    let scale = if shrinks_no_more(rounds) || since == 0.0 {
+    let scale = if no_longer_shrinks(rounds) || since == 0.0 {
         1.0
     } else {
         seconds(last.took_dur) / since
@@ -140,7 +149,7 @@ pub fn forecast(rounds: &[Round]) -> Option<Forecast> {
     })
 }
 
-/// What comes after these rounds, of which there is at least one.
+/// Decides on the next step after these rounds, of which there is at least one.
 #[must_use]
 pub fn decide(rounds: &[Round], limits: &Limits) -> Decision {
     let forecast = forecast(rounds);
@@ -148,7 +157,7 @@ pub fn decide(rounds: &[Round], limits: &Limits) -> Decision {
         Decision::Freeze(Reason::LimitMet)
     } else if rounds.len() >= limits.max_rounds as usize {
         Decision::Freeze(Reason::MaxRounds)
-    } else if shrinks_no_more(rounds) {
+    } else if no_longer_shrinks(rounds) {
         Decision::Freeze(Reason::NotShrinking)
     } else if forecast
         .is_some_and(|forecast| forecast.copy_dur.saturating_mul(10) <= forecast.fixed_dur)
@@ -169,8 +178,9 @@ mod tests {
         max_rounds: 8,
     };
 
-    /// Rounds of a container with `memory` MiB that changes `rate` MiB a second, at most `hot` of them, over a store that takes `bandwidth` MiB a second,
-    /// with `fixed_ms` for each round; as many as [`decide`] asks for.
+    /// Plays the rounds of a container with `memory` MiB that changes `rate` MiB a second, at most
+    /// `hot` of them, over a store that takes `bandwidth` MiB a second, with `fixed_ms` for each
+    /// round; as many rounds as [`decide`] asks for.
     fn play(
         memory: f64,
         rate: f64,
@@ -181,9 +191,10 @@ mod tests {
         let mut rounds: Vec<Round> = Vec::new();
         loop {
             let since = rounds.last().map_or(Duration::ZERO, |last| last.took_dur);
-            let written = match rounds.is_empty() {
-                true => memory,
-                false => (rate * since.as_secs_f64()).min(hot).min(memory),
+            let written = if rounds.is_empty() {
+                memory
+            } else {
+                (rate * since.as_secs_f64()).min(hot).min(memory)
             };
             let copy = Duration::from_secs_f64(written / bandwidth);
             rounds.push(Round {
@@ -205,22 +216,23 @@ mod tests {
         let all = f64::INFINITY;
         // memory, rate, hot, bandwidth, fixed: rounds, reason
         let table = [
-            // An idle container: nothing is left after the first round, which only the second one shows.
+            // An idle container: nothing is left after the first round, but only the second one
+            // shows that.
             ((64.0, 0.0, all, 1000.0, 20), 2, Reason::LimitMet),
-            // A container without much memory, also where everything is slow.
+            // A container without much memory, also if everything is slow.
             ((0.2, 9.0, 0.1, 1000.0, 20), 2, Reason::LimitMet),
             ((0.2, 9.0, 0.1, 1000.0, 400), 2, Reason::FixedCosts),
             // A tenth of the bandwidth, and half of it.
             ((512.0, 10.0, all, 100.0, 20), 2, Reason::LimitMet),
             ((512.0, 50.0, all, 100.0, 20), 6, Reason::LimitMet),
-            // As fast as it is copied, and faster.
+            // The container changes memory as fast as it is copied, and faster.
             ((512.0, 100.0, all, 100.0, 20), 2, Reason::NotShrinking),
             ((512.0, 900.0, all, 100.0, 20), 2, Reason::NotShrinking),
             // The same pages over and over: after the second round there is no less of them.
             ((512.0, 900.0, 100.0, 100.0, 20), 3, Reason::NotShrinking),
             // Almost as fast: it shrinks, but slowly.
             ((4096.0, 85.0, all, 100.0, 20), 8, Reason::MaxRounds),
-            // The limit cannot be met whatever is copied: not eight times to no avail.
+            // The limit cannot be met by copying: no eight rounds in vain.
             ((512.0, 5.0, all, 100.0, 900), 2, Reason::FixedCosts),
         ];
         for (played, count, reason) in table {
@@ -231,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn the_forecast_is_what_would_have_been_measured() {
+    fn the_forecast_equals_the_measurement() {
         let (rounds, _) = play(512.0, 10.0, f64::INFINITY, 100.0, 40);
         let forecast = forecast(&rounds).unwrap();
         let last = rounds.last().unwrap();
@@ -252,7 +264,7 @@ mod tests {
     }
 
     #[test]
-    fn one_round_says_nothing_and_is_enough_only_where_no_more_are_allowed() {
+    fn one_round_says_nothing_and_is_enough_only_if_no_more_are_allowed() {
         let (rounds, _) = play(64.0, 0.0, 0.0, 1000.0, 20);
         assert_eq!(forecast(&rounds[..1]), None);
         assert_eq!(decide(&rounds[..1], &LIMITS), Decision::Again);
@@ -266,7 +278,7 @@ mod tests {
         );
     }
 
-    /// Measurements may be zero, or odd; nothing of that may panic, as a negative duration would.
+    /// Measurements may be zero, or odd. None of them may panic, as a negative duration would.
     #[test]
     fn odd_measurements_do_no_harm() {
         let odd = [0, 1, MIB, u64::MAX];

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use crate::migrate::destination::Settlement;
 use crate::migrate::link::channel::TransportError;
-use crate::migrate::link::listener::{self, Lobby};
+use crate::migrate::link::listener::{self, Listener};
 use crate::migrate::record::error::JournalError;
 use crate::migrate::record::journal::JournalRecord;
 use crate::migrate::trust::rendezvous::{Rendezvous, RendezvousError};
@@ -56,12 +56,12 @@ pub fn answer(
         return Ok(None);
     };
     let trust = Trust::stored(receiver.identity.as_ref(), record.tls.as_ref())?;
-    let listener = listener::listen(Some(receiver.listen))?;
-    let mut lobby = Lobby::new(listener, acquaintance, trust);
-    lobby.admit_without_store(receiver.key_without_store);
-    let rendezvous = Rendezvous::leave_again(&receiver.store, &record.container, acquaintance)?;
+    let socket = listener::listen(Some(receiver.listen))?;
+    let mut listener = Listener::new(socket, acquaintance, trust);
+    listener.admit_without_store(receiver.key_without_store);
+    let rendezvous = Rendezvous::recreate(&receiver.store, &record.container, acquaintance)?;
     let place = rendezvous.path();
-    lobby.announce(root, &record.container, receiver.listen, place, None)?;
-    let mut settlement = Settlement::new(lobby, record, verdict, rendezvous);
+    listener.announce(root, &record.container, receiver.listen, place, None)?;
+    let mut settlement = Settlement::new(listener, record, verdict, rendezvous);
     Ok(Some(settlement.answer(limit_dur, interrupt)))
 }

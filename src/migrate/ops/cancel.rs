@@ -1,8 +1,10 @@
 //! Ending a migration from another process, before the commit.
 //!
-//! The one who drives it gets a signal, as from Ctrl-C, and rolls back by itself. Which process that is the record in the journal says, and its lock shows
-//! that it lives: a process id alone may belong to another process by now, or to a receiver that has become a container's parent and would pass the
-//! signal on to the container. Against the latter stands [`Gate`]. A receiver to which nobody has come yet has no record; where it listens says who it is.
+//! The one who drives it gets a signal, as from Ctrl-C, and rolls back by itself. Which process
+//! that is the record in the journal says, and its lock shows that it lives: a process id alone may
+//! belong to another process by now, or to a receiver that has become a container's parent and
+//! would pass the signal on to the container. Against the latter stands [`Gate`]. A receiver to
+//! which nobody has come yet has no record; where it listens says who it is.
 
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
@@ -104,14 +106,16 @@ impl Fated for CancelError {
 
 type Result<T, E = CancelError> = std::result::Result<T, E>;
 
-/// Keeps apart who sends a signal to a driver, and a driver for which signals are about to mean something else.
+/// Keeps apart who sends a signal to a driver, and a driver for which signals are about to mean
+/// something else.
 #[derive(Debug)]
 pub struct Gate {
     _held: Flock<File>,
 }
 
 impl Gate {
-    /// Waits until no other process has it: moments. flock(2) has no descriptor to poll. `None` where no migration has ever been recorded.
+    /// Waits until no other process has it: moments. flock(2) has no descriptor to poll. `None`
+    /// where no migration has ever been recorded.
     ///
     /// # Errors
     /// [`JournalError::File`].
@@ -135,7 +139,8 @@ pub enum Ended {
     Receiver,
 }
 
-/// Ends the migration of `container` that is under way on this host, at either end, or the receiver that waits for it, and waits until it has ended.
+/// Ends the migration of `container` that is under way on this host, at either end, or the receiver
+/// that waits for it, and waits until it has ended.
 ///
 /// # Errors
 /// [`CancelError`]: it was not ended.
@@ -190,7 +195,8 @@ pub fn cancel(root: &Path, container: &str) -> Result<Ended> {
     }
 }
 
-/// A descriptor of a process that has the right to migrate `container`; `None` where it does not have it any more.
+/// A descriptor of a process that has the right to migrate `container`; `None` where it does not
+/// have it any more.
 fn reach(root: &Path, container: &str, driver: ProcessId) -> Result<Option<OwnedFd>> {
     let pidfd = match process::pidfd_open(driver.pid()) {
         Ok(pidfd) => pidfd,
@@ -256,7 +262,8 @@ fn end_receiver(
     }
 }
 
-/// Waits until a record has changed or the driver has ended. Returns whether it has ended; its last record has to be read after that.
+/// Waits until a record has changed or the driver has ended. Returns whether it has ended; its last
+/// record has to be read after that.
 fn next_change(pidfd: &OwnedFd, watch: Option<&Watch>, patience: Patience) -> Result<bool> {
     let mut waited = vec![PollFd::new(pidfd.as_fd(), PollFlags::POLLIN)];
     let patience = match watch {

@@ -1,10 +1,13 @@
 //! A test on one host: can this container be dumped, and restored from its images?
 //!
-//! Both are held: CRIU holds the container at `post-dump` while it holds the copy at `post-restore`. The copy never executes an instruction; it is destroyed
-//! before the container goes on. The death of this process at any moment does the same, because nobody answers CRIU any more.
+//! Both are held: CRIU holds the container at `post-dump` while it holds the copy at
+//! `post-restore`. The copy never executes an instruction; it is destroyed before the container
+//! goes on. The death of this process at any moment does the same, because nobody answers CRIU any
+//! more.
 //!
-//! A copy beside the container must not take anything away from it but the names of its sockets, which are put back ([`crate::migrate::unix_sockets`]). So some
-//! containers cannot be tested so ([`in_the_way`]); a rehearsal with a destination can.
+//! A copy beside the container must not take anything away from it but the names of its sockets,
+//! which are put back ([`crate::migrate::unix_sockets`]). So some containers cannot be tested so
+//! ([`in_the_way`]); a rehearsal with a destination can.
 
 use std::fs::DirBuilder;
 use std::io;
@@ -29,7 +32,7 @@ use crate::migrate::record::error::JournalError;
 use crate::migrate::record::journal::{Journal, Start};
 use crate::migrate::source::{Held, Target, Workload};
 use crate::migrate::trust::rendezvous::{RendezvousError, random};
-use crate::migrate::unix_sockets::{Names, Unkept};
+use crate::migrate::unix_sockets::{SocketNames, Unkept};
 use crate::migrate::wire::finding::{Finding, Severity};
 use crate::migrate::wire::id::{MigrationId, Side};
 use crate::migrate::wire::state::Phase;
@@ -179,8 +182,8 @@ pub fn local_test(request: &TestRequest, progress: &mut Progress) -> Result<(), 
     let choices = &request.criu.choices;
     let spec = container.spec().map_err(SubjectError::from)?;
     let mut survey = survey(&container, &spec, choices);
-    let (observed, room) = (&survey.observed, preflight::room(image_path));
-    let lacking = lacking(Side::Source, observed, true, room, image_path);
+    let (observed, space) = (&survey.observed, preflight::free_space(image_path));
+    let lacking = lacking(Side::Source, observed, true, space, image_path);
     survey.findings.extend(lacking);
     let plan = Plan {
         root: root.clone(),
@@ -237,7 +240,8 @@ fn test(
     }
     let dir = plan.image_path.join(plan.migration.to_string());
     progress.report_mut().migration = Some(plan.migration);
-    // After a crash `--resolve`, or the next attempt, removes what is in the directory: that of the copy is in it, too.
+    // After a crash `--resolve`, or the next attempt, removes what is in the directory: that of the
+    // copy is in it, too.
     let mut journal = Journal::begin(
         &plan.root,
         Start {
@@ -250,7 +254,7 @@ fn test(
             images: dir.clone(),
             owns_images: true,
             acquaintance: None,
-            recipe: None,
+            restore_spec: None,
         },
     )?;
     let tested = make_dir(&dir)
@@ -321,7 +325,7 @@ fn copy(
 
     let began = Instant::now();
     progress.begin("restore");
-    let mut names = Names::default();
+    let mut names = SocketNames::default();
     let restored = keep(&held, &container, journal, &mut names).and_then(|()| {
         let copy = restore::begin(&criu, &request).map_err(|source| LocalTestError::Restore {
             container: container.clone(),
@@ -353,7 +357,7 @@ fn keep(
     held: &HeldCheckpoint,
     container: &str,
     journal: &mut Journal,
-    names: &mut Names,
+    names: &mut SocketNames,
 ) -> Result<(), LocalTestError> {
     let (found, mut unkept) = held.names(journal.record().migration);
     journal.note_names(found.list())?;
@@ -376,7 +380,8 @@ fn say(progress: &mut Progress, would_run_dur: Duration, stood_still_dur: Durati
     ));
 }
 
-/// Why a copy of the container cannot be held beside it: it would need what there is only once on a host, or take it away.
+/// Why a copy of the container cannot be held beside it: it would need what there is only once on a
+/// host, or take it away.
 #[must_use]
 pub fn in_the_way(spec: &Spec, choices: &CriuChoices) -> Vec<Finding> {
     let namespaces = Namespaces::of(spec);

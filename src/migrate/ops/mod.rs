@@ -1,8 +1,8 @@
 //! The operations of the migration service, for the command line and for an agent.
 //!
-//! Each operation is a function. It takes a request, a [`Progress`](super::progress::Progress) that shows and
-//! records what happens, and an [`Interrupt`](crate::sys::interrupt::Interrupt) that ends it before
-//! the commit. It returns an outcome, or an error that knows what became of the container
+//! Each operation is a function. It takes a request, a [`Progress`](super::progress::Progress) that
+//! shows and records what happens, and an [`Interrupt`](crate::sys::interrupt::Interrupt) that ends
+//! it before the commit. It returns an outcome, or an error that knows the fate of the container
 //! ([`Fated`](super::fate::Fated)). Nothing here prints, parses flags or chooses an exit status.
 //!
 //! | operation | function |
@@ -10,9 +10,9 @@
 //! | move a container, rehearse that, or ask whether it could move | [`send`] |
 //! | take one container | [`receive`] |
 //! | take one container after the other | [`serve`] |
-//! | dump and restore on this host, as a test | [`local_test`] |
-//! | settle a migration that was left open, and answer its source | [`resolve`], [`Resolved::answer_source`] |
-//! | end a migration that is under way | [`cancel`] |
+//! | dump and restore on this host, as a test | [`local_test()`] |
+//! | settle a migration that was left open, and answer its source | [`resolve()`], [`Resolved::answer_source`] |
+//! | end a migration that is under way | [`cancel()`] |
 //! | tell how the last migration went | [`status`] |
 //! | find the container of an engine | [`locate`] |
 
@@ -68,7 +68,8 @@ impl CriuSettings {
 
 /// Finds the engine's state directory that knows the container `name`, if `root` does not.
 ///
-/// Without `migrated`, only existing containers count. With it, a container that has left counts as well.
+/// Without `migrated`, only existing containers count. With it, a container that has left counts as
+/// well.
 ///
 /// # Errors
 /// [`Ambiguous`].

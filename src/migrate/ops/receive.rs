@@ -11,13 +11,13 @@ use nix::unistd::Pid;
 use super::CriuSettings;
 use super::subject::ThisHost;
 use crate::error::chain;
-use crate::migrate::container::incoming::Any;
-use crate::migrate::container::incoming::Node;
+use crate::migrate::container::incoming::AnyContainer;
+use crate::migrate::container::incoming::IncomingHost;
 use crate::migrate::destination::{self, DestinationError, Prepared, Settlement, Setup};
 use crate::migrate::fate::{Fate, Fated};
 use crate::migrate::link::channel::TransportError;
 use crate::migrate::link::listener;
-use crate::migrate::link::listener::Lobby;
+use crate::migrate::link::listener::Listener;
 use crate::migrate::ops::cancel::Gate;
 use crate::migrate::ops::resolve::ResolveError;
 use crate::migrate::ops::resolve::tidy_up;
@@ -43,7 +43,8 @@ use crate::sys::process::{ProcessId, become_subreaper};
 
 /// How long a receiver that has rolled back stays for a source that does not know it.
 const LINGER_DUR: Duration = Duration::from_secs(20);
-/// How long a receiver in the foreground waits for the source to confirm before it goes on to do so beside its other work.
+/// How long a receiver in the foreground waits for the source to confirm before it goes on to do so
+/// beside its other work.
 const PROMPT_DUR: Duration = Duration::from_secs(2);
 
 /// A receiver.
@@ -59,7 +60,8 @@ pub struct ReceiveRequest {
     pub trust: TrustSettings,
     /// CRIU and its options. For any container, the work path has a directory for each.
     pub criu: CriuSettings,
-    /// The bundle, or for any container the directory of their bundles; `None` for the path at the source.
+    /// The bundle, or for any container the directory of their bundles; `None` for the path at the
+    /// source.
     pub bundle: Option<PathBuf>,
     /// Whether systemd manages the container's cgroup.
     pub systemd_cgroup: bool,
@@ -182,7 +184,8 @@ pub enum ArrivalError {
 
 /// Waits for the container, up to its first instruction here.
 ///
-/// `interrupt` ends the wait until the commit. The process becomes the reaper of orphans (`PR_SET_CHILD_SUBREAPER`).
+/// `interrupt` ends the wait until the commit. The process becomes the reaper of orphans
+/// (`PR_SET_CHILD_SUBREAPER`).
 ///
 /// # Errors
 /// [`ReceiveError`].
@@ -199,17 +202,17 @@ pub fn receive(
     if let Err(errno) = become_subreaper() {
         tracing::warn!("cannot become a subreaper: {errno}");
     }
-    let node = node(request, progress)?;
+    let host = incoming_host(request, progress)?;
     tell_of_earlier_boots(request, progress);
     let trust = Trust::of(&request.trust)?;
-    let (lobby, rendezvous) = listen(request, port, trust, progress)?;
+    let (listener, rendezvous) = listen(request, port, trust, progress)?;
     let setup = Setup {
         root: request.root.clone(),
         image_path: request.image_path.clone(),
         limit_dur: request.limit_dur,
         linger_dur: LINGER_DUR,
     };
-    let prepared = Prepared::new(setup, node, rendezvous, lobby);
+    let prepared = Prepared::new(setup, host, rendezvous, listener);
     let arrived = destination::receive(prepared, progress, interrupt)?;
     Ok(Arrival {
         root: request.root.clone(),
@@ -221,8 +224,7 @@ pub fn receive(
 
 /// Takes the right to receive a container that does not exist here.
 fn lock(root: &Path, id: &str) -> Result<Lock, ReceiveError> {
-    let lock = Lock::take(root, id)?;
-    tidy_up(root, id, Known::open(root, id, &lock)?, &lock)?;
+    let lock = take(root, id)?;
     if root.join(id).exists() {
         return Err(ReceiveError::Exists {
             container: id.to_owned(),
@@ -232,13 +234,24 @@ fn lock(root: &Path, id: &str) -> Result<Lock, ReceiveError> {
     Ok(lock)
 }
 
+/// Takes the right to receive a container, and removes the remains of its last migration. Whether
+/// the container exists here is judged with the other findings.
+fn take(root: &Path, id: &str) -> Result<Lock, ReceiveError> {
+    let lock = Lock::take(root, id)?;
+    tidy_up(root, id, Known::open(root, id, &lock)?, &lock)?;
+    Ok(lock)
+}
+
 /// This host as the place of the restore.
-fn node(request: &ReceiveRequest, progress: &mut Progress) -> Result<Node, ReceiveError> {
+fn incoming_host(
+    request: &ReceiveRequest,
+    progress: &mut Progress,
+) -> Result<IncomingHost, ReceiveError> {
     let is_any = request.is_for_any();
     let ThisHost { criu, facts } = ThisHost::look(request.criu.program.as_deref())?;
     let criu = criu.map_err(|error| chain(&error));
     if let Err(error) = &criu {
-        // A source hears it, with what else speaks against a migration.
+        // A source hears it as one of the findings.
         progress.say(&format!("error: {error}"));
     }
     let work_path = match is_any {
@@ -246,11 +259,14 @@ fn node(request: &ReceiveRequest, progress: &mut Progress) -> Result<Node, Recei
         true => PathBuf::new(),
         false => request.criu.work_path(&request.root, &request.container)?,
     };
-    Ok(Node {
+    Ok(IncomingHost {
         criu,
         facts,
         image_path: request.image_path.clone(),
-        any: is_any.then(|| Any::new(request.bundle.clone(), request.criu.work_path.clone())),
+        any: is_any.then(|| {
+            let (bundles, work_paths) = (request.bundle.clone(), request.criu.work_path.clone());
+            AnyContainer::new(bundles, work_paths, |root, id| Ok(take(root, id)?))
+        }),
         bundle: request.bundle.clone(),
         request: RestoreRequest {
             root: request.root.clone(),
@@ -288,17 +304,17 @@ fn listen(
     port: Port,
     trust: Trust,
     progress: &mut Progress,
-) -> Result<(Lobby, Rendezvous), ReceiveError> {
+) -> Result<(Listener, Rendezvous), ReceiveError> {
     let (root, container) = (&request.root, &request.container);
-    let mut rendezvous = Rendezvous::leave(&request.image_path, container, &trust)?;
+    let mut rendezvous = Rendezvous::create(&request.image_path, container, &trust)?;
     let note = paths::remember_litter(root, container, rendezvous.path())?;
-    rendezvous.go_with(note);
-    let listener = match port {
+    rendezvous.remove_with(note);
+    let socket = match port {
         Port::At(address) => listener::listen(address)?,
-        Port::Open(listener) => listener,
+        Port::Open(socket) => socket,
     };
-    let mut lobby = Lobby::new(listener, rendezvous.acquaintance(), trust);
-    let address = lobby
+    let mut listener = Listener::new(socket, rendezvous.acquaintance(), trust);
+    let address = listener
         .address()
         .map_err(|source| ReceiveError::Address { source })?;
     // A receiver of one container after the other starts a process for each.
@@ -307,9 +323,9 @@ fn listen(
         false => Pid::this(),
     };
     let keeper = ProcessId::of(keeper).map_err(|source| ReceiveError::Keeper { source })?;
-    lobby.announce(root, container, address, rendezvous.path(), Some(keeper))?;
+    listener.announce(root, container, address, rendezvous.path(), Some(keeper))?;
     progress.tell(Event::Listening { address });
-    Ok((lobby, rendezvous))
+    Ok((listener, rendezvous))
 }
 
 impl Arrival {
@@ -319,7 +335,8 @@ impl Arrival {
         self.restored.container.id()
     }
 
-    /// Tells the source, for at most `limit_dur`, and leaves the container to itself. The source should know before this process is gone.
+    /// Tells the source, for at most `limit_dur`, and leaves the container to itself. The source
+    /// should know before this process is gone.
     pub fn leave(mut self, limit_dur: Duration, interrupt: Option<&Interrupt>) {
         let container = self.container().to_owned();
         if self.settlement.answer(limit_dur, interrupt) {
@@ -334,9 +351,11 @@ impl Arrival {
         }
     }
 
-    /// Stays as the container's parent, which gets the signals and the terminal, and removes the container after its end. Returns its exit status.
+    /// Stays as the container's parent, which gets the signals and the terminal, and removes the
+    /// container after its end. Returns its exit status.
     ///
-    /// A source that does not know how the migration ended is told meanwhile, for at most `limit_dur`.
+    /// A source that does not know how the migration ended is told meanwhile, for at most
+    /// `limit_dur`.
     ///
     /// # Errors
     /// [`ArrivalError`]: the container runs on.
@@ -362,7 +381,8 @@ impl Arrival {
             // The port and the secret are for a source that does not know.
             drop(settlement);
         } else {
-            // A thread, and only now: nothing is forked any more, and the signals are blocked in it as they are here.
+            // A thread, and only now: nothing is forked any more, and the signals are blocked in it
+            // as they are here.
             let id = container.id().to_owned();
             std::thread::spawn(move || {
                 if settlement.answer(limit_dur, None) {
@@ -382,7 +402,8 @@ impl Arrival {
     }
 }
 
-/// Notes that no source will ask any more. If that fails, the next `--resolve` waits for a source in vain, and no more.
+/// Notes that no source will ask any more. If that fails, the next `--resolve` waits for a source
+/// in vain, and no more.
 fn forget_receiver(root: &Path, migration: MigrationId, container: &str) {
     if let Err(error) = journal::forget_receiver(root, migration, container) {
         tracing::warn!("{}", chain(&error));

@@ -1,28 +1,29 @@
 //! Settling what a crash, or a silent peer, has left open.
 
+mod destination;
+mod error;
+
 use std::io;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use chrono::Utc;
 
-use crate::error::{Cause, chain};
+use crate::error::chain;
 use crate::image;
 use crate::migrate::container::fence::Fence;
-use crate::migrate::fate::{Fate, Fated};
-use crate::migrate::link::address::{Destination, InvalidDestination};
-use crate::migrate::link::channel::{Patience, TransportError};
+use crate::migrate::link::address::Destination;
+use crate::migrate::link::channel::Patience;
 use crate::migrate::record::boot_stamp::{self, Boot};
-use crate::migrate::record::error::JournalError;
 use crate::migrate::record::journal::{Journal, JournalRecord};
 use crate::migrate::record::ledger::{self, Known};
 use crate::migrate::record::lock::Lock;
 use crate::migrate::record::paths;
-use crate::migrate::record::verdict::{self, VerdictError};
+use crate::migrate::record::verdict;
 use crate::migrate::source::ask;
-use crate::migrate::transfer::rootfs::{self, RootfsError};
-use crate::migrate::trust::{Trust, TrustError, TrustSettings};
-use crate::migrate::unix_sockets::{self, Names};
+use crate::migrate::transfer::rootfs;
+use crate::migrate::trust::{Trust, TrustSettings};
+use crate::migrate::unix_sockets::{self, SocketNames};
 use crate::migrate::wire::id::Side;
 use crate::migrate::wire::payload::Settled;
 use crate::migrate::wire::protocol::Message;
@@ -32,8 +33,6 @@ use crate::runtime::linux::cgroup::CgroupError;
 use crate::runtime::linux::network;
 use crate::runtime::process::criu_process;
 use crate::runtime::verbs::delete;
-
-mod destination;
 
 use destination::at_destination;
 
@@ -72,119 +71,7 @@ pub enum Resolution {
     },
 }
 
-/// A migration cannot be settled.
-#[derive(Debug, thiserror::Error)]
-#[non_exhaustive]
-pub enum ResolveError {
-    /// Nothing is known.
-    #[error(
-        "no migration of container \"{container}\" is known on this host; if it was started again since, name its image store: --image-path=DIR"
-    )]
-    Unknown {
-        /// Which.
-        container: String,
-    },
-    /// It must be settled before the container can come again.
-    #[error(
-        "the last migration of container \"{container}\" to this host is not settled: `rcm live-migrate {container} --resolve` settles it"
-    )]
-    Open {
-        /// Which.
-        container: String,
-    },
-    /// The records cannot be used, or a migration is under way.
-    #[error(transparent)]
-    Journal(#[from] JournalError),
-    /// The destination cannot be asked: the certificates of the migration are not usable any more.
-    #[error(transparent)]
-    Trust(#[from] TrustError),
-    /// The record does not say whom to ask, or how the ends recognize each other.
-    #[error("the migration record names no peer to ask")]
-    Peer {
-        /// The parser's error, if the address makes no sense.
-        #[source]
-        source: Option<InvalidDestination>,
-    },
-    /// Nobody knows.
-    #[error(
-        "{peer} does not answer and left no verdict in {images}: run `rcm live-migrate {container} --resolve` there first; the container stands still here meanwhile (if that host is lost for good, --resolve --peer-lost takes the container back)"
-    )]
-    NoAnswer {
-        /// Which.
-        container: String,
-        /// The destination.
-        peer: String,
-        /// Where it would leave its verdict.
-        images: String,
-        /// Why it cannot be asked.
-        #[source]
-        source: Box<TransportError>,
-    },
-    /// The destination answers, but it is not settled there.
-    #[error(
-        "{peer} answers that the migration is {verdict:?} there: settle it with `rcm live-migrate {container} --resolve` there first"
-    )]
-    NotYet {
-        /// Which.
-        container: String,
-        /// The destination.
-        peer: String,
-        /// Its word.
-        verdict: Verdict,
-    },
-    /// It is this host's and does not run.
-    #[error(
-        "container \"{container}\" belongs to this host, but cannot be restored from its images in {images}; they are kept: remove the cause, then `rcm live-migrate {container} --resolve` again"
-    )]
-    NotRestored {
-        /// Which.
-        container: String,
-        /// Where they are.
-        images: String,
-        /// Why.
-        #[source]
-        source: Cause,
-    },
-    /// The freezer does not obey.
-    #[error("cannot thaw or kill container \"{container}\"")]
-    Cgroup {
-        /// Which.
-        container: String,
-        /// Why.
-        #[source]
-        source: CgroupError,
-    },
-    /// The container cannot be loaded or removed.
-    #[error(transparent)]
-    Runtime(#[from] crate::runtime::Error),
-    /// The verdict cannot be left.
-    #[error(transparent)]
-    Verdict(#[from] VerdictError),
-    /// What was put into the file system cannot be put back, or cleared up.
-    #[error(transparent)]
-    Rootfs(#[from] RootfsError),
-    /// Images are left.
-    #[error("cannot remove the images {path}")]
-    Images {
-        /// Their directory.
-        path: String,
-        /// Why.
-        #[source]
-        source: io::Error,
-    },
-}
-
-impl Fated for ResolveError {
-    fn fate(&self) -> Fate {
-        match self {
-            // At a source, which cannot find out whether the container runs at the destination.
-            Self::NoAnswer { .. } | Self::Trust(_) | Self::NotYet { .. } => Fate::Stands,
-            Self::NotRestored { .. } => Fate::Stands,
-            Self::Runtime(crate::runtime::Error::CriuAtWork { .. }) => Fate::Unknown,
-            _ => Fate::AsBefore,
-        }
-    }
-}
+pub use error::ResolveError;
 
 type Result<T, E = ResolveError> = std::result::Result<T, E>;
 
@@ -197,16 +84,16 @@ pub struct Means {
     pub console_socket: Option<PathBuf>,
     /// The image store, where this host has no record of the migration any more.
     pub store: Option<PathBuf>,
-    /// At a source whose destination does not answer: it never will, and whatever it had of the container is gone. Who says so without knowing it makes a second
-    /// running copy.
+    /// At a source whose destination does not answer: it never will, and whatever it had of the
+    /// container is gone. Who says so without knowing it makes a second running copy.
     pub peer_is_lost: bool,
 }
 
 /// Finishes the last migration of `container` or rolls it back, on either end.
 ///
 /// # Errors
-/// [`ResolveError::NoAnswer`], [`ResolveError::NotYet`] and [`ResolveError::NotRestored`] where it stays open. That none is under way is what the lock
-/// shows.
+/// [`ResolveError::NoAnswer`], [`ResolveError::NotYet`] and [`ResolveError::NotRestored`] where it
+/// stays open. That none is under way is what the lock shows.
 pub fn resolve(root: &Path, container: &str, means: &Means, _lock: &Lock) -> Result<Resolution> {
     paths::remove_litter(root, container)?;
     match ledger::latest(root, container)? {
@@ -224,21 +111,22 @@ fn settle(root: &Path, record: JournalRecord, means: &Means) -> Result<Resolutio
 
 /// This host knows of no migration. It may be one that was started again meanwhile.
 fn forgotten(root: &Path, container: &str, means: &Means) -> Result<Resolution> {
-    let claims = match (&means.store, Boot::current()) {
+    let stamps = match (&means.store, Boot::current()) {
         (Some(store), Some(here)) => boot_stamp::find(store, container, &here),
         _ => Vec::new(),
     };
     let mut resolution = Err(ResolveError::Unknown {
         container: container.to_owned(),
     });
-    for claim in claims {
-        let record = claim.give_back(root)?;
+    for stamp in stamps {
+        let record = stamp.roll_back(root)?;
         resolution = Ok(at_destination(root, record, means)?);
     }
     resolution
 }
 
-/// Removes what an earlier receiver or source of `container` has left here that was killed before the commit, and an earlier source after the end.
+/// Removes what an earlier receiver or source of `container` has left here that was killed before
+/// the commit, and an earlier source after the end.
 ///
 /// # Errors
 /// [`ResolveError::Open`] if the container may be this host's.
@@ -305,7 +193,8 @@ fn at_source(root: &Path, record: JournalRecord, peer_is_lost: bool) -> Result<R
     }
 }
 
-/// Asks the destination, then the image store. Also returns how to say that the answer was acted on.
+/// Asks the destination, then the image store. Also returns how to say that the answer was acted
+/// on.
 fn inquire(record: &JournalRecord) -> Result<(Verdict, impl FnOnce() + use<>)> {
     let destination: Destination = record.peer.parse().map_err(|source| ResolveError::Peer {
         source: Some(source),
@@ -328,7 +217,7 @@ fn inquire(record: &JournalRecord) -> Result<(Verdict, impl FnOnce() + use<>)> {
     );
     let (verdict, channel) = match asked {
         Ok((channel, verdict)) if verdict != Verdict::Unknown => (verdict, Some(channel)),
-        asked => match (verdict::find(&record.images, migration), asked) {
+        asked => match (verdict::read(&record.images, migration), asked) {
             (Some(verdict), _) => (verdict, None),
             (None, Ok((_, verdict))) => (verdict, None),
             (None, Err(source)) => {
@@ -357,7 +246,7 @@ fn finish_source(root: &Path, record: JournalRecord) -> Result<()> {
     let container = record.container.clone();
     let images = record.images.clone();
     let mut journal = Journal::adopt(root, record)?;
-    journal.keep(root)?;
+    journal.move_to_kept(root)?;
     match Container::load(root, &container) {
         Ok(loaded) => {
             network::mute(&loaded);
@@ -379,7 +268,7 @@ fn roll_back_source(root: &Path, record: JournalRecord, reason: &str) -> Result<
     // It may still write images, and freeze and thaw.
     criu_process::wait_for_end(root, &record.container)?;
     network::lift(&container)?;
-    let mut names = Names::adopt(&container, record.names.clone());
+    let mut names = SocketNames::adopt(&container, record.names.clone());
     names.put_back();
     // The cgroup is this migration's doing: a paused container is not migrated.
     if container.cgroup().is_frozen() {
@@ -387,7 +276,7 @@ fn roll_back_source(root: &Path, record: JournalRecord, reason: &str) -> Result<
             .lift()
             .map_err(cgroup_error(&record.container))?;
     }
-    rootfs::remove_nonce(container.rootfs(), record.migration);
+    rootfs::remove_probe(container.rootfs(), record.migration);
     // The destination may not have heard of the end yet.
     let age_dur = (Utc::now() - record.updated).to_std().unwrap_or_default();
     names.settle(unix_sockets::ORPHAN_LIMIT_DUR.saturating_sub(age_dur));

@@ -7,7 +7,7 @@ use super::CriuSettings;
 use super::subject::{SubjectError, ThisHost, claim};
 use crate::criu::{self, Criu};
 use crate::error::chain;
-use crate::migrate::container::engine_bundle::Luggage;
+use crate::migrate::container::engine_bundle::EngineBundle;
 use crate::migrate::container::outgoing::RunningContainer;
 use crate::migrate::container::outgoing::bundle;
 use crate::migrate::fate::{Fate, Fated};
@@ -19,7 +19,7 @@ use crate::migrate::record::error::JournalError;
 use crate::migrate::source::offer::Offer;
 use crate::migrate::source::{self, Failure, Plan, SourceError};
 use crate::migrate::transfer::images;
-use crate::migrate::transfer::rootfs::remove_nonce;
+use crate::migrate::transfer::rootfs::remove_probe;
 use crate::migrate::trust::rendezvous::RendezvousError;
 use crate::migrate::trust::rendezvous::random;
 use crate::migrate::trust::{Trust, TrustError, TrustSettings};
@@ -38,7 +38,7 @@ pub enum Aim {
     Move,
     /// Everything happens but the commit; the container runs on here and the receiver waits on.
     Rehearse,
-    /// Both ends only say what speaks against the migration.
+    /// Both ends only report their findings.
     Ask,
 }
 
@@ -54,7 +54,8 @@ pub enum Method {
 }
 
 impl Method {
-    /// Returns the limits of pre-copy, or `None` for stop-and-copy, with the reason if the operator should know it.
+    /// Returns the limits of pre-copy, or `None` for stop-and-copy, with the reason if the operator
+    /// should know it.
     fn choose(
         self,
         criu: &Criu,
@@ -110,14 +111,15 @@ pub struct SendRequest {
     pub settle_limit_dur: Duration,
 }
 
-/// What a request to send has come to.
+/// Outcome of a request to send.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Sent {
     /// The container runs at the destination.
     Moved,
     /// The rehearsal succeeded; the container runs on here.
     Rehearsed,
-    /// Everything that speaks against the migration, of both ends. Without an error among the findings it would begin.
+    /// Everything that speaks against the migration, of both ends. Without an error among the
+    /// findings it would begin.
     Asked(Vec<Finding>),
 }
 
@@ -194,7 +196,7 @@ pub fn send(
     let subject = claim(root, &request.container)?;
     let container = subject.container.clone();
     if let Some(last) = subject.last {
-        remove_nonce(container.rootfs(), last);
+        remove_probe(container.rootfs(), last);
     }
     let Prepared {
         plan,
@@ -248,24 +250,25 @@ fn prepare(request: &SendRequest, container: &Container) -> Result<Prepared, Sen
     match &host.criu {
         Ok(criu) => {
             (pre_copy, why_not) = request.method.choose(criu, &host.facts)?;
-            // Only the destination can say whether it matters that CRIU does not know this processor.
+            // Only the destination can say whether it matters that CRIU does not know this
+            // processor.
             processor = criu.processor(&request.root).unwrap_or_default();
         }
         Err(error) => {
             let what = chain(error);
-            let finding = Finding::error(Side::Source, what, "then try again");
+            let finding = Finding::error(Side::Source, what, "correct this and try again");
             survey.findings.push(finding);
         }
     }
-    let luggage = Luggage::of(container, &spec);
-    if let Some(luggage) = &luggage {
-        survey.findings.extend_from_slice(&luggage.findings);
+    let engine_bundle = EngineBundle::of(container, &spec);
+    if let Some(engine_bundle) = &engine_bundle {
+        survey.findings.extend_from_slice(&engine_bundle.findings);
     }
-    let bundle = match &luggage {
-        Some(luggage) => luggage.bundle(),
+    let bundle = match &engine_bundle {
+        Some(engine_bundle) => engine_bundle.bundle(),
         None => bundle(container, &spec),
     };
-    let config = luggage.as_ref().map(Luggage::config).transpose();
+    let config = engine_bundle.as_ref().map(EngineBundle::config).transpose();
     let offer = Offer {
         migration: MigrationId::new(random()?),
         container: container.id().to_owned(),
@@ -299,7 +302,8 @@ fn prepare(request: &SendRequest, container: &Container) -> Result<Prepared, Sen
     })
 }
 
-/// Collects what speaks against the migration. A destination that cannot be asked is no reason to keep back what this end knows.
+/// Collects the findings of both ends. If the destination cannot be asked, the report has this
+/// end's findings.
 fn ask(
     plan: &Plan,
     progress: &mut Progress,

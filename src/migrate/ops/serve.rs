@@ -1,8 +1,8 @@
 //! A receiver for any container, one after the other.
 //!
-//! A process of its own receives each container, as if with `--detach`. When that process ends, the container has
-//! no parent, and nothing that one migration does to its process concerns the next. The serving
-//! process only keeps the port, at which sources wait meanwhile.
+//! A process of its own receives each container, as if with `--detach`. When that process ends, the
+//! container has no parent, and nothing that one migration does to its process concerns the next.
+//! The serving process only keeps the port, at which sources wait meanwhile.
 
 use std::io;
 use std::net::TcpListener;
@@ -71,8 +71,9 @@ impl Fated for ServeError {
 
 /// Receives one container after the other at `port` until `interrupt`.
 ///
-/// `receive_one` runs in a process of its own for each container, and returns whether one came. It installs an
-/// interrupt of its own and calls [`receive`](super::receive()). The calling process must have no other thread.
+/// `receive_one` runs in a process of its own for each container, and returns whether one came. It
+/// installs an interrupt of its own and calls [`receive`](super::receive()). The calling process
+/// must have no other thread.
 ///
 /// # Errors
 /// [`ServeError`].
@@ -111,7 +112,8 @@ fn share(listener: &TcpListener) -> Result<Port, ServeError> {
         .map_err(|source| ServeError::Socket { source })
 }
 
-/// Waits for the worker's end and returns whether a container came. A signal is passed on: the worker rolls back what is not committed.
+/// Waits for the worker's end and returns whether a container came. A signal is passed on: the
+/// worker rolls back a migration that is not committed.
 fn wait(worker: Pid, interrupt: &Interrupt) -> Result<bool, ServeError> {
     let pidfd = process::pidfd_open(worker).map_err(|errno| ServeError::Wait {
         action: "watch",

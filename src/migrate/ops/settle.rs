@@ -22,7 +22,7 @@ pub struct ResolveRequest {
     pub root: PathBuf,
     /// Id of the container.
     pub container: String,
-    /// What the resolution may use.
+    /// Options of the resolution.
     pub means: Means,
 }
 
@@ -54,7 +54,8 @@ pub enum AnswerError {
 
 /// Finishes the last migration of the container or rolls it back, on either end.
 ///
-/// The process becomes the reaper of orphans (`PR_SET_CHILD_SUBREAPER`), because the container may be restored.
+/// The process becomes the reaper of orphans (`PR_SET_CHILD_SUBREAPER`), because the container may
+/// be restored.
 ///
 /// # Errors
 /// [`ResolveError`].
@@ -77,13 +78,15 @@ pub fn resolve(request: &ResolveRequest) -> Result<Resolved, ResolveError> {
 }
 
 impl Resolved {
-    /// Whether the source can learn the end from this host alone: the ends share no store, and it has not confirmed that it knows.
+    /// Whether the source can learn the end from this host alone: the ends share no store, and it
+    /// has not confirmed that it knows.
     #[must_use]
     pub fn is_unanswered(&self) -> bool {
         self.unanswered.is_some()
     }
 
-    /// Answers the source in the receiver's place, for at most `limit_dur`. Returns at once if no source has to be answered.
+    /// Answers the source in the receiver's place, for at most `limit_dur`. Returns at once if no
+    /// source has to be answered.
     ///
     /// # Errors
     /// [`AnswerError`]: resolving once more answers once more.

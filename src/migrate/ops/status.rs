@@ -13,7 +13,7 @@ use crate::migrate::wire::id::Side;
 use crate::migrate::wire::state::Phase;
 use crate::runtime::{Container, Status};
 
-/// What this host knows of the last migration of a container.
+/// The last migration of a container, as far as this host knows.
 #[derive(Debug, Clone, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct MigrationStatus {
@@ -64,7 +64,7 @@ impl Fated for StatusError {
     }
 }
 
-/// Returns what this host knows of the last migration of `container`.
+/// Returns the last migration of `container`, as far as this host knows.
 ///
 /// # Errors
 /// [`StatusError`].

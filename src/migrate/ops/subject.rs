@@ -9,7 +9,7 @@ use crate::migrate::ops::resolve::tidy_up;
 use crate::migrate::preflight::facts;
 use crate::migrate::preflight::facts::FactsError;
 use crate::migrate::record::boot_stamp;
-use crate::migrate::record::boot_stamp::ClaimError;
+use crate::migrate::record::boot_stamp::BootStampError;
 use crate::migrate::record::error::JournalError;
 use crate::migrate::record::journal::JournalRecord;
 use crate::migrate::record::ledger::Known;
@@ -53,7 +53,7 @@ pub enum SubjectError {
     Resolve(#[from] ResolveError),
     /// The source of the last migration cannot be told that the container runs here.
     #[error(transparent)]
-    Claim(#[from] ClaimError),
+    BootStamp(#[from] BootStampError),
     /// The container is paused.
     #[error("container \"{container}\" is paused: `rcm resume {container}` first")]
     Paused {
@@ -82,7 +82,8 @@ impl Fated for SubjectError {
     }
 }
 
-/// Refuses a container whose last migration is open. It may run at the destination, so this host may neither move nor resume it.
+/// Refuses a container whose last migration is open. It may run at the destination, so this host
+/// may neither move nor resume it.
 ///
 /// # Errors
 /// [`OpenMigration`].
@@ -117,7 +118,7 @@ pub(super) fn claim(root: &Path, id: &str) -> Result<Subject, SubjectError> {
     let last = known.source().map(|record| record.migration);
     let destination = known.destination().cloned();
     tidy_up(root, id, known, &lock)?;
-    boot_stamp::keep(destination.as_ref())?;
+    boot_stamp::confirm_running(destination.as_ref())?;
     let id = || id.to_owned();
     match container.status() {
         Status::Running => Ok(Subject {

@@ -1,4 +1,4 @@
-//! What the processes of a container have open.
+//! Open files of a container's processes.
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs::{self, Metadata};
@@ -14,11 +14,11 @@ use super::{error, processes};
 use crate::criu::CriuChoices;
 use crate::migrate::wire::finding::Finding;
 
-/// CRIU's own limit for deleted files (`criu/include/cr_options.h`, `DEFAULT_GHOST_LIMIT`).
+/// CRIU's own limit for deleted files (criu/include/cr_options.h, `DEFAULT_GHOST_LIMIT`, CRIU 4.2).
 const GHOST_LIMIT_BYTES: u64 = 1 << 20;
 /// The unit of `st_blocks` (inode(7)).
 const BLOCK_BYTES: u64 = 512;
-/// Anonymous inodes that `criu/files.c` has no way to dump, and what they are.
+/// Anonymous inodes that CRIU cannot dump (criu/files.c, CRIU 4.2), and their names in messages.
 const UNSUPPORTED: [(&str, &str); 6] = [
     ("anon_inode:[io_uring]", "an io_uring"),
     ("anon_inode:[perf_event]", "a performance counter"),
@@ -28,7 +28,7 @@ const UNSUPPORTED: [(&str, &str); 6] = [
     ("anon_inode:seccomp notify", "a seccomp listener"),
 ];
 
-/// What was found.
+/// Result of the probe.
 #[derive(Debug, Default)]
 pub(super) struct Open {
     pub(super) findings: Vec<Finding>,
@@ -43,7 +43,7 @@ pub(super) fn look(init: Pid, moving: &[Pid], choices: &CriuChoices, terminal: b
         .map(|mounts| mounts.0.iter().map(|mount| mount.mnt_id).collect())
         .ok();
     let mut open = Open::default();
-    // One finding for each thing, not one for each descriptor.
+    // One finding for each file, not one for each descriptor.
     let mut findings = BTreeMap::new();
     let mut largest_bytes = 0;
     for pid in moving {
@@ -78,12 +78,12 @@ pub(super) fn look(init: Pid, moving: &[Pid], choices: &CriuChoices, terminal: b
                 largest_bytes = largest_bytes.max(size_bytes);
             } else if !choices.link_remap && is_unnamed(&target, &meta) {
                 let what = format!(
-                    "process {} has {} open, whose file has other names",
+                    "process {} has {} open under a removed name, and the file has other names",
                     processes::name(*pid),
                     target.display()
                 );
                 let remedy = "use --link-remap, or have the program close it";
-                // Children inherit it.
+                // Children inherit such a descriptor, so the process id is not part of the key.
                 let key = (0, target.display().to_string());
                 findings.entry(key).or_insert_with(|| error(what, remedy));
             } else if !choices.link_remap && is_silly_renamed(&target, &link) {
@@ -118,7 +118,7 @@ pub(super) fn look(init: Pid, moving: &[Pid], choices: &CriuChoices, terminal: b
 }
 
 fn links(pid: Pid) -> impl Iterator<Item = PathBuf> {
-    // A process that is gone has none.
+    // A process that has ended has no links.
     fs::read_dir(format!("/proc/{pid}/fd"))
         .into_iter()
         .flatten()
@@ -136,14 +136,15 @@ fn is_ghost(meta: &Metadata) -> bool {
     meta.file_type().is_file() && meta.nlink() == 0
 }
 
-/// The name by which it was opened was removed and it has another: CRIU must make one (criu/files-reg.c, `check_path_remap`). What stands after the path is
-/// the kernel's (fs/d_path.c).
+/// Returns whether the name by which the file was opened was removed while the file has another
+/// name. CRIU must create a link to it (criu/files-reg.c, `check_path_remap`, CRIU 4.2). The kernel
+/// appends " (deleted)" to the path (fs/d_path.c, Linux 6.18).
 fn is_unnamed(target: &Path, meta: &Metadata) -> bool {
     let is_deleted = target.as_os_str().as_bytes().ends_with(b" (deleted)");
     is_deleted && meta.file_type().is_file() && meta.nlink() > 0
 }
 
-/// A client of NFS renames what is deleted while open.
+/// Returns whether an NFS client has renamed the file because it was deleted while it was open.
 fn is_silly_renamed(target: &Path, link: &Path) -> bool {
     let named = target
         .file_name()
@@ -152,13 +153,14 @@ fn is_silly_renamed(target: &Path, link: &Path) -> bool {
     named && statfs(link).is_ok_and(|stats| stats.filesystem_type() == NFS_SUPER_MAGIC)
 }
 
-/// Both sides of pseudoterminals, and consoles (Documentation/admin-guide/devices.txt).
+/// Returns whether it is a side of a pseudoterminal or a console
+/// (Documentation/admin-guide/devices.txt, Linux 6.18).
 fn is_terminal(meta: &Metadata) -> bool {
     meta.file_type().is_char_device()
         && matches!(nix::sys::stat::major(meta.rdev()), 4 | 5 | 128..=143)
 }
 
-/// Whether an open file lies on a mount that the container does not have.
+/// Returns whether an open file lies on a mount that the container does not have.
 fn is_outside(link: &Path, mounts: Option<&HashSet<i32>>) -> bool {
     let info = link.to_string_lossy().replace("/fd/", "/fdinfo/");
     let mount_id = fs::read_to_string(info).ok().and_then(|text| {
@@ -168,7 +170,7 @@ fn is_outside(link: &Path, mounts: Option<&HashSet<i32>>) -> bool {
     matches!((mount_id, mounts), (Some(id), Some(mounts)) if !mounts.contains(&id))
 }
 
-/// Twice what is there: it may grow until the freeze.
+/// Returns twice the present size: the file may grow until the freeze.
 fn ghost_limit(largest_bytes: u64) -> Option<u32> {
     (largest_bytes > GHOST_LIMIT_BYTES / 2)
         .then(|| u32::try_from(largest_bytes.saturating_mul(2)).unwrap_or(u32::MAX))
@@ -179,7 +181,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_limit_leaves_room_to_grow() {
+    fn the_limit_leaves_space_to_grow() {
         assert_eq!(ghost_limit(0), None);
         assert_eq!(ghost_limit(GHOST_LIMIT_BYTES / 2), None);
         assert_eq!(ghost_limit(3 << 20), Some(6 << 20));

@@ -1,4 +1,4 @@
-//! What this host is: the facts that a preamble carries.
+//! Description of this host: the facts that a preamble carries.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -7,21 +7,21 @@ use std::path::{Path, PathBuf};
 
 use crate::migrate::wire::facts::{CgroupMode, Facts};
 
-/// The host cannot be described.
+/// Error of a file that describes the host and cannot be read.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot read {path}")]
 pub struct FactsError {
-    /// What was to be read.
+    /// Path of the file.
     pub path: PathBuf,
-    /// Why it cannot.
+    /// The cause.
     #[source]
     pub source: io::Error,
 }
 
-/// Describes this host; CRIU's version and features come from CRIU itself.
+/// Describes this host. CRIU's version and features come from the caller, who has asked CRIU.
 ///
 /// # Errors
-/// Where `/proc` cannot be read.
+/// If `/proc` cannot be read.
 pub fn gather(criu_version: u32, criu_features: BTreeSet<String>) -> Result<Facts, FactsError> {
     let path = Path::new("/proc/cpuinfo");
     let cpuinfo = fs::read_to_string(path).map_err(|source| FactsError {
@@ -49,7 +49,8 @@ pub fn gather(criu_version: u32, criu_features: BTreeSet<String>) -> Result<Fact
     })
 }
 
-/// Where they cannot be read none is known, and none is missed.
+/// Returns the control group controllers. If they cannot be read, the set is empty, and none is
+/// reported as missing.
 fn controllers(unified: bool) -> BTreeSet<String> {
     if unified {
         let names = fs::read_to_string("/sys/fs/cgroup/cgroup.controllers").unwrap_or_default();
@@ -58,7 +59,7 @@ fn controllers(unified: bool) -> BTreeSet<String> {
     mounted_controllers(&fs::read_to_string("/proc/cgroups").unwrap_or_default())
 }
 
-/// Those of `/proc/cgroups` that are in a hierarchy and enabled (cgroups(7)).
+/// Returns the controllers of `/proc/cgroups` that are enabled and in a hierarchy (cgroups(7)).
 fn mounted_controllers(table: &str) -> BTreeSet<String> {
     let in_use = |line: &str| {
         let fields: Vec<&str> = line.split_whitespace().collect();
@@ -70,7 +71,8 @@ fn mounted_controllers(table: &str) -> BTreeSet<String> {
     table.lines().filter_map(in_use).collect()
 }
 
-/// The features that all processors have: with different kinds of cores a task may be moved to the poorest.
+/// Returns the features that all processors have. On a host with different kinds of cores a task
+/// may move to the one with the fewest.
 fn cpu_features(cpuinfo: &str) -> BTreeSet<String> {
     cpuinfo
         .lines()

@@ -1,17 +1,17 @@
-//! What a destination finds out about itself for one container.
+//! Probes of the destination for one container.
 
 use std::fs;
 use std::path::{Component, Path, PathBuf};
 
 use crate::migrate::wire::observed::NeededFile;
 
-/// The wall clock, in milliseconds since 1970.
+/// Returns the wall clock, in milliseconds since 1970.
 #[must_use]
 pub fn clock_ms() -> i64 {
     chrono::Utc::now().timestamp_millis()
 }
 
-/// Those of `files` that are not below `rootfs`, or have another size there.
+/// Returns the `files` that are missing below `rootfs` or have another size there.
 #[must_use]
 pub fn differing_files(rootfs: &Path, files: &[NeededFile]) -> Vec<PathBuf> {
     files
@@ -31,7 +31,7 @@ fn is_same(rootfs: &Path, file: &NeededFile) -> bool {
             _ => return false,
         }
     }
-    // What lies behind a link of the tree is not looked at: an absolute one would lead into the host's tree.
+    // Links of the tree are not followed: an absolute one would lead into the host's tree.
     fs::symlink_metadata(&path).is_ok_and(|meta| meta.is_file() && meta.len() == file.size_bytes)
 }
 

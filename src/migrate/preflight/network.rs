@@ -1,4 +1,4 @@
-//! The network that a container comes into.
+//! Probes of the network at the destination.
 
 use std::collections::HashSet;
 use std::fs::File;
@@ -8,14 +8,15 @@ use std::path::Path;
 use oci_spec::runtime::{LinuxNamespaceType, Spec};
 use serde_json::Value;
 
-use crate::runtime::linux::network::try_barrier;
+use crate::runtime::linux::network::try_lock;
 use crate::runtime::spec::namespaces::{Namespace, Namespaces};
 use crate::sys::network::{addresses, is_namespace};
 
-/// What keeps a container with the spec `theirs` at the source from coming into `here`, and what to do.
+/// Returns the reason for which a container with the source's spec `theirs` cannot use the network
+/// `here`, and the remedy.
 #[must_use]
 pub fn judge(theirs: &Value, here: Namespace, keeps_connections: bool) -> Option<(String, String)> {
-    // A spec that cannot be read is another finding.
+    // An unreadable spec is a finding of its own.
     let theirs: Spec = serde_json::from_value(theirs.clone()).ok()?;
     mismatch(&theirs, here).or_else(|| {
         let path = match here {
@@ -40,7 +41,7 @@ fn mismatch(theirs: &Spec, here: Namespace) -> Option<(String, String)> {
             "start the receiver with --netns, or add the namespace to the config.json",
         ),
         (Namespace::Own, Namespace::Joined(_)) if namespaces.has(LinuxNamespaceType::User) => (
-            "the container's network namespace was made within its user namespace, and such a one cannot be replaced by another",
+            "the container's network namespace belongs to its user namespace, so another one cannot replace it",
             "start the receiver without --netns, or give the container a network namespace by its path when it is created",
         ),
         _ => return None,
@@ -50,7 +51,7 @@ fn mismatch(theirs: &Spec, here: Namespace) -> Option<(String, String)> {
 
 fn unusable(path: Option<&Path>, keeps_connections: bool) -> Option<(String, String)> {
     if let Some(path) = path {
-        let remedy = "make it (`ip netns add`), or name another one with --netns";
+        let remedy = "create it (`ip netns add`), or name another one with --netns";
         let named = |what: &str| (format!("{} {what}", path.display()), remedy.to_owned());
         match File::open(path) {
             Err(error) => {
@@ -61,22 +62,22 @@ fn unusable(path: Option<&Path>, keeps_connections: bool) -> Option<(String, Str
             Ok(file) if !is_namespace(&file) => return Some(named("is not a network namespace")),
             Ok(_) => {}
         }
-        // One of another kind cannot be entered as one of the network.
+        // A namespace of another kind cannot be entered as a network namespace.
         if let Err(error) = addresses(Some(path)) {
             return Some(named(&format!("cannot be entered: {error}")));
         }
     }
-    match try_barrier(path) {
+    match try_lock(path) {
         Err(error) if keeps_connections => Some((
             format!("the network cannot be locked until the container runs, and its connections would be reset: {error}"),
-            "use a kernel with nf_tables (CONFIG_NF_TABLES_INET, CONFIG_NF_TABLES_ARP, Linux 5.12), or give up the connections".into(),
+            "use a kernel with nf_tables (CONFIG_NF_TABLES_INET, CONFIG_NF_TABLES_ARP, Linux 5.12), or close the connections".into(),
         )),
         _ => None,
     }
 }
 
-/// Those of `wanted` that no interface has. A network namespace that is made for the container gets its addresses from a hook, too late to be
-/// looked at.
+/// Returns the addresses of `wanted` that no interface has. A network namespace that is created for
+/// the container gets its addresses from a hook, too late to be checked here.
 #[must_use]
 pub fn missing_addresses(here: Namespace, wanted: &[IpAddr]) -> Vec<IpAddr> {
     let namespace = match here {
@@ -133,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_network_namespace_is_found() {
+    fn a_path_that_is_no_network_namespace_is_found() {
         let made = spec(serde_json::json!([{"type": "network"}]));
         for path in ["/no-such", "/proc/self/status", "/proc/self/ns/uts"] {
             let (what, _) = judge(&made, Namespace::Joined(Path::new(path)), false).unwrap();

@@ -1,4 +1,4 @@
-//! The processes of a container.
+//! Probes of a container's processes.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -13,12 +13,14 @@ use crate::migrate::wire::finding::Finding;
 use crate::migrate::wire::id::Side;
 use crate::migrate::wire::observed::NeededFile;
 
-/// Kinds that CRIU dumps once for the whole tree; mount and network namespaces may be nested (`criu/namespaces.c`, `generate_ns_id`).
+/// Kinds that CRIU dumps once for the whole tree. Mount and network namespaces may be nested
+/// (criu/namespaces.c, `generate_ns_id`, CRIU 4.2).
 const SINGLE_NAMESPACES: [&str; 5] = ["pid", "user", "ipc", "uts", "time"];
-/// How many files are compared: more cost more than they prove.
+/// Number of files that are compared. More would cost more than they prove.
 const MAPPED_FILES: usize = 512;
 
-/// CRIU dumps the first process and its descendants. What `exec` has brought in is a child of somebody outside and does not move.
+/// Returns whether CRIU dumps the process. It dumps the first process and its descendants. A
+/// process that `exec` has started is a child of a process outside and does not move.
 pub(super) fn moves(init: Pid, pid: Pid) -> bool {
     let mut ancestor = pid.as_raw();
     while ancestor > 1 {
@@ -27,14 +29,14 @@ pub(super) fn moves(init: Pid, pid: Pid) -> bool {
         }
         match Process::new(ancestor).and_then(|process| process.stat()) {
             Ok(stat) => ancestor = stat.ppid,
-            // It has ended meanwhile.
+            // The process has ended meanwhile.
             Err(_) => return true,
         }
     }
     false
 }
 
-/// "12 (sleep)".
+/// Returns the pid and the name, such as "12 (sleep)".
 pub(super) fn name(pid: Pid) -> String {
     let comm = Process::new(pid.as_raw())
         .and_then(|process| process.stat())
@@ -42,13 +44,13 @@ pub(super) fn name(pid: Pid) -> String {
     format!("{pid} ({comm})")
 }
 
-/// A warning for each process that stays behind.
+/// Returns a warning for each process that does not move.
 pub(super) fn brought_in(pids: &[Pid]) -> Vec<Finding> {
     let finding = |pid: &Pid| {
         Finding::warning(
             Side::Source,
             format!(
-                "process {} was brought in by `exec` and does not move",
+                "process {} was started by `exec` and does not move",
                 name(*pid)
             ),
             "it ends here when the container is gone",
@@ -57,7 +59,7 @@ pub(super) fn brought_in(pids: &[Pid]) -> Vec<Finding> {
     pids.iter().map(finding).collect()
 }
 
-/// Namespaces within the container's.
+/// Returns a finding for each kind of namespace of which a process has its own.
 pub(super) fn nested(init: Pid, moving: &[Pid]) -> Vec<Finding> {
     let namespace = |pid: Pid, kind: &str| fs::read_link(format!("/proc/{pid}/ns/{kind}")).ok();
     let mut findings = Vec::new();
@@ -70,7 +72,7 @@ pub(super) fn nested(init: Pid, moving: &[Pid]) -> Vec<Finding> {
         if let Some(pid) = stranger {
             findings.push(error(
                 format!(
-                    "process {} has a {kind} namespace of its own within the container's, which CRIU cannot dump",
+                    "process {} has its own {kind} namespace inside the container's, which CRIU cannot dump",
                     name(*pid)
                 ),
                 "end it before the migration",
@@ -80,7 +82,8 @@ pub(super) fn nested(init: Pid, moving: &[Pid]) -> Vec<Finding> {
     findings
 }
 
-/// The files of the root file system that are mapped. What the spec mounts is judged as a mount.
+/// Returns the mapped files of the root file system. Files below a mount of the spec are judged as
+/// mounts.
 pub(super) fn mapped_files(moving: &[Pid], spec: &Spec) -> Vec<NeededFile> {
     let mounts: Vec<&PathBuf> = spec
         .mounts()
@@ -108,7 +111,7 @@ pub(super) fn mapped_files(moving: &[Pid], spec: &Spec) -> Vec<NeededFile> {
     files.into_iter().take(MAPPED_FILES).collect()
 }
 
-/// `None` for what has no name any more: another file may have it, or none.
+/// Returns `None` for a file without its name: another file may have that name now.
 fn mapped_file(pid: Pid, path: &Path, inode: u64) -> Option<NeededFile> {
     use std::os::unix::fs::MetadataExt;
     let root = PathBuf::from(format!("/proc/{pid}/root"));

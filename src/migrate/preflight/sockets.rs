@@ -1,4 +1,4 @@
-//! The sockets of a container.
+//! Probes of a container's sockets.
 
 use std::collections::{BTreeSet, HashSet};
 use std::net::IpAddr;
@@ -14,19 +14,19 @@ use crate::criu::CriuChoices;
 use crate::migrate::wire::finding::Finding;
 use crate::sys::network::{UnixPeer, unix_peers};
 
-/// How often it is looked whether a program accepts what waits.
+/// Number of checks whether a program accepts waiting connections.
 const ACCEPT_CHECKS: u32 = 10;
 const ACCEPT_PAUSE_DUR: Duration = Duration::from_millis(20);
 
-/// What was found.
+/// Result of the probe.
 #[derive(Debug, Default)]
 pub(super) struct Connections {
     pub(super) findings: Vec<Finding>,
-    /// The ends here of connections that move along.
+    /// Local addresses of the connections that move with the container.
     pub(super) addresses: Vec<IpAddr>,
 }
 
-/// `own` has the inodes of the sockets that the container holds.
+/// Probes the sockets. `own` has the inodes of those that the container holds.
 pub(super) fn look(init: Pid, own: &HashSet<u64>, choices: &CriuChoices) -> Connections {
     let mut found = Connections::default();
     if own.is_empty() {
@@ -61,7 +61,7 @@ pub(super) fn look(init: Pid, own: &HashSet<u64>, choices: &CriuChoices) -> Conn
     if !choices.ext_unix_sk {
         match unix_peers(init) {
             Ok(peers) => found.findings.extend(external(&peers, own)),
-            // A kernel without CONFIG_UNIX_DIAG: then CRIU fails, too.
+            // The kernel lacks CONFIG_UNIX_DIAG. CRIU fails then, too.
             Err(error) => tracing::debug!("cannot list Unix sockets: {error}"),
         }
     }
@@ -80,10 +80,12 @@ fn tcp_sockets(init: Pid, own: &HashSet<u64>) -> Vec<TcpNetEntry> {
         .collect()
 }
 
-/// A listening socket with connections that stay unaccepted: CRIU cannot dump them (`criu/sk-inet.c`, "In-flight connection"). A program at work accepts
-/// them within moments.
+/// Returns a finding for a listening socket whose connections stay unaccepted: CRIU cannot dump
+/// them (criu/sk-inet.c, "In-flight connection", CRIU 4.2). A program at work accepts them within
+/// moments.
 fn unaccepted(init: Pid, own: &HashSet<u64>, sockets: &[TcpNetEntry]) -> Option<Finding> {
-    // The receive queue of a listening socket counts connections (net/ipv4/tcp_ipv4.c, `get_tcp4_sock`).
+    // The receive queue of a listening socket counts connections (net/ipv4/tcp_ipv4.c,
+    // `get_tcp4_sock`, Linux 6.18).
     let waits = |entry: &&TcpNetEntry| entry.state == TcpState::Listen && entry.rx_queue > 0;
     let (inode, address) = sockets
         .iter()
@@ -98,13 +100,14 @@ fn unaccepted(init: Pid, own: &HashSet<u64>, sockets: &[TcpNetEntry]) -> Option<
     }
     Some(error(
         format!(
-            "connections to {address} wait for the container to accept them, and CRIU cannot dump those"
+            "connections to {address} wait for the container to accept them, and CRIU cannot dump them"
         ),
-        "have the program accept them, or their clients give up",
+        "have the program accept them, or have the clients close them",
     ))
 }
 
-/// All that CRIU wants `--tcp-established` for: neither listening nor only remembered by the kernel.
+/// Returns whether CRIU needs `--tcp-established` for the socket: it neither listens nor is only
+/// remembered by the kernel.
 fn is_connection(state: &TcpState) -> bool {
     !matches!(
         state,
@@ -116,7 +119,7 @@ fn external(peers: &[UnixPeer], own: &HashSet<u64>) -> Option<Finding> {
     let outside = peers
         .iter()
         .filter(|socket| own.contains(&socket.inode.into()))
-        // No inode: its peer waits to be accepted.
+        // Without an inode the peer waits to be accepted.
         .filter(|socket| socket.peer != 0 && !own.contains(&socket.peer.into()))
         .count();
     (outside > 0).then(|| {

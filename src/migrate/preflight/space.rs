@@ -1,4 +1,4 @@
-//! Room for the images.
+//! Free space, and the memory that the images will hold.
 
 use std::path::Path;
 
@@ -6,13 +6,13 @@ use nix::sys::statvfs::statvfs;
 use nix::unistd::Pid;
 use procfs::process::Process;
 
-use crate::migrate::agreement::Room;
+use crate::migrate::agreement::Space;
 
-/// What is left in the file system of `path`.
+/// Returns the free space of the file system of `path`.
 #[must_use]
-pub fn room(path: &Path) -> Room {
+pub fn free_space(path: &Path) -> Space {
     let Ok(stats) = statvfs(path) else {
-        return Room::default();
+        return Space::default();
     };
     #[allow(
         clippy::useless_conversion,
@@ -25,20 +25,21 @@ pub fn room(path: &Path) -> Room {
         stats.files() as u64,
         stats.files_available() as u64,
     );
-    Room {
+    Space {
         free_bytes: Some(blocks.saturating_mul(block_bytes)),
-        // Some file systems make inodes as they need them, and say that they have none (statvfs(3)).
+        // Some file systems create inodes when they need them and report none (statvfs(3)).
         free_files: (files > 0).then_some(free_files),
     }
 }
 
-/// The memory of all of them that goes into the images.
+/// Returns the memory of these processes that goes into the images, in bytes.
 pub(super) fn memory_bytes(moving: &[Pid]) -> u64 {
     moving.iter().filter_map(|pid| private_bytes(*pid)).sum()
 }
 
-/// What no file holds: CRIU reads the rest from the root file system again (proc_pid_smaps_rollup(5); kibibytes there). Shares, so that pages
-/// which a fork has left in common count once.
+/// Returns the memory that no file holds, in bytes. CRIU reads the rest from the root file system
+/// again. The shares of proc_pid_smaps_rollup(5) are summed, so that pages that a fork has left in
+/// common count once.
 fn private_bytes(pid: Pid) -> Option<u64> {
     let rollup = Process::new(pid.as_raw()).ok()?.smaps_rollup().ok()?;
     let map = rollup.memory_map_rollup.0.first()?;

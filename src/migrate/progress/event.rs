@@ -1,4 +1,4 @@
-//! What there is to see of a migration.
+//! Events of a migration.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -9,7 +9,8 @@ use super::Meter;
 use crate::migrate::method::precopy::{Forecast, Limits, Reason};
 use crate::text::{bytes, milliseconds};
 
-/// Something that has happened. As JSON it is an object with `event` and the fields of the variant; durations are milliseconds.
+/// An event. As JSON it is an object with `event` and the fields of the variant; durations are
+/// milliseconds.
 #[derive(Debug, Clone, Serialize)]
 #[serde(
     tag = "event",
@@ -19,14 +20,14 @@ use crate::text::{bytes, milliseconds};
 pub enum Event {
     /// A receiver waits for a source.
     Listening {
-        /// Where.
+        /// Address on which it listens.
         address: SocketAddr,
     },
     /// A phase begins.
     Began {
-        /// Its name.
+        /// Name of the phase.
         phase: &'static str,
-        /// Its bytes. Phases that move none leave it at 0.
+        /// Counter of its bytes. Phases that move none leave it at 0.
         #[serde(skip)]
         meter: Meter,
     },
@@ -34,29 +35,29 @@ pub enum Event {
     Ended(Lap),
     /// A round of pre-copy has ended.
     Round(Round),
-    /// A pass over the root file system has ended, where it is copied.
+    /// A pass over the root file system has ended, if that is copied.
     Tree(TreePass),
-    /// No more rounds: the container is frozen next.
+    /// The rounds end: the container is frozen next.
     Freezing {
-        /// How many rounds there were.
+        /// Number of rounds.
         rounds: u32,
-        /// The expected downtime.
+        /// Predicted downtime.
         #[serde(rename = "predictedMs", serialize_with = "optional_ms")]
         predicted_dur: Option<Duration>,
-        /// `--downtime-limit`.
+        /// Value of `--downtime-limit`.
         #[serde(rename = "limitMs", serialize_with = "ms")]
         limit_dur: Duration,
-        /// Why not another round.
+        /// Reason against another round.
         reason: &'static str,
     },
-    /// Nothing is wrong yet, but somebody should know.
+    /// A warning for the operator.
     Warning {
-        /// One line.
+        /// One line of text.
         text: String,
     },
-    /// Anything else.
+    /// Any other message.
     Message {
-        /// One line.
+        /// One line of text.
         text: String,
     },
 }
@@ -65,13 +66,13 @@ pub enum Event {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Lap {
-    /// Its name.
+    /// Name of the phase.
     #[serde(rename = "phase")]
     pub name: &'static str,
-    /// How long it took.
+    /// Duration of the phase.
     #[serde(rename = "tookMs", serialize_with = "ms")]
     pub took_dur: Duration,
-    /// How many bytes it moved, if that is what it does.
+    /// Number of bytes that it moved, if it moves any.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub bytes: Option<u64>,
 }
@@ -80,50 +81,52 @@ pub struct Lap {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Round {
-    /// From 0.
+    /// Number of the round, from 0.
     pub number: u32,
-    /// Until the destination had verified it.
+    /// Duration until the destination had verified it.
     #[serde(rename = "tookMs", serialize_with = "ms")]
     pub took_dur: Duration,
-    /// How long the container stood still in it.
+    /// Time for which the container was stopped in it.
     #[serde(rename = "stoppedMs", serialize_with = "ms")]
     pub stopped_dur: Duration,
-    /// The memory that was copied, in pages of 4 KiB.
+    /// Memory that was copied, in pages of 4 KiB.
     pub pages: u64,
-    /// The same in bytes.
+    /// Memory that was copied, in bytes.
     pub written_bytes: u64,
-    /// The memory that had not changed since the round before.
+    /// Memory that had not changed since the round before.
     pub unchanged_bytes: u64,
-    /// The size of its images.
+    /// Size of its images.
     pub images_bytes: u64,
-    /// What has changed since, as far as that can be told.
+    /// Memory that has changed since, as far as that can be predicted.
     pub remaining_bytes: Option<u64>,
-    /// The downtime of a freeze right after it.
+    /// Predicted downtime of a freeze right after it.
     #[serde(rename = "predictedMs", serialize_with = "optional_ms")]
     pub predicted_dur: Option<Duration>,
 }
 
-/// A pass over the root file system: everything at first, then what has changed since the pass before.
+/// A pass over the root file system: the first sends everything, each later one the changes since
+/// the pass before.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct TreePass {
-    /// Until the destination had it on its disk; of the last pass, until it was sent.
+    /// Duration until the destination had it on its disk; of the last pass, until it was sent.
     #[serde(rename = "tookMs", serialize_with = "ms")]
     pub took_dur: Duration,
-    /// The container stood still: the last one.
+    /// Whether the container was frozen, which it is in the last pass.
     pub frozen: bool,
-    /// Files and directories that were sent, also those of which only the attributes changed.
+    /// Number of files and directories that were sent, including those of which only attributes
+    /// changed.
     pub entries: u64,
-    /// Those that were removed, each with everything inside it.
+    /// Number of files and directories that were removed, each with everything inside it.
     pub deletions: u64,
-    /// What of their contents was sent.
+    /// Bytes of contents that were sent.
     pub content_bytes: u64,
-    /// What went over the network.
+    /// Bytes that went over the network.
     pub sent_bytes: u64,
 }
 
 impl Event {
-    /// Why the rounds end.
+    /// Returns the event that the rounds end, with the reason.
     #[must_use]
     pub fn freezing(
         rounds: u32,
@@ -144,7 +147,8 @@ impl Event {
         }
     }
 
-    /// As a line for people; `None` where the end of a phase says it too.
+    /// Returns the event as a line for people. `None` if the end of a phase gives the same
+    /// information.
     #[must_use]
     pub fn line(&self) -> Option<String> {
         Some(match self {
@@ -217,7 +221,7 @@ impl TreePass {
     }
 }
 
-/// ", 1.2 MiB/s", where it says something.
+/// Returns ", 1.2 MiB/s", or nothing if too few bytes were moved for a rate.
 fn rate(count: u64, took_dur: Duration) -> String {
     match bytes_per_second(count, took_dur) {
         Some(rate) if count >= 1 << 20 => format!(", {}/s", bytes(rate)),
@@ -225,14 +229,14 @@ fn rate(count: u64, took_dur: Duration) -> String {
     }
 }
 
-/// `None` for no time at all.
+/// Returns the rate; `None` if no time has passed.
 #[must_use]
 pub fn bytes_per_second(count: u64, took_dur: Duration) -> Option<u64> {
     let seconds = took_dur.as_secs_f64();
     (seconds > 0.0).then(|| (count as f64 / seconds) as u64)
 }
 
-/// Milliseconds with three decimals, for `serde`.
+/// Serializes milliseconds with three decimals.
 pub(in crate::migrate) fn ms<S: Serializer>(
     dur: &Duration,
     serializer: S,
@@ -240,7 +244,7 @@ pub(in crate::migrate) fn ms<S: Serializer>(
     serializer.serialize_f64(dur.as_micros() as f64 / 1e3)
 }
 
-/// The same, or null.
+/// Serializes milliseconds, or null.
 pub(in crate::migrate) fn optional_ms<S: Serializer>(
     dur: &Option<Duration>,
     serializer: S,

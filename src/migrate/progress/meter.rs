@@ -1,4 +1,5 @@
-//! How many bytes of a phase are done, counted by whoever moves them and read by whoever shows them.
+//! Counter of the bytes of a phase. The code that moves them counts, the code that shows them
+//! reads.
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -11,36 +12,38 @@ pub struct Meter(Arc<Counts>);
 #[derive(Debug, Default)]
 struct Counts {
     done_bytes: AtomicU64,
-    /// 0: unknown.
+    /// Expected total; 0 if unknown.
     total_bytes: AtomicU64,
     grows: OnceLock<PathBuf>,
-    /// A counter of somebody else, and what it had at the beginning.
+    /// Another counter, and its value at the beginning.
     follows: OnceLock<(Arc<AtomicU64>, u64)>,
 }
 
 impl Meter {
-    /// So many more bytes are done. Cheap enough for every buffer; orders nothing else.
+    /// Adds to the bytes that are done. Cheap enough for every buffer. It orders no other memory
+    /// access.
     pub fn add(&self, bytes: u64) {
         self.0.done_bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
-    /// How many it will be, as far as anybody knows.
+    /// Sets the expected total.
     pub fn expect(&self, total_bytes: u64) {
         self.0.total_bytes.store(total_bytes, Ordering::Relaxed);
     }
 
-    /// What the files in `dir` have counts too: CRIU writes images and tells nobody how far it is. Only the first directory is heeded.
+    /// Also counts the sizes of the files in `dir`: CRIU writes images and reports no progress.
+    /// Only the first directory is used.
     pub fn watch(&self, dir: &Path) {
         let _ = self.0.grows.set(dir.to_path_buf());
     }
 
-    /// What is added to `counter` from now on counts too. Only the first counter is heeded.
+    /// Also counts additions to `counter` from now on. Only the first counter is used.
     pub fn follow(&self, counter: &Arc<AtomicU64>) {
         let base_bytes = counter.load(Ordering::Relaxed);
         let _ = self.0.follows.set((Arc::clone(counter), base_bytes));
     }
 
-    /// How many bytes are done.
+    /// Returns the number of bytes that are done.
     #[must_use]
     pub fn done_bytes(&self) -> u64 {
         let written_bytes = self.0.grows.get().map_or(0, |dir| size_bytes(dir));
@@ -50,7 +53,7 @@ impl Meter {
         self.0.done_bytes.load(Ordering::Relaxed) + written_bytes + followed_bytes
     }
 
-    /// How many it will be; an estimate where the phase measures memory.
+    /// Returns the expected total. It is an estimate if the phase measures memory.
     #[must_use]
     pub fn total_bytes(&self) -> Option<u64> {
         match self.0.total_bytes.load(Ordering::Relaxed) {

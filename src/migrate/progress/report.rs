@@ -1,4 +1,5 @@
-//! What came of a migration, for programs: the document of `--json` and `--report`. `docs/reference.md` describes it.
+//! Result of a migration for programs: the document of `--json` and `--report`. `docs/reference.md`
+//! describes it.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -16,29 +17,30 @@ use crate::migrate::wire::rootfs::RootfsPlan;
 use crate::sys::file::write_atomic;
 use crate::text::{bytes, milliseconds};
 
-/// What became of the container.
+/// Result for the container.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Outcome {
-    /// It runs at the destination.
+    /// The container runs at the destination.
     Moved,
-    /// It runs on at the source.
+    /// The container still runs at the source.
     NotMoved,
-    /// It is not known to run anywhere; `error` names the command that settles it.
+    /// It is not known where the container runs; `error` names the command that settles it.
     NotSettled,
-    /// It runs on at the source, as it should: what was only asked or tried would succeed.
+    /// The container still runs at the source, as it should: the check or the rehearsal has
+    /// succeeded.
     WouldMove,
 }
 
-/// What runs on a host.
+/// Versions of the software on a host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Software {
-    /// rcm's version.
+    /// Version of rcm.
     pub rcm: String,
-    /// CRIU's version.
+    /// Version of CRIU.
     pub criu: String,
-    /// The kernel's release.
+    /// Release of the kernel.
     pub kernel: String,
 }
 
@@ -52,18 +54,18 @@ impl From<&Facts> for Software {
     }
 }
 
-/// What runs on both hosts, as far as this one knows.
+/// Versions on both hosts, as far as this one knows.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Versions {
-    /// On the source.
+    /// Versions on the source.
     pub source: Option<Software>,
-    /// On the destination.
+    /// Versions on the destination.
     pub destination: Option<Software>,
 }
 
 impl Versions {
-    /// Remembers what runs on the host `side`.
+    /// Records the versions on the host `side`.
     pub fn note(&mut self, side: Side, facts: &Facts) {
         match side {
             Side::Source => self.source = Some(facts.into()),
@@ -72,88 +74,90 @@ impl Versions {
     }
 }
 
-/// Where the time went in which the container stood still. A part that was not reached, or that this end does not see, is null.
+/// Parts of the time for which the container was frozen. A part that was not reached, or that this
+/// end does not see, is null.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Freeze {
-    /// Stopping all processes.
+    /// Time to stop all processes.
     #[serde(rename = "freezeMs", serialize_with = "optional_ms")]
     pub freeze_dur: Option<Duration>,
-    /// From then on until CRIU had written the images.
+    /// Time from then until CRIU had written the images.
     #[serde(rename = "dumpMs", serialize_with = "optional_ms")]
     pub dump_dur: Option<Duration>,
-    /// Until the destination had been told what the images are.
+    /// Time until the destination had been told the digests of the images.
     #[serde(rename = "shipMs", serialize_with = "optional_ms")]
     pub ship_dur: Option<Duration>,
-    /// The destination's look at the images.
+    /// Time in which the destination verified the images.
     #[serde(rename = "verifyMs", serialize_with = "optional_ms")]
     pub verify_dur: Option<Duration>,
-    /// The destination's restore.
+    /// Time of the restore at the destination.
     #[serde(rename = "restoreMs", serialize_with = "optional_ms")]
     pub restore_dur: Option<Duration>,
-    /// Fencing the container at the source.
+    /// Time to fence the container at the source.
     #[serde(rename = "fenceMs", serialize_with = "optional_ms")]
     pub fence_dur: Option<Duration>,
-    /// From the commit to the answer that the container runs, `resume_dur` included.
+    /// Time from the commit to the answer that the container runs, `resume_dur` included.
     #[serde(rename = "commitMs", serialize_with = "optional_ms")]
     pub commit_dur: Option<Duration>,
-    /// The destination's part of that.
+    /// Part of that at the destination.
     #[serde(rename = "resumeMs", serialize_with = "optional_ms")]
     pub resume_dur: Option<Duration>,
 }
 
-/// What came of a migration.
+/// Result of a migration.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Report {
-    /// Which container.
+    /// Name of the container.
     pub container: String,
-    /// Which end tells it.
+    /// The end that writes the report.
     pub side: Side,
-    /// What became of it.
+    /// Result for the container.
     pub outcome: Outcome,
-    /// The exit status of rcm, 128 and the signal's number aside.
+    /// Exit status of rcm, unless it is 128 and the number of a signal.
     pub exit_status: u8,
-    /// Why it was not moved, one line.
+    /// Reason why the container was not moved, one line.
     pub error: Option<String>,
-    /// Which migration; none where it did not come to one.
+    /// Id of the migration; `None` if none has begun.
     pub migration: Option<MigrationId>,
-    /// The other end.
+    /// Address of the other end.
     pub peer: Option<String>,
-    /// When rcm began.
+    /// Time at which rcm began.
     pub started: DateTime<Utc>,
-    /// From then on.
+    /// Time since then.
     #[serde(rename = "totalMs", serialize_with = "ms")]
     pub total_dur: Duration,
-    /// From the container's last instruction at the source to the arrival of the destination's word that it runs there. For a rehearsal, how
-    /// long the container stood still.
+    /// Time from the container's last instruction at the source to the arrival of the destination's
+    /// answer that it runs there. For a rehearsal, the time for which the container was frozen.
     #[serde(rename = "downtimeMs", serialize_with = "optional_ms")]
     pub downtime_dur: Option<Duration>,
-    /// The downtime that was predicted just before the freeze, by pre-copy; that of a rehearsal is predicted from the rehearsal.
+    /// Downtime that pre-copy predicted just before the freeze. For a rehearsal, the downtime
+    /// predicted from it.
     #[serde(rename = "predictedMs", serialize_with = "optional_ms")]
     pub predicted_dur: Option<Duration>,
-    /// The phases that have ended, in order.
+    /// Phases that have ended, in order.
     pub phases: Vec<Lap>,
-    /// The rounds of pre-copy.
+    /// Rounds of pre-copy.
     pub rounds: Vec<Round>,
-    /// How the root file system gets to the destination, and why so; none before that was decided.
+    /// Plan for the root file system, with its reason; `None` before the decision.
     pub rootfs: Option<RootfsPlan>,
-    /// The passes over it, where it is copied.
+    /// Passes over the root file system, if it is copied.
     pub rootfs_passes: Vec<TreePass>,
-    /// The size of the images that were written after the freeze.
+    /// Size of the images that were written after the freeze.
     pub images_bytes: Option<u64>,
-    /// How much of the images went over the network, compressed if they were; 0 through a shared store.
+    /// Bytes of images that went over the network, after compression; 0 through a shared store.
     pub sent_bytes: u64,
-    /// Where the downtime went.
+    /// Parts of the downtime.
     pub freeze: Freeze,
-    /// What speaks against the migration: with an error among them it was refused.
+    /// Findings against the migration. With an error among them it was refused.
     pub findings: Vec<Finding>,
-    /// What runs on the hosts.
+    /// Versions of the software on the hosts.
     pub versions: Versions,
 }
 
 impl Report {
-    /// Nothing has happened yet to container `container`.
+    /// Report before the first event of container `container`.
     #[must_use]
     pub fn of(container: &str) -> Self {
         Self {
@@ -180,7 +184,7 @@ impl Report {
         }
     }
 
-    /// It is over.
+    /// Completes the report.
     pub fn close(&mut self, outcome: Outcome, exit_status: u8, total_dur: Duration) {
         self.outcome = outcome;
         self.exit_status = exit_status;
@@ -201,7 +205,7 @@ impl Report {
         };
     }
 
-    /// Replaces the file `path`.
+    /// Writes the report, replacing the file `path`.
     ///
     /// # Errors
     /// [`ReportError`].
@@ -218,7 +222,7 @@ impl Report {
             })
     }
 
-    /// The sentence at the end of a migration that succeeded.
+    /// Returns the sentence at the end of a migration that succeeded.
     pub(crate) fn summary(&self, total_dur: Duration) -> String {
         let predicted = self.predicted_dur.map_or(String::new(), |predicted_dur| {
             format!(" (predicted {})", milliseconds(predicted_dur))
@@ -246,9 +250,9 @@ impl Report {
 #[error("cannot write the report to {path} (--report)")]
 #[non_exhaustive]
 pub struct ReportError {
-    /// Where to.
+    /// Path of the report.
     pub path: PathBuf,
-    /// Why.
+    /// Cause.
     #[source]
     pub source: io::Error,
 }

@@ -1,14 +1,20 @@
-//! Who was about to take a container over, left in the image store for a destination that loses its memory.
+//! Boot stamps: files in the image store by which a destination that was rebooted can tell that it
+//! no longer holds a container.
 //!
-//! A machine that was started again knows nothing of its migrations, because its journals are in `/run`; and whatever it had restored does not exist any more. A source
-//! that has sent it a commit stands still, and nobody is left to answer it. But the machine can tell that it is the one of the claim, and that this is another
-//! boot than the one in which it made it: so nothing of the container executes there, and nothing of it ever will, because a receiver of this boot does not
-//! know that migration. So the migration is rolled back: [`Verdict::RolledBack`] is its word in a shared store, and where the store is its own it answers in the
-//! receiver's place ([`crate::migrate::ops::answer`]), because the claim is the receiver's journal.
+//! A machine that was rebooted knows nothing of its migrations, because its journals are in `/run`,
+//! and the containers that it had restored are gone. A source that has sent it a commit keeps its
+//! container frozen, and no receiver is left to answer. But the machine can tell from the stamp
+//! that it is the same machine in another boot. So nothing of the container executes there. Nothing
+//! of it ever will, because a receiver of this boot does not know that migration. So the migration
+//! is rolled back. In a shared store the machine writes the answer [`Verdict::RolledBack`]. If the
+//! store is its own, it answers in the receiver's place ([`crate::migrate::ops::answer`]), because
+//! the stamp contains the receiver's journal.
 //!
-//! If it had got as far as to tell that the container runs ([`Verdict::Running`]), the container ended with its machine, as it would have later. In a shared store
-//! that word stays, and it is left there at the latest before the container may go on to a third host ([`keep`]), because then it does not end with this one. In
-//! its own store the claim goes with the images, for good, as soon as the container runs.
+//! If the machine had already answered that the container runs ([`Verdict::Running`]), the
+//! container ended with the machine, as it would have later. In a shared store that answer stays.
+//! It must be there before the container may move on to a third host ([`confirm_running`]), because
+//! then it does not end with this machine. In the machine's own store the stamp is removed with the
+//! images, for good, as soon as the container runs.
 
 use std::fs;
 use std::io::{self, Read};
@@ -26,34 +32,34 @@ use crate::migrate::wire::id::MigrationId;
 use crate::migrate::wire::state::{Phase, Verdict};
 use crate::sys::file::write_atomic;
 
-/// No name of an image: those end in `.img` or `.json`.
+/// Name of the stamp. Names of images end in `.img` or `.json`, so none is the same.
 const FILE: &str = "destination";
-/// More than such a file ever has.
+/// Limit for reading a stamp; more than one ever has.
 const CAP_BYTES: u64 = 1 << 20;
 
-/// A container cannot be kept from its former host.
+/// A container cannot move on, because it could be rolled back to the host from which it came.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
-pub enum ClaimError {
+pub enum BootStampError {
     /// The records cannot be used.
     #[error(transparent)]
     Journal(#[from] JournalError),
-    /// The word cannot be left.
+    /// The verdict cannot be written.
     #[error(transparent)]
     Verdict(#[from] VerdictError),
 }
 
-/// One start of one machine.
+/// One boot of one machine.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Boot {
-    /// machine-id(5), and the host's name, because ids are copied with disks more often than names.
+    /// machine-id(5) and the host's name, because ids are copied with disks more often than names.
     machine: String,
     /// `/proc/sys/kernel/random/boot_id` (random(4)).
     boot: String,
 }
 
 impl Boot {
-    /// This one. `None` on a machine that has no id.
+    /// Returns the current boot. `None` on a machine that has no id.
     #[must_use]
     pub fn current() -> Option<Self> {
         let id = read_word("/etc/machine-id")?;
@@ -74,24 +80,26 @@ fn read_word(path: &str) -> Option<String> {
     Some(text.trim().to_owned()).filter(|word| !word.is_empty())
 }
 
-/// A migration to this machine, as its journal had it.
+/// Stamp of a migration to this machine, with its journal record.
 #[derive(Debug, Serialize, Deserialize)]
-pub struct Claim {
+pub struct BootStamp {
     by: Boot,
     /// Id of the receiver, whose file in the store must go.
     #[serde(default)]
     receiver: Option<MigrationId>,
     record: JournalRecord,
-    /// What the receiver had recorded of its changes to the file system.
+    /// Record of the receiver about its changes to the file system.
     placement: Option<String>,
 }
 
-/// Leaves in the directory of a migration to this host, below its state directory `root`, that `by` takes the container, before the source may commit.
+/// Writes the stamp of the boot `by` to the images' directory of a migration to this host, whose
+/// state directory is `root`. It has to be there before the source may commit.
 ///
 /// # Errors
-/// Where it cannot be written. The migration is none the worse for that, unless this machine loses its power.
-pub fn leave(root: &Path, record: &JournalRecord, by: Boot) -> io::Result<()> {
-    let mut claim = Claim {
+/// If the stamp cannot be written. The migration may continue: the stamp matters only if this
+/// machine is rebooted.
+pub fn write(root: &Path, record: &JournalRecord, by: Boot) -> io::Result<()> {
+    let mut stamp = BootStamp {
         by,
         receiver: record
             .acquaintance
@@ -100,43 +108,46 @@ pub fn leave(root: &Path, record: &JournalRecord, by: Boot) -> io::Result<()> {
         placement: paths::read_placement(root, &record.container),
     };
     if !record.owns_images {
-        // Nobody is answered but through the store.
-        claim.record.acquaintance = None;
+        // The source is answered through the store alone.
+        stamp.record.acquaintance = None;
     }
-    let text = serde_json::to_vec(&claim).map_err(io::Error::other)?;
+    let text = serde_json::to_vec(&stamp).map_err(io::Error::other)?;
     write_atomic(&record.images.join(FILE), &text, 0o600)?;
     match record.images.parent() {
-        // It has just been made in this machine's own store.
+        // The directory has just been made in this machine's own store. Without this sync its name
+        // could be lost in the reboot for which the stamp is made.
         Some(store) if record.owns_images => fs::File::open(store)?.sync_all(),
         _ => Ok(()),
     }
 }
 
-/// The migrations of `container` that ended with an earlier boot of this machine, and of which nobody has heard that it runs here, the oldest first.
+/// Returns the stamps of the migrations of `container` that ended with an earlier boot of this
+/// machine, the oldest first. Stamps of migrations with the answer "running" are not among them.
 #[must_use]
-pub fn find(store: &Path, container: &str, here: &Boot) -> Vec<Claim> {
+pub fn find(store: &Path, container: &str, here: &Boot) -> Vec<BootStamp> {
     let entries = fs::read_dir(store).into_iter().flatten().flatten();
-    let mut claims: Vec<Claim> = entries
+    let mut stamps: Vec<BootStamp> = entries
         .filter_map(|entry| {
-            let claim = read(&entry.path())?;
-            let migration = claim.record.migration;
+            let stamp = read(&entry.path())?;
+            let migration = stamp.record.migration;
             let is_ours = entry.file_name().to_str() == Some(&migration.to_string())
-                && claim.record.container == container
-                && here.is_later_than(&claim.by)
-                && verdict::find(&entry.path(), migration) != Some(Verdict::Running);
-            is_ours.then_some(claim)
+                && stamp.record.container == container
+                && here.is_later_than(&stamp.by)
+                && verdict::read(&entry.path(), migration) != Some(Verdict::Running);
+            is_ours.then_some(stamp)
         })
         .collect();
-    claims.sort_by_key(|claim| claim.record.started);
-    claims
+    stamps.sort_by_key(|stamp| stamp.record.started);
+    stamps
 }
 
-impl Claim {
-    /// Gives the container back: takes over into the records below `root` that the migration was rolled back. What is left of it has to be settled by these.
+impl BootStamp {
+    /// Rolls the migration back in the records below `root`, by which the rest of it can then be
+    /// settled.
     ///
     /// # Errors
     /// [`JournalError::File`].
-    pub fn give_back(self, root: &Path) -> Result<JournalRecord, JournalError> {
+    pub fn roll_back(self, root: &Path) -> Result<JournalRecord, JournalError> {
         if let (Some(receiver), Some(store)) = (self.receiver, self.record.images.parent()) {
             rendezvous::remove(store, &self.record.container, &receiver);
         }
@@ -144,54 +155,58 @@ impl Claim {
             paths::write_placement(root, &self.record.container, placement)?;
         }
         let mut journal = Journal::adopt(root, self.record)?;
-        journal.roll_back("this host was started again before anybody knew that it ran here")?;
+        journal.roll_back(
+            "this host was rebooted before the source knew that the container ran here",
+        )?;
         Ok(journal.record().clone())
     }
 }
 
-/// Before a container that has come here goes anywhere else: from now on it is not given back to where it came from.
+/// Writes the answer that the container runs here, before a container that came to this host moves
+/// on. From then on it cannot be rolled back to the host from which it came.
 ///
 /// # Errors
-/// [`ClaimError`]: then it must not go.
-pub fn keep(destination: Option<&JournalRecord>) -> Result<(), ClaimError> {
+/// [`BootStampError`]: then it must not move on.
+pub fn confirm_running(destination: Option<&JournalRecord>) -> Result<(), BootStampError> {
     let Some(record) = destination else {
         return Ok(());
     };
     if record.confirmed || record.owns_images || record.phase != Phase::Done {
         return Ok(());
     }
-    match verdict::leave(&record.images, record.migration, Verdict::Running) {
-        // The source knows, or it would not have removed them.
+    match verdict::write(&record.images, record.migration, Verdict::Running) {
+        // The source has removed the images, so it knows.
         Err(error) if error.source.kind() == io::ErrorKind::NotFound => Ok(()),
         left => Ok(left?),
     }
 }
 
-fn read(images: &Path) -> Option<Claim> {
+fn read(images: &Path) -> Option<BootStamp> {
     let file = fs::File::open(images.join(FILE)).ok()?;
     let metadata = file.metadata().ok()?;
     let is_private =
         metadata.uid() == nix::unistd::geteuid().as_raw() && metadata.mode() & 0o077 == 0;
     let mut text = Vec::new();
     file.take(CAP_BYTES).read_to_end(&mut text).ok()?;
-    let mut claim: Claim = serde_json::from_slice(&text).ok()?;
-    if !claim.record.is_known() {
+    let mut stamp: BootStamp = serde_json::from_slice(&text).ok()?;
+    if !stamp.record.is_known() {
         return None;
     }
     if !is_private {
-        // As on a server that takes root for somebody else. It is worth a word in that store and nothing else.
-        (claim.record.owns_images, claim.placement) = (false, None);
+        // On some servers root's files belong to another user. Such a stamp counts in that store
+        // only.
+        (stamp.record.owns_images, stamp.placement) = (false, None);
     }
-    if !claim.record.owns_images {
-        claim.record.unanswered = None;
+    if !stamp.record.owns_images {
+        stamp.record.unanswered = None;
     }
-    if let Some(receiver) = &mut claim.record.unanswered {
+    if let Some(receiver) = &mut stamp.record.unanswered {
         receiver.store = images.parent()?.to_path_buf();
     }
-    claim.record.images = images.to_path_buf();
-    // How far it got is lost: the commit may have come.
-    claim.record.phase = Phase::PeerReady;
-    Some(claim)
+    stamp.record.images = images.to_path_buf();
+    // The phase that it had reached is lost. The commit may have arrived.
+    stamp.record.phase = Phase::PeerReady;
+    Some(stamp)
 }
 
 #[cfg(test)]
@@ -233,23 +248,23 @@ mod tests {
             receiver: None,
             tls: None,
             acquaintance: None,
-            recipe: None,
+            restore_spec: None,
         }
     }
 
     #[test]
-    fn only_a_later_boot_of_the_same_machine_gives_back() {
+    fn only_a_later_boot_of_the_same_machine_rolls_back() {
         let (root, store) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let left = record(root.path(), store.path(), MigrationId::new([1; 16]));
-        leave(root.path(), &left, boot("one", "first")).unwrap();
+        write(root.path(), &left, boot("one", "first")).unwrap();
         let find = |container, here| find(store.path(), container, &here);
         assert!(find("web", boot("one", "first")).is_empty());
         assert!(find("web", boot("two", "second")).is_empty());
         assert!(find("other", boot("one", "second")).is_empty());
-        let claims = find("web", boot("one", "second"));
+        let stamps = find("web", boot("one", "second"));
         let after = tempfile::tempdir().unwrap();
-        for claim in claims {
-            let back = claim.give_back(after.path()).unwrap();
+        for stamp in stamps {
+            let back = stamp.roll_back(after.path()).unwrap();
             assert_eq!(back.phase, Phase::RolledBack);
         }
         let known = ledger::latest(after.path(), "web").unwrap().unwrap();
@@ -260,11 +275,11 @@ mod tests {
     }
 
     #[test]
-    fn what_has_run_is_not_given_back() {
+    fn a_container_that_has_run_is_not_rolled_back() {
         let (root, store) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let left = record(root.path(), store.path(), MigrationId::new([1; 16]));
-        leave(root.path(), &left, boot("one", "first")).unwrap();
-        verdict::leave(&left.images, left.migration, Verdict::Running).unwrap();
+        write(root.path(), &left, boot("one", "first")).unwrap();
+        verdict::write(&left.images, left.migration, Verdict::Running).unwrap();
         assert!(find(store.path(), "web", &boot("one", "second")).is_empty());
     }
 
@@ -286,58 +301,59 @@ mod tests {
             store: store.path().into(),
         });
         paths::write_placement(root.path(), "web", "what was placed").unwrap();
-        leave(root.path(), &left, boot("one", "first")).unwrap();
-        let claim = || {
+        write(root.path(), &left, boot("one", "first")).unwrap();
+        let stamp = || {
             find(store.path(), "web", &boot("one", "second"))
                 .pop()
                 .unwrap()
         };
         let after = tempfile::tempdir().unwrap();
-        let back = claim().give_back(after.path()).unwrap();
+        let back = stamp().roll_back(after.path()).unwrap();
         assert_eq!(
             (back.acquaintance, back.unanswered, back.owns_images),
             (left.acquaintance, left.unanswered, true)
         );
         let placement = paths::read_placement(after.path(), "web");
         assert_eq!(placement.as_deref(), Some("what was placed"));
-        // Somebody else could have written it.
+        // Another user could have written the stamp.
         let file = left.images.join(FILE);
         fs::set_permissions(file, fs::Permissions::from_mode(0o640)).unwrap();
-        let claim = claim();
-        assert!(!claim.record.owns_images && claim.placement.is_none());
-        assert_eq!(claim.record.unanswered, None);
+        let stamp = stamp();
+        assert!(!stamp.record.owns_images && stamp.placement.is_none());
+        assert_eq!(stamp.record.unanswered, None);
     }
 
     #[test]
-    fn what_goes_on_is_kept_from_a_source_that_does_not_know() {
+    fn a_container_that_moves_on_is_confirmed_first() {
         let dir = tempfile::tempdir().unwrap();
         let migration = MigrationId::new([1; 16]);
         let images = dir.path().join(migration.to_string());
         fs::create_dir(&images).unwrap();
         let start = start(migration, images.clone());
         let mut journal = Journal::begin(dir.path(), start).unwrap();
-        let keep = |root, container| super::keep(Known::read(root, container)?.destination());
-        keep(dir.path(), "web").unwrap();
-        assert_eq!(verdict::find(&images, migration), None, "not here yet");
+        let confirm =
+            |root, container| super::confirm_running(Known::read(root, container)?.destination());
+        confirm(dir.path(), "web").unwrap();
+        assert_eq!(verdict::read(&images, migration), None, "not here yet");
         journal.enter(Phase::Done).unwrap();
-        keep(dir.path(), "web").unwrap();
-        let word = verdict::find(&images, migration);
-        assert_eq!(word, Some(Verdict::Running));
-        // The source has removed them.
+        confirm(dir.path(), "web").unwrap();
+        let verdict = verdict::read(&images, migration);
+        assert_eq!(verdict, Some(Verdict::Running));
+        // The source has removed the images.
         fs::remove_dir_all(&images).unwrap();
-        keep(dir.path(), "web").unwrap();
-        // Nobody can be told.
+        confirm(dir.path(), "web").unwrap();
+        // The answer cannot be written.
         fs::write(&images, "").unwrap();
-        assert!(keep(dir.path(), "web").is_err());
+        assert!(confirm(dir.path(), "web").is_err());
         journal::forget_receiver(dir.path(), migration, "web").unwrap();
-        keep(dir.path(), "web").unwrap();
+        confirm(dir.path(), "web").unwrap();
     }
 
     #[test]
-    fn a_claim_counts_in_its_own_directory_alone() {
+    fn a_stamp_counts_in_its_own_directory_alone() {
         let (root, store) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
         let left = record(root.path(), store.path(), MigrationId::new([1; 16]));
-        leave(root.path(), &left, boot("one", "first")).unwrap();
+        write(root.path(), &left, boot("one", "first")).unwrap();
         let other = store.path().join(MigrationId::new([2; 16]).to_string());
         fs::rename(&left.images, &other).unwrap();
         assert!(find(store.path(), "web", &boot("one", "second")).is_empty());

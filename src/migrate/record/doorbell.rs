@@ -12,30 +12,33 @@ use super::paths::doorbell_path;
 use crate::sys::file::write_atomic;
 use crate::sys::process::ProcessId;
 
-/// Where a receiver is, for relays on its host and for who wants to end it; removed when dropped.
+/// Address of a receiver in a file, for ssh helpers on its host and for `--cancel`; removed when
+/// dropped.
 #[derive(Debug)]
 pub struct Doorbell {
     path: PathBuf,
 }
 
-/// The contents of the file.
+/// Contents of the file.
 #[derive(Debug, Serialize, Deserialize)]
 pub struct Place {
     /// Address and port on which the receiver listens.
     pub address: SocketAddr,
     /// Path of its rendezvous file in the image store.
     pub rendezvous: PathBuf,
-    /// Who ends when nobody is to come any more; none where it only answers for a migration that has ended.
+    /// Process that a signal ends when no migration is wanted any more; `None` if it only answers
+    /// for a migration that has ended.
     #[serde(default)]
     pub keeper: Option<ProcessId>,
 }
 
 impl Doorbell {
-    /// Leaves where the receiver for `container` listens, its file in the store, and the process that a signal ends.
+    /// Writes the address of the receiver for `container`, its file in the store, and the process
+    /// that a signal ends.
     ///
     /// # Errors
     /// [`JournalError::File`](super::error::JournalError::File).
-    pub fn hang(
+    pub fn create(
         root: &Path,
         container: &str,
         address: SocketAddr,
@@ -58,12 +61,14 @@ impl Doorbell {
 
 impl Drop for Doorbell {
     fn drop(&mut self) {
-        // The next receiver replaces it, and a relay finds that nobody answers.
+        // If the file stays, the next receiver replaces it, and an ssh helper finds that no
+        // receiver answers.
         let _ = fs::remove_file(&self.path);
     }
 }
 
-/// The process of the receiver for `container`, if one has hung up a bell here. It may have been killed meanwhile.
+/// Returns the process of the receiver for `container`, if a receiver has written its address here.
+/// The process may have died since.
 pub(crate) fn keeper(root: &Path, container: &str) -> Option<ProcessId> {
     let text = fs::read(doorbell_path(root, container)).ok()?;
     serde_json::from_slice::<Place>(&text).ok()?.keeper

@@ -10,11 +10,11 @@ pub enum JournalError {
     /// A file operation failed.
     #[error("cannot {action} the migration record {path}")]
     File {
-        /// "read", "write", ...
+        /// Failed operation: "read", "write", ...
         action: &'static str,
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// Why.
+        /// Cause.
         #[source]
         source: io::Error,
     },
@@ -23,9 +23,9 @@ pub enum JournalError {
         "the migration record {path} is damaged; if the container runs on neither host, restore it from its images and remove the record"
     )]
     Damaged {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// What the parser found.
+        /// Error of the parser.
         #[source]
         source: serde_json::Error,
     },
@@ -34,7 +34,7 @@ pub enum JournalError {
         "the migration record {path} is of a newer rcm (its format is {version}, this one knows up to {known}): settle the migration with that release"
     )]
     Newer {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
         /// Version of the record's format.
         version: u32,
@@ -44,15 +44,15 @@ pub enum JournalError {
     /// Another rcm migrates this container.
     #[error("another rcm is migrating container \"{container}\" on this host (it holds {path})")]
     Busy {
-        /// The container.
+        /// Name of the container.
         container: String,
-        /// The lock.
+        /// Path of the lock.
         path: PathBuf,
     },
     /// The writer's own process cannot be identified.
     #[error("cannot read this process's start time")]
     Myself {
-        /// Why.
+        /// Cause.
         #[source]
         source: procfs::ProcError,
     },

@@ -1,14 +1,17 @@
-//! What a crashed rcm remembers of a migration.
+//! Journal: the record of a migration that survives a crash of rcm.
 //!
-//! Each end holds one record for each container, replaced atomically and synced before the step that it announces is taken: above all,
-//! "committing" is on the disk before the first byte of the commit leaves, so whoever reads it later knows that
-//! the container may run elsewhere. The source's record lies beside the container's state, `ROOT/ID/migration.json`: it goes
-//! with the container. The destination's lies in `ROOT/@migrations/ID.json`, because the container does not exist there at
-//! first; a source's record goes on there when the container is about to be removed. A final phase is entered when nothing is left to do: whoever is
-//! killed before leaves a record by which [`resolve`](crate::migrate::ops::resolve) does the rest.
+//! Each end has one record for each container. It is replaced atomically and synced before the step
+//! that it announces. Above all, "committing" is on the disk before the first byte of the commit is
+//! sent, so a later reader knows that the container may run elsewhere.
 //!
-//! A record also names the process that writes it, so that a dead one is told from a living one, and the `flock` on `ROOT/@migrations/ID.lock`
-//! keeps two migrations of one container apart.
+//! The source's record lies beside the container's state, `ROOT/ID/migration.json`, and is removed
+//! with the container. Just before that the source moves it to `ROOT/@migrations/ID.json`. The
+//! destination's record lies there from the beginning, because the container does not exist there
+//! at first. A final phase is entered when nothing is left to do. A process that is killed before
+//! leaves a record with which [`resolve`](crate::migrate::ops::resolve) does the rest.
+//!
+//! A record also names the process that writes it, so that a reader can tell whether that is still
+//! alive. The `flock` on `ROOT/@migrations/ID.lock` keeps two migrations of one container apart.
 
 use std::fs::{self};
 use std::io;
@@ -21,7 +24,7 @@ use serde::{Deserialize, Serialize};
 use super::error::{JournalError, Result, file};
 use super::paths::{kept_path, make_dir, source_path};
 use super::receiver::StoredReceiver;
-use super::restore_spec::Recipe;
+use super::restore_spec::RestoreSpec;
 use super::socket_name::SocketName;
 use crate::migrate::trust::TlsFiles;
 use crate::migrate::trust::rendezvous::Acquaintance;
@@ -34,50 +37,53 @@ use crate::sys::process::{Liveness, ProcessId};
 /// because it would lose what it does not know.
 const VERSION: u32 = 1;
 
-/// What the file holds.
+/// Contents of the file.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct JournalRecord {
     /// Version of the format; 0 before the format had versions.
     #[serde(default)]
     pub version: u32,
-    /// Which migration.
+    /// Id of the migration.
     pub migration: MigrationId,
-    /// Of which container.
+    /// Name of the container.
     pub container: String,
-    /// Which end this is.
+    /// End that this host is.
     pub side: Side,
-    /// How far it is.
+    /// Phase that the migration has reached.
     pub phase: Phase,
-    /// The other end: `ADDRESS:PORT`.
+    /// Address of the other end, `ADDRESS:PORT`.
     pub peer: String,
-    /// This migration's directory in the image store.
+    /// Directory of this migration in the image store.
     pub images: PathBuf,
-    /// What the ends recognize each other by when the source asks again; `None` before they have met. Only root reads the record.
+    /// Data by which the ends recognize each other when the source asks again; `None` before they
+    /// have met. Only root can read the record.
     #[serde(flatten)]
     pub acquaintance: Option<Acquaintance>,
-    /// Whether the images are this end's own, and it is the one that removes them.
+    /// Whether the images belong to this end, which then removes them.
     #[serde(default)]
     pub owns_images: bool,
-    /// The receiver, as long as its source may ask and nobody else could tell it: where the ends share no store.
+    /// The receiver, as long as its source may ask and only this host can answer, because the ends
+    /// share no store.
     #[serde(default)]
     pub unanswered: Option<StoredReceiver>,
-    /// At the destination: whether the source has said that it knows how it ended.
+    /// At the destination: whether the source has confirmed that it knows the result.
     #[serde(default)]
     pub confirmed: bool,
-    /// The files of mutual TLS, for asking again.
+    /// Files of mutual TLS, to ask again.
     pub tls: Option<TlsFiles>,
-    /// The rcm that writes this record.
+    /// Process that writes this record.
     pub writer: ProcessId,
-    /// When the migration began.
+    /// Time at which the migration began.
     pub started: DateTime<Utc>,
-    /// When the phase was reached.
+    /// Time at which the phase was reached.
     pub updated: DateTime<Utc>,
-    /// Why it was rolled back, one line.
+    /// Reason for the rollback, one line.
     pub reason: Option<String>,
-    /// At the destination: how the container is restored.
-    pub recipe: Option<Recipe>,
-    /// At the source: the names of the container's sockets that it may have to put back.
+    /// At the destination: parameters of the restore.
+    #[serde(rename = "recipe")]
+    pub restore_spec: Option<RestoreSpec>,
+    /// At the source: names of the container's sockets that it may have to put back.
     #[serde(default)]
     pub names: Vec<SocketName>,
 }
@@ -89,29 +95,29 @@ pub struct Journal {
     record: JournalRecord,
 }
 
-/// What a new record needs.
+/// Contents of a new record.
 #[derive(Debug, Clone)]
 pub struct Start {
-    /// Which migration.
+    /// Id of the migration.
     pub migration: MigrationId,
-    /// Of which container.
+    /// Name of the container.
     pub container: String,
-    /// Which end this is.
+    /// End that this host is.
     pub side: Side,
-    /// The other end.
+    /// Address of the other end, `ADDRESS:PORT`.
     pub peer: String,
-    /// This migration's directory in the image store.
+    /// Directory of this migration in the image store.
     pub images: PathBuf,
     /// Whether this end removes that directory.
     pub owns_images: bool,
-    /// What another process needs to answer in this receiver's place.
+    /// Data for another process that answers in this receiver's place.
     pub receiver: Option<StoredReceiver>,
-    /// The files of mutual TLS of a receiver.
+    /// Files of mutual TLS of a receiver.
     pub tls: Option<TlsFiles>,
-    /// With what the ends recognize each other, if they have met.
+    /// Data by which the ends recognize each other, if they have met.
     pub acquaintance: Option<Acquaintance>,
-    /// At the destination: how the container is restored.
-    pub recipe: Option<Recipe>,
+    /// At the destination: parameters of the restore.
+    pub restore_spec: Option<RestoreSpec>,
 }
 
 impl Journal {
@@ -146,16 +152,17 @@ impl Journal {
                 started: now,
                 updated: now,
                 reason: None,
-                recipe: start.recipe,
+                restore_spec: start.restore_spec,
                 names: Vec::new(),
             },
         };
         make_dir(root)?;
+        // Written and synced before the caller takes the first step.
         journal.store()?;
         Ok(journal)
     }
 
-    /// Goes on with the record of a process that has died.
+    /// Takes over the record of a process that has died.
     ///
     /// # Errors
     /// [`JournalError::File`], [`JournalError::Myself`].
@@ -171,10 +178,10 @@ impl Journal {
         Ok(Self { path, record })
     }
 
-    /// Stores that `phase` is reached, before what it announces is done.
+    /// Stores that `phase` is reached. Call this before the step that the phase announces.
     ///
     /// # Errors
-    /// [`JournalError::File`]: then it must not be done.
+    /// [`JournalError::File`]: then the step must not be taken.
     pub fn enter(&mut self, phase: Phase) -> Result<()> {
         let former = (self.record.phase, self.record.updated);
         self.record.phase = phase;
@@ -184,7 +191,8 @@ impl Journal {
         })
     }
 
-    /// Stores with what the ends recognize each other, and the files of mutual TLS, where it is used.
+    /// Stores the data by which the ends recognize each other, and the files of mutual TLS if it is
+    /// used.
     ///
     /// # Errors
     /// [`JournalError::File`].
@@ -194,10 +202,10 @@ impl Journal {
         self.store()
     }
 
-    /// Stores the names that are about to be kept.
+    /// Stores the names of the sockets that are about to be put aside.
     ///
     /// # Errors
-    /// [`JournalError::File`]: then they must not be.
+    /// [`JournalError::File`]: then they must not be put aside.
     pub fn note_names(&mut self, names: &[SocketName]) -> Result<()> {
         self.record.names = names.to_vec();
         self.store()
@@ -209,25 +217,28 @@ impl Journal {
     /// [`JournalError::File`].
     pub fn roll_back(&mut self, reason: &str) -> Result<()> {
         self.record.reason = Some(reason.to_owned());
-        // A source that was never told "ready" has not given the container away, and will not ask.
+        // A source to which this end has not sent "ready" has not given the container away, and
+        // will not ask.
         if self.record.phase < Phase::PeerReady {
             self.record.unanswered = None;
         }
         self.enter(Phase::RolledBack)
     }
 
-    /// What is stored.
+    /// Returns the record as it is stored.
     #[must_use]
     pub fn record(&self) -> &JournalRecord {
         &self.record
     }
 
-    /// Goes on with the record of a source where it survives the container, in the phase [`Phase::Committed`]. The one beside the container goes with
-    /// it.
+    /// Moves the record of a source to the directory where it survives the container, in the phase
+    /// [`Phase::Committed`]. The one beside the container is removed with the container.
     ///
     /// # Errors
     /// [`JournalError::File`]: then the container must stay.
-    pub fn keep(&mut self, root: &Path) -> Result<()> {
+    pub fn move_to_kept(&mut self, root: &Path) -> Result<()> {
+        // The container and its directory may go only after this is on the disk: without a record
+        // nothing could remove the images.
         self.record.acquaintance = None;
         self.path = kept_path(root, &self.record.container);
         self.enter(Phase::Committed)
@@ -243,7 +254,7 @@ impl Journal {
     }
 }
 
-/// The source knows how this migration to this host has ended: nobody will ask any more.
+/// Records that the source knows the result of this migration to this host, and will not ask again.
 ///
 /// # Errors
 /// [`JournalError::File`], [`JournalError::Damaged`].
@@ -277,7 +288,7 @@ fn parse(path: &Path, text: &[u8]) -> Result<JournalRecord> {
         path: path.to_path_buf(),
         source,
     };
-    // The version first: the rest of a newer record may have another shape.
+    // The version is read first, because the rest of a newer record may have another shape.
     let Versioned { version } = serde_json::from_slice(text).map_err(damaged)?;
     if version > VERSION {
         return Err(JournalError::Newer {
@@ -302,7 +313,7 @@ impl JournalRecord {
         !self.phase.is_final() && !self.phase.may_roll_back()
     }
 
-    /// Whether the rcm that wrote it is still at work.
+    /// Whether the rcm that wrote the record is still at work.
     #[must_use]
     pub fn is_driven(&self) -> bool {
         !self.phase.is_final() && self.writer.liveness() == Liveness::Alive

@@ -9,7 +9,7 @@ use super::paths::{kept_path, source_path};
 use crate::migrate::wire::id::Side;
 use crate::migrate::wire::state::Phase;
 
-/// Everything that this host knows of the last migrations of one container.
+/// Records of this host about the last migrations of one container.
 #[derive(Debug)]
 pub struct Known {
     /// The record in the container's own directory: of a migration from here.
@@ -22,7 +22,8 @@ impl Known {
     /// Reads the records. They stay true as long as the caller has the lock.
     ///
     /// # Errors
-    /// [`JournalError::File`](super::error::JournalError::File), [`JournalError::Damaged`](super::error::JournalError::Damaged),
+    /// [`JournalError::File`](super::error::JournalError::File),
+    /// [`JournalError::Damaged`](super::error::JournalError::Damaged),
     /// [`JournalError::Newer`](super::error::JournalError::Newer).
     pub fn open(root: &Path, container: &str, _lock: &Lock) -> Result<Self> {
         Self::read(root, container)
@@ -55,17 +56,20 @@ impl Known {
             .filter(|record| record.side == Side::Destination)
     }
 
-    /// Returns the record that tells most about the container: the source's as long as the container is here, else the one that was kept.
+    /// Returns the most relevant record: the source's as long as the container is here, else the
+    /// one that was kept.
     #[must_use]
     pub fn into_latest(self) -> Option<JournalRecord> {
         match self.own {
-            // A migration that went nowhere says less than the one that brought the container here.
+            // A migration that was rolled back says less than the one that brought the container
+            // here.
             Some(record) if record.phase != Phase::RolledBack => Some(record),
             rolled_back => newer(rolled_back, self.kept),
         }
     }
 
-    /// Returns the record of a migration that is not final. A container that is sent on has two records.
+    /// Returns the record of a migration that is not final. A container that is sent on has two
+    /// records.
     #[must_use]
     pub fn under_way(&self) -> Option<&JournalRecord> {
         [self.source(), self.destination()]
@@ -75,7 +79,7 @@ impl Known {
     }
 }
 
-/// Returns the record that tells most about a container, see [`Known::into_latest`].
+/// Returns the most relevant record of a container, see [`Known::into_latest`].
 ///
 /// # Errors
 /// As [`Known::read`].

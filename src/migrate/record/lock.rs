@@ -1,4 +1,4 @@
-//! One process works on the migrations of a container.
+//! Lock that lets only one process work on the migrations of a container.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -9,23 +9,23 @@ use nix::fcntl::{Flock, FlockArg};
 use super::error::{JournalError, Result, file};
 use super::paths::{DIR, make_dir};
 
-/// The file that whoever migrates `container` holds locked.
+/// Returns the path of the lock for `container`.
 #[must_use]
 pub fn lock_path(root: &Path, container: &str) -> PathBuf {
     root.join(DIR).join(format!("{container}.lock"))
 }
 
-/// The right to migrate one container on this host; ends with the process.
+/// Exclusive right to migrate one container on this host. It ends with the process.
 #[derive(Debug)]
 pub struct Lock {
     _file: Flock<File>,
 }
 
 impl Lock {
-    /// Takes it without waiting.
+    /// Takes the lock without waiting.
     ///
     /// # Errors
-    /// [`JournalError::Busy`] where another process has it.
+    /// [`JournalError::Busy`] if another process has it.
     pub fn take(root: &Path, container: &str) -> Result<Self> {
         make_dir(root)?;
         let path = lock_path(root, container);

@@ -1,4 +1,4 @@
-//! Paths below the state directory, and the files there that are no journal.
+//! Paths below the state directory, and the files there other than journals.
 
 use std::fs::{self, File};
 use std::io;
@@ -9,12 +9,12 @@ use nix::errno::Errno;
 use super::error::{JournalError, Result, file};
 use crate::sys::file::write_atomic;
 
-/// The source's record in the container's directory.
+/// Name of the source's record in the container's directory.
 const SOURCE_FILE: &str = "migration.json";
-/// Below the root; `@` is no character of a container id, so no container has this name.
+/// Directory below the root. `@` is no character of a container id, so no container has this name.
 pub(super) const DIR: &str = "@migrations";
 
-/// The directory of all migrations' records.
+/// Makes the directory of all migrations' records.
 ///
 /// # Errors
 /// [`JournalError::File`].
@@ -29,7 +29,8 @@ pub(super) fn make_dir(root: &Path) -> Result<PathBuf> {
     Ok(dir)
 }
 
-/// The containers of whose last migration something is known below `root`, but for those that are being sent for the first time.
+/// Returns the names of the containers whose last migration has a record below `root`. Containers
+/// that are being sent for the first time are not among them.
 #[must_use]
 pub fn names(root: &Path) -> Vec<String> {
     let entries = fs::read_dir(root.join(DIR)).into_iter().flatten().flatten();
@@ -53,7 +54,7 @@ pub fn is_kept(root: &Path, container: &str) -> bool {
     kept_path(root, container).exists()
 }
 
-/// The directory of all migrations' records, if there ever was one.
+/// Opens the directory of all migrations' records, if there is one.
 pub(crate) fn open_dir(root: &Path) -> Result<Option<File>> {
     match File::open(root.join(DIR)) {
         Ok(dir) => Ok(Some(dir)),
@@ -66,8 +67,8 @@ pub(crate) fn dir_error(root: &Path, action: &'static str, errno: Errno) -> Jour
     file(action, &root.join(DIR))(errno.into())
 }
 
-/// Remembers a file in the image store that must go if this process is killed; the next receiver or `--resolve` of the container removes it.
-/// Returns where that is noted.
+/// Notes a file in the image store that must be removed if this process is killed. The next
+/// receiver or `--resolve` of the container removes it. Returns the path of the note.
 ///
 /// # Errors
 /// [`JournalError::File`].
@@ -78,7 +79,8 @@ pub fn remember_litter(root: &Path, container: &str, litter: &Path) -> Result<Pa
     Ok(path)
 }
 
-/// Removes what a killed process has left in the image store. Only under the container's [`Lock`](super::lock::Lock): then its owner is dead.
+/// Removes the files that a killed process has left in the image store. The caller must have the
+/// container's [`Lock`](super::lock::Lock): then the process that left them is dead.
 ///
 /// # Errors
 /// [`JournalError::File`].
@@ -97,6 +99,7 @@ pub fn remove_litter(root: &Path, container: &str) -> Result<()> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(file("read", &path)(error)),
     };
+    // The note goes last: if rcm is killed in between, the next one still finds it.
     for path in [&litter, &path] {
         match fs::remove_file(path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -108,7 +111,8 @@ pub fn remove_litter(root: &Path, container: &str) -> Result<()> {
     Ok(())
 }
 
-/// Where CRIU logs while `container` is migrated; what an earlier migration left there goes.
+/// Makes an empty directory for CRIU's logs while `container` is migrated. The logs of an earlier
+/// migration are removed.
 ///
 /// # Errors
 /// [`JournalError::File`].
@@ -132,18 +136,19 @@ pub(super) fn litter_path(root: &Path, container: &str) -> PathBuf {
     root.join(DIR).join(format!("{container}.litter"))
 }
 
-/// Where a receiver leaves where it listens, see [`crate::migrate::link::ssh_helper`].
+/// Path of the file in which a receiver writes its address, see
+/// [`crate::migrate::link::ssh_helper`].
 pub(crate) fn doorbell_path(root: &Path, container: &str) -> PathBuf {
     root.join(DIR).join(format!("{container}.door"))
 }
 
-/// Where it is remembered what a receiver puts into the file system, see [`crate::migrate::transfer::rootfs`].
-/// The receiver's record of what it changes in the file system, if there is one.
+/// Reads the receiver's record of its changes to the file system, if there is one; see
+/// [`crate::migrate::transfer::rootfs`].
 pub(crate) fn read_placement(root: &Path, container: &str) -> Option<String> {
     fs::read_to_string(placement_path(root, container)).ok()
 }
 
-/// Puts such a record back.
+/// Writes such a record, which a boot stamp has preserved.
 pub(crate) fn write_placement(root: &Path, container: &str, text: &str) -> Result<()> {
     make_dir(root)?;
     let path = placement_path(root, container);

@@ -1,4 +1,5 @@
-//! How a container is restored at the destination: what its receiver was told, kept in the journal for whoever goes on after the receiver's death.
+//! Parameters of a restore at the destination. The journal stores them for a process that continues
+//! after the receiver's death.
 
 use std::fmt::Write;
 use std::path::{Path, PathBuf};
@@ -7,30 +8,31 @@ use serde::{Deserialize, Serialize};
 
 use crate::criu::CriuChoices;
 
-/// Everything that a restore needs besides the images, the state directory and the container's name.
+/// All parameters of a restore besides the images, the state directory and the container's name.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Recipe {
-    /// The bundle here.
+pub struct RestoreSpec {
+    /// Path of the bundle on this host.
     pub bundle: PathBuf,
     /// Whether systemd manages the cgroup.
     pub systemd_cgroup: bool,
-    /// The container's cgroup is this and its name, whatever its spec says.
+    /// Parent of the container's cgroup, which then has the container's name; takes precedence over
+    /// the spec.
     pub cgroup_parent: Option<PathBuf>,
-    /// The network namespace, whatever its spec says.
+    /// Path of the network namespace; takes precedence over the spec.
     #[serde(default)]
     pub network_namespace: Option<PathBuf>,
-    /// Where the terminal's master goes if rcm does not stay.
+    /// Path of the socket to which the terminal's master is sent if rcm does not stay.
     pub console_socket: Option<PathBuf>,
-    /// The file that gets the first process's id.
+    /// Path of the file that gets the first process's id.
     pub pid_file: Option<PathBuf>,
-    /// CRIU's flags of both ends.
+    /// Options of CRIU from both ends.
     pub choices: CriuChoices,
-    /// Where CRIU logs.
+    /// Directory of CRIU's logs.
     pub work_path: PathBuf,
 }
 
-impl Recipe {
+impl RestoreSpec {
     /// Returns the command by which an operator restores container `id` from `images`.
     ///
     /// The namespace of `--netns` and the parent of the cgroup are not in it: `rcm restore` takes both from
@@ -87,16 +89,16 @@ mod tests {
 
     #[test]
     fn the_command_can_be_pasted() {
-        let recipe = Recipe {
+        let spec = RestoreSpec {
             bundle: "/srv/it's here".into(),
             choices: CriuChoices {
                 tcp_established: true,
                 ..CriuChoices::default()
             },
-            ..Recipe::default()
+            ..RestoreSpec::default()
         };
         assert_eq!(
-            recipe.command(Path::new("/run/rcm"), "web", Path::new("/pool/05/2")),
+            spec.command(Path::new("/run/rcm"), "web", Path::new("/pool/05/2")),
             r"rcm --root /run/rcm restore --detach --bundle '/srv/it'\''s here' --image-path /pool/05/2 --tcp-established web"
         );
     }

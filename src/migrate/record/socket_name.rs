@@ -7,10 +7,11 @@ use serde::{Deserialize, Serialize};
 /// A name that may have to be put back.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SocketName {
-    /// The directory of this host from which the container sees its file: the root file system, or the source of a bind mount.
+    /// Directory of this host from which the container sees the file: the root file system, or the
+    /// source of a bind mount.
     pub tree: PathBuf,
-    /// The socket's file below it.
+    /// Path of the socket's file below that directory.
     pub path: PathBuf,
-    /// Where the file is put aside, in the same directory.
+    /// Name under which the file is put aside, in the same directory as the socket.
     pub aside: String,
 }

@@ -1,7 +1,8 @@
-//! The destination's word, left in the image store for a source that cannot reach it.
+//! Verdict of the destination, in a file in the image store for a source that cannot reach it.
 //!
-//! A receiver does not listen for ever. When the source has not confirmed that it knows how its migration ended, the verdict stays
-//! beside the images, in a directory that only root writes to, until the source has removed both.
+//! A receiver does not listen for ever. If the source has not confirmed that it knows the result of
+//! its migration, the verdict stays beside the images until the source has removed both. Only root
+//! can write to that directory.
 
 use std::fs;
 use std::io;
@@ -14,46 +15,47 @@ use crate::migrate::wire::payload::Answer;
 use crate::migrate::wire::state::Verdict;
 use crate::sys::file::write_atomic;
 
-/// No name of an image: those end in `.img` or `.json`.
+/// Name of the verdict. Names of images end in `.img` or `.json`, so none is the same.
 const FILE: &str = "verdict";
-/// More than such a file ever has.
+/// Limit for reading a verdict; more than one ever has.
 const CAP_BYTES: u64 = 1 << 10;
 
-/// The verdict cannot be left.
+/// The verdict cannot be written.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot write the verdict {path}, which tells the source how its migration ended")]
 pub struct VerdictError {
-    /// The file.
+    /// Path of the file.
     pub path: PathBuf,
-    /// Why.
+    /// Cause.
     #[source]
     pub source: io::Error,
 }
 
 #[derive(Serialize, Deserialize)]
-struct Left(Answer);
+struct Stored(Answer);
 
-/// Leaves it in this migration's directory of the store.
+/// Writes the verdict to this migration's directory of the store.
 ///
 /// # Errors
-/// Where it cannot be written, above all because the source has removed the directory already.
-pub fn leave(images: &Path, migration: MigrationId, verdict: Verdict) -> Result<(), VerdictError> {
+/// If the verdict cannot be written, above all because the source has removed the directory
+/// already.
+pub fn write(images: &Path, migration: MigrationId, verdict: Verdict) -> Result<(), VerdictError> {
     let path = images.join(FILE);
-    serde_json::to_vec(&Left(Answer { migration, verdict }))
+    serde_json::to_vec(&Stored(Answer { migration, verdict }))
         .map_err(io::Error::other)
         .and_then(|text| write_atomic(&path, &text, 0o600))
         .map_err(|source| VerdictError { path, source })
 }
 
-/// Reads it. Nothing where there is none that is whole and about this migration: that is no word at all.
+/// Reads the verdict. `None` if the file is missing, truncated, or belongs to another migration.
 #[must_use]
-pub fn find(images: &Path, migration: MigrationId) -> Option<Verdict> {
+pub fn read(images: &Path, migration: MigrationId) -> Option<Verdict> {
     use std::io::Read;
     let mut text = Vec::new();
     fs::File::open(images.join(FILE))
         .and_then(|file| file.take(CAP_BYTES).read_to_end(&mut text))
         .ok()?;
-    let Left(answer) = serde_json::from_slice(&text).ok()?;
+    let Stored(answer) = serde_json::from_slice(&text).ok()?;
     (answer.migration == migration).then_some(answer.verdict)
 }
 
@@ -62,15 +64,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_a_whole_word_about_this_migration_counts() {
+    fn only_a_complete_verdict_of_this_migration_counts() {
         let dir = tempfile::tempdir().unwrap();
         let migration = MigrationId::new([1; 16]);
-        assert_eq!(find(dir.path(), migration), None);
-        leave(dir.path(), migration, Verdict::RolledBack).unwrap();
-        assert_eq!(find(dir.path(), migration), Some(Verdict::RolledBack));
-        assert_eq!(find(dir.path(), MigrationId::new([2; 16])), None);
+        assert_eq!(read(dir.path(), migration), None);
+        write(dir.path(), migration, Verdict::RolledBack).unwrap();
+        assert_eq!(read(dir.path(), migration), Some(Verdict::RolledBack));
+        assert_eq!(read(dir.path(), MigrationId::new([2; 16])), None);
         fs::write(dir.path().join(FILE), "{\"migration\":").unwrap();
-        assert_eq!(find(dir.path(), migration), None);
-        assert!(leave(&dir.path().join("gone"), migration, Verdict::Running).is_err());
+        assert_eq!(read(dir.path(), migration), None);
+        assert!(write(&dir.path().join("gone"), migration, Verdict::Running).is_err());
     }
 }

@@ -1,4 +1,4 @@
-//! Noticing that another process changes the records of a container.
+//! Notices changes that another process makes to the records of a container.
 
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::Path;
@@ -30,7 +30,7 @@ impl Watch {
         Some(Self { inotify })
     }
 
-    /// Takes back what was noticed up to now. Read the records after this, not before.
+    /// Discards the changes noticed up to now. Read the records after this, not before.
     pub fn clear(&self) {
         while self
             .inotify

@@ -1,4 +1,4 @@
-//! Rounds of pre-copy, and the freeze after them.
+//! Rounds of pre-copy, and the freeze that follows them.
 
 use std::fs::DirBuilder;
 use std::os::fd::OwnedFd;
@@ -20,18 +20,20 @@ use crate::migrate::wire::protocol::Message;
 use crate::migrate::wire::state::Phase;
 use crate::runtime::Error;
 
-/// The container runs, and rounds of its memory may be in the store. Rolling back removes them.
+/// State: the container runs, and rounds of its memory may be in the store. A rollback removes
+/// them.
 #[derive(Debug)]
 pub struct PreCopying<'a, W> {
     session: Session<'a>,
     workload: W,
     rounds: Vec<Round>,
-    /// When the last one began.
+    /// Start of the last round.
     began_at: Option<Instant>,
 }
 
 impl<'a, W: Workload> Negotiated<'a, W> {
-    /// Copies the root file system and the memory while the container runs, as far as that is part of the plan.
+    /// Copies the root file system and the memory while the container runs, as far as the plan says
+    /// so.
     ///
     /// # Errors
     /// [`Failure::RunsOn`].
@@ -43,7 +45,8 @@ impl<'a, W: Workload> Negotiated<'a, W> {
             rounds: Vec::new(),
             began_at: None,
         };
-        // First: memory changes while files are copied.
+        // The tree comes first: copying it takes long, and memory that was copied before it would
+        // have changed again.
         if let Err(error) = copying.session.copy_tree() {
             return Err(copying.roll_back(error));
         }
@@ -68,7 +71,7 @@ impl<'a, W: Workload> Negotiated<'a, W> {
 }
 
 impl<'a, W: Workload> PreCopying<'a, W> {
-    /// Removes the rounds, which the container does not notice, and tells the destination.
+    /// Removes the rounds and tells the destination. The container does not notice.
     #[must_use]
     pub fn roll_back(self, cause: SourceError) -> Failure {
         self.session.rolled_back(cause, || Ok(()))
@@ -82,7 +85,8 @@ impl<'a, W: Workload> PreCopying<'a, W> {
         precopy::forecast(&self.rounds)
     }
 
-    /// Copies what has changed since the last round, and waits until the destination has seen it.
+    /// Copies the memory that has changed since the last round, and waits until the destination has
+    /// verified it.
     fn round(&mut self) -> Result<(), SourceError> {
         let number = self.number();
         let expected_bytes = self.expected_bytes();
@@ -116,13 +120,15 @@ impl<'a, W: Workload> PreCopying<'a, W> {
             }),
             session.patience.at_most(ANSWER_LIMIT_DUR),
         )?;
-        // Meanwhile, and not in the freeze: the whole chain must survive a crash before the commit.
+        // The images are synced while the destination verifies them, and not in the freeze: before
+        // the commit the whole chain must survive a crash.
         if session.bulk.is_none() {
             manifest
                 .sync(&dir)
                 .map_err(|source| SourceError::Manifest { source })?;
         }
-        // The destination reads as long as there is something to read; that it lives, the connection shows.
+        // No time limit: the destination verifies for as long as the round is large. If it dies,
+        // the connection ends.
         let _: RoundVerified = session.channel.expect(session.patience)?;
         let round = Round {
             since_previous_dur: self
@@ -152,7 +158,8 @@ impl<'a, W: Workload> PreCopying<'a, W> {
         Ok(())
     }
 
-    /// What the next images will hold: all memory at first, then what has changed since.
+    /// Returns the expected size of the next images: all memory at first, later the memory that has
+    /// changed.
     fn expected_bytes(&self) -> u64 {
         match (self.forecast(), self.rounds.last()) {
             (Some(forecast), _) => forecast.remaining_bytes,
@@ -161,7 +168,7 @@ impl<'a, W: Workload> PreCopying<'a, W> {
         }
     }
 
-    /// Stops and dumps the container.
+    /// Freezes and dumps the container.
     ///
     /// # Errors
     /// [`Failure::RunsOn`].
@@ -172,6 +179,8 @@ impl<'a, W: Workload> PreCopying<'a, W> {
             workload,
             ..
         } = self;
+        // The record comes first: a source that dies in the dump leaves one that says "frozen". The
+        // tree's worker pauses before CRIU freezes the tasks, so that no pass is under way then.
         let ready = session
             .journal
             .enter(Phase::Frozen)
@@ -202,6 +211,7 @@ impl<'a, W: Workload> PreCopying<'a, W> {
                 let freeze = &mut session.progress.report_mut().freeze;
                 freeze.freeze_dur = Some(frozen_at.saturating_duration_since(stopped_at));
                 freeze.dump_dur = Some(frozen_at.elapsed());
+                // The budget of the freeze counts from the moment at which the first task stopped.
                 session.patience.deadline = Some(stopped_at + session.plan.freeze_limit_dur);
                 Ok(Stopped {
                     session,
@@ -216,7 +226,7 @@ impl<'a, W: Workload> PreCopying<'a, W> {
     }
 }
 
-/// Whether CRIU has the container although the dump was given up.
+/// Returns whether CRIU still holds the container although the dump was given up.
 fn is_held(cause: &SourceError) -> bool {
     let SourceError::Dump { source } = cause else {
         return false;
@@ -225,7 +235,7 @@ fn is_held(cause: &SourceError) -> bool {
 }
 
 impl Session<'_> {
-    /// Waits until the destination has the root file system, but for what has changed just now.
+    /// Waits until the destination has the root file system except for the latest changes.
     fn copy_tree(&mut self) -> Result<(), SourceError> {
         let Some(tree) = &self.tree else {
             return Ok(());
@@ -235,12 +245,14 @@ impl Session<'_> {
         self.tell_tree(|tree, patience| tree.follow(patience))
     }
 
-    /// The directory of the next images of the chain: a round's, or the final dump's.
+    /// Returns the directory of the next images of the chain: those of a round, or of the final
+    /// dump.
     pub(super) fn next_dir(&self) -> PathBuf {
         rounds::directory(&self.images.path, self.rounds)
     }
 
-    /// CRIU is about to write images into `dir`. Returns where the memory goes instead, if the destination does not see that.
+    /// Prepares for a dump into `dir`. Returns the connection that takes the memory instead, if the
+    /// destination does not see this store.
     fn take_pages(&self, dir: &Path) -> Result<Option<OwnedFd>, SourceError> {
         let Some(bulk) = &self.bulk else {
             return Ok(None);
@@ -252,7 +264,8 @@ impl Session<'_> {
             .map_err(|source| SourceError::Bulk { source })
     }
 
-    /// A dump also fails because its memory does not get away, which CRIU cannot say.
+    /// Replaces the error of a dump by that of the connections if they failed first: CRIU cannot
+    /// know that cause.
     fn explain_dump(&mut self, error: SourceError) -> SourceError {
         match self.bulk.as_ref().and_then(images::Sender::failure) {
             Some(failure) if !is_held(&error) => self.explain(failure),

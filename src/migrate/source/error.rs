@@ -1,4 +1,4 @@
-//! How a migration fails at the source.
+//! Errors of a migration at the source.
 
 use std::io;
 use std::path::PathBuf;
@@ -14,11 +14,11 @@ use crate::migrate::transfer::images::BulkError;
 use crate::migrate::transfer::rootfs::RootfsError;
 use crate::migrate::wire::finding::Finding;
 
-/// Why a migration stopped before the commit.
+/// A reason for which a migration ended before the commit.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SourceError {
-    /// The other end cannot be talked to.
+    /// The connection to the destination failed.
     #[error(transparent)]
     Transport(#[from] TransportError),
     /// The image store cannot be used.
@@ -26,75 +26,75 @@ pub enum SourceError {
     Images {
         /// "create", "look at", ...
         action: &'static str,
-        /// The directory.
+        /// Path of the directory.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         #[source]
         source: io::Error,
     },
-    /// Something speaks against it, at either end.
+    /// Findings of either end forbid the migration.
     #[error("the container cannot be moved: {}", list(findings))]
     Refused {
-        /// Those with the severity of an error.
+        /// The findings with the severity of an error.
         findings: Vec<Finding>,
     },
     /// A round of pre-copy failed.
     #[error("the memory of the running container cannot be copied (round {number})")]
     PreDump {
-        /// Which round, from 0.
+        /// Number of the round, from 0.
         number: u32,
-        /// Why.
+        /// The cause.
         #[source]
         source: Cause,
     },
-    /// A round does not build on the one before it.
+    /// A round does not refer to the one before it.
     #[error("the images cannot be restored")]
     Chain {
-        /// Why.
+        /// The cause.
         #[source]
         source: ChainError,
     },
     /// The dump failed.
     #[error("the container cannot be dumped")]
     Dump {
-        /// Why.
+        /// The cause.
         #[source]
         source: Cause,
     },
     /// The images cannot be read back.
     #[error("the images cannot be handed over")]
     Manifest {
-        /// Why.
+        /// The cause.
         #[source]
         source: ManifestError,
     },
-    /// The images do not get to a destination with a store of its own.
+    /// The images cannot be sent to a destination that has its own store.
     #[error(transparent)]
     Bulk {
-        /// Why.
+        /// The cause.
         source: BulkError,
     },
-    /// The root file system does not get to the destination.
+    /// The root file system cannot be sent.
     #[error(transparent)]
     Rootfs(#[from] RootfsError),
     /// The container cannot be fenced.
     #[error("the container cannot be fenced, so the commit would not be safe")]
     Fence {
-        /// Why.
+        /// The cause.
         #[source]
         source: Cause,
     },
     /// The journal cannot be written.
     #[error(transparent)]
     Journal(#[from] JournalError),
-    /// It took too long.
-    #[error("the container stood still for {limit_dur:?} (--timeout)")]
+    /// The container was frozen for longer than the budget.
+    #[error("the container was frozen for {limit_dur:?} (--timeout)")]
     TooLong {
-        /// The budget.
+        /// The budget (`--timeout`).
         limit_dur: Duration,
     },
-    /// After the commit, the destination said that it will never run the container.
-    #[error("the destination gave the container back")]
+    /// After the commit was sent, the destination answered that it will never run the container.
+    #[error("the destination has rolled back and will never run the container")]
     Returned,
 }
 
@@ -103,66 +103,66 @@ fn list(findings: &[Finding]) -> String {
     texts.join("; ")
 }
 
-/// How a migration can fail, by what became of the container.
+/// A failed migration, by where the container is now.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Failure {
-    /// It runs here as if nothing had happened.
+    /// The container runs here as if nothing had happened.
     #[error("container \"{container}\" was not moved and runs on here")]
     RunsOn {
-        /// Which.
+        /// Id of the container.
         container: String,
-        /// Why it was not moved.
+        /// The reason for which it was not moved.
         #[source]
         source: Box<SourceError>,
     },
-    /// It should run here, but letting it go on failed.
+    /// The container should run here, but it could not be resumed.
     #[error(
-        "container \"{container}\" was not moved ({reason}), and letting it run on failed; `rcm resume {container}` lets it"
+        "container \"{container}\" was not moved ({reason}), but it is frozen here and cannot be resumed: remove the cause, then run `rcm resume {container}`"
     )]
     Stands {
-        /// Which.
+        /// Id of the container.
         container: String,
-        /// Why it was not moved.
+        /// The reason for which it was not moved.
         reason: String,
-        /// Why it stands still.
+        /// The error of the resume.
         #[source]
         source: Cause,
     },
-    /// The dump was given up, and CRIU has not let go of the container yet.
+    /// The dump was given up, and CRIU still holds the container.
     #[error(
-        "container \"{container}\" was not moved, and stands still here until CRIU lets go of it; then it runs on, and `rcm live-migrate {container} --resolve`, which waits for that, removes what is left"
+        "container \"{container}\" was not moved, and is frozen here until CRIU lets go of it, which resumes it; `rcm live-migrate {container} --resolve` waits for that and removes the rest"
     )]
     Held {
-        /// Which.
+        /// Id of the container.
         container: String,
-        /// Why.
+        /// The cause.
         #[source]
         source: Box<SourceError>,
     },
-    /// The commit was sent and nobody knows whether it arrived.
+    /// The commit was sent, and it is unknown whether it arrived.
     #[error(
-        "container \"{container}\" was given to {peer}, which does not answer: it stands still here until `rcm live-migrate {container} --resolve` settles where it runs"
+        "container \"{container}\" was given to {peer}, which does not answer: it stays frozen here until `rcm live-migrate {container} --resolve` settles where it runs"
     )]
     NotSettled {
-        /// Which.
+        /// Id of the container.
         container: String,
-        /// The destination.
+        /// Address of the destination.
         peer: String,
-        /// The last attempt to ask.
+        /// The error of the last attempt to ask.
         #[source]
         source: Box<SourceError>,
     },
-    /// It runs at the destination; something of it is left here, not running.
+    /// The container runs at the destination; a part of it, which does not run, is left here.
     #[error(
         "container \"{container}\" runs at {peer}, but not everything of it could be removed here; `rcm live-migrate {container} --resolve` removes the rest"
     )]
     Remains {
-        /// Which.
+        /// Id of the container.
         container: String,
-        /// The destination.
+        /// Address of the destination.
         peer: String,
-        /// What could not be removed.
+        /// The error of the removal.
         #[source]
         source: Cause,
     },

@@ -1,4 +1,4 @@
-//! After the commit: whose is the container?
+//! The time after the commit was sent: the source learns where the container runs.
 
 use std::time::{Duration, Instant};
 
@@ -10,23 +10,25 @@ use crate::migrate::wire::payload::{Running, Settled};
 use crate::migrate::wire::protocol::Message;
 use crate::migrate::wire::state::{Phase, Verdict};
 
-/// The pause between two questions after a commit without an answer.
+/// Pause between two questions about a commit without an answer.
 const ASK_AGAIN_DUR: Duration = Duration::from_millis(500);
 
-/// The destination's word that it will never run the container.
+/// Proof that the destination has answered that it will never run the container.
 #[derive(Debug)]
 pub struct Returned(());
 
 impl<'a, F: Fence> Committing<'a, F> {
-    /// Waits for the destination's word, asking again when the connection is lost.
+    /// Waits for the destination's answer, and asks again if the connection is lost.
     ///
     /// # Errors
-    /// [`Failure::NotSettled`] when there is none in time, [`Failure::RunsOn`] when the destination gives the container back.
+    /// [`Failure::NotSettled`] if there is no answer in time, [`Failure::RunsOn`] if the
+    /// destination has rolled back.
     pub fn settle(mut self) -> Result<HandedOff<'a, F>, Failure> {
         let deadline = Instant::now() + self.fenced.session.plan.settle_limit_dur;
         let mut last = match self.first_answer() {
             Ok(()) => return Ok(self.handed_off()),
-            // Only a destination that has not committed, and therefore never will, aborts.
+            // Only a destination that has not committed aborts, and it has written "rolled back" to
+            // its journal first: so it never will commit, and the container may run here.
             Err(error @ TransportError::Aborted { .. }) => {
                 return Err(self.returned(Returned(()), error.into()));
             }
@@ -41,7 +43,7 @@ impl<'a, F: Fence> Committing<'a, F> {
             if !signalled && let Err(error) = self.fenced.session.patience.check() {
                 signalled = true;
                 self.fenced.session.progress.say(&format!(
-                    "not {error}: the container was given away, and where it runs must be settled"
+                    "not {error}: the commit was sent, and it must be settled where the container runs"
                 ));
             }
             match self.fenced.session.ask() {
@@ -49,7 +51,8 @@ impl<'a, F: Fence> Committing<'a, F> {
                 Ok(Verdict::RolledBack) => {
                     return Err(self.returned(Returned(()), SourceError::Returned));
                 }
-                // It has the container and works on it, or is not the receiver that would know.
+                // "Committed": the destination has the container and is about to run it. "Unknown":
+                // this receiver is not the one that would know. Neither allows a rollback.
                 Ok(Verdict::Committed | Verdict::Unknown) => {}
                 Err(error) => last = error,
             }
@@ -61,6 +64,8 @@ impl<'a, F: Fence> Committing<'a, F> {
             peer: session.plan.destination.to_string(),
             source: Box::new(last.into()),
         };
+        // Without an answer the container stays frozen: resuming it could make a second running
+        // copy.
         self.fenced.fenced.leave();
         Err(failure)
     }
@@ -82,7 +87,8 @@ impl<'a, F: Fence> Committing<'a, F> {
         HandedOff { fenced }
     }
 
-    /// The one way back: the destination has said that it will never run the container.
+    /// Rolls back. This is the only way back after the commit; `_proof` shows that the destination
+    /// allows it.
     fn returned(self, _proof: Returned, cause: SourceError) -> Failure {
         let mut fenced = self.fenced;
         fenced.session.images.keep = false;
@@ -104,15 +110,18 @@ impl<F: Fence> HandedOff<'_, F> {
         let began = Instant::now();
         session.progress.begin("clean up");
         let plan = session.plan;
+        // The record says that the container has moved before the tasks are killed: after a crash
+        // `--resolve` removes the rest and does not ask the destination again. It is kept outside
+        // of the container's own directory, which `finish` removes.
         let recorded = (session.journal.enter(Phase::Committed))
-            .and_then(|()| session.journal.keep(&plan.root));
+            .and_then(|()| session.journal.move_to_kept(&plan.root));
         let finished = fenced.finish();
         unix_sockets::forget(session.names.list());
         session.images.keep = false;
         let settled = Message::Settled(Settled {
             migration: plan.offer.migration,
         });
-        // The destination stops waiting for it after a while.
+        // An error does not matter: the destination stops waiting for this message after a while.
         let _ = session
             .channel
             .send(&settled, Patience::within(ANSWER_LIMIT_DUR));
@@ -122,7 +131,8 @@ impl<F: Fence> HandedOff<'_, F> {
             source,
         };
         finished.map_err(remains)?;
-        // Before the last word: who is killed now leaves a record by which `--resolve` removes them.
+        // The images go before the record says "done": if rcm is killed in between, `--resolve`
+        // finds the record and removes the images.
         drop(session.images);
         recorded
             .and_then(|()| session.journal.enter(Phase::Done))

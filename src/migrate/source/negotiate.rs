@@ -1,4 +1,4 @@
-//! From the command to the agreement of both ends; nothing is stopped yet.
+//! Negotiation: from the command to the agreement of both ends. Nothing is stopped yet.
 
 use std::io::ErrorKind;
 use std::sync::Arc;
@@ -16,10 +16,10 @@ use crate::migrate::preflight;
 use crate::migrate::progress::Progress;
 use crate::migrate::record::journal::{Journal, Start};
 use crate::migrate::transfer::images;
-use crate::migrate::transfer::rootfs::{self, Nonce};
+use crate::migrate::transfer::rootfs::{self, SharedProbe};
 use crate::migrate::trust::rendezvous;
 use crate::migrate::trust::rendezvous::{Acquaintance, RendezvousError};
-use crate::migrate::unix_sockets::Names;
+use crate::migrate::unix_sockets::SocketNames;
 use crate::migrate::wire::finding::{Finding, Severity};
 use crate::migrate::wire::id::Side;
 use crate::migrate::wire::payload::{Findings, Join, Purpose};
@@ -28,10 +28,10 @@ use crate::migrate::wire::rootfs::{RootfsPlan, RootfsWay, RootfsWish};
 use crate::sys::interrupt::Interrupt;
 use crate::text::bytes;
 
-/// Everything that speaks against the migration, of both ends; nothing is begun.
+/// Returns the findings of both ends without beginning the migration.
 ///
 /// # Errors
-/// Where the destination cannot be asked.
+/// If the destination cannot be asked.
 pub fn preflight(
     plan: &Plan,
     progress: &mut Progress,
@@ -39,7 +39,7 @@ pub fn preflight(
 ) -> Result<Vec<Finding>, SourceError> {
     introduce(plan, progress);
     let patience = Patience::default().or_interrupt(interrupt);
-    // Its name is how the destination finds out whether the store is the same.
+    // The destination looks for this directory to find out whether the store is the same.
     let images = Images::create(&plan.offer.image_path, plan.offer.migration)?;
     let mut contact = meet(plan, &images, patience)?;
     let answer = ask_findings(plan, &mut contact, true, patience)?;
@@ -47,7 +47,8 @@ pub fn preflight(
     Ok(answer.findings)
 }
 
-/// For a plan that this end's own findings forbid: all that speaks against it, of both ends if the destination can be asked.
+/// Returns the failure of a plan that findings of this end forbid, with the destination's findings
+/// if it can be asked.
 pub fn refusal(plan: &Plan, progress: &mut Progress, interrupt: Option<&Interrupt>) -> Failure {
     let mut findings = preflight(plan, progress, interrupt).unwrap_or_else(|error| {
         progress.say(&chain(&error));
@@ -61,7 +62,7 @@ pub fn refusal(plan: &Plan, progress: &mut Progress, interrupt: Option<&Interrup
     }
 }
 
-/// What is known before the destination is asked.
+/// Fills in the parts of the report that are known before the destination is asked.
 fn introduce(plan: &Plan, progress: &mut Progress) {
     let report = progress.report_mut();
     report.migration = Some(plan.offer.migration);
@@ -77,19 +78,20 @@ fn note_destination(progress: &mut Progress, answer: &Findings) {
     report.rootfs = Some(answer.rootfs.clone());
 }
 
-/// The destination, which has proved who it is.
+/// Connection to a destination that has proved its identity.
 struct Contact {
     channel: Channel,
     acquaintance: Acquaintance,
-    /// The receiver's file is in this end's store: the images need not be sent.
+    /// Whether the receiver's file is in this end's store. Then the images need not be sent.
     shares_store: bool,
 }
 
-/// A receiver for any container that has let somebody else in first closes the door; in front of it the next attempt waits.
+/// Connects to the destination. A receiver for any container that has just accepted another source
+/// closes its connections; the next attempt then waits for its turn, so one retry is enough.
 fn meet(plan: &Plan, images: &Images, patience: Patience) -> Result<Contact, SourceError> {
     let is_closed = |error: &TransportError| match error {
         TransportError::Closed { .. } => true,
-        // What was said before the door closed makes a reset of its end.
+        // If this end had sent data before, the close arrives as a reset.
         TransportError::Broken { source, .. } => matches!(
             source.kind(),
             ErrorKind::ConnectionReset | ErrorKind::BrokenPipe
@@ -112,7 +114,7 @@ fn try_to_meet(plan: &Plan, images: &Images, patience: Patience) -> Result<Conta
         container,
         &plan.trust,
         |met| {
-            let found = rendezvous::find(
+            let found = rendezvous::read(
                 &plan.offer.image_path,
                 container,
                 &met.receiver,
@@ -141,7 +143,7 @@ fn try_to_meet(plan: &Plan, images: &Images, patience: Patience) -> Result<Conta
     })
 }
 
-/// This end's findings, then the destination's.
+/// Returns the findings of this end, then those of the destination.
 fn ask_findings(
     plan: &Plan,
     contact: &mut Contact,
@@ -150,9 +152,9 @@ fn ask_findings(
 ) -> Result<Findings, SourceError> {
     let patience = patience.at_most(ANSWER_LIMIT_DUR);
     let own = own_findings(plan, contact.shares_store);
-    let nonce = match plan.offer.rootfs.wish {
+    let probe = match plan.offer.rootfs.wish {
         RootfsWish::None => None,
-        _ => Nonce::leave(&plan.rootfs, plan.offer.migration),
+        _ => SharedProbe::leave(&plan.rootfs, plan.offer.migration),
     };
     let preamble = plan.offer.preamble(Meeting {
         streams: if contact.shares_store {
@@ -160,10 +162,10 @@ fn ask_findings(
         } else {
             plan.streams
         },
-        nonce: nonce.as_ref().map(|nonce| nonce.name().to_owned()),
+        probe: probe.as_ref().map(|probe| probe.name().to_owned()),
         clock_ms: preflight::clock_ms(),
-        // With an error of this end the destination is only asked for its own findings, so that
-        // all are known. It goes on waiting.
+        // If this end has an error, the destination is only asked for its findings, so that the
+        // operator sees all of them. It keeps waiting.
         asks_only: asks_only || own.iter().any(speaks_against),
     });
     let channel = &mut contact.channel;
@@ -175,32 +177,33 @@ fn ask_findings(
     })
 }
 
-/// What this end has found, with what it finds about its store once it knows what that must hold.
+/// Returns the findings of this end, including the free space of its store: the space that is
+/// needed is known only now.
 fn own_findings(plan: &Plan, shares_store: bool) -> Vec<Finding> {
     let (observed, path) = (&plan.offer.observed, &plan.offer.image_path);
-    let room = preflight::room(path);
+    let space = preflight::free_space(path);
     let mut findings = plan.findings.clone();
-    findings.extend(lacking(Side::Source, observed, shares_store, room, path));
+    findings.extend(lacking(Side::Source, observed, shares_store, space, path));
     let rounds_bytes = observed.memory_bytes.saturating_mul(2);
-    if let (true, Some(limits), Some(free_bytes)) = (shares_store, plan.pre_copy, room.free_bytes)
+    if let (true, Some(limits), Some(free_bytes)) = (shares_store, plan.pre_copy, space.free_bytes)
         && (observed.memory_bytes..rounds_bytes).contains(&free_bytes)
     {
         findings.push(Finding::warning(
             Side::Source,
             format!(
-                "the images need about {} for all memory and the same again for each of up to {} rounds in which all of it changes, and {} has {} left",
+                "the images need about {} for the memory, and as much again for each of up to {} rounds in which all of it changes; {} has {} left",
                 bytes(observed.memory_bytes),
                 limits.max_rounds,
                 path.display(),
                 bytes(free_bytes)
             ),
-            "make room there, or use --auto-dedup, --max-rounds or --mode=stop-and-copy",
+            "free space there, or use --auto-dedup, --max-rounds or --mode=stop-and-copy",
         ));
     }
     findings
 }
 
-/// A connection beside the first one.
+/// Opens another connection beside the first one.
 fn join(
     plan: &Plan,
     contact: &Contact,
@@ -216,7 +219,7 @@ fn join(
     Ok(channel)
 }
 
-/// The connections that carry the images to a destination with a store of its own.
+/// Opens the connections that carry the images to a destination with its own store.
 fn open_streams(
     plan: &Plan,
     contact: &Contact,
@@ -234,7 +237,7 @@ fn open_streams(
         .map_err(|source| SourceError::Bulk { source })
 }
 
-/// The connection that carries the root file system, where it is copied.
+/// Opens the connection that carries the root file system, if it is copied.
 fn open_tree(
     plan: &Plan,
     contact: &Contact,
@@ -276,7 +279,8 @@ impl<'a, W: Workload> Negotiated<'a, W> {
         let offer = &plan.offer;
         introduce(plan, progress);
         progress.begin("negotiate");
-        // Before anything is made in the store: who is killed now leaves a record of it.
+        // The record comes before anything is created in the store: if rcm is killed, `--resolve`
+        // knows from it that there is something to remove.
         let mut journal = Journal::begin(
             &plan.root,
             Start {
@@ -289,7 +293,7 @@ impl<'a, W: Workload> Negotiated<'a, W> {
                 receiver: None,
                 tls: None,
                 acquaintance: None,
-                recipe: None,
+                restore_spec: None,
             },
         )?;
         let met = Self::meet(plan, progress, patience).and_then(|met| {
@@ -316,7 +320,7 @@ impl<'a, W: Workload> Negotiated<'a, W> {
                         rounds: 0,
                         round_trip_dur: Duration::ZERO,
                         bulk,
-                        names: Names::default(),
+                        names: SocketNames::default(),
                     },
                     workload,
                 })

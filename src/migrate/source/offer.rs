@@ -1,4 +1,4 @@
-//! What a source tells a destination of the container, of itself and of the migration.
+//! Data of which the source composes the preamble: the container, this host and the migration.
 
 use std::path::PathBuf;
 
@@ -24,7 +24,7 @@ pub struct Bundle {
     pub carried: Vec<CarriedFile>,
 }
 
-/// What is known before the destination is met.
+/// The part that is known before the destination is connected.
 #[derive(Debug, Clone)]
 pub struct Offer {
     /// Id of the migration.
@@ -39,23 +39,23 @@ pub struct Offer {
     pub image_path: PathBuf,
     /// CRIU's flags at this end.
     pub criu: CriuChoices,
-    /// What the container uses.
+    /// Observations of the running container.
     pub observed: Observed,
     /// CRIU's description of the processor; empty if CRIU has none.
     pub processor: Vec<u8>,
-    /// What is to be done about the root file system.
+    /// Request for the root file system.
     pub rootfs: RootfsOffer,
     /// Whether the migration ends before the commit.
     pub rehearses: bool,
 }
 
-/// What is known only when the destination has been met.
+/// The part that is known only after the destination is connected.
 #[derive(Debug, Clone)]
 pub struct Meeting {
     /// Number of connections for the images; 0 if both ends share the store.
     pub streams: u32,
     /// Name of the file in the root file system by which the destination recognizes the same tree.
-    pub nonce: Option<String>,
+    pub probe: Option<String>,
     /// Wall clock of this host, in milliseconds since 1970.
     pub clock_ms: i64,
     /// Whether the destination is only asked.
@@ -63,7 +63,7 @@ pub struct Meeting {
 }
 
 impl Offer {
-    /// Composes the preamble. This is the only place that says what a destination is told.
+    /// Composes the preamble. No other code decides about the contents of the preamble.
     #[must_use]
     pub fn preamble(&self, meeting: Meeting) -> Preamble {
         let Self {
@@ -93,7 +93,7 @@ impl Offer {
             clock_ms: Some(meeting.clock_ms),
             streams: meeting.streams,
             rootfs_offer: RootfsOffer {
-                nonce: meeting.nonce,
+                nonce: meeting.probe,
                 ..rootfs
             },
             carried: bundle.carried,

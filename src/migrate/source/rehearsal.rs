@@ -1,4 +1,4 @@
-//! A migration that is only rehearsed: everything but the commit.
+//! Rehearsal: a migration that ends before the commit.
 
 use super::{Failure, Fence, Fenced, Plan, Workload, up_to_the_commit};
 use crate::error::chain;
@@ -6,10 +6,11 @@ use crate::migrate::progress::Progress;
 use crate::sys::interrupt::Interrupt;
 use crate::text::milliseconds;
 
-/// Does everything up to the commit, and lets the container run on. The plan's preamble has told the destination.
+/// Does everything up to the commit, then resumes the container. The plan's preamble has announced
+/// the rehearsal to the destination.
 ///
 /// # Errors
-/// As a migration's before the commit.
+/// As [`migrate`](super::migrate) before the commit.
 pub fn rehearse<W: Workload>(
     plan: &Plan,
     workload: W,
@@ -20,8 +21,8 @@ pub fn rehearse<W: Workload>(
 }
 
 impl<F: Fence> Fenced<'_, F> {
-    /// Lets the container run on, and says how long a migration would have stopped it: until now, and for the commit to get there and its
-    /// answer to come back.
+    /// Resumes the container and prints the predicted downtime: the time until now, plus a round
+    /// trip for the commit and its answer.
     fn end_rehearsal(self) -> Result<(), Failure> {
         let Self {
             mut session,
@@ -29,9 +30,10 @@ impl<F: Fence> Fenced<'_, F> {
             stopped_at,
         } = self;
         let predicted_dur = stopped_at.elapsed() + session.round_trip_dur;
+        // The files of the sockets come back before the container runs: it may connect to them.
         session.names.put_back();
         let released = fenced.release();
-        let stood_still_dur = stopped_at.elapsed();
+        let frozen_dur = stopped_at.elapsed();
         let plan = session.plan;
         session.channel.abort("the rehearsal is over");
         session.settle_names(false);
@@ -45,13 +47,13 @@ impl<F: Fence> Fenced<'_, F> {
         })?;
         drop(session.images);
         let report = session.progress.report_mut();
-        report.downtime_dur = Some(stood_still_dur);
+        report.downtime_dur = Some(frozen_dur);
         report.predicted_dur = Some(predicted_dur);
         session.progress.say(&format!(
-            "rehearsed with {}: predicted downtime {}; it stood still for {} and runs on here",
+            "rehearsed with {}: predicted downtime {}; it was frozen for {} and runs on here",
             plan.destination,
             milliseconds(predicted_dur),
-            milliseconds(stood_still_dur)
+            milliseconds(frozen_dur)
         ));
         Ok(())
     }

@@ -1,4 +1,4 @@
-//! What every state of a source carries.
+//! The data that every state of the source carries.
 
 use std::fs;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
@@ -19,19 +19,20 @@ use crate::migrate::transfer::images::{self, BulkError};
 use crate::migrate::transfer::rootfs::{self, RootfsError};
 use crate::migrate::trust::Trust;
 use crate::migrate::trust::rendezvous::Acquaintance;
-use crate::migrate::unix_sockets::{self, Names};
+use crate::migrate::unix_sockets::{self, SocketNames};
 use crate::migrate::wire::id::MigrationId;
 use crate::migrate::wire::payload::{Answer, Inquiry, Ready, Shipped};
 use crate::migrate::wire::protocol::{Kind, Message};
 use crate::migrate::wire::state::{Phase, Verdict};
 
-/// How long a destination that has given up takes to say so.
+/// Time for which the source waits for the reason of a destination that has given up.
 const FAREWELL_LIMIT_DUR: Duration = Duration::from_secs(5);
 
-/// How long a destination may take to destroy what it restores; it first finishes the restore.
+/// Time that a destination may take to destroy the restored container. It finishes the restore
+/// first.
 const DISCARD_LIMIT_DUR: Duration = Duration::from_secs(60);
 
-/// This migration's directory in the image store; removed when dropped, unless kept.
+/// This migration's directory in the image store. It is removed on drop unless `keep` is set.
 #[derive(Debug)]
 pub(super) struct Images {
     pub(super) path: PathBuf,
@@ -39,7 +40,7 @@ pub(super) struct Images {
     pub(super) keep: bool,
 }
 
-/// Where the images of a migration lie.
+/// Returns the directory of a migration's images.
 pub(super) fn images_path(store: &Path, migration: MigrationId) -> PathBuf {
     store.join(migration.to_string())
 }
@@ -82,38 +83,40 @@ impl Drop for Images {
     }
 }
 
-/// What all states carry.
+/// The data that every state carries.
 #[derive(Debug)]
 pub(super) struct Session<'a> {
     pub(super) plan: &'a Plan,
     pub(super) channel: Channel,
     pub(super) acquaintance: Acquaintance,
     pub(super) journal: Journal,
-    /// Carries the root file system, where it is copied. Before `images`, where its lists are.
+    /// Sends the root file system, if it is copied. It stands before `images` to be dropped first:
+    /// its lists are in that directory.
     pub(super) tree: Option<rootfs::Sender>,
     pub(super) images: Images,
     pub(super) progress: &'a mut Progress,
-    /// Until the freeze: only signals end a wait. Then the freeze's budget.
+    /// Limit of every wait: only signals until the freeze, then the budget of the freeze, too.
     pub(super) patience: Patience<'a>,
-    /// How many rounds of pre-copy are in the store; also the number of the directory of the final dump.
+    /// Number of rounds in the store. It is also the number of the final dump's directory.
     pub(super) rounds: u32,
-    /// How long an answer takes that needs no work at the other end, about.
+    /// Approximate time that an answer takes if it needs no work at the other end.
     pub(super) round_trip_dur: Duration,
-    /// Carries the images to a destination that does not share the store.
+    /// Sends the images to a destination that does not share the store.
     pub(super) bulk: Option<images::Sender>,
-    /// What the restore may take from the container.
-    pub(super) names: Names,
+    /// Files of the container's Unix sockets that the restore may replace.
+    pub(super) names: SocketNames,
 }
 
 impl Session<'_> {
-    pub(super) fn ship(&mut self, names: Names) -> Result<Manifest, SourceError> {
+    pub(super) fn ship(&mut self, names: SocketNames) -> Result<Manifest, SourceError> {
         self.patience.check()?;
         if let Some(tree) = &self.tree {
             tree.finish();
         }
         let manifest = self.hand_over(self.patience)?;
         self.tell_tree(|tree, patience| tree.await_finish(patience))?;
-        // A restore begins when "shipped" arrives.
+        // The socket files move aside before "shipped" is sent: on a shared file system the
+        // restore, which begins with that message, replaces them.
         self.keep(names)?;
         let shipped = Message::Shipped(Shipped {
             number: self.rounds,
@@ -125,7 +128,7 @@ impl Session<'_> {
         Ok(manifest)
     }
 
-    /// Waits for a part of the root file system, and tells what has been sent.
+    /// Waits for a stage of the root file system, and reports the passes.
     pub(super) fn tell_tree(
         &mut self,
         wait: impl FnOnce(&rootfs::Sender, Patience) -> Result<Vec<TreePass>, RootfsError>,
@@ -139,8 +142,9 @@ impl Session<'_> {
         Ok(())
     }
 
-    /// Keeps the names of the container's sockets.
-    fn keep(&mut self, names: Names) -> Result<(), SourceError> {
+    /// Moves the files of the container's sockets aside. The record of them comes first, so that
+    /// `--resolve` can put them back.
+    fn keep(&mut self, names: SocketNames) -> Result<(), SourceError> {
         if names.list().is_empty() {
             return Ok(());
         }
@@ -152,8 +156,8 @@ impl Session<'_> {
         Ok(())
     }
 
-    /// Puts back what the restore takes from the container, until the destination has destroyed what it has restored: `ended`, or it says so or is gone. The
-    /// container runs on meanwhile.
+    /// Puts the socket files back again and again until the destination has destroyed its restored
+    /// container: it says so (`ended`), or its connection is gone. The container runs meanwhile.
     pub(super) fn settle_names(&mut self, ended: bool) {
         let mut names = std::mem::take(&mut self.names);
         if names.list().is_empty() {
@@ -162,7 +166,7 @@ impl Session<'_> {
         let deadline = Instant::now() + DISCARD_LIMIT_DUR;
         let mut limit_dur = Duration::ZERO;
         while !ended && Instant::now() < deadline {
-            // It may have said that it is ready before it heard of the end.
+            // "Ready" may arrive before the destination hears of the end.
             let patience = Patience::within(unix_sockets::PAUSE_DUR);
             match self.channel.receive(&[Kind::Ready], patience) {
                 Ok(_) | Err(TransportError::Late { .. }) => names.put_back(),
@@ -176,7 +180,8 @@ impl Session<'_> {
         names.settle(limit_dur);
     }
 
-    /// The next images of the chain are complete: they are sent to a destination that does not see them.
+    /// Hands over the next images of the chain, which are complete. If the destination does not see
+    /// the store, they are sent.
     pub(super) fn hand_over(&mut self, patience: Patience) -> Result<Manifest, SourceError> {
         match &self.bulk {
             None => Manifest::of_directory(&self.next_dir())
@@ -188,7 +193,8 @@ impl Session<'_> {
         }
     }
 
-    /// A destination that gives up ends the connections of the images; why, it says on this one.
+    /// Returns the destination's reason if there is one. A destination that gives up closes the
+    /// connections for the images, and says why on the main connection.
     pub(super) fn explain(&mut self, error: BulkError) -> SourceError {
         match self
             .channel
@@ -199,8 +205,9 @@ impl Session<'_> {
         }
     }
 
-    /// Meanwhile the images are synced: before the commit they must survive a crash, but the destination can read them now. It syncs its own where it
-    /// has its own.
+    /// Waits until the destination holds the restored container. Meanwhile this end syncs the
+    /// images: they must survive a crash before the commit, but the destination can read them
+    /// already. A destination with its own store syncs its own images.
     pub(super) fn await_ready(&mut self, manifest: &Manifest) -> Result<(), SourceError> {
         self.progress.begin("restore");
         let began = Instant::now();
@@ -226,7 +233,8 @@ impl Session<'_> {
         Ok(self.journal.enter(Phase::PeerReady)?)
     }
 
-    /// Asks the destination, on a new connection or through the store, what became of the migration.
+    /// Asks the destination, on a new connection or through the store, for the verdict on the
+    /// migration.
     pub(super) fn ask(&mut self) -> Result<Verdict, TransportError> {
         let migration = self.plan.offer.migration;
         let Plan {
@@ -235,15 +243,16 @@ impl Session<'_> {
         let container = &self.plan.offer.container;
         match ask(destination, container, trust, self.acquaintance, migration) {
             Ok((channel, verdict)) => {
-                // The last word to the destination goes where it answered.
+                // The final message goes to the connection on which the destination has answered.
                 self.channel = channel;
                 Ok(verdict)
             }
-            Err(error) => verdict::find(&self.images.path, migration).ok_or(error),
+            Err(error) => verdict::read(&self.images.path, migration).ok_or(error),
         }
     }
 
-    /// Tells the destination. CRIU still writes images, and the record stays as it is: both are for `--resolve`.
+    /// Tells the destination that this end has given up. The images and the record stay for
+    /// `--resolve`: CRIU still holds the container and writes images.
     pub(super) fn left_held(mut self, cause: SourceError) -> Failure {
         self.channel.abort(&chain(&cause));
         self.images.keep = true;
@@ -259,16 +268,20 @@ impl Session<'_> {
         release: impl FnOnce() -> Result<(), Cause>,
     ) -> Failure {
         let reason = chain(&cause);
+        // In both cases the destination has already destroyed its container, or never had one.
         let ended = matches!(
             cause,
             SourceError::Transport(TransportError::Aborted { .. }) | SourceError::Returned
         );
+        // Before the container runs: it may connect to its own sockets at once.
         self.names.put_back();
-        // The container first: it stands still.
+        // The container is resumed before the peer is told: every message would add to its
+        // downtime.
         let released = release();
         self.channel.abort(&reason);
         self.settle_names(ended);
-        // Before the last word: who is killed now leaves a record by which `--resolve` removes them.
+        // The images go before the record says "rolled back": if rcm is killed in between,
+        // `--resolve` finds the record and removes the images.
         drop(self.images);
         if let Err(error) = self.journal.roll_back(&reason) {
             tracing::warn!("{}", chain(&error));
@@ -288,7 +301,8 @@ impl Session<'_> {
     }
 }
 
-/// Asks a destination what became of a migration; also returns the connection, for [`crate::migrate::wire::payload::Settled`].
+/// Asks a destination for its verdict on a migration. Also returns the connection, for
+/// [`crate::migrate::wire::payload::Settled`].
 ///
 /// # Errors
 /// All of [`TransportError`].
@@ -303,8 +317,10 @@ pub fn ask(
     let mut channel = reconnect(destination, container, trust, acquaintance, patience)?;
     channel.send(&Message::Inquiry(Inquiry { migration }), patience)?;
     let answer: Answer = channel.expect(patience)?;
-    match answer.migration == migration {
-        true => Ok((channel, answer.verdict)),
-        false => Ok((channel, Verdict::Unknown)),
-    }
+    let verdict = if answer.migration == migration {
+        answer.verdict
+    } else {
+        Verdict::Unknown
+    };
+    Ok((channel, verdict))
 }

@@ -1,4 +1,4 @@
-//! What a source needs of a container.
+//! Interface of the source to a container.
 
 use std::os::fd::OwnedFd;
 use std::path::Path;
@@ -6,88 +6,93 @@ use std::time::Instant;
 
 use crate::criu::stats::DumpStats;
 use crate::error::Cause;
-use crate::migrate::unix_sockets::{Names, Unkept};
+use crate::migrate::unix_sockets::{SocketNames, Unkept};
 use crate::migrate::wire::id::MigrationId;
 
-/// Where images go.
+/// Target of a dump.
 #[derive(Debug)]
 pub struct Target<'a> {
-    /// The directory.
+    /// Directory for the images.
     pub images: &'a Path,
-    /// Where the earlier images are that these build on, relative to the directory.
+    /// Path of the images that these build on, relative to the directory; `None` for complete
+    /// images.
     pub parent: Option<&'a Path>,
-    /// A connection that takes the memory instead of the directory.
+    /// Connection that takes the memory instead of the directory.
     pub pages: Option<OwnedFd>,
 }
 
 /// A container that can be copied, stopped and dumped.
 pub trait Workload {
-    /// See [`Held`].
+    /// The container after the dump.
     type Held: Held;
 
-    /// Copies the memory of the running container; only what has changed since, where there are earlier images.
+    /// Copies the memory of the running container: all of it, or the changes since the earlier
+    /// images.
     ///
     /// # Errors
-    /// Whatever prevents it. The container runs on.
+    /// If the memory cannot be copied. The container runs on.
     fn pre_dump(&mut self, target: Target) -> Result<DumpStats, Cause>;
 
-    /// Stops the container and writes its images. What was done is undone on failure: the container runs on.
+    /// Freezes the container and writes its images. On failure everything is undone and the
+    /// container runs on.
     ///
     /// # Errors
-    /// Whatever prevents the dump.
+    /// If the dump fails.
     fn dump(self, target: Target) -> Result<Self::Held, Cause>;
 }
 
-/// A dumped container that stands still until it is told what to do.
+/// A dumped container that CRIU holds frozen.
 ///
-/// Dropping it, or the death of this process, lets the container go on.
+/// Dropping it, or the death of this process, resumes the container.
 pub trait Held: Sized {
-    /// The same, held by its cgroup too.
+    /// The container after [`Self::fence`].
     type Fenced: Fence;
 
-    /// When the container stopped.
+    /// Returns the time at which the first task stopped.
     fn stopped_at(&self) -> Instant;
 
-    /// When all of it stood still; as [`Self::stopped_at`] where that is not known.
+    /// Returns the time at which all tasks were stopped; equal to [`Self::stopped_at`] if it is not
+    /// known.
     fn frozen_at(&self) -> Instant;
 
-    /// The names of its sockets that the destination's restore may take from it, and those that cannot be kept.
-    fn names(&self, migration: MigrationId) -> (Names, Vec<Unkept>);
+    /// Returns the sockets whose files the destination's restore may replace, and those that cannot
+    /// be kept.
+    fn names(&self, migration: MigrationId) -> (SocketNames, Vec<Unkept>);
 
-    /// Makes it stand still by its cgroup, too.
+    /// Freezes the container by its cgroup, too.
     ///
     /// # Errors
-    /// Where that cannot be made sure: the container runs on then, or will once `self` is gone.
+    /// If the cgroup cannot be frozen. The container then runs on, or will when `self` is dropped.
     fn fence(self) -> Result<Self::Fenced, (Self, Cause)>;
 
-    /// Lets it go on.
+    /// Resumes the container.
     ///
     /// # Errors
-    /// Where it still stands.
+    /// If it is still frozen.
     fn release(self) -> Result<(), Cause>;
 }
 
-/// A dumped container that stands still whatever happens to CRIU and, once it is sealed, to this process.
+/// A dumped container that stays frozen if CRIU dies and, once it is sealed, if this process dies.
 pub trait Fence: Sized {
-    /// From here on it stands still even if this process dies. Before that, a death lets it go on: the commit was not announced
-    /// in the journal yet.
+    /// Makes the fence outlive this process. Before that, the death of this process resumes the
+    /// container: its journal does not announce a commit yet.
     ///
     /// # Errors
-    /// Where that cannot be made sure.
+    /// If the fence cannot be made permanent.
     fn seal(&mut self) -> Result<(), Cause>;
 
-    /// Lets it go on.
+    /// Resumes the container.
     ///
     /// # Errors
-    /// Where it still stands.
+    /// If it is still frozen.
     fn release(self) -> Result<(), Cause>;
 
-    /// Kills it and removes what it was from this host.
+    /// Kills the container and removes it from this host.
     ///
     /// # Errors
-    /// What could not be removed; it does not execute in any case.
+    /// If a part could not be removed. The container does not execute in any case.
     fn finish(self) -> Result<(), Cause>;
 
-    /// Leaves it standing: nobody knows yet whose it is.
+    /// Leaves the container frozen: it is not known yet where it runs.
     fn leave(self);
 }

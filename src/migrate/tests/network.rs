@@ -1,19 +1,22 @@
-//! A network that cuts a connection exactly where a test wants it.
+//! A network that cuts a connection at a given message.
 //!
-//! It sees TLS records and cannot tell what is in them. But each end says the same messages in the same order, and a message begins a record.
+//! It sees TLS records but not their contents. But each end sends the same messages in the same
+//! order, and a message begins a record.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 
 use crate::migrate::wire::protocol::Kind;
 
-/// The header of a TLS record: type, version, length (RFC 8446, 5.1).
+/// Length of the header of a TLS record: type, version, length (RFC 8446, 5.1).
 const HEADER_BYTES: usize = 5;
-/// The type of protected records.
+/// Type of protected records.
 const PROTECTED: u8 = 23;
-/// A full record: 2^14 bytes, their type and the tag. A message goes on in the next one.
+/// Length of a full record: 2^14 bytes, their type and the tag. A longer message continues in the
+/// next record.
 const FULL_BYTES: usize = (1 << 14) + 17;
-/// What the source sends after its part of the handshake and its opening, in a migration with so many rounds of pre-copy.
+/// Messages of the source after its part of the handshake and its opening, in a migration with this
+/// number of rounds.
 fn by_source(rounds: usize) -> Vec<Kind> {
     let mut kinds = vec![Kind::Proof, Kind::Preamble];
     kinds.resize(kinds.len() + rounds, Kind::Round);
@@ -21,7 +24,7 @@ fn by_source(rounds: usize) -> Vec<Kind> {
     kinds
 }
 
-/// What the destination sends after its part of the handshake, and its opening with the challenge.
+/// Messages of the destination after its part of the handshake and its opening with the challenge.
 fn by_destination(rounds: usize) -> Vec<Kind> {
     let mut kinds = vec![Kind::Welcome, Kind::Findings];
     kinds.resize(kinds.len() + rounds, Kind::RoundVerified);
@@ -29,20 +32,20 @@ fn by_destination(rounds: usize) -> Vec<Kind> {
     kinds
 }
 
-/// The protected records before those.
+/// Number of the protected records before these messages.
 const INTRODUCTION: usize = 2;
 
-/// What the network does to a migration.
+/// Fault of the network in a migration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Cut {
     None,
     /// The connection ends instead of this message arriving.
     Before(Kind),
-    /// The connection ends after it has arrived.
+    /// The connection ends after this message has arrived.
     After(Kind),
 }
 
-/// Forwards connections to `target` and cuts the first one as asked; those after it live.
+/// Forwards connections to `target` and cuts the first one as asked. Later ones are not cut.
 pub(super) fn network(target: SocketAddr, cut: Cut, rounds: usize) -> SocketAddr {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let address = listener.local_addr().unwrap();
@@ -87,7 +90,7 @@ fn forward(mut from: TcpStream, mut to: TcpStream, kinds: &[Kind], cut: Cut) {
         }
     };
     let _ = copy();
-    // Both directions: a cut link carries nothing either way.
+    // Both directions are cut, as on a broken link.
     let _ = to.shutdown(Shutdown::Both);
     let _ = from.shutdown(Shutdown::Both);
 }

@@ -1,4 +1,4 @@
-//! Containers that are only played. They behave as CRIU and the freezer do when somebody dies.
+//! Simulated containers. They behave as CRIU and the freezer do if a process dies.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -14,14 +14,14 @@ use crate::error::Cause;
 use crate::migrate::agreement::Local;
 use crate::migrate::destination::{self, Host};
 use crate::migrate::preflight::facts;
-use crate::migrate::record::restore_spec::Recipe;
+use crate::migrate::record::restore_spec::RestoreSpec;
 use crate::migrate::source::{self, Target, Workload};
-use crate::migrate::unix_sockets::{Names, Unkept};
+use crate::migrate::unix_sockets::{SocketNames, Unkept};
 use crate::migrate::wire::facts::Facts;
 use crate::migrate::wire::id::{MigrationId, Side};
 use crate::migrate::wire::preamble::Preamble;
 
-/// What a container is on one host.
+/// State of a container on one host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum State {
     Absent,
@@ -30,7 +30,7 @@ pub(super) enum State {
     Fenced,
 }
 
-/// Both hosts' containers. It is where two runners would be seen.
+/// Both hosts' containers. Two running copies would be seen here.
 #[derive(Debug)]
 pub(super) struct World {
     pub(super) source: State,
@@ -40,7 +40,7 @@ pub(super) struct World {
 pub(super) type Shared = Arc<Mutex<World>>;
 
 pub(super) fn set(world: &Shared, side: Side, state: State) {
-    // A thread that plays a dying process may have held the lock.
+    // A thread that simulates a dying process may have held the lock.
     let mut world = world
         .lock()
         .unwrap_or_else(|poisoned| poisoned.into_inner());
@@ -54,7 +54,7 @@ pub(super) fn set(world: &Shared, side: Side, state: State) {
     );
 }
 
-/// Where a played container goes wrong.
+/// Fault of a simulated container.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(super) enum Fault {
     None,
@@ -62,25 +62,25 @@ pub(super) enum Fault {
     PreDump(u32),
     /// The source dies in this round.
     DieInPreDump(u32),
-    /// This round does not build on the one before it.
+    /// This round does not refer to the one before it.
     Orphan(u32),
     /// The dump fails.
     Dump,
     /// The source dies while it dumps.
     DieInDump,
-    /// The source writes an image, and the store shows another.
+    /// The source writes an image, and the store returns other bytes.
     DamagedImage,
     /// The restore fails.
     Restore,
-    /// The destination dies in it.
+    /// The destination dies in the restore.
     DieInRestore,
     /// The container cannot be fenced.
     Fence,
-    /// The fence cannot be made to last.
+    /// The fence cannot be made permanent.
     Seal,
     /// The source dies while fencing.
     DieInFence,
-    /// Letting it run fails so many times.
+    /// This many attempts to resume it fail.
     Resume(u32),
     /// It executes, and CRIU dies before it has said so.
     DieInResume,
@@ -92,7 +92,7 @@ pub(super) struct Container {
     pub(super) world: Shared,
     pub(super) fault: Fault,
     pub(super) dir: PathBuf,
-    /// How many rounds of its memory were copied.
+    /// Number of rounds of its memory.
     pub(super) rounds: u32,
 }
 
@@ -119,7 +119,7 @@ impl Workload for Container {
         let number = self.rounds;
         self.rounds += 1;
         match self.fault {
-            Fault::PreDump(round) if round == number => return Err("Error (criu): no room".into()),
+            Fault::PreDump(round) if round == number => return Err("Error (criu): no space".into()),
             Fault::DieInPreDump(round) if round == number => panic!("killed"),
             Fault::Orphan(round) if round == number => {}
             _ => link_parent(images, parent)?,
@@ -151,7 +151,7 @@ impl Workload for Container {
     }
 }
 
-/// As CRIU.
+/// Links the parent as CRIU does.
 fn link_parent(images: &Path, parent: Option<&Path>) -> std::io::Result<()> {
     match parent {
         Some(parent) => symlink(parent, images.join("parent")),
@@ -159,7 +159,7 @@ fn link_parent(images: &Path, parent: Option<&Path>) -> std::io::Result<()> {
     }
 }
 
-/// As CRIU: it lets the tasks run on when nobody is there to answer.
+/// As CRIU does: the tasks run on if no process is there to answer.
 impl Drop for HeldDump {
     fn drop(&mut self) {
         if !self.decided {
@@ -179,7 +179,7 @@ impl source::Held for HeldDump {
         self.stopped_at
     }
 
-    fn names(&self, _: MigrationId) -> (Names, Vec<Unkept>) {
+    fn names(&self, _: MigrationId) -> (SocketNames, Vec<Unkept>) {
         Default::default()
     }
 
@@ -228,7 +228,7 @@ impl source::Fence for FencedDump {
     fn leave(self) {}
 }
 
-pub(super) struct Node {
+pub(super) struct PlayedHost {
     pub(super) world: Shared,
     pub(super) fault: Fault,
     pub(super) id_in_use: bool,
@@ -246,7 +246,7 @@ pub(super) struct HeldRestore {
     decided: bool,
 }
 
-impl Host for Node {
+impl Host for PlayedHost {
     type Held = HeldRestore;
 
     fn facts(&self) -> Facts {
@@ -270,8 +270,8 @@ impl Host for Node {
         }
     }
 
-    fn recipe(&self, _: &Preamble) -> Recipe {
-        Recipe::default()
+    fn restore_spec(&self, _: &Preamble) -> RestoreSpec {
+        RestoreSpec::default()
     }
 
     fn restore(&mut self, _: &Preamble, images: &Path) -> Result<HeldRestore, Cause> {
@@ -292,7 +292,7 @@ impl Host for Node {
     }
 }
 
-/// As CRIU: it kills what it has restored when nobody is there to answer.
+/// As CRIU does: it kills the restored tasks if no process is there to answer.
 impl Drop for HeldRestore {
     fn drop(&mut self) {
         if !self.decided {

@@ -1,4 +1,5 @@
-//! Pre-copy: whatever happens in a round, the container runs on at the source and the rounds are gone.
+//! Pre-copy: after any fault in a round the container runs on at the source and the rounds are
+//! removed.
 
 use super::*;
 
@@ -10,7 +11,7 @@ fn it_moves_in_rounds() {
         unreachable!("it has moved")
     };
     assert_eq!(report.rounds.len(), 2);
-    // What the played container writes: a digit a round, and "core".
+    // The simulated container writes a digit in each round, and "core".
     let round_bytes: Vec<_> = report
         .rounds
         .iter()
@@ -44,7 +45,7 @@ fn a_dump_that_fails_after_the_rounds_leaves_it_running() {
     }
 }
 
-/// CRIU makes such a round complete without a word, or a later one incomplete.
+/// CRIU silently makes such a round complete, or a later one incomplete.
 #[test]
 fn a_round_without_its_parent_is_not_built_on() {
     let outcome = migrate_in_rounds(Fault::Orphan(1), Fault::None, Cut::None);

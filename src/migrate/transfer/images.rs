@@ -1,20 +1,23 @@
-//! The images on their way where the ends share no store.
+//! Transfer of the images if the ends share no store.
 //!
-//! Several connections carry them side by side, while CRIU still dumps: the source's [`Sender`] is CRIU's page server, so that the memory goes from the
-//! container to the network and is never written on this host; the rest, small as it is, follows when the dump is complete. The destination's
-//! [`Receiver`] writes each piece to its place, in any order. Neither ever holds more than a few pieces, whatever the size of the container.
+//! Several connections carry them in parallel while CRIU still dumps. The source's [`Sender`] is
+//! CRIU's page server, so the memory goes from the container to the network and is never written on
+//! this host. The other images are small and follow when the dump is complete. The destination's
+//! [`Receiver`] writes each piece to its offset, in any order. Neither ever holds more than a few
+//! pieces, even of a large container.
 //!
 //! ```text
 //!  source                                                destination
-//!    |  CRIU hands over the memory ...                        |
-//!    | == connection 1: piece of pages-1.img at 0 ==========> |  writes it to its place, and notes its digest
+//!    |  CRIU sends the memory ...                             |
+//!    | == connection 1: piece of pages-1.img at 0 ==========> |  writes it to its offset, and notes its digest
 //!    | == connection 2: piece of pages-1.img at 4 MiB ======> |
-//!    |  CRIU is done: what is left of all files               |
-//!    | == connections 1, 2: end of number 0 ================> |
+//!    |  CRIU is done: all other files                         |
+//!    | == connections 1, 2: end of directory 0 =============> |
 //!    | -- round or shipped, with the manifest --------------> |  compares the digests, before anything is restored
 //! ```
 //!
-//! The digests in the manifest are those that the sender took from what it read, so nothing is read twice at either end.
+//! The sender computes the digests of the manifest from the bytes that it sends, so neither end
+//! reads anything twice.
 
 mod block;
 mod compress;
@@ -30,7 +33,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use nix::sys::socket::{Shutdown, shutdown};
 
 pub use compress::Compression;
-pub use rate_limit::Pace;
+pub use rate_limit::RateLimit;
 pub use receiver::Receiver;
 pub use sender::{Sender, Settings};
 
@@ -39,10 +42,7 @@ use crate::image::manifest::ManifestError;
 use crate::migrate::link::channel::TransportError;
 use crate::sys::file::Failed;
 
-/// The most connections that one migration has.
-pub const MAX_STREAMS: u32 = 16;
-
-/// Images do not get across.
+/// Errors of the transfer of images.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum BulkError {
@@ -52,16 +52,16 @@ pub enum BulkError {
     /// A file cannot be read or written.
     #[error(transparent)]
     File(#[from] Failed),
-    /// The memory does not come from CRIU.
+    /// The memory cannot be taken from CRIU.
     #[error(transparent)]
     PageServer(#[from] PageServerError),
-    /// The images cannot be listed, or are not what the manifest says.
+    /// The images cannot be listed, or differ from the manifest.
     #[error(transparent)]
     Manifest(#[from] ManifestError),
-    /// The peer sent what cannot be understood.
+    /// The peer sent invalid data.
     #[error("invalid data for the images: {reason}")]
     Invalid {
-        /// What is wrong with it.
+        /// Description of the fault.
         reason: &'static str,
     },
     /// A compressed chunk is damaged, or this end cannot compress.
@@ -69,21 +69,21 @@ pub enum BulkError {
     Compression {
         /// "compress" or "decompress".
         action: &'static str,
-        /// Why.
+        /// The cause.
         #[source]
         source: io::Error,
     },
-    /// The connections ended before everything was there.
+    /// The connections ended before everything had arrived.
     #[error("the connections for the images ended before everything had arrived")]
     Incomplete,
 }
 
 type Result<T, E = BulkError> = std::result::Result<T, E>;
 
-/// Ends every wait at these sockets, whoever waits.
+/// Ends every wait at these sockets, in any thread.
 pub(crate) fn hang_up(sockets: &[OwnedFd]) {
     for socket in sockets {
-        // The peer may have been first.
+        // An error means that the peer has closed the connection already.
         let _ = shutdown(socket.as_raw_fd(), Shutdown::Both);
     }
 }

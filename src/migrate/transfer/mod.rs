@@ -1,4 +1,4 @@
-//! Images and trees that cross the network.
+//! Transfer of images and trees over the network.
 
 pub mod images;
 pub mod rootfs;

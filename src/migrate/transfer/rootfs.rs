@@ -1,25 +1,27 @@
-//! The bundle and the root file system on their way, where the ends do not see the same tree.
+//! Transfer of the bundle and the root file system if the ends do not see the same tree.
 //!
-//! They cross on a connection of their own, as the streams of [`crate::image::tree`]: everything, or what the destination lacks, while the container runs; what has
-//! changed since, again and again, until the freeze; and the last changes in the freeze, when CRIU is done with the dump, so that memory and files belong to the same
-//! instant and what CRIU itself links into the tree (`--link-remap`) comes too.
+//! They have their own connection, which carries the streams of [`crate::image::tree`]. The first
+//! stream has the whole tree, or the difference to the destination's tree, while the container
+//! runs. Later streams have the changes since, again and again until the freeze. The last one
+//! follows in the freeze, after CRIU's dump: memory and files then belong to the same instant, and
+//! files that CRIU itself links into the tree (`--link-remap`) are in it, too.
 //!
 //! ```text
 //!  source                                                       destination
 //!    | ------------ config.json -----------------------------------> |
-//!    | <----------- inventory of the tree that is there ------------ |  diff only
-//!    | ------------ changes ----------------------------------------> |  into a tree beside the place
+//!    | <----------- inventory of the destination's tree ------------- |  diff only
+//!    | ------------ changes ----------------------------------------> |  into a new tree beside the old one
 //!    | <----------- synced ------------------------------------------ |  on the disk
 //!    |  the container runs, memory is pre-copied                      |
 //!    | ------------ changes since, and so on -----------------------> |
 //!    |  freeze, dump                                                  |
 //!    | ------------ last changes -----------------------------------> |
-//!    |                                                                |  the tree takes its place; restore
-//!    |                                                                |  commit: the old tree goes. Otherwise it takes its place again
+//!    |                                                                |  swap the trees; restore
+//!    |                                                                |  commit: remove the old tree; rollback: swap back
 //! ```
 //!
-//! [`Sender`] and [`Receiver`] have a thread each, [`Placement`] is what happens to the destination's file system, [`Nonce`] is how the ends find out that they see the
-//! same tree.
+//! [`Sender`] and [`Receiver`] have a thread each. [`TreeSwap`] changes the destination's file
+//! system and undoes it. By [`SharedProbe`] the ends find out that they see the same tree.
 
 use std::path::Path;
 
@@ -35,15 +37,15 @@ mod swap;
 
 pub use receiver::Receiver;
 pub use sender::{Sender, Settings};
-pub use shared_probe::{Nonce, remove_nonce};
-pub use swap::{Placement, settle};
+pub use shared_probe::{SharedProbe, remove_probe};
+pub use swap::{TreeSwap, settle};
 
-/// The spec, in a bundle.
+/// Name of the spec in a bundle.
 const CONFIG: &str = "config.json";
-/// More than any of these.
+/// Size limit of a spec.
 const MAX_CONFIG_BYTES: u64 = 4 << 20;
 
-/// The tree does not get across.
+/// Errors of the transfer of the tree.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RootfsError {
@@ -56,18 +58,18 @@ pub enum RootfsError {
     /// A file beside the tree cannot be used.
     #[error(transparent)]
     File(#[from] Failed),
-    /// The peer sent what cannot be understood.
+    /// The peer sent invalid data.
     #[error("invalid data for the root file system: {reason}")]
     Invalid {
-        /// What is wrong with it.
+        /// Description of the fault.
         reason: &'static str,
     },
-    /// The last changes did not come before the images.
-    #[error("the connection of the root file system ended before everything was there")]
+    /// The last changes did not arrive before the images.
+    #[error("the connection of the root file system ended before everything had arrived")]
     Incomplete,
 }
 
-/// The spec of a bundle, to be sent.
+/// Reads the spec of a bundle, which is sent with the tree.
 ///
 /// # Errors
 /// [`RootfsError::File`].
@@ -78,7 +80,7 @@ pub fn read_config(bundle: &Path) -> Result<Vec<u8>> {
 
 type Result<T, E = RootfsError> = std::result::Result<T, E>;
 
-/// A failed connection is what it is, however deep in a stream it was noticed.
+/// Returns the error of the connection if that is the cause of the tree's error.
 fn lift(error: TreeError) -> RootfsError {
     match error {
         TreeError::Stream {

@@ -1,4 +1,4 @@
-//! Certificates that no authority vouches for.
+//! Verification of certificates for which no authority vouches.
 
 use std::sync::Arc;
 
@@ -8,10 +8,11 @@ use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
 use rustls::server::danger::{ClientCertVerified, ClientCertVerifier};
 use rustls::{DigitallySignedStruct, DistinguishedName, Error, PeerIncompatible, SignatureScheme};
 
-/// Takes every certificate whose owner has its key.
+/// Verifier that accepts every certificate whose owner has its key.
 ///
-/// The session says then *which* certificate the peer has, not that it is the right one. That is for
-/// [`super::rendezvous`]: nothing but the introduction is read from a session before its proof.
+/// The session then says *which* certificate the peer has, not that it is the right one.
+/// [`super::rendezvous`] decides that. Before its proof only the introduction is read from a
+/// session.
 #[derive(Debug)]
 pub(super) struct Unverified {
     algorithms: WebPkiSupportedAlgorithms,
@@ -25,7 +26,7 @@ impl Unverified {
     }
 }
 
-/// TLS 1.2 is not offered, so its signatures are never asked about.
+/// Error for a TLS 1.2 signature. TLS 1.2 is not offered, so rustls never asks for one.
 fn no_tls12() -> Error {
     Error::PeerIncompatible(PeerIncompatible::ServerDoesNotSupportTls12Or13)
 }

@@ -1,31 +1,38 @@
-//! How the two ends recognize each other through a shared image store.
+//! Mutual recognition of the two ends through a shared image store.
 //!
-//! A receiver restores process images as root, so it must not listen to strangers. It leaves a fresh secret and the fingerprint of its
-//! certificate in the image store, in a file that only root reads; a source that can read it belongs to the same pool. In a TLS 1.3 session,
-//! each end with a certificate, both prove to the other that they know the secret, before anything else is said, and neither says it:
+//! A receiver restores process images as root, so it must not accept strangers. It writes a fresh
+//! secret and the fingerprint of its certificate to the image store, in a file that only root can
+//! read. A source that can read it belongs to the same pool. In a TLS 1.3 session with a
+//! certificate on each side, each end proves to the other that it knows the secret, before anything
+//! else is sent. Neither sends the secret itself:
 //!
 //! ```text
 //!  source                                                     destination
-//!    |                                                             |  leaves (receiver, secret, fingerprint) in the store
+//!    |                                                             | writes (receiver, secret, fingerprint)
+//!    |                                                             | to the store
 //!    | <============= TLS 1.3, a certificate on each side =======> |
 //!    | <------------- opening, opening --------------------------> |
 //!    | <------------- challenge: receiver ------------------------ |
 //!  reads the file of that receiver;                                |
 //!  the session's certificate must be the one in it                 |
-//!    | -------------- proof: HMAC(key, "source", session) -------> |  or the door
+//!    | -------------- proof: HMAC(key, "source", session) -------> |  or it closes the connection
 //!    | <------------- welcome: HMAC(key, "destination", session) - |
 //!
-//!  session = receiver, exported keying material, fingerprint of the source's certificate, of the destination's
+//!  session = receiver, exported keying material,
+//!            fingerprint of the source's certificate, of the destination's
 //!  key     = the secret; with --token-file HMAC(secret, token)
 //! ```
 //!
-//! The keying material (RFC 8446, 7.5) is known to the two ends of one session alone. So a proof is worth nothing on another connection: not later, and
-//! not relayed by somebody who holds one session with each end. The fingerprints pin the certificates both ways. The roles are in it, so that a
-//! proof cannot be sent back. After the proofs every byte is protected by the session they are bound to.
+//! Only the two ends of one session know the keying material (RFC 8446, 7.5). So a proof is worth
+//! nothing on another connection: not later, and not if somebody relays it who holds one session
+//! with each end. The fingerprints pin the certificates both ways. The roles are included, so that
+//! a proof cannot be sent back. After the proofs every byte is protected by the session to which
+//! they are bound.
 //!
-//! It is also how the ends find out that the path is shared, with nothing to configure: a source that does not find the file
-//! looks at another directory. Then only the flags can make trust, see [`Trust::key_without_store`], and the source takes the certificate that it sees:
-//! a proof made with the token binds it. `docs/security.md` says against whom all this stands.
+//! In this way the ends also find out that they share the path, without configuration: a source
+//! that does not find the file looks at another directory. Then only the flags can establish trust,
+//! see [`Trust::key_without_store`], and the source accepts the certificate that it sees, because a
+//! proof made with the token binds it. `docs/security.md` has the threat model.
 
 use std::fs;
 use std::io::{self, Read};
@@ -42,7 +49,7 @@ use crate::migrate::wire::protocol::ANY;
 use crate::sys::file::Failed;
 use crate::sys::file::write_atomic;
 
-/// The pool cannot be used to recognize the other end.
+/// The ends cannot recognize each other through the pool.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum RendezvousError {
@@ -51,36 +58,36 @@ pub enum RendezvousError {
         "the receiver's file {path} is not in this image store: the destination uses another directory (give both ends the same shared --image-path, or the same --token-file, or --tls-ca, --tls-cert and --tls-key: then the images cross the network)"
     )]
     NotShared {
-        /// Where it was expected.
+        /// Expected path of the file.
         path: PathBuf,
     },
     /// A file operation failed.
     #[error(transparent)]
     File(#[from] Failed),
-    /// Somebody else could have written or read the file.
+    /// Another user could have written or read the file.
     #[error(
         "{path} is not a private file of this user (owner {owner}, mode {mode:04o}): it proves nothing"
     )]
     NotPrivate {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// Its owner.
+        /// User id of the owner.
         owner: u32,
-        /// Its permission bits.
+        /// Permission bits of the file.
         mode: u32,
     },
     /// The file does not hold a secret.
     #[error("{path} does not hold a rendezvous secret")]
     Damaged {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
     },
     /// The other end does not know the secret.
     #[error(
-        "the peer does not prove that it knows the secret in the image store (with --token-file: nor the same token)"
+        "the peer has not proved that it knows the secret in the image store (with --token-file: and the same token)"
     )]
     WrongProof,
-    /// The other end is not who left the file.
+    /// The other end is not the receiver that wrote the file.
     #[error(
         "the peer's certificate is not the one that the receiver has announced in the image store: somebody else answers at this address"
     )]
@@ -88,7 +95,7 @@ pub enum RendezvousError {
     /// The kernel gives no random bytes.
     #[error("cannot get random bytes")]
     Random {
-        /// Why.
+        /// Cause.
         #[source]
         source: getrandom::Error,
     },
@@ -96,7 +103,7 @@ pub enum RendezvousError {
 
 type Result<T, E = RendezvousError> = std::result::Result<T, E>;
 
-/// Random bytes.
+/// Returns random bytes of the kernel.
 ///
 /// # Errors
 /// [`RendezvousError::Random`].
@@ -106,28 +113,31 @@ pub fn random<const N: usize>() -> Result<[u8; N]> {
     Ok(bytes)
 }
 
-/// What identifies a TLS session: no two sessions have the same, and only its two ends know it.
+/// Identity of a TLS session: no two sessions have the same, and only its two ends know it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Binding {
     /// Exported keying material.
     pub exported: Bytes32,
-    /// The fingerprint of the source's certificate.
+    /// Fingerprint of the source's certificate.
     pub source: Bytes32,
-    /// The fingerprint of the destination's certificate.
+    /// Fingerprint of the destination's certificate.
     pub destination: Bytes32,
 }
 
-/// What both ends remember of each other once they have proved themselves. The journal keeps it for a source that asks again.
+/// Data by which both ends recognize each other again once they have proved themselves. The journal
+/// keeps it for a source that asks again.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Acquaintance {
-    /// Which receiver it is.
+    /// Id of the receiver.
     pub receiver: MigrationId,
-    /// The key of the proofs: the secret of its rendezvous file, with the token if there is one.
+    /// Key of the proofs: the secret of the receiver's rendezvous file, combined with the token if
+    /// there is one.
     pub secret: Bytes32,
-    /// The fingerprint of its certificate.
+    /// Fingerprint of the receiver's certificate.
     pub fingerprint: Bytes32,
-    /// Whether the secret of the receiver's file is in it. Without, the trust is that of the flags alone.
+    /// Whether the key contains the secret of the receiver's file. If not, the trust comes from the
+    /// flags alone.
     #[serde(default = "yes")]
     pub knows_secret: bool,
 }
@@ -137,18 +147,21 @@ const fn yes() -> bool {
 }
 
 impl Acquaintance {
-    /// Compares the destination's certificate in a session with the one that it has announced in the store.
+    /// Compares the destination's certificate in a session with the one that it has announced in
+    /// the store.
     ///
     /// # Errors
     /// [`RendezvousError::WrongCertificate`].
     pub fn recognize(&self, binding: &Binding) -> Result<()> {
-        match binding.destination == self.fingerprint {
-            true => Ok(()),
-            false => Err(RendezvousError::WrongCertificate),
+        if binding.destination == self.fingerprint {
+            Ok(())
+        } else {
+            Err(RendezvousError::WrongCertificate)
         }
     }
 
-    /// What `side` sends in the session `binding` to prove that it knows the key.
+    /// Returns the proof that `side` sends in the session `binding`, which shows that it knows the
+    /// key.
     #[must_use]
     pub fn proof(&self, side: Side, binding: &Binding) -> Bytes32 {
         Bytes32(self.mac(side, binding).finalize().into_bytes().into())
@@ -175,7 +188,7 @@ impl Acquaintance {
             Side::Source => b"rcm migration: source\0",
             Side::Destination => b"rcm migration: destination\0",
         });
-        // Fixed lengths: no two sessions have the same bytes.
+        // All parts have fixed lengths, so no two sessions give the same bytes.
         mac.update(self.receiver.bits());
         mac.update(&binding.exported.0);
         mac.update(&binding.source.0);
@@ -184,17 +197,17 @@ impl Acquaintance {
     }
 }
 
-/// What a receiver's file holds: two lines of hexadecimal digits.
+/// Contents of a receiver's file: two lines of hexadecimal digits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Left {
-    /// Fresh for each receiver.
+pub struct ReceiverFile {
+    /// Secret, fresh for each receiver.
     pub secret: Bytes32,
-    /// Of the receiver's certificate.
+    /// Fingerprint of the receiver's certificate.
     pub fingerprint: Bytes32,
 }
 
-impl Left {
-    /// What the ends recognize each other by, as `trust` asks.
+impl ReceiverFile {
+    /// Returns the data by which the ends recognize each other, with the demands of `trust`.
     #[must_use]
     pub fn acquaintance(&self, receiver: MigrationId, trust: &Trust) -> Acquaintance {
         Acquaintance {
@@ -218,25 +231,26 @@ impl Left {
     }
 }
 
-/// A receiver's secret in the image store; removed when dropped.
+/// A receiver's file in the image store; removed when dropped.
 #[derive(Debug)]
 pub struct Rendezvous {
     path: PathBuf,
-    /// What says, in case this process is killed, that the file must go.
+    /// Path of the note by which the file is removed if this process is killed.
     note: Option<PathBuf>,
     acquaintance: Acquaintance,
 }
 
 impl Rendezvous {
-    /// Leaves a fresh secret for container `container` and the fingerprint of this end's certificate in the store.
+    /// Writes a fresh secret for container `container` and the fingerprint of this end's
+    /// certificate to the store.
     ///
     /// # Errors
     /// [`RendezvousError::File`], [`RendezvousError::Random`].
-    pub fn leave(store: &Path, container: &str, trust: &Trust) -> Result<Self> {
+    pub fn create(store: &Path, container: &str, trust: &Trust) -> Result<Self> {
         let receiver = MigrationId::new(random()?);
         let secret = Bytes32(random()?);
         let path = path_of(store, container, &receiver);
-        let left = Left {
+        let left = ReceiverFile {
             secret,
             fingerprint: trust.fingerprint(),
         };
@@ -248,14 +262,15 @@ impl Rendezvous {
         })
     }
 
-    /// Leaves the file of a receiver that has died for one that takes its place.
+    /// Writes the file of a receiver that has died again, for a receiver that takes its place.
     ///
     /// # Errors
     /// [`RendezvousError::File`].
-    pub fn leave_again(store: &Path, container: &str, acquaintance: Acquaintance) -> Result<Self> {
+    pub fn recreate(store: &Path, container: &str, acquaintance: Acquaintance) -> Result<Self> {
         let path = path_of(store, container, &acquaintance.receiver);
-        // Whoever asks knows the secret; with a token it is not what was in the file.
-        let left = Left {
+        // The key, not the first secret: a source that asks again knows the key. With a token they
+        // differ.
+        let left = ReceiverFile {
             secret: acquaintance.secret,
             fingerprint: acquaintance.fingerprint,
         };
@@ -267,18 +282,18 @@ impl Rendezvous {
         })
     }
 
-    /// `note` names the file, and goes after it.
-    pub fn go_with(&mut self, note: PathBuf) {
+    /// Also removes `note`, which names the file, after the file.
+    pub fn remove_with(&mut self, note: PathBuf) {
         self.note = Some(note);
     }
 
-    /// The file.
+    /// Returns the path of the file.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// What the ends recognize each other by.
+    /// Returns the data by which the ends recognize each other.
     #[must_use]
     pub fn acquaintance(&self) -> Acquaintance {
         self.acquaintance
@@ -287,7 +302,7 @@ impl Rendezvous {
 
 impl Drop for Rendezvous {
     fn drop(&mut self) {
-        // A file that stays proves nothing any more: the secret in it dies with this receiver.
+        // If the file stays, it proves nothing any more: its secret ends with this receiver.
         let _ = fs::remove_file(&self.path);
         if let Some(note) = &self.note {
             let _ = fs::remove_file(note);
@@ -295,13 +310,20 @@ impl Drop for Rendezvous {
     }
 }
 
-/// Reads what the receiver says it has left.
+/// Reads the file of `receiver`.
 ///
-/// `owner` is the user that owns what this process itself writes in the store: the same as its own, unless a network file system maps it.
+/// `owner` is the user id of files that this process itself writes to the store: its own user,
+/// unless a network file system maps it.
 ///
 /// # Errors
-/// [`RendezvousError::NotShared`] where the file is not there, [`RendezvousError::NotPrivate`] where others could have read or planted it.
-pub fn find(store: &Path, container: &str, receiver: &MigrationId, owner: u32) -> Result<Left> {
+/// [`RendezvousError::NotShared`] if the file is missing, [`RendezvousError::NotPrivate`] if others
+/// could have read or planted it.
+pub fn read(
+    store: &Path,
+    container: &str,
+    receiver: &MigrationId,
+    owner: u32,
+) -> Result<ReceiverFile> {
     let open = |path: &Path| {
         fs::OpenOptions::new()
             .read(true)
@@ -336,13 +358,13 @@ pub fn find(store: &Path, container: &str, receiver: &MigrationId, owner: u32) -
     let read = Read::by_ref(&mut opened)
         .take(256)
         .read_to_string(&mut text);
-    match (read, Left::decode(&text)) {
+    match (read, ReceiverFile::decode(&text)) {
         (Ok(_), Some(left)) => Ok(left),
         _ => Err(RendezvousError::Damaged { path }),
     }
 }
 
-/// Removes the file of a receiver that has died. It proves nothing any more.
+/// Removes the file of a receiver that has died, and whose secret proves nothing any more.
 pub fn remove(store: &Path, container: &str, receiver: &MigrationId) {
     for name in [container, ANY] {
         let _ = fs::remove_file(path_of(store, name, receiver));

@@ -11,7 +11,7 @@ fn write(dir: &Path, name: &str, contents: &str, mode: u32) -> PathBuf {
     path
 }
 
-/// An authority, and the files of an end that it vouches for.
+/// An authority, and the files of an end for which it vouches.
 struct Authority {
     issuer: CertifiedIssuer<'static, KeyPair>,
     dir: tempfile::TempDir,
@@ -53,7 +53,8 @@ fn trust(files: &TlsFiles) -> Result<Trust> {
     })
 }
 
-/// Whether each end takes the other: the source that goes to 192.0.2.1, and the destination.
+/// Returns whether each end accepts the other: the source, which connects to 192.0.2.1, and the
+/// destination.
 fn meet(source: &Trust, destination: &Trust) -> (bool, bool) {
     let (near, far) = UnixStream::pair().unwrap();
     near.set_nonblocking(true).unwrap();
@@ -149,7 +150,7 @@ fn tokens() {
     let long = "x".repeat(MIN_TOKEN_BYTES);
     let key = token(&long, 0o600).unwrap().key(secret);
     assert_ne!(key, secret);
-    // An editor's line end is no part of it.
+    // The line end that an editor adds does not belong to the token.
     let with_line_end = token(&format!("{long}\n"), 0o600).unwrap();
     assert_eq!(with_line_end.key(secret), key);
     assert_ne!(with_line_end.key(Bytes32([2; 32])), key);

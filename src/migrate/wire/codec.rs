@@ -5,40 +5,42 @@
 //! frame     kind:u16  flags:u16  length:u32  payload            any number
 //! ```
 //!
-//! Numbers are big-endian. Both sides send their opening at once and use the newest version that both offer. Nobody in between can talk them into
-//! an older one: the openings cross in the TLS session whose two ends prove themselves in [`crate::migrate::trust::rendezvous`].
+//! Numbers are big-endian. Both sides send their opening at once and use the newest version that
+//! both offer. Nobody in between can make them choose an older one: the openings cross in the TLS
+//! session whose two ends prove themselves in [`crate::migrate::trust::rendezvous`].
 //!
-//! The header is judged before a byte of payload is buffered: the kind must be known *and* expected in this phase, the
-//! length within the kind's cap. So a decoder never holds more than [`HEADER_BYTES`] and the greatest cap of what it expects.
+//! The header is checked before a byte of payload is buffered. The kind must be known *and*
+//! expected in this phase, and the length must be within the kind's cap. So a decoder never holds
+//! more than [`HEADER_BYTES`] and the greatest cap of the expected kinds.
 //!
-//! The payload of every kind so far is JSON. A kind for bulk data takes its payload as it comes: [`Header::decode`] alone,
-//! then the stream.
+//! The payload of every kind so far is JSON. A kind for bulk data can read its payload as it
+//! arrives: [`Header::decode`] alone, then the stream.
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use super::protocol::{Kind, Message};
 
-/// What each side says first.
+/// First bytes that each side sends.
 pub const MAGIC: [u8; 8] = *b"rcm-mig\n";
-/// The length of a frame's header.
+/// Length of a frame's header.
 pub const HEADER_BYTES: usize = 8;
-/// The greatest number of versions in an opening.
+/// Greatest number of versions in an opening.
 pub const MAX_VERSIONS: usize = 16;
-/// Flags in the upper half may be ignored by who does not know them; those in the lower half may not.
+/// Flags that a receiver must know. It may ignore unknown flags of the upper half.
 const CRITICAL_FLAGS: u16 = 0x00ff;
 
-/// Bytes that are no valid message.
+/// Error for bytes that are no valid message.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum CodecError {
-    /// The peer speaks something else.
+    /// The peer speaks another protocol.
     #[error("the peer does not speak the migration protocol of rcm")]
     BadMagic,
     /// An opening without versions, or with too many.
     #[error("the peer offers {count} protocol versions; 1 to {MAX_VERSIONS} are valid")]
     VersionCount {
-        /// How many it announced.
+        /// Number of versions that the peer announced.
         count: u8,
     },
     /// No version in common.
@@ -46,70 +48,70 @@ pub enum CodecError {
         "no common protocol version: this side speaks {ours:?}, the peer {theirs:?}; use the same release of rcm on both hosts"
     )]
     NoCommonVersion {
-        /// Ours.
+        /// Versions of this side.
         ours: Vec<u16>,
-        /// The peer's.
+        /// Versions of the peer.
         theirs: Vec<u16>,
     },
     /// A kind that this version does not have.
     #[error("frame of unknown kind {number}")]
     UnknownKind {
-        /// The number.
+        /// Number of the kind.
         number: u16,
     },
     /// A kind that has no place in this phase.
     #[error("frame of kind {kind:?} where {expected:?} is expected")]
     UnexpectedKind {
-        /// What came.
+        /// Kind of the frame.
         kind: Kind,
-        /// What may come.
+        /// Kinds that this phase allows.
         expected: Vec<Kind>,
     },
-    /// A flag that must be understood and is not.
+    /// A critical flag that this version does not know.
     #[error("frame of kind {kind:?} has unknown critical flags {flags:#06x}")]
     UnknownFlags {
-        /// The frame's kind.
+        /// Kind of the frame.
         kind: Kind,
-        /// Its flags.
+        /// Flags of the frame.
         flags: u16,
     },
-    /// Longer than the kind allows.
+    /// The frame is longer than its kind allows.
     #[error("frame of kind {kind:?} announces {length_bytes} bytes; {cap_bytes} are allowed")]
     OverCap {
-        /// The frame's kind.
+        /// Kind of the frame.
         kind: Kind,
-        /// Announced.
+        /// Announced length.
         length_bytes: u32,
-        /// Allowed.
+        /// Greatest allowed length.
         cap_bytes: u32,
     },
     /// The connection ended inside an opening or a frame.
     #[error("the connection ended inside a message")]
     Truncated,
-    /// The payload is not what its kind says.
+    /// The payload does not fit its kind.
     #[error("frame of kind {kind:?} has an invalid payload")]
     Payload {
-        /// The frame's kind.
+        /// Kind of the frame.
         kind: Kind,
-        /// What the parser found.
+        /// Error of the parser.
         #[source]
         source: serde_json::Error,
     },
-    /// Ours is too long to send.
+    /// A message of this side is too long to send.
     #[error("a message of kind {kind:?} would have {length_bytes} bytes; {cap_bytes} are allowed")]
     TooLong {
-        /// The message's kind.
+        /// Kind of the message.
         kind: Kind,
-        /// Its length.
+        /// Length of the message.
         length_bytes: usize,
-        /// Allowed.
+        /// Greatest allowed length.
         cap_bytes: u32,
     },
 }
 
 type Result<T, E = CodecError> = std::result::Result<T, E>;
 
-/// The opening that offers `versions`.
+/// Returns the opening that offers `versions`.
 ///
 /// # Panics
 /// With more than [`MAX_VERSIONS`] versions.
@@ -122,7 +124,8 @@ pub fn encode_opening(versions: &[u16]) -> Vec<u8> {
     bytes
 }
 
-/// Reads an opening from the start of `bytes`: the versions and how many bytes it has, or `None` while it is incomplete.
+/// Reads an opening from the start of `bytes`. Returns the versions and the length of the opening,
+/// or `None` while it is incomplete.
 ///
 /// # Errors
 /// [`CodecError::BadMagic`] with the first byte that differs, [`CodecError::VersionCount`].
@@ -148,7 +151,7 @@ pub fn decode_opening(bytes: &[u8]) -> Result<Option<(Vec<u16>, usize)>> {
     }))
 }
 
-/// The newest version in both offers, whatever their order.
+/// Returns the newest version that both offers have, in any order.
 ///
 /// # Errors
 /// [`CodecError::NoCommonVersion`].
@@ -163,19 +166,19 @@ pub fn choose_version(ours: &[u16], theirs: &[u16]) -> Result<u16> {
         })
 }
 
-/// A frame's header, judged.
+/// A frame's header that has passed the checks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Header {
-    /// What follows.
+    /// Kind of the payload.
     pub kind: Kind,
-    /// Its flags.
+    /// Flags of the frame.
     pub flags: u16,
-    /// How much follows.
+    /// Length of the payload.
     pub length_bytes: u32,
 }
 
 impl Header {
-    /// Its bytes.
+    /// Returns the header's bytes.
     #[must_use]
     pub fn encode(self) -> [u8; HEADER_BYTES] {
         let kind = self.kind.number().to_be_bytes();
@@ -186,7 +189,7 @@ impl Header {
         ]
     }
 
-    /// Judges a header: only kinds in `expected`, within their caps.
+    /// Checks a header: it must be of a kind in `expected`, within its cap.
     ///
     /// # Errors
     /// All but [`CodecError::Payload`] that concern frames.
@@ -220,10 +223,10 @@ impl Header {
     }
 }
 
-/// The frame of a message.
+/// Encodes a message as a frame.
 ///
 /// # Errors
-/// [`CodecError::TooLong`] where the message is longer than its kind allows, [`CodecError::Payload`].
+/// [`CodecError::TooLong`] if the message is longer than its kind allows, [`CodecError::Payload`].
 pub fn encode(message: &Message) -> Result<Vec<u8>> {
     match message {
         Message::Challenge(payload) => frame(Kind::Challenge, payload),
@@ -269,7 +272,7 @@ fn frame(kind: Kind, payload: &impl Serialize) -> Result<Vec<u8>> {
     Ok(bytes)
 }
 
-/// The message in a frame's payload: all of it, nothing after it.
+/// Decodes the message in a frame's payload, which must contain nothing else.
 ///
 /// # Errors
 /// [`CodecError::Payload`].
@@ -298,15 +301,16 @@ pub fn decode_payload(kind: Kind, payload: &[u8]) -> Result<Message> {
     })
 }
 
-/// Takes bytes as they arrive and gives messages. What it holds is bounded by what is expected.
+/// Decoder that takes bytes as they arrive and returns messages. The expected kinds bound the size
+/// of its buffer.
 #[derive(Debug, Default)]
 pub struct Decoder {
     buffer: Vec<u8>,
 }
 
 impl Decoder {
-    /// How many more bytes may be asked from the peer at this moment: those of the header, then those of the payload
-    /// that the header announced. Asking for more would mix what belongs to the next phase into this one.
+    /// Returns how many more bytes to read from the peer: the rest of the header, then the rest of
+    /// the payload that the header announced. Reading more would take bytes of the next phase.
     ///
     /// # Errors
     /// As [`Header::decode`].
@@ -317,12 +321,12 @@ impl Decoder {
         })
     }
 
-    /// Adds bytes, at most as many as [`Self::wanted_bytes`] said.
+    /// Adds bytes, at most [`Self::wanted_bytes`] of them.
     pub fn push(&mut self, bytes: &[u8]) {
         self.buffer.extend_from_slice(bytes);
     }
 
-    /// Takes the message if it is complete.
+    /// Returns the message if it is complete.
     ///
     /// # Errors
     /// Every error of a frame.
@@ -337,13 +341,13 @@ impl Decoder {
         }
     }
 
-    /// Whether the peer may close the connection here without having broken off inside a frame.
+    /// Whether the peer may close the connection now, because no frame is incomplete.
     #[must_use]
     pub fn is_between_frames(&self) -> bool {
         self.buffer.is_empty()
     }
 
-    /// What is held in memory, in bytes.
+    /// Number of bytes in memory.
     #[must_use]
     pub fn held_bytes(&self) -> usize {
         self.buffer.len()

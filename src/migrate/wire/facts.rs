@@ -1,10 +1,10 @@
-//! Capabilities of a host, as it tells them to the other end.
+//! Capabilities of a host, as it reports them to the other end.
 
 use std::collections::BTreeSet;
 
 use serde::{Deserialize, Serialize};
 
-/// How a host mounts its control groups.
+/// Mount of the control groups of a host.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum CgroupMode {
@@ -14,11 +14,11 @@ pub enum CgroupMode {
     Legacy,
 }
 
-/// One host.
+/// Capabilities of one host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Facts {
-    /// rcm's version.
+    /// Version of rcm.
     pub rcm_version: String,
     /// The machine architecture as uname(2) names it.
     pub architecture: String,
@@ -26,13 +26,14 @@ pub struct Facts {
     pub cpu_features: BTreeSet<String>,
     /// The kernel's release as uname(2) names it.
     pub kernel_release: String,
-    /// CRIU's version as `MAJOR * 10000 + MINOR * 100 + SUBLEVEL`; 0 where there is none that can be used.
+    /// CRIU's version as `MAJOR * 10000 + MINOR * 100 + SUBLEVEL`; 0 if the host has no usable
+    /// CRIU.
     pub criu_version: u32,
-    /// What the kernel and CRIU can do together: "mem_track", "lazy_pages".
+    /// Features that the kernel and CRIU have together: "mem_track", "lazy_pages".
     pub criu_features: BTreeSet<String>,
-    /// How control groups are mounted.
+    /// Mount of the control groups.
     pub cgroup_mode: CgroupMode,
-    /// The controllers that are in use.
+    /// Controllers that are in use.
     #[serde(default)]
     pub cgroup_controllers: BTreeSet<String>,
 }

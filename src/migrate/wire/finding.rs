@@ -4,32 +4,32 @@ use serde::{Deserialize, Serialize};
 
 use super::id::Side;
 
-/// How much a finding weighs.
+/// Weight of a finding.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Severity {
     /// The migration does not begin.
     Error,
-    /// It begins; the operator should know.
+    /// The migration begins, and the operator is warned.
     Warning,
 }
 
-/// Something that speaks against a migration.
+/// A reason that speaks against a migration, with a remedy.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Finding {
-    /// How much it weighs.
+    /// Weight of the finding.
     pub severity: Severity,
-    /// The host where something is to be done.
+    /// The host on which the remedy applies.
     pub side: Side,
-    /// What is the case.
+    /// Description of the problem.
     pub what: String,
-    /// What to do about it.
+    /// Advice to the operator.
     pub remedy: String,
 }
 
 impl Finding {
-    /// One that prevents the migration.
+    /// Returns a finding that prevents the migration.
     pub fn error(side: Side, what: impl Into<String>, remedy: impl Into<String>) -> Self {
         Self {
             severity: Severity::Error,
@@ -39,7 +39,7 @@ impl Finding {
         }
     }
 
-    /// One that does not.
+    /// Returns a finding that does not prevent the migration.
     pub fn warning(side: Side, what: impl Into<String>, remedy: impl Into<String>) -> Self {
         Self {
             severity: Severity::Warning,

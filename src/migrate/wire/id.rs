@@ -1,4 +1,4 @@
-//! Random numbers with one text form.
+//! Identifiers and random numbers with exactly one text form.
 
 use std::fmt;
 use std::str::FromStr;
@@ -10,9 +10,9 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Side {
-    /// Where the container runs when the migration begins.
+    /// The host on which the container runs when the migration begins.
     Source,
-    /// Where it runs when the migration has succeeded.
+    /// The host on which it runs when the migration has succeeded.
     Destination,
 }
 
@@ -25,20 +25,22 @@ impl fmt::Display for Side {
     }
 }
 
-/// The name of one migration: 128 random bits, so that two migrations of the same container never meet.
+/// Id of one migration: 128 random bits, so that two migrations of the same container never
+/// collide.
 ///
-/// It is a directory name in the image store, so its text form is exactly 32 hexadecimal digits.
+/// The id is a directory name in the image store, so its text form is exactly 32 hexadecimal
+/// digits.
 #[derive(Clone, Copy, PartialEq, Eq, Hash)]
 pub struct MigrationId([u8; 16]);
 
 impl MigrationId {
-    /// An id from random bits.
+    /// Makes an id from random bits.
     #[must_use]
     pub const fn new(bits: [u8; 16]) -> Self {
         Self(bits)
     }
 
-    /// The bits.
+    /// Returns the bits.
     #[must_use]
     pub const fn bits(&self) -> &[u8; 16] {
         &self.0
@@ -65,20 +67,20 @@ impl FromStr for MigrationId {
     }
 }
 
-/// A text is not the hexadecimal form of that many bytes.
+/// Error for a text that is not the hexadecimal form of that many bytes.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[error("not a string of exactly {digits} lower-case hexadecimal digits")]
 pub struct InvalidHex {
-    /// How many digits were expected.
+    /// Expected number of digits.
     pub digits: usize,
 }
 
-/// Bytes that cross the wire and lie in files as hexadecimal digits.
+/// Bytes that are hexadecimal digits on the wire and in files.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct Bytes32(pub [u8; 32]);
 
 impl fmt::Debug for Bytes32 {
-    /// Some of these are secrets: none is ever shown.
+    /// Prints no value, because some of these are secrets.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str("Bytes32(..)")
     }
@@ -103,7 +105,7 @@ macro_rules! serde_as_hex {
 
 serde_as_hex!(MigrationId, Bytes32);
 
-/// Lower-case hexadecimal digits of `bytes`.
+/// Returns the lower-case hexadecimal digits of `bytes`.
 #[must_use]
 pub fn hex(bytes: &[u8]) -> String {
     const DIGITS: &[u8; 16] = b"0123456789abcdef";
@@ -114,7 +116,7 @@ pub fn hex(bytes: &[u8]) -> String {
         .collect()
 }
 
-/// The bytes of lower-case hexadecimal digits, however many.
+/// Returns the bytes of any number of lower-case hexadecimal digits.
 ///
 /// # Errors
 /// [`InvalidHex`] for any other text.
@@ -128,7 +130,8 @@ pub fn unhex_all(text: &str) -> Result<Vec<u8>, InvalidHex> {
         .collect()
 }
 
-/// The bytes of exactly `2 * N` lower-case hexadecimal digits. One spelling per value: the text is used as a file name.
+/// Returns the bytes of exactly `2 * N` lower-case hexadecimal digits. Each value has one spelling,
+/// because the text is used as a file name.
 ///
 /// # Errors
 /// [`InvalidHex`] for any other text.

@@ -11,20 +11,21 @@ use serde::{Deserialize, Serialize};
 pub struct NeededFile {
     /// Absolute path in the container.
     pub path: PathBuf,
-    /// Its size. CRIU refuses a file of another one (`criu/files-reg.c`, `validate_file`).
+    /// Size of the file. CRIU refuses a file of another size (`validate_file` in criu/files-reg.c,
+    /// CRIU 4.2).
     pub size_bytes: u64,
 }
 
-/// What a running container uses.
+/// Resources that a running container uses.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Observed {
     /// Mapped files of the root file system.
     pub files: Vec<NeededFile>,
-    /// The addresses of this end of its TCP connections, without those of the loopback.
+    /// Local addresses of its TCP connections, without those of the loopback device.
     pub tcp_addresses: Vec<IpAddr>,
-    /// The memory that the images will hold.
+    /// Memory that the images will hold.
     pub memory_bytes: u64,
-    /// How many processes move.
+    /// Number of processes.
     pub processes: u64,
 }

@@ -1,4 +1,4 @@
-//! What is in the messages.
+//! Contents of the messages.
 
 use serde::{Deserialize, Serialize};
 
@@ -13,7 +13,7 @@ use crate::image::manifest::Manifest;
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Challenge {
-    /// Which receiver this is: the name of its rendezvous file has it.
+    /// Id of this receiver; the name of its rendezvous file contains it.
     pub receiver: MigrationId,
 }
 
@@ -21,9 +21,10 @@ pub struct Challenge {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Proof {
-    /// HMAC-SHA256 over what identifies the TLS session, see [`crate::migrate::trust::rendezvous`].
+    /// HMAC-SHA256 over the identity of the TLS session, see [`crate::migrate::trust::rendezvous`].
     pub mac: Bytes32,
-    /// Whether the source knows the secret in the receiver's file: it has found the file in its own store, or was told over ssh.
+    /// Whether the source knows the secret in the receiver's file: it has found the file in its own
+    /// store, or was told the secret over ssh.
     pub knows_secret: bool,
 }
 
@@ -31,39 +32,41 @@ pub struct Proof {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Welcome {
-    /// HMAC-SHA256 over what identifies the TLS session, see [`crate::migrate::trust::rendezvous`].
+    /// HMAC-SHA256 over the identity of the TLS session, see [`crate::migrate::trust::rendezvous`].
     pub mac: Bytes32,
 }
 
-/// Destination to source: everything that speaks against the migration, at once. Without an error it begins.
+/// Destination to source: all findings against the migration, at once. Without an error among them
+/// it begins.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Findings {
     /// Errors and warnings.
     pub findings: Vec<Finding>,
-    /// What the destination is.
+    /// Capabilities of the destination.
     #[serde(default)]
     pub facts: Option<Facts>,
-    /// How the root file system gets there.
+    /// Plan for the root file system.
     #[serde(default)]
     pub rootfs: RootfsPlan,
 }
 
-/// Source to destination: a round of the memory is complete in the store; the container runs on.
+/// Source to destination: a round of the memory is complete in the store. The container still runs.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Round {
-    /// Its number, from 0: the name of its directory. Each round but the first builds on the one before it.
+    /// Number of the round, from 0; the name of its directory. Each round but the first builds on
+    /// the one before it.
     pub number: u32,
-    /// What lies in its directory, with digests.
+    /// Files in its directory, with digests.
     pub manifest: Manifest,
 }
 
-/// Destination to source: the round's images are what the source wrote.
+/// Destination to source: the digests of the round's images match.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct RoundVerified {
-    /// How long the digests took, in microseconds.
+    /// Duration of the digests, in microseconds.
     pub verify_us: u64,
 }
 
@@ -71,27 +74,28 @@ pub struct RoundVerified {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Shipped {
-    /// The number of the last directory of the chain, after those of the rounds.
+    /// Number of the last directory of the chain, after those of the rounds.
     pub number: u32,
-    /// What lies in it, with digests.
+    /// Files in that directory, with digests.
     pub manifest: Manifest,
 }
 
-/// Destination to source: the container is restored here and held; it has not executed an instruction.
+/// Destination to source: the container is restored here and held; it has not executed an
+/// instruction.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Ready {
-    /// How long the digests took, in microseconds.
+    /// Duration of the digests, in microseconds.
     pub verify_us: u64,
-    /// How long the restore took, in microseconds.
+    /// Duration of the restore, in microseconds.
     pub restore_us: u64,
 }
 
-/// Source to destination: the container is yours.
+/// Source to destination: the container belongs to the destination now.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Commit {
-    /// Which migration: a commit for another one is a protocol error.
+    /// Id of the migration. A commit for another one is a protocol error.
     pub migration: MigrationId,
 }
 
@@ -99,19 +103,20 @@ pub struct Commit {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Running {
-    /// From the arrival of the commit to the container's first instruction, in microseconds.
+    /// Time from the arrival of the commit to the container's first instruction, in microseconds.
     pub resume_us: u64,
 }
 
-/// Source to destination: the container is gone here; nobody will ask again.
+/// Source to destination: the source has removed the container and will not ask again.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Settled {
-    /// Which migration.
+    /// Id of the migration.
     pub migration: MigrationId,
 }
 
-/// Either side, before the commit: this migration ends here and the container goes on at the source.
+/// Either side, before the commit: this migration ends here and the container resumes at the
+/// source.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Abort {
@@ -119,26 +124,27 @@ pub struct Abort {
     pub reason: String,
 }
 
-/// Source to destination, on a new connection: what became of this migration?
+/// Source to destination, on a new connection: asks for the result of this migration.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Inquiry {
-    /// Which migration.
+    /// Id of the migration.
     pub migration: MigrationId,
 }
 
-/// Source to destination, on a new connection: it carries something of a migration that is under way.
+/// Source to destination, on a new connection: the connection belongs to a migration that is under
+/// way.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Join {
-    /// Which migration.
+    /// Id of the migration.
     pub migration: MigrationId,
-    /// What it carries.
+    /// Content of the connection.
     #[serde(default)]
     pub purpose: Purpose,
 }
 
-/// What a connection beside the first one carries.
+/// Content of a connection beside the first one.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Purpose {
@@ -149,11 +155,12 @@ pub enum Purpose {
     Tree,
 }
 
-/// Destination to source, on the connection of the tree: the last stream of changes is applied and on the disk.
+/// Destination to source, on the connection of the tree: the last stream of changes is applied and
+/// synced to the disk.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Synced {
-    /// How long it took from the first byte on, in microseconds.
+    /// Time since the first byte, in microseconds.
     pub took_us: u64,
 }
 
@@ -161,8 +168,8 @@ pub struct Synced {
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Answer {
-    /// Which migration.
+    /// Id of the migration.
     pub migration: MigrationId,
-    /// What became of it.
+    /// Result of the migration.
     pub verdict: Verdict,
 }

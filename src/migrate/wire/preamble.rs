@@ -1,7 +1,9 @@
-//! What the source tells of the container and of itself before anything is stopped, and the judgement on it.
+//! Description of the container and of the source, which the source sends before anything is
+//! stopped.
 //!
-//! No input or output here: [`crate::migrate::preflight::facts`] gathers, [`judge`](crate::migrate::agreement::judge()) compares. All findings come at once, each with what to do
-//! about it, so that an operator does not repair one thing after the other.
+//! No input or output here: [`crate::migrate::preflight::facts`] gathers,
+//! [`judge`](crate::migrate::agreement::judge()) compares. All findings come at once, each with a
+//! remedy, so that an operator need not repair one problem after the other.
 
 use crate::criu::CriuChoices;
 
@@ -14,7 +16,10 @@ use serde::{Deserialize, Serialize};
 
 use super::id::MigrationId;
 
-/// A mount of the container that needs something on the host.
+/// Greatest number of connections that may carry the images of one migration.
+pub const MAX_STREAMS: u32 = 16;
+
+/// A mount of the container that needs a file or directory of the host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct BindMount {
@@ -24,38 +29,38 @@ pub struct BindMount {
     pub destination: PathBuf,
 }
 
-/// A file, or an empty directory, that comes into the bundle at the destination.
+/// A file, or an empty directory, that is put into the bundle at the destination.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct CarriedFile {
-    /// Its name in [`Self::DIR`].
+    /// Name of the file in [`Self::DIR`].
     pub name: String,
-    /// `None` for a directory.
+    /// Contents of the file; `None` for a directory.
     pub contents: Option<Vec<u8>>,
-    /// Its permissions.
+    /// Permission bits.
     pub mode: u32,
-    /// Its owner.
+    /// User id of the owner.
     pub uid: u32,
-    /// Its group.
+    /// Group id.
     pub gid: u32,
 }
 
 impl CarriedFile {
-    /// The directory of these, in the bundle.
+    /// Directory of these files in the bundle.
     pub const DIR: &str = "files";
 }
 
-/// What a source sends first.
+/// First message of a source about the migration.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Preamble {
-    /// This migration.
+    /// Id of the migration.
     pub migration: MigrationId,
     /// The container's id at the source.
     pub container: String,
-    /// The source itself.
+    /// Capabilities of the source.
     pub facts: Facts,
-    /// The container's OCI spec as it was created with.
+    /// OCI spec with which the container was created.
     pub spec: serde_json::Value,
     /// The bundle's path at the source.
     pub bundle: PathBuf,
@@ -65,30 +70,31 @@ pub struct Preamble {
     pub bind_mounts: Vec<BindMount>,
     /// The image store's path at the source.
     pub image_path: PathBuf,
-    /// How the dump is made; the restore must be told the same.
+    /// Options of the dump; the restore needs the same.
     pub criu: CriuChoices,
-    /// What the container uses.
+    /// Resources that the container uses.
     #[serde(default)]
     pub observed: Observed,
-    /// CRIU's description of the source's processor; empty where it has none.
+    /// CRIU's description of the source's processor; empty if it has none.
     #[serde(default)]
     pub processor: Vec<u8>,
-    /// The source's wall clock when it sent this, in milliseconds since 1970.
+    /// Wall clock of the source when it sent this, in milliseconds since 1970.
     #[serde(default)]
     pub clock_ms: Option<i64>,
-    /// How many connections carry the images; 0 where both ends share the store.
+    /// Number of connections that carry the images; 0 if both ends share the store.
     #[serde(default)]
     pub streams: u32,
-    /// What is to be done about the root file system.
+    /// Wish of the source for the root file system.
     #[serde(default)]
     pub rootfs_offer: RootfsOffer,
-    /// What is put into the bundle if that is new at the destination.
+    /// Files for the bundle, if that is new at the destination.
     #[serde(default)]
     pub carried: Vec<CarriedFile>,
-    /// The source only asks for findings and will not begin; the receiver goes on waiting.
+    /// Whether the source only asks for findings and will not begin. The receiver keeps waiting.
     #[serde(default)]
     pub asks_only: bool,
-    /// The source will not commit: it wants to know whether it could, and how long that would take. The receiver goes on waiting.
+    /// Whether this is a rehearsal: the source will not commit, and only measures. The receiver
+    /// keeps waiting.
     #[serde(default)]
     pub rehearses: bool,
 }

@@ -1,8 +1,9 @@
-//! What the two ends say to each other, and when.
+//! Messages of the two ends, and the phases in which they are valid.
 //!
-//! No input or output here: [`super::codec`] turns messages into bytes, [`crate::migrate::link::channel`] moves the bytes. A message is
-//! only ever accepted in the phase that names it, with the size that its [`Kind`] allows; everything else ends the
-//! connection before its payload is read.
+//! No input or output here: [`super::codec`] turns messages into bytes,
+//! [`crate::migrate::link::channel`] moves the bytes. A message is accepted only in a phase that
+//! expects it, and with the size that its [`Kind`] allows. Everything else ends the connection
+//! before its payload is read.
 
 use super::payload::{
     Abort, Answer, Challenge, Commit, Findings, Inquiry, Join, Proof, Ready, Round, RoundVerified,
@@ -10,16 +11,16 @@ use super::payload::{
 };
 use super::preamble::Preamble;
 
-/// The protocol versions that this program speaks, newest first.
+/// Protocol versions that this program speaks, newest first.
 pub const VERSIONS: &[u16] = &[1];
 
-/// The TCP port of a receiver unless `--listen` or `--destination` says otherwise.
+/// TCP port of a receiver unless `--listen` or `--destination` sets another.
 pub const DEFAULT_PORT: u16 = 7260;
 
-/// The name of a receiver that takes any container, in the place of a container's.
+/// Name of a receiver that takes any container, in place of a container's name.
 pub const ANY: &str = "-";
 
-/// The number of a kind of frame on the wire.
+/// Kind of a frame, with its number on the wire.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 #[repr(u16)]
 pub enum Kind {
@@ -81,19 +82,20 @@ impl Kind {
         Self::Synced,
     ];
 
-    /// The kind with this number.
+    /// Returns the kind with this number.
     #[must_use]
     pub fn from_number(number: u16) -> Option<Self> {
         Self::ALL.into_iter().find(|kind| kind.number() == number)
     }
 
-    /// The number on the wire.
+    /// Returns the number on the wire.
     #[must_use]
     pub const fn number(self) -> u16 {
         self as u16
     }
 
-    /// The greatest payload in bytes. What a stranger may send before it has proved anything fits into one packet.
+    /// Returns the greatest allowed payload in bytes. The messages that a peer may send before its
+    /// proof fit into one packet.
     #[must_use]
     pub const fn cap_bytes(self) -> u32 {
         match self {
@@ -102,13 +104,14 @@ impl Kind {
             Self::Ready | Self::Running | Self::RoundVerified | Self::Synced => 16 << 10,
             Self::Abort => 64 << 10,
             Self::Findings => 1 << 20,
-            // An OCI spec with a long seccomp profile has some 100 KiB; a manifest 150 bytes for each file.
+            // An OCI spec with a long seccomp profile has some 100 KiB; a manifest 150 bytes for
+            // each file.
             Self::Preamble | Self::Round | Self::Shipped => 4 << 20,
         }
     }
 }
 
-/// Anything that crosses the wire after the opening.
+/// A message after the opening.
 #[derive(Debug, Clone, PartialEq)]
 #[allow(
     missing_docs,
@@ -135,7 +138,7 @@ pub enum Message {
 }
 
 impl Message {
-    /// Its kind.
+    /// Returns the kind of the message.
     #[must_use]
     pub const fn kind(&self) -> Kind {
         match self {
@@ -160,9 +163,9 @@ impl Message {
     }
 }
 
-/// What is in frames of one kind.
+/// Payload of the frames of one kind.
 pub trait Payload: TryFrom<Message, Error = Message> {
-    /// The kind.
+    /// Kind of the frames.
     const KIND: Kind;
 }
 

@@ -2,58 +2,59 @@
 
 use serde::{Deserialize, Serialize};
 
-/// What `--rootfs` asks for.
+/// Values of `--rootfs`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum RootfsWish {
     /// The first of shared, diff and full that is possible.
     Auto,
-    /// Both ends see the same tree.
+    /// Both ends share the tree.
     Shared,
-    /// All of it is copied.
+    /// The whole tree is copied.
     Full,
-    /// What differs from the destination's tree is copied.
+    /// Only the differences to the destination's tree are copied.
     Diff,
-    /// The operator has brought it there.
+    /// The operator has copied it, or shares it otherwise.
     #[default]
     None,
 }
 
-/// What the source says of its tree.
+/// Description of the source's tree.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct RootfsOffer {
-    /// What is to be done.
+    /// Wish of the source.
     pub wish: RootfsWish,
-    /// The name of a file that lies in the tree's first directory as long as the destination's answer is awaited; none where it cannot be made.
+    /// Name of a file in the tree's top directory, which exists until the destination has answered.
+    /// `None` if it cannot be made.
     pub nonce: Option<String>,
-    /// What the tree takes, where that is quickly found out.
+    /// Size of the tree, if that is quickly known.
     pub size_bytes: Option<u64>,
 }
 
-/// How the tree gets there.
+/// Way of the tree to the destination.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum RootfsWay {
-    /// Both ends see the same one.
+    /// Both ends share the tree.
     Shared,
-    /// All of it crosses, with the bundle's `config.json`.
+    /// The whole tree is sent, with the bundle's `config.json`.
     Full,
-    /// What differs crosses, and `config.json` where the destination has none.
+    /// The differences are sent, and `config.json` if the destination has none.
     Diff,
-    /// It is there, or not, without rcm.
+    /// rcm does not provide it.
     #[default]
     None,
 }
 
 impl RootfsWay {
-    /// Does the tree cross the network?
+    /// Whether the tree crosses the network.
     #[must_use]
     pub const fn copies(self) -> bool {
         matches!(self, Self::Full | Self::Diff)
     }
 
-    /// As `--rootfs` has it.
+    /// Returns the name as a value of `--rootfs`.
     #[must_use]
     pub const fn name(self) -> &'static str {
         match self {
@@ -65,12 +66,12 @@ impl RootfsWay {
     }
 }
 
-/// What was decided.
+/// Decision of the destination.
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct RootfsPlan {
-    /// How.
+    /// Way of the tree to the destination.
     pub way: RootfsWay,
-    /// Why so, for the operator.
+    /// Reason for that, for the operator.
     pub why: String,
 }

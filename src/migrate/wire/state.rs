@@ -4,23 +4,24 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// How far a migration is at one end; what a journal holds.
+/// Phase of a migration at one end, as the journal stores it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Phase {
-    /// Source: both ends agreed; destination: it waits for a source. Nothing is stopped.
+    /// Source: both ends have agreed. Destination: it waits for a source. The container runs.
     Negotiated,
     /// The container runs at the source while rounds of its memory are copied.
     PreCopying,
-    /// The container stands still at the source, its images are written or on their way.
+    /// The container is frozen at the source. Its images are being written or sent.
     Frozen,
     /// The images are complete in the store and the destination knows their digests.
     Shipped,
     /// The destination holds the restored container, stopped.
     PeerReady,
-    /// The source's freezer holds the container whatever happens to rcm and CRIU.
+    /// The source's freezer holds the container, even if rcm and CRIU die.
     Fenced,
-    /// The source gave the container away and waits for the destination's word. It never runs here by itself again.
+    /// The source has given the container away and waits for the destination's answer. It never
+    /// runs here by itself again.
     Committing,
     /// Source: the destination has answered that the container runs there. Destination: it owns the
     /// container, and CRIU has no yes yet: nothing has executed.
@@ -28,14 +29,15 @@ pub enum Phase {
     /// Destination: CRIU is about to get its yes, or has it. The container may have run, even if nothing of
     /// it is there any more: rcm never restores it again by itself.
     Resuming,
-    /// Done: the container runs at the destination, the source has forgotten it.
+    /// The container runs at the destination, and the source has removed it.
     Done,
-    /// Ended before the commit: the container runs at the source, never at the destination.
+    /// The migration ended before the commit. The container runs at the source, never at the
+    /// destination.
     RolledBack,
 }
 
 impl Phase {
-    /// Whether the source may still let the container run on by itself.
+    /// Whether the source may still resume the container by itself.
     #[must_use]
     pub const fn may_roll_back(self) -> bool {
         !matches!(
@@ -44,7 +46,7 @@ impl Phase {
         )
     }
 
-    /// Whether nothing is left to do.
+    /// Whether the migration has ended and nothing is left to do.
     #[must_use]
     pub const fn is_final(self) -> bool {
         matches!(self, Self::Done | Self::RolledBack)
@@ -69,17 +71,19 @@ impl fmt::Display for Phase {
     }
 }
 
-/// What the destination answers to "what became of this migration".
+/// Answer of the destination about the result of a migration.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Verdict {
-    /// It owns the container and lets it run, or let it run and it has ended since.
+    /// The destination owns the container and lets it run, or the container has ended there since.
     Running,
-    /// It owns the container but could not let it run yet, or cannot tell whether it has run (phase
-    /// `resuming`). Its images are kept. The source keeps its frozen copy and never lets it run.
+    /// The destination owns the container but could not let it run yet, or cannot tell whether it has run
+    /// (phase `resuming`). Its images are kept. The source keeps its frozen copy and never resumes it.
     Committed,
-    /// It ended the migration without a commit and will never accept one: the source may let the container run.
+    /// The destination ended the migration without a commit and will never accept one. The source
+    /// may resume the container.
     RolledBack,
-    /// It knows nothing of this migration. No permission to run: the journal of the right receiver may say otherwise.
+    /// The destination does not know this migration. This is no permission to run: the journal of
+    /// the right receiver may say otherwise.
     Unknown,
 }

@@ -1,4 +1,5 @@
-//! What of a container belongs to the host: mounts and namespaces that a checkpoint leaves out and a restore finds again.
+//! Mounts and namespaces of a container that belong to the host: a checkpoint leaves them out and a
+//! restore finds them again.
 
 mod namespaces;
 mod restored;
@@ -23,43 +24,46 @@ pub(in crate::runtime) use restored::{Bind, declared_binds};
 pub use restored::{RestoredHost, make_masks, make_mount_points, make_tmpfs, restored_mounts};
 pub use tmpfs::{Opened, Tmpfs, open_tmpfs, save_tmpfs};
 
-/// The directory in a restored container's own that has an empty one for each mask. Were it one for all, CRIU would take the masks for binds of
-/// each other at the next dump.
+/// Directory, within a restored container's own, that has an empty directory for each mask. With
+/// one directory for all, CRIU would take the masks for binds of each other at the next dump.
 const MASK_DIR: &str = "masks";
 
-/// A mount that comes from the host.
+/// Mount that comes from the host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct HostMount {
-    /// Where it is in the container; CRIU's images call it so.
+    /// Path in the container, which is also the mount's name in CRIU's images.
     pub path: PathBuf,
-    /// What it is made from.
+    /// Source of the mount.
     pub source: Source,
 }
 
-/// What a mount of the host is made from.
+/// Source of a mount that comes from the host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub enum Source {
     /// A path on the host.
     Path(PathBuf),
-    /// An empty directory: what masks one. It needs no saving, and packing its tmpfs takes CRIU some milliseconds of the freeze.
+    /// An empty directory, as masks use it. It needs no saving, and packing its tmpfs takes CRIU
+    /// some milliseconds of the freeze.
     Mask,
-    /// The container's own control group in the hierarchy of this controller, and what is below it.
+    /// The container's own control group in the hierarchy of this controller, or a directory below
+    /// the group.
     Cgroup {
-        /// `memory`, `name=systemd`, ...
+        /// Name of the controller: `memory`, `name=systemd`, ...
         controller: String,
         /// Relative to the container's group.
         below: PathBuf,
     },
-    /// A tmpfs, of a container that goes to another host.
+    /// A tmpfs that rcm saves itself, because the container goes to another host.
     Tmpfs(Tmpfs),
 }
 
-/// The mounts of a running container that come from the host; those that rcm makes at the destination among them, if the container `moves`.
+/// Returns the mounts of a running container that come from the host. If the container `moves`,
+/// they include the tmpfs mounts that rcm makes at the destination.
 ///
 /// # Errors
-/// Where `/proc` cannot be read.
+/// If `/proc` cannot be read.
 pub fn host_mounts(
     init: Pid,
     spec: &Spec,
@@ -72,7 +76,8 @@ pub fn host_mounts(
     let host = mount_table(None)?;
     let root = Root::open(Path::new(&format!("/proc/{init}/root")))
         .map_err(Error::file("open", format!("/proc/{init}/root")))?;
-    // Destinations may lead over symbolic links of the image; the kernel's list has where they led to.
+    // A destination may lead through symbolic links of the image; the kernel's list has the
+    // resolved path.
     let declared: Vec<(PathBuf, &Mount)> = spec
         .mounts()
         .iter()
@@ -91,7 +96,7 @@ pub fn host_mounts(
         bundle,
         cgroups,
         own_cgroup_namespace,
-        // One that belongs to a user namespace has to be made there.
+        // A tmpfs that belongs to a user namespace has to be mounted within it, which CRIU does.
         saves_tmpfs: moves && !namespaces.has(LinuxNamespaceType::User),
     }))
 }
@@ -100,7 +105,7 @@ struct Surroundings<'a> {
     container: &'a [MountInfo],
     host: &'a [MountInfo],
     declared: &'a [(PathBuf, &'a Mount)],
-    /// Paths whose masks are left out.
+    /// Paths whose masks are left out of the dump.
     masked: &'a [PathBuf],
     bundle: &'a Path,
     cgroups: &'a BTreeMap<String, PathBuf>,
@@ -108,8 +113,8 @@ struct Surroundings<'a> {
     saves_tmpfs: bool,
 }
 
-/// The masked paths whose masks are the host's to make again. In a user namespace they are not: its root need not be able to reach a directory
-/// of the host.
+/// Returns the masked paths whose masks rcm makes again at a restore. There are none in a user
+/// namespace, because its root may not be able to reach a directory of the host.
 fn masked_paths(spec: &Spec, namespaces: &Namespaces) -> Vec<PathBuf> {
     if namespaces.has(LinuxNamespaceType::User) {
         return Vec::new();
@@ -123,7 +128,8 @@ fn masked_paths(spec: &Spec, namespaces: &Namespaces) -> Vec<PathBuf> {
         .collect()
 }
 
-/// Whether the mount is a mask over a directory: the read-only tmpfs that the engine mounts, or what a restore puts there.
+/// Returns whether the mount is a mask over a directory: the read-only tmpfs that libcontainer
+/// mounts, or the directory that a restore binds.
 fn is_mask(masked: &[PathBuf], mount: &MountInfo) -> bool {
     let mask = match mount.fs_type.as_str() {
         "tmpfs" if mount.root == "/" => true,
@@ -157,11 +163,13 @@ fn select(around: &Surroundings) -> Vec<HostMount> {
                 Some(Source::Path(around.bundle.join(source)))
             }
             Some(_) if around.saves_tmpfs => Tmpfs::of(mount, around.container).map(Source::Tmpfs),
-            // A file system of the container's own, even where the host has the same one (sysfs without a network namespace).
+            // A file system of the container's own, even if the host has the same one, such as
+            // sysfs without a network namespace.
             Some(_) => None,
             None if is_mask(around.masked, mount) => Some(Source::Mask),
             None if !host_devices.contains(mount.majmin.as_str()) => None,
-            // Read-only paths and the like: CRIU knows a bind of what the container has already.
+            // Read-only paths and the like: CRIU handles a bind of a directory that the container
+            // has anyway.
             None if mount.majmin == root.majmin
                 && Path::new(&mount.root).starts_with(&root.root) =>
             {
@@ -180,7 +188,8 @@ fn select(around: &Surroundings) -> Vec<HostMount> {
     found
 }
 
-/// cgroup v1 is bound controller by controller; with a cgroup namespace, and on v2, CRIU restores the real mounts.
+/// Returns the source of a cgroup mount. Version 1 is bound controller by controller. In a cgroup
+/// namespace, and on version 2, CRIU restores the real mounts.
 fn cgroup_source(around: &Surroundings, mount: &MountInfo) -> Option<Source> {
     if around.own_cgroup_namespace || mount.fs_type != "cgroup" {
         return None;
@@ -196,7 +205,7 @@ fn cgroup_source(around: &Surroundings, mount: &MountInfo) -> Option<Source> {
     Some(own.unwrap_or(Source::Path(path)))
 }
 
-/// Where the host has what is mounted.
+/// Returns the path at which the host has the mounted directory.
 fn host_path(host: &[MountInfo], mount: &MountInfo) -> Option<PathBuf> {
     host.iter()
         .filter(|one| one.majmin == mount.majmin)
@@ -207,7 +216,7 @@ fn host_path(host: &[MountInfo], mount: &MountInfo) -> Option<PathBuf> {
         .find(|path| path.exists())
 }
 
-/// What CRIU is told about host mounts at a dump: each keeps its path as its name, as with runc.
+/// Returns CRIU's options for host mounts at a dump: each has its path as its name, as with runc.
 #[must_use]
 pub fn dumped_mounts(mounts: &[HostMount]) -> Vec<External> {
     mounts
@@ -219,7 +228,7 @@ pub fn dumped_mounts(mounts: &[HostMount]) -> Vec<External> {
         .collect()
 }
 
-/// CRIU's protocol takes UTF-8 only.
+/// Converts the path for CRIU's protocol, which takes UTF-8 only.
 fn text(path: &Path) -> String {
     path.to_string_lossy().into_owned()
 }
@@ -270,7 +279,7 @@ mod tests {
         let paths: Vec<_> = found.iter().map(|mount| mount.path.as_path()).collect();
         assert_eq!(paths, [Path::new("/data"), Path::new("/hooked")]);
         assert_eq!(found[0].source, Source::Path("/b/data".into()));
-        // The first place on the host that exists.
+        // The first path on the host that exists.
         assert_eq!(found[1].source, Source::Path("/proc/self".into()));
     }
 
@@ -283,7 +292,7 @@ mod tests {
             "1 1 0:22 /rcm/web/masks/0 /proc/acpi ro - tmpfs tmpfs rw"
         ));
         assert!(!mask("1 1 0:6 /null /proc/keys rw - devtmpfs dev rw"));
-        // Somebody may keep files in one that was made writable.
+        // It was made writable, so it may have files.
         assert!(!mask("1 1 0:50 / /secret rw - tmpfs tmpfs rw"));
         assert!(!mask("1 1 0:50 / /data ro - tmpfs tmpfs ro"));
     }

@@ -1,4 +1,4 @@
-//! Running the hooks of a spec, with runc's sentences where one fails.
+//! Running the hooks of a spec. Errors are runc's sentences.
 
 use std::collections::HashMap;
 use std::fmt;
@@ -9,7 +9,7 @@ use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus};
 
-use libcontainer::container::State as EngineState;
+use libcontainer::container::State as LibcontainerState;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::memfd::{MemFdCreateFlag, memfd_create};
@@ -18,63 +18,63 @@ use oci_spec::runtime::{Hook, State};
 
 use crate::sys;
 
-/// How much of what a failed hook has written is repeated, per stream.
+/// Limit on the output of a failed hook that is repeated, for each stream.
 const REPEATED_BYTES: u64 = 64 * 1024;
 
-/// A hook failed; runc's sentence.
+/// Failure of a hook, in runc's sentence.
 #[derive(Debug, thiserror::Error)]
 #[error("error running {kind} hook #{index}")]
 pub struct HookError {
-    /// Which hooks: "prestart", "createRuntime", ...
+    /// Kind of the hook: "prestart", "createRuntime", ...
     pub kind: &'static str,
-    /// Which of them, from 0.
+    /// Index among the hooks of this kind, from 0.
     pub index: usize,
-    /// What it did.
+    /// The failure.
     #[source]
     pub source: HookFailure,
 }
 
-/// What a hook did that it should not.
+/// Failure of a hook's process.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum HookFailure {
-    /// It could not be executed.
+    /// The program could not be executed.
     #[error("cannot execute {path}")]
     Execute {
-        /// The program.
+        /// Path of the program.
         path: PathBuf,
-        /// Why.
+        /// Error of execve(2), or of creating the process.
         #[source]
         source: io::Error,
     },
-    /// It failed.
+    /// The program ended with a failure.
     #[error("{end}, stdout: {stdout}, stderr: {stderr}")]
     Failed {
-        /// How it ended.
+        /// How the process ended.
         end: End,
-        /// What it wrote.
+        /// Output of the hook.
         stdout: String,
-        /// What it wrote.
+        /// Error output of the hook.
         stderr: String,
     },
-    /// It took longer than its `timeout`.
+    /// The hook took longer than its `timeout`.
     #[error("hook ran past specified timeout of {limit_seconds:.1}s")]
     Timeout {
-        /// The timeout.
+        /// The timeout, in seconds.
         limit_seconds: f64,
     },
-    /// It could not be given the state, or not be waited for.
+    /// The hook could not be given the state, or rcm could not wait for it.
     #[error("cannot {action}")]
     System {
-        /// What was tried.
+        /// The failed action.
         action: &'static str,
-        /// Why it failed.
+        /// Error of the system call.
         #[source]
         source: io::Error,
     },
 }
 
-/// How a process ended, as Go says it.
+/// End of a process, printed as Go prints it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct End(ExitStatus);
 
@@ -90,22 +90,22 @@ impl fmt::Display for End {
     }
 }
 
-/// Where hooks run and what they get.
+/// Surroundings of the hooks.
 #[derive(Debug)]
 pub(crate) struct Scene<'a> {
-    /// The container's state: their standard input.
-    pub state: &'a EngineState,
-    /// The first process's id as they should see it; `None` for that of the state.
+    /// The container's state, which is the hooks' standard input.
+    pub state: &'a LibcontainerState,
+    /// Id of the first process as the hooks should see it; `None` for the id in the state.
     pub pid: Option<Pid>,
-    /// Their working directory; `None` for this process's.
+    /// Working directory of the hooks; `None` for this process's.
     pub dir: Option<&'a Path>,
-    /// The environment of those that have none in the spec; `None` for this process's, as with runc.
+    /// Environment of hooks that have none in the spec; `None` for this process's, as with runc.
     pub default_env: Option<&'a HashMap<String, String>>,
 }
 
 /// Runs `hooks` one after another.
 ///
-/// No thread is started for it, so that a process may go on to fork.
+/// It starts no thread, because the calling process may fork afterwards.
 ///
 /// # Errors
 /// [`HookError`] of the first that fails; those after it do not run.
@@ -124,7 +124,7 @@ fn run_one(hook: &Hook, scene: &Scene) -> Result<(), HookFailure> {
     let stdin = state_file(scene)?;
     let (mut stdout, mut stderr) = (memory(c"hook-stdout")?, memory(c"hook-stderr")?);
     let mut command = Command::new(hook.path());
-    // The first argument is the name that the program is told it has.
+    // As in the OCI specification, the first argument is the program's own name (argv[0]).
     match hook.args().as_deref().unwrap_or_default().split_first() {
         Some((name, args)) => command.arg0(name).args(args),
         None => &mut command,
@@ -141,7 +141,7 @@ fn run_one(hook: &Hook, scene: &Scene) -> Result<(), HookFailure> {
     if let Some(dir) = scene.dir {
         command.current_dir(dir);
     }
-    // A command that stays with its container has blocked all, to forward them.
+    // A rcm in the foreground has blocked all signals, to forward them to the container.
     sys::spawn::unblock_signals(&mut command);
     let share = |file: &File| file.try_clone().map_err(system("share a hook's output"));
     let mut child = command
@@ -164,12 +164,12 @@ fn run_one(hook: &Hook, scene: &Scene) -> Result<(), HookFailure> {
     })
 }
 
-/// Waits for the hook to end, or ends it.
+/// Waits for the hook to end, and kills it at its timeout.
 fn wait(child: &mut Child, limit_seconds: Option<i64>) -> Result<ExitStatus, HookFailure> {
     if let Some(seconds) = limit_seconds {
         let pidfd = sys::process::pidfd_open(Pid::from_raw(child.id() as i32))
             .map_err(|errno| system("watch a hook")(errno.into()))?;
-        // Longer ones than fit are as good as none.
+        // A timeout that does not fit is as good as none.
         let timeout = i32::try_from(seconds.saturating_mul(1000)).unwrap_or(i32::MAX);
         let timeout = PollTimeout::try_from(timeout.max(0)).unwrap_or(PollTimeout::MAX);
         let ended = loop {
@@ -181,7 +181,7 @@ fn wait(child: &mut Child, limit_seconds: Option<i64>) -> Result<ExitStatus, Hoo
             }
         };
         if !ended {
-            // It may just have ended.
+            // The hook may just have ended.
             let _ = child.kill();
             let _ = child.wait();
             return Err(HookFailure::Timeout {
@@ -192,7 +192,7 @@ fn wait(child: &mut Child, limit_seconds: Option<i64>) -> Result<ExitStatus, Hoo
     child.wait().map_err(system("wait for a hook"))
 }
 
-/// The state as a file: a pipe could fill up while the hook fills another.
+/// Returns the state as a file. A pipe could fill up while the hook is blocked on another one.
 fn state_file(scene: &Scene) -> Result<File, HookFailure> {
     let give = system("give a hook the container's state");
     let text = oci_state(scene.state, scene.pid)
@@ -206,11 +206,12 @@ fn state_file(scene: &Scene) -> Result<File, HookFailure> {
     Ok(file)
 }
 
-/// The engine's state as the OCI specification has it, with another process id if one is given.
+/// Converts libcontainer's state to the OCI specification's, with another process id if one is
+/// given.
 ///
 /// # Errors
-/// Where the engine has a status that the specification has not.
-pub(crate) fn oci_state(state: &EngineState, pid: Option<Pid>) -> io::Result<State> {
+/// If libcontainer has a status that the specification does not have.
+pub(crate) fn oci_state(state: &LibcontainerState, pid: Option<Pid>) -> io::Result<State> {
     let mut state = State::try_from(state).map_err(io::Error::other)?;
     if let Some(pid) = pid {
         state.set_pid(Some(pid.as_raw()));
@@ -226,7 +227,7 @@ fn memory(name: &std::ffi::CStr) -> Result<File, HookFailure> {
 
 fn written(file: &mut File) -> String {
     let mut text = Vec::new();
-    // What cannot be read is missing from a sentence only.
+    // If the output cannot be read, it is only missing from the message.
     let _ = file
         .seek(SeekFrom::Start(0))
         .and_then(|_| file.take(REPEATED_BYTES).read_to_end(&mut text));

@@ -1,5 +1,5 @@
-//! Open files of a container that lie on the host, on mounts that the container does not have: a redirected output is one. CRIU fails on them unless it is told
-//! that they are external.
+//! Open files of the host in a container: they lie on mounts that the container does not have. A
+//! redirected output is one. CRIU fails on them unless it is told that they are external.
 
 use std::collections::{BTreeSet, HashSet};
 use std::ffi::OsString;
@@ -18,41 +18,43 @@ use crate::runtime::error::{Error, Result};
 use crate::runtime::process::stdio;
 use crate::sys;
 
-/// An open file of the host.
+/// File of the host that a container has open.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct HostFile {
-    /// What CRIU's images call it.
+    /// Name in CRIU's images.
     pub key: String,
-    /// Where it is on the host.
+    /// Path on the host.
     pub path: PathBuf,
-    /// Whether it is a directory, which cannot be made anew.
+    /// Whether it is a directory, which cannot be created again.
     pub directory: bool,
-    /// Whether it has no name any longer.
+    /// Whether it was deleted.
     pub deleted: bool,
-    /// Which standard stream of a process it is: 0, 1 or 2.
+    /// Number of the standard stream that it is for a process: 0, 1 or 2.
     pub stream: Option<u8>,
-    /// How large it is: CRIU only accepts a file of the same size ...
+    /// Size. CRIU accepts only a file of the same size ...
     pub size_bytes: u64,
-    /// ... and the same permissions.
+    /// ... and with the same permission bits.
     pub mode: u32,
-    /// How it is open (open(2)).
+    /// Flags of the open file (open(2)).
     pub flags: i32,
-    /// Where the next byte is read or written.
+    /// File offset.
     pub position_bytes: i64,
 }
 
 impl HostFile {
-    /// What CRIU takes for the file at a restore.
+    /// Returns a descriptor that CRIU uses for the file at a restore.
     ///
-    /// As a rule CRIU opens the file again itself, as the container had it and at its old position. It cannot in a user namespace, where the file may not be
-    /// accessible. And a file without a name cannot be opened at all: if it was a standard stream, this process's takes its place.
+    /// As a rule CRIU opens the file itself, with the container's flags and at the old offset. In a
+    /// user namespace it cannot, because the file may not be accessible there. A deleted file
+    /// cannot be opened at all: if it was a standard stream, this process's stream replaces it.
     ///
     /// # Errors
-    /// [`Error::DeletedFile`], errors of the file system.
+    /// [`Error::DeletedFile`], or errors of the file system.
     pub fn inherit(&self, in_user_namespace: bool) -> Result<InheritedFd> {
-        // CRIU looks for the name as a path without its slash first, and takes what it finds as it is; only then for the whole name, and opens that
-        // again (criu/files-reg.c, `open_path`).
+        // CRIU first looks for a key without the path's leading slash, and uses that descriptor as
+        // it is. Then it looks for the whole path, and opens that descriptor again
+        // (criu/files-reg.c, `open_path`, CRIU 4.2).
         let as_it_is = || self.key.get(1..).unwrap_or_default().to_owned();
         if self.deleted {
             return Ok(InheritedFd {
@@ -88,15 +90,16 @@ impl HostFile {
         }
     }
 
-    /// Makes a file that is missing on this host: a log that goes on elsewhere. CRIU wants it as large as it was.
+    /// Creates a file that is missing on this host, such as a log. CRIU wants it to have the old
+    /// size.
     fn ensure_exists(&self) -> Result<()> {
         match fs::metadata(&self.path) {
             Err(error) if sys::file::is_missing(&error) && !self.directory => {}
-            // What else is wrong is found when it is opened.
+            // Other errors show when the file is opened.
             _ => return Ok(()),
         }
         tracing::warn!(
-            "{}, which the container had open, is missing and made anew",
+            "the file {}, which the container had open, is missing: creating it",
             self.path.display()
         );
         OpenOptions::new()
@@ -125,18 +128,17 @@ impl HostFile {
     }
 }
 
-/// The files of the host that the container's processes have open. Call it while they are stopped.
-///
-/// A redirected stdout is such a file: it lies on a mount that the container does not have, and CRIU would fail on it.
+/// Finds the files of the host that the container's processes have open. Call it while they are
+/// frozen.
 ///
 /// # Errors
-/// Where `/proc` cannot be read.
+/// If `/proc` cannot be read.
 pub fn find(init: Pid, processes: &[Pid]) -> Result<(Vec<External>, Vec<HostFile>)> {
     let container: HashSet<i32> = mount_table(Some(init))?
         .iter()
         .map(|mount| mount.mnt_id)
         .collect();
-    // Pipes, sockets and the like lie on mounts that nobody sees.
+    // Pipes, sockets and the like lie on internal mounts, which are in neither table.
     let host: HashSet<i32> = mount_table(None)?
         .iter()
         .map(|mount| mount.mnt_id)
@@ -159,7 +161,7 @@ pub fn find(init: Pid, processes: &[Pid]) -> Result<(Vec<External>, Vec<HostFile
             let (Ok(meta), Ok(path)) = (fs::metadata(&link), fs::read_link(&link)) else {
                 continue;
             };
-            // A terminal needs more than its path; CRIU has its own ways with it.
+            // A terminal needs more than its path; CRIU handles it.
             let kind = meta.file_type();
             let is_device = kind.is_char_device() && is_terminal(meta.rdev());
             if is_device || kind.is_fifo() || kind.is_socket() {
@@ -192,7 +194,7 @@ pub fn find(init: Pid, processes: &[Pid]) -> Result<(Vec<External>, Vec<HostFile
 }
 
 fn descriptor_numbers(pid: Pid) -> Vec<OsString> {
-    // A process that is gone has none.
+    // A process that is gone has no descriptors.
     fs::read_dir(format!("/proc/{pid}/fd"))
         .into_iter()
         .flatten()
@@ -200,7 +202,7 @@ fn descriptor_numbers(pid: Pid) -> Vec<OsString> {
         .collect()
 }
 
-/// What `/proc/PID/fdinfo/FD` says (proc_pid_fdinfo(5)).
+/// Fields of `/proc/PID/fdinfo/FD` (proc_pid_fdinfo(5)).
 struct DescriptorInfo {
     mount_id: i32,
     flags: i32,
@@ -232,7 +234,8 @@ impl DescriptorInfo {
     }
 }
 
-/// Majors of terminals: consoles, `/dev/tty`, and both sides of pseudoterminals (Documentation/admin-guide/devices.txt).
+/// Returns whether the device is a terminal: a console, `/dev/tty`, or either side of a
+/// pseudoterminal (Documentation/admin-guide/devices.txt).
 fn is_terminal(device: u64) -> bool {
     matches!(nix::sys::stat::major(device), 4 | 5 | 128..=143)
 }

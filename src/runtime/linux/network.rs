@@ -1,12 +1,18 @@
-//! The network of a container that moves to another host.
+//! Network of a container that moves to another host.
 //!
-//! Its namespace stays where it is: the dump leaves it out, whether the spec names it by a path or had it made, and the restore brings the
-//! container into the one that the destination's spec names, or into a new one; only what is in the host's network comes into the host's network.
-//! As long as the sockets are in two places no packet passes ([`NetworkLock`]): at the source from just before the freeze, at the destination from
-//! before the first socket is restored until the container goes on.
+//! The network namespace itself does not move. The dump leaves it out, whether the spec names it by
+//! a path or had it created. The restore brings the container into the namespace that the
+//! destination's spec names, or into a new one. A container in the host's network comes into the
+//! host's network again.
 //!
-//! From the commit on the source's barrier must outlive rcm: a socket of a container that stands still would acknowledge what belongs to the one
-//! that runs. A file in the container's directory says that there is one to remove; the container cannot be destroyed without that.
+//! As long as the sockets exist on both hosts, no packet may pass: at the source from just before
+//! the freeze, at the destination from before the first socket is restored until the container
+//! runs. [`NetworkLock`] drops the packets.
+//!
+//! After the commit the source's lock must outlive rcm. A socket of the frozen container would
+//! otherwise acknowledge data that is meant for the running one. A file in the container's
+//! directory records that there is a lock to remove. The container cannot be deleted without
+//! removing it.
 
 use std::collections::{BTreeSet, HashSet};
 use std::fs::{self, File};
@@ -29,38 +35,42 @@ use crate::sys;
 use crate::sys::announce::Announcement;
 use crate::sys::network_lock::{self, Neighbours, NetworkLock, Reach};
 
-/// Says that a barrier was left in the container's namespace.
-const BARRIER_FILE: &str = "network-barrier";
-/// A table's name has at most 255 bytes (`NFT_NAME_MAXLEN`), and an id may be longer.
+/// Name of the file that records a network lock that was left in the container's namespace.
+const LOCK_FILE: &str = "network-barrier";
+/// Bytes of the id that are part of a table's name. A name has at most 255 bytes
+/// (`NFT_NAME_MAXLEN`), and an id may be longer.
 const NAMED_BYTES: usize = 200;
 
-/// Whether the dump of a container that moves leaves its network namespace out. One that belongs to a user namespace can only be made within it, so
-/// CRIU does.
+/// Returns whether the dump of a container that moves leaves its network namespace out. A namespace
+/// that belongs to a user namespace can only be created within it, so CRIU dumps and restores that
+/// one.
 #[must_use]
 pub fn is_left_out(namespaces: &Namespaces) -> bool {
     namespaces.has(LinuxNamespaceType::Network) && !namespaces.has(LinuxNamespaceType::User)
 }
 
-/// The network namespace that a restored container gets, if it is not CRIU that makes it.
+/// Network namespace that a restored container gets if CRIU does not create it.
 #[derive(Debug)]
 pub(crate) enum Given {
-    /// CRIU is started in it.
+    /// CRIU is started in this namespace.
     Around(OwnedFd),
-    /// CRIU takes it for the one that it has left out.
+    /// CRIU uses this descriptor for the namespace that the dump left out.
     Inherited(InheritedFd),
 }
 
-/// The network of a container that leaves.
+/// Network of a container that is dumped and moves.
 #[derive(Debug)]
 pub(crate) struct Departure {
-    barrier: NetworkLock,
-    /// In the host's network only the container's own connections are barred: those that it has when it stands still.
+    lock: NetworkLock,
+    /// Whether the container is in the host's network. There, only the container's own connections
+    /// are locked: those that it has when it is frozen.
     is_host: bool,
     ends: Vec<SocketAddr>,
 }
 
 impl Departure {
-    /// Packets still pass. `None` where nothing comes to the container, or nothing that must be kept, or where CRIU has to lock.
+    /// Prepares the lock; packets still pass. Returns `None` if no packet can reach the container,
+    /// if it has no connection that must be kept, or if CRIU has to lock.
     pub(crate) fn prepare(
         criu: &Criu,
         init: Pid,
@@ -72,7 +82,7 @@ impl Departure {
         if needless || criu.version() < Version::NETWORK_LOCK_SKIP {
             return None;
         }
-        let barrier = of_process(init)
+        let lock = of_process(init)
             .and_then(|namespace| NetworkLock::prepare(&namespace, Neighbours::Answered))
             .inspect_err(|error| {
                 tracing::warn!(
@@ -81,42 +91,48 @@ impl Departure {
             })
             .ok()?;
         Some(Self {
-            barrier,
+            lock,
             is_host,
             ends: Vec::new(),
         })
     }
 
-    /// Before the freeze: what comes in and is not accepted any more would fail the dump.
-    pub(crate) fn bar(&self) -> io::Result<()> {
-        match self.is_host {
-            true => Ok(()),
-            false => self.barrier.lock(Reach::Everything),
+    /// Locks the network namespace. This must come before the freeze: a connection that arrives
+    /// after it and is not accepted any more would make the dump fail.
+    pub(crate) fn lock(&self) -> io::Result<()> {
+        if self.is_host {
+            Ok(())
+        } else {
+            self.lock.lock(Reach::Everything)
         }
     }
 
-    /// The same in the host's network, for the sockets of `processes`, which stand still. Returns these.
-    pub(crate) fn bar_ends(&mut self, processes: &[Pid]) -> io::Result<Vec<SocketAddr>> {
+    /// Locks the sockets of `processes` in the host's network, and returns their addresses. The
+    /// processes must be frozen, so that they open no further socket.
+    pub(crate) fn lock_ends(&mut self, processes: &[Pid]) -> io::Result<Vec<SocketAddr>> {
         if self.is_host {
             self.ends = tcp_ends(processes);
-            self.barrier.lock(Reach::Ends(&self.ends))?;
+            self.lock.lock(Reach::Ends(&self.ends))?;
         }
         Ok(self.ends.clone())
     }
 
-    /// Packets pass again.
-    pub(crate) fn open(self) {
-        self.barrier.unlock();
+    /// Lets packets pass again.
+    pub(crate) fn unlock(self) {
+        self.lock.unlock();
     }
 
-    /// Leaves a barrier like this that stands until [`lift`], even if this process dies.
+    /// Leaves a second lock, equal to this one, that holds until [`lift`], even if this process
+    /// dies.
     pub(crate) fn leave(&self, container: &Container) -> Result<()> {
-        let path = barrier_file(container);
-        let reach = match self.is_host {
-            true => Reach::Ends(&self.ends),
-            false => Reach::Everything,
+        let path = left_lock_file(container);
+        let reach = if self.is_host {
+            Reach::Ends(&self.ends)
+        } else {
+            Reach::Everything
         };
-        // Before the barrier, so that none is forgotten.
+        // The file comes before the lock: if rcm dies in between, a file without a lock is
+        // harmless, but a lock without a file would be forgotten.
         File::create(&path)
             .and_then(|_| of_process(container.live_init().map_err(io::Error::other)?))
             .and_then(|namespace| network_lock::leave(&namespace, &table(container.id()), reach))
@@ -127,7 +143,8 @@ impl Departure {
     }
 }
 
-/// This host's ends of the TCP sockets of processes, listening ones too; `/proc` lists those of a whole namespace.
+/// Returns this host's addresses of the processes' TCP sockets, listening ones included. `/proc`
+/// lists the sockets of a whole namespace, hence the filter.
 fn tcp_ends(processes: &[Pid]) -> Vec<SocketAddr> {
     let sockets: HashSet<u64> = processes
         .iter()
@@ -151,9 +168,11 @@ fn tcp_ends(processes: &[Pid]) -> Vec<SocketAddr> {
     ends.into_iter().collect()
 }
 
-/// How CRIU locks the network of a container that is dumped and does not leave. Locking costs several program starts within the freeze. There is
-/// nothing to lock in a namespace that no packet enters, and outside of namespaces of its own a container has nothing that is only its own; unless
-/// there are connections to keep, of which no packet may be answered meanwhile.
+/// Returns how CRIU locks the network of a container that is dumped and does not move.
+///
+/// Locking costs several program starts within the freeze, so it is skipped if it is of no use.
+/// That is so in a namespace that no packet enters, and in a namespace that the container shares,
+/// unless it has connections to keep: then no packet may be answered meanwhile.
 pub(crate) fn criu_lock(
     criu: &Criu,
     init: Pid,
@@ -166,9 +185,9 @@ pub(crate) fn criu_lock(
     (skip && criu.version() >= Version::NETWORK_LOCK_SKIP).then_some(NetworkLockMethod::Skip)
 }
 
-/// Whether a process's network has no interface but the loopback.
+/// Returns whether a process's network has no interface but the loopback.
 fn is_lonely(init: Pid) -> bool {
-    // Who cannot look finds company.
+    // If the list cannot be read, assume that there are others: then the network is locked.
     fs::read_to_string(format!("/proc/{init}/net/dev")).is_ok_and(|text| names_loopback_only(&text))
 }
 
@@ -188,20 +207,21 @@ pub(crate) struct Arriving {
     pub id: String,
     /// Whether the container comes from another host.
     pub moves: bool,
-    /// Whether established TCP connections are restored. Without a barrier they would be lost.
+    /// Whether established TCP connections are restored. Without a network lock they would break.
     pub has_connections: bool,
 }
 
-/// The network of a container that is restored.
+/// Network of a container that is restored.
 #[derive(Debug)]
 pub(crate) struct Arrival {
     container: Arriving,
     is_host: bool,
-    barrier: Option<NetworkLock>,
+    lock: Option<NetworkLock>,
 }
 
 impl Arrival {
-    /// Also returns the namespace, if one was left out of the images or the spec names one.
+    /// Locks the network as far as it exists already. Also returns the namespace, if the dump left
+    /// one out or the spec names one.
     pub(crate) fn prepare(
         container: Arriving,
         namespaces: &Namespaces,
@@ -211,11 +231,11 @@ impl Arrival {
         let mut arrival = Self {
             container,
             is_host: network == Namespace::Host,
-            barrier: None,
+            lock: None,
         };
         let namespace = match network {
             Namespace::Host => {
-                arrival.bar_connections(&details.tcp_ends)?;
+                arrival.lock_connections(&details.tcp_ends)?;
                 return Ok((arrival, None));
             }
             Namespace::Own if details.network_left_out => sys::network::make_namespace()
@@ -226,11 +246,12 @@ impl Arrival {
             Namespace::Own => return Ok((arrival, None)),
         };
         if details.network_left_out {
-            // When CRIU tries what the kernel can do, it talks to itself.
-            arrival.bar_namespace(&namespace, Reach::Outside)?;
+            // CRIU is started in this namespace, and its kernel checks use the loopback. So only
+            // packets from outside are dropped until `lock`.
+            arrival.lock_namespace(&namespace, Reach::Outside)?;
             return Ok((arrival, Some(Given::Around(namespace.into()))));
         }
-        arrival.bar_namespace(&namespace, Reach::Everything)?;
+        arrival.lock_namespace(&namespace, Reach::Everything)?;
         let inherited = InheritedFd {
             key: external::OUTER_NETWORK.to_owned(),
             fd: namespace.into(),
@@ -238,43 +259,46 @@ impl Arrival {
         Ok((arrival, Some(Given::Inherited(inherited))))
     }
 
-    /// From here on no packet passes, if the container comes from another host. `pid` is in its namespace.
-    pub(crate) fn bar(&mut self, pid: Pid) -> Result<()> {
-        match &self.barrier {
-            Some(barrier) if !self.is_host => barrier
+    /// Drops every packet from here on, if the container comes from another host. `pid` is a
+    /// process in the container's namespace.
+    pub(crate) fn lock(&mut self, pid: Pid) -> Result<()> {
+        match &self.lock {
+            Some(lock) if !self.is_host => lock
                 .lock(Reach::Everything)
                 .map_err(error_of("lock", &self.container.id)),
             None if self.container.moves && !self.is_host => {
                 let namespace = of_process(pid).map_err(error_of("lock", &self.container.id))?;
-                self.bar_namespace(&namespace, Reach::Everything)
+                self.lock_namespace(&namespace, Reach::Everything)
             }
             _ => Ok(()),
         }
     }
 
-    fn bar_namespace(&mut self, namespace: &File, reach: Reach) -> Result<()> {
+    fn lock_namespace(&mut self, namespace: &File, reach: Reach) -> Result<()> {
         if !self.container.moves {
             return Ok(());
         }
-        self.put_up(namespace, Neighbours::Ignored, reach)
+        self.put_lock(namespace, Neighbours::Ignored, reach)
     }
 
-    /// In the host's network nothing else may suffer.
-    fn bar_connections(&mut self, ends: &[SocketAddr]) -> Result<()> {
+    /// Locks only the container's own connections: in the host's network nothing else may be
+    /// disturbed.
+    fn lock_connections(&mut self, ends: &[SocketAddr]) -> Result<()> {
         if !self.container.moves || ends.is_empty() {
             return Ok(());
         }
         let namespace = own().map_err(error_of("lock", &self.container.id))?;
-        self.put_up(&namespace, Neighbours::Answered, Reach::Ends(ends))
+        self.put_lock(&namespace, Neighbours::Answered, Reach::Ends(ends))
     }
 
-    fn put_up(&mut self, namespace: &File, neighbours: Neighbours, reach: Reach) -> Result<()> {
-        // One may have stood here since the container left, if rcm was killed at a bad moment then.
-        let barrier = network_lock::remove(namespace, &table(&self.container.id))
+    fn put_lock(&mut self, namespace: &File, neighbours: Neighbours, reach: Reach) -> Result<()> {
+        // If rcm was killed when the container left this host, its lock may still be here. Remove
+        // it first.
+        let lock = network_lock::remove(namespace, &table(&self.container.id))
             .and_then(|()| NetworkLock::prepare(namespace, neighbours))
-            .and_then(|barrier| barrier.lock(reach).map(|()| barrier));
-        match barrier {
-            Ok(barrier) => self.barrier = Some(barrier),
+            .and_then(|lock| lock.lock(reach).map(|()| lock));
+        match lock {
+            Ok(lock) => self.lock = Some(lock),
             Err(error) if self.container.has_connections => {
                 return Err(error_of("lock", &self.container.id)(error));
             }
@@ -283,10 +307,10 @@ impl Arrival {
         Ok(())
     }
 
-    /// Packets pass again, and the link is told where the addresses are now.
+    /// Lets packets pass again, and announces on the link where the addresses are now.
     pub(crate) fn complete(&mut self, pid: Pid) -> Option<Announcement> {
-        if let Some(barrier) = self.barrier.take() {
-            barrier.unlock();
+        if let Some(lock) = self.lock.take() {
+            lock.unlock();
         }
         if !self.container.moves || self.is_host {
             return None;
@@ -298,11 +322,11 @@ impl Arrival {
     }
 }
 
-/// Whether a barrier can stand in the namespace at `path`, or in a new one.
+/// Tries whether a network lock is possible in the namespace at `path`, or in a new one.
 ///
 /// # Errors
-/// Why not: no namespace, no nf_tables in the kernel.
-pub fn try_barrier(path: Option<&Path>) -> io::Result<()> {
+/// If there is no such namespace, or the kernel has no nf_tables.
+pub fn try_lock(path: Option<&Path>) -> io::Result<()> {
     let namespace = match path {
         Some(path) => File::open(path)?,
         None => sys::network::make_namespace()?,
@@ -310,12 +334,12 @@ pub fn try_barrier(path: Option<&Path>) -> io::Result<()> {
     NetworkLock::prepare(&namespace, Neighbours::Ignored).map(NetworkLock::unlock)
 }
 
-/// Removes the barrier that was left, if one was.
+/// Removes the network lock that was left, if there is one.
 ///
 /// # Errors
-/// Where it stays.
+/// If the lock could not be removed.
 pub fn lift(container: &Container) -> Result<()> {
-    let path = barrier_file(container);
+    let path = left_lock_file(container);
     if !path.exists() {
         return Ok(());
     }
@@ -324,20 +348,20 @@ pub fn lift(container: &Container) -> Result<()> {
             .map_err(error_of("unlock", container.id()))?;
     }
     match fs::remove_file(&path) {
-        // An engine deletes the container at the same time.
+        // An engine may delete the container at the same time.
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         removed => removed.map_err(Error::file("remove", path)),
     }
 }
 
-/// The namespace, unless it is gone and the barrier with it.
+/// Returns the container's network namespace; `None` if it is gone, and the lock with it.
 fn still_there(container: &Container) -> Option<File> {
     if let Ok(init) = container.live_init() {
         return of_process(init).ok();
     }
     let spec = container.spec().ok()?;
     match Namespaces::of(&spec).get(LinuxNamespaceType::Network) {
-        // What is left of a namespace's name when it was unmounted is an ordinary file.
+        // When a namespace's bind mount is gone, an ordinary file is left at its path.
         Namespace::Joined(path) => File::open(path).ok().filter(sys::network::is_namespace),
         Namespace::Own => None,
         Namespace::Host => own().ok(),
@@ -353,11 +377,13 @@ pub(crate) fn of_process(pid: Pid) -> io::Result<File> {
     File::open(format!("/proc/{pid}/ns/net"))
 }
 
-/// Lets the connections of tasks that stand still end without a word, when those are killed: no peer shall hear from a copy that is given up.
+/// Mutes the connections of frozen tasks before these are killed: a peer must not get a FIN or RST
+/// from a copy that is given up.
 ///
-/// CRIU keeps the sockets in that state as long as it holds a dump; this is for tasks whose CRIU is gone and whose barrier was left.
+/// As long as CRIU holds a dump, it keeps the sockets in that state. This function is for tasks
+/// whose CRIU is gone and whose network lock was left.
 pub fn mute(container: &Container) {
-    if !barrier_file(container).exists() {
+    if !left_lock_file(container).exists() {
         return;
     }
     let pids = match container.cgroup().pids() {
@@ -379,11 +405,12 @@ pub(crate) fn error_of(action: &'static str, id: &str) -> impl FnOnce(io::Error)
     move |source| Error::Network { action, id, source }
 }
 
-fn barrier_file(container: &Container) -> PathBuf {
-    container.dir().join(BARRIER_FILE)
+fn left_lock_file(container: &Container) -> PathBuf {
+    container.dir().join(LOCK_FILE)
 }
 
-/// Ids are ASCII.
+/// Returns the name of the container's nf_tables table. Ids are ASCII, so the cut is at a
+/// character.
 fn table(id: &str) -> String {
     format!("rcm-{}", &id[..id.len().min(NAMED_BYTES)])
 }

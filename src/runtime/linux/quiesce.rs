@@ -1,8 +1,10 @@
 //! Freezing a container at a moment when it can be dumped.
 //!
-//! A process that has called vfork(2) (posix_spawn(3) and many shells do for every command) sleeps in the kernel until its child has executed a program
-//! or ended. If the freezer stops the child in between, CRIU waits for the parent to stop, which it cannot, and gives up after ten seconds. So rcm
-//! looks, while everything is frozen, whether a process waits like that, and if so lets the container go on for a moment and tries again.
+//! A process that has called vfork(2) sleeps in the kernel until its child has executed a program
+//! or ended; posix_spawn(3) and many shells call it for every command. If the freezer stops the
+//! child in between, CRIU waits for the parent to stop. The parent cannot stop, and CRIU gives up
+//! after ten seconds. So rcm checks, while everything is frozen, whether a process waits like that.
+//! If so, rcm thaws the container for a moment and tries again.
 
 use std::fs;
 use std::path::Path;
@@ -13,32 +15,33 @@ use nix::unistd::Pid;
 
 use super::cgroup::{Cgroup, CgroupError};
 
-/// How long the container runs between two attempts: the way of a child from vfork to execve.
+/// How long the container runs between two attempts: as long as a child needs from vfork to execve.
 const GRACE_DUR: Duration = Duration::from_micros(500);
-/// For how long it is tried. A child that holds its parent up for longer does so for good.
+/// Limit on all attempts. A child that blocks its parent for longer does so for good.
 const LIMIT_DUR: Duration = Duration::from_secs(5);
 
-/// The container could not be frozen at such a moment.
+/// Error of [`freeze`]: the container could not be frozen at a moment when it can be dumped.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum QuiesceError {
     /// The freezer failed.
     #[error(transparent)]
     Cgroup(#[from] CgroupError),
-    /// There is no such moment.
+    /// A process waited in vfork at every attempt.
     #[error(
         "process {pid} waits for a child that it made with vfork and that neither executes a program nor ends: CRIU cannot dump it; try again later"
     )]
     Vfork {
-        /// The waiting process, its id as the host has it.
+        /// Id of the waiting process on the host.
         pid: i32,
     },
 }
 
-/// Freezes the group while none of its processes waits for a child of vfork. Returns when it stopped for good.
+/// Freezes the group at a moment when none of its processes waits for a child of vfork. Returns the
+/// time of the freeze.
 ///
 /// # Errors
-/// [`QuiesceError`]; the group is thawed then.
+/// [`QuiesceError`]; the group is thawed in that case.
 pub fn freeze(cgroup: &Cgroup) -> Result<Instant, QuiesceError> {
     let deadline = Instant::now() + LIMIT_DUR;
     loop {
@@ -55,6 +58,7 @@ pub fn freeze(cgroup: &Cgroup) -> Result<Instant, QuiesceError> {
             return Ok(stopped_at);
         };
         cgroup.thaw()?;
+        // Thaw first: while the group is frozen, the child cannot get to its execve.
         if Instant::now() > deadline {
             return Err(QuiesceError::Vfork { pid: pid.as_raw() });
         }
@@ -63,9 +67,9 @@ pub fn freeze(cgroup: &Cgroup) -> Result<Instant, QuiesceError> {
     }
 }
 
-/// Whether a thread of the process waits for a child of vfork.
+/// Returns whether a thread of the process waits for a child of vfork.
 fn waits_for_vfork(pid: Pid) -> bool {
-    // A process that is gone waits for nothing.
+    // A process that is gone does not wait.
     fs::read_dir(format!("/proc/{pid}/task"))
         .into_iter()
         .flatten()
@@ -78,10 +82,12 @@ fn thread_waits(thread: &Path) -> bool {
     is_vfork_wait(&read("wchan"), || read("syscall"))
 }
 
-/// Judges by where a thread sleeps (`/proc/PID/wchan`), or, on a kernel that does not tell, by the system call that it is in
-/// (`/proc/PID/syscall`, proc(5)): clone(2) sleeps for nothing else.
+/// Judges by the function in which a thread sleeps (`/proc/PID/wchan`). If the kernel hides it,
+/// judges by the thread's system call (`/proc/PID/syscall`, proc(5)): clone(2) has no other reason
+/// to sleep.
 fn is_vfork_wait(sleeps_in: &str, syscall: impl FnOnce() -> String) -> bool {
-    // kernel/fork.c; which of them is on top depends on what the compiler inlined and on the version.
+    // Functions of kernel/fork.c (`_do_fork` before Linux 5.10). The topmost one depends on the
+    // version and on the compiler's inlining.
     const VFORK_WAITS: [&str; 3] = ["kernel_clone", "wait_for_vfork_done", "_do_fork"];
     match sleeps_in.trim() {
         "" | "0" => {

@@ -1,6 +1,7 @@
 //! Intel RDT: the resctrl group of a container (Documentation/filesystems/resctrl.rst).
 //!
-//! The engine's `container_main_process`, which rcm uses, leaves RDT to its caller: rcm lets the engine make the group and removes it itself.
+//! libcontainer's `container_main_process`, which rcm uses, leaves RDT to its caller. rcm lets
+//! libcontainer make the group, and removes it itself.
 
 use std::fs;
 use std::io;
@@ -16,10 +17,10 @@ use super::go_json;
 use crate::error::chain;
 use crate::sys::file::Failed;
 
-/// What RDT tells of a container.
+/// Statistics of RDT for a container.
 #[derive(Debug, Default, PartialEq, Eq, Serialize)]
 pub struct Stats {
-    /// The cache as a whole.
+    /// Properties of the cache.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub l3_cache_info: Option<CacheInfo>,
     /// The cache's lines of the root group's schemata.
@@ -28,7 +29,7 @@ pub struct Stats {
     /// The cache's lines of the container's schemata.
     #[serde(skip_serializing_if = "String::is_empty")]
     pub l3_cache_schema: String,
-    /// The memory bandwidth as a whole.
+    /// Properties of the memory bandwidth.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mem_bw_info: Option<BandwidthInfo>,
     /// The bandwidth's line of the root group's schemata.
@@ -40,15 +41,15 @@ pub struct Stats {
     /// All lines of the container's schemata.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub schemata: Vec<String>,
-    /// Bandwidth that was used, by NUMA node.
+    /// Bandwidth used so far, by NUMA node.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mbm_stats: Option<Vec<BandwidthUse>>,
-    /// Cache that is used, by NUMA node.
+    /// Cache in use, by NUMA node.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cmt_stats: Option<Vec<CacheUse>>,
 }
 
-/// `info/L3`.
+/// Files of `info/L3`.
 #[derive(Debug, Default, PartialEq, Eq, Serialize)]
 #[allow(missing_docs)]
 pub struct CacheInfo {
@@ -60,7 +61,7 @@ pub struct CacheInfo {
     pub num_closids: u64,
 }
 
-/// `info/MB`.
+/// Files of `info/MB`.
 #[derive(Debug, Default, PartialEq, Eq, Serialize)]
 #[allow(missing_docs)]
 pub struct BandwidthInfo {
@@ -89,19 +90,20 @@ pub struct CacheUse {
     pub llc_occupancy: u64,
 }
 
-/// The group that a container's spec puts it into.
+/// Group that a container's spec puts it into.
 #[derive(Debug, Clone)]
 pub struct Group {
     root: PathBuf,
     dir: PathBuf,
     /// The container's own monitoring group in it, if it has one.
     monitoring_dir: PathBuf,
-    /// Whether the spec names the group: then others may be in it, too.
+    /// Whether the spec names the group; other containers may be in it, too, in that case.
     named: bool,
 }
 
 impl Group {
-    /// Returns the group of the container `id`; `None` if its spec names no RDT or the host has none.
+    /// Returns the group of the container `id`; `None` if its spec names no RDT or the host has
+    /// none.
     #[must_use]
     pub fn of(spec: &Spec, id: &str) -> Option<Self> {
         let rdt = spec.linux().as_ref()?.intel_rdt().as_ref()?;
@@ -119,10 +121,11 @@ impl Group {
         }
     }
 
-    /// Puts a process that has no children yet, the container's first or the one that restores it, into the group, making it as the spec wants it.
+    /// Puts a process into the group, and makes the group as the spec has it. The process must have
+    /// no children yet: it is the container's first one, or the CRIU that restores it.
     ///
     /// # Errors
-    /// The reason, as one sentence: the host has no RDT or refuses.
+    /// The reason, as one sentence: the host has no RDT, or refuses.
     pub(crate) fn join(id: &str, pid: Pid, rdt: &LinuxIntelRdt) -> Result<(), String> {
         setup_intel_rdt(Some(id), &pid, rdt)
             .map(drop)
@@ -134,10 +137,10 @@ impl Group {
             })
     }
 
-    /// Removes what was made for the container alone. Its processes must be gone.
+    /// Removes the groups that were made for the container alone. Its processes must be gone.
     ///
     /// # Errors
-    /// As rmdir(2).
+    /// Those of rmdir(2).
     pub fn remove(&self) -> io::Result<()> {
         let own = (!self.named).then_some(&self.dir);
         for dir in [Some(&self.monitoring_dir), own].into_iter().flatten() {
@@ -149,16 +152,16 @@ impl Group {
         Ok(())
     }
 
-    /// The file that holds what the group may use.
+    /// Returns the path of the file that has the group's limits.
     #[must_use]
     pub fn schemata_path(&self) -> PathBuf {
         self.dir.join("schemata")
     }
 
-    /// Reads what the group may use and what it uses.
+    /// Reads the limits of the group and its use.
     ///
     /// # Errors
-    /// Where a file that the kernel has cannot be read.
+    /// If a file exists but cannot be read.
     pub fn stats(&self) -> Result<Stats, CgroupError> {
         let mut stats = Stats::default();
         let of_root = lines(&self.root.join("schemata"))?;
@@ -196,7 +199,7 @@ impl Group {
         if !counts_bandwidth && !counts_cache {
             return Ok(());
         }
-        // Without a monitoring group the numbers are those of all in the group, as with runc.
+        // Without a monitoring group the numbers are those of the whole group, as with runc.
         let counted_dir = if self.monitoring_dir.is_dir() {
             &self.monitoring_dir
         } else {
@@ -232,22 +235,22 @@ impl Group {
     }
 }
 
-/// Where resctrl is mounted on this host.
+/// Returns the mount point of resctrl on this host; `None` if it is not mounted.
 #[must_use]
 pub fn mount_point() -> Option<PathBuf> {
     find_resctrl_mount_point().ok()
 }
 
-/// Whether the processor can divide its cache among groups.
+/// Returns whether the processor can divide its cache among groups.
 #[must_use]
 pub fn has_cache_allocation(root: &Path) -> bool {
-    // With code and data prioritization there are two of it.
+    // With code and data prioritization the directory has another name.
     ["info/L3", "info/L3CODE"]
         .iter()
         .any(|dir| root.join(dir).is_dir())
 }
 
-/// Whether the processor can divide its memory bandwidth among groups.
+/// Returns whether the processor can divide its memory bandwidth among groups.
 #[must_use]
 pub fn has_bandwidth_allocation(root: &Path) -> bool {
     root.join("info/MB").is_dir()
@@ -261,7 +264,7 @@ fn schema(lines: &[String], resource: &str) -> String {
         .unwrap_or_default()
 }
 
-/// The text of a file, empty where the kernel does not have it.
+/// Reads a file; the text is empty if the kernel does not have the file.
 fn text(path: &Path) -> Result<String, CgroupError> {
     match fs::read_to_string(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(String::new()),
@@ -283,7 +286,7 @@ fn word(path: &Path) -> Result<String, CgroupError> {
     Ok(text(path)?.trim().to_owned())
 }
 
-/// A counter may read `Unavailable`, which counts as nothing.
+/// Reads a counter; `Unavailable` counts as 0.
 fn number(path: &Path) -> Result<u64, CgroupError> {
     Ok(word(path)?.parse().unwrap_or_default())
 }
@@ -348,7 +351,7 @@ mod tests {
             fs::create_dir_all(&group.dir).unwrap();
             group.remove().unwrap();
             assert_eq!(group.dir.exists(), left);
-            // Again: nothing of it is there.
+            // A second call finds nothing to remove.
             group.remove().unwrap();
         }
     }

@@ -1,18 +1,19 @@
-//! Seccomp filters: what the engine takes otherwise than runc.
+//! Seccomp filters: differences between libcontainer and runc.
 
 use oci_spec::runtime::{
     LinuxSeccomp, LinuxSeccompAction, LinuxSeccompArgBuilder, LinuxSeccompFilterFlag,
     LinuxSeccompOperator,
 };
 
-/// A filter that asks a listener, where that cannot work. runc's sentences.
+/// Filter that would ask its listener in a situation where that cannot work. The sentences are
+/// runc's.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum InvalidSeccomp {
-    /// Every system call would be asked about.
+    /// The listener would be asked about every system call.
     #[error("SCMP_ACT_NOTIFY cannot be used as default action")]
     NotifyByDefault,
-    /// The filter's descriptor could not be sent to the listener.
+    /// The process could not send the filter's descriptor to the listener, because that is a write.
     #[error("SCMP_ACT_NOTIFY cannot be used for the write syscall")]
     NotifyOfWrite,
 }
@@ -29,16 +30,18 @@ pub(crate) fn validate(seccomp: &LinuxSeccomp) -> Result<(), InvalidSeccomp> {
         rule.action() == LinuxSeccompAction::ScmpActNotify
             && rule.names().iter().any(|name| name == "write")
     });
-    match asks_about_write {
-        true => Err(InvalidSeccomp::NotifyOfWrite),
-        false => Ok(()),
+    if asks_about_write {
+        Err(InvalidSeccomp::NotifyOfWrite)
+    } else {
+        Ok(())
     }
 }
 
-/// Turns a filter into the one that means the same to the engine.
+/// Changes a filter so that libcontainer understands it as runc does.
 pub(crate) fn lower(seccomp: &mut LinuxSeccomp) {
     if seccomp.flags().is_none() {
-        // As runc does where nothing is said: processes under a filter are not slowed down for it (seccomp(2), Spectre).
+        // As runc without flags: processes under a filter are not slowed down by the mitigation for
+        // Spectre (seccomp(2)).
         seccomp.set_flags(Some(vec![
             LinuxSeccompFilterFlag::SeccompFilterFlagSpecAllow,
         ]));
@@ -55,15 +58,15 @@ pub(crate) fn lower(seccomp: &mut LinuxSeccomp) {
         let mut args = rule.args().clone();
         for arg in args.iter_mut().flatten() {
             if arg.op() == LinuxSeccompOperator::ScmpCmpMaskedEq {
-                // `value` is the mask and `valueTwo` what remains under it. The engine has them the other way round, so that a
-                // mask of 0 would let everything pass.
+                // In the spec, `value` is the mask and `valueTwo` the masked value. libcontainer
+                // takes them the other way round, and a mask of 0 would let everything pass.
                 let swapped = LinuxSeccompArgBuilder::default()
                     .index(arg.index())
                     .value(arg.value_two().unwrap_or(0))
                     .value_two(arg.value())
                     .op(arg.op())
                     .build();
-                // All members have defaults and none is checked: it cannot fail.
+                // All members have defaults and none is checked, so this cannot fail.
                 *arg = swapped.unwrap_or_default();
             }
         }
@@ -72,7 +75,8 @@ pub(crate) fn lower(seccomp: &mut LinuxSeccomp) {
     seccomp.set_syscalls(syscalls);
 }
 
-/// `SECCOMP_FILTER_FLAG_*` of `<linux/seccomp.h>`. One thread needs no synchronization: runc leaves it out, too.
+/// Returns the flag's value, `SECCOMP_FILTER_FLAG_*` of `<linux/seccomp.h>`. One thread needs no
+/// `TSYNC`; runc leaves it out, too.
 fn number(flag: LinuxSeccompFilterFlag) -> u32 {
     match flag {
         LinuxSeccompFilterFlag::SeccompFilterFlagTsync => 0,

@@ -1,8 +1,10 @@
-//! The CRIU that works on a container, remembered in case rcm is killed.
+//! Record of the CRIU that works on a container, for the case that rcm is killed.
 //!
-//! CRIU notices the death of rcm at its next report, and then lets the tasks of a dump go or kills those of a restore. Until it has ended, nobody
-//! can say what becomes of the container: restored tasks look as if they executed, and images are still being written. So its process is
-//! recorded beside the container's state before it is told anything; one that is never told anything ends by itself.
+//! CRIU notices the death of rcm at its next notification. It then resumes the tasks of a dump, or
+//! kills those of a restore. Until it has ended, the container's fate is open: restored tasks look
+//! as if they executed, and images are still being written. So rcm records CRIU's process beside
+//! the container's state before it sends a request. A CRIU that never gets a request ends by
+//! itself.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -17,13 +19,14 @@ use crate::sys;
 use crate::sys::process::ProcessId;
 
 const FILE: &str = "criu.json";
-/// How long a CRIU whose rcm was killed may take to its next report and to undo its work; it writes or reads memory images meanwhile.
+/// Limit for a CRIU whose rcm was killed. It has to reach its next notification and undo its work,
+/// and reads or writes memory images meanwhile.
 const END_LIMIT_DUR: Duration = Duration::from_secs(120);
 
 /// Records that the CRIU with the id `pid` works on the container.
 ///
 /// # Errors
-/// Errors of the file system: it must not be told to work then.
+/// Errors of the file system. In that case CRIU must not get a request.
 pub(crate) fn record(container: &Container, pid: Pid) -> std::result::Result<(), CallbackError> {
     let path = path(container.dir());
     let text = serde_json::to_vec(&ProcessId::of(pid)?)?;
@@ -31,31 +34,34 @@ pub(crate) fn record(container: &Container, pid: Pid) -> std::result::Result<(),
     Ok(())
 }
 
-/// Waits until the CRIU that a killed rcm has left at work on the container `id` has ended. The caller knows that the rcm is dead.
+/// Waits until the CRIU that a killed rcm has left at work on the container `id` has ended. The
+/// caller must know that this rcm is dead.
 ///
 /// # Errors
-/// [`Error::CriuAtWork`] where it does not end, errors of the file system.
+/// [`Error::CriuAtWork`] if it does not end, or errors of the file system.
 pub fn wait_for_end(root: &Path, id: &str) -> Result<()> {
     wait_within(&root.join(id), id, END_LIMIT_DUR)
 }
 
-/// As [`wait_for_end`], for the container `id` with the directory `dir`.
+/// Does the work of [`wait_for_end`], for the container `id` with the directory `dir`.
 pub(crate) fn wait_within(dir: &Path, id: &str, limit_dur: Duration) -> Result<()> {
     let path = path(dir);
     let text = match fs::read(&path) {
         Err(error) if sys::file::is_missing(&error) => return Ok(()),
         read => read.map_err(Error::file("read", &path))?,
     };
-    // The file is replaced atomically, and `/run` does not outlive the machine: what cannot be read is no word of rcm's.
-    let Ok(worker) = serde_json::from_slice::<ProcessId>(&text) else {
+    // rcm replaces the file atomically, and `/run` does not survive a reboot. So a file that cannot
+    // be parsed is not rcm's.
+    let Ok(criu_process) = serde_json::from_slice::<ProcessId>(&text) else {
         return Ok(());
     };
-    match worker.wait_until_gone(limit_dur) {
-        true => Ok(()),
-        false => Err(Error::CriuAtWork {
+    if criu_process.wait_until_gone(limit_dur) {
+        Ok(())
+    } else {
+        Err(Error::CriuAtWork {
             id: id.to_owned(),
-            pid: worker.pid,
-        }),
+            pid: criu_process.pid,
+        })
     }
 }
 
@@ -68,7 +74,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_a_worker_that_lives_is_waited_for() {
+    fn only_a_criu_that_lives_is_waited_for() {
         let root = tempfile::tempdir().unwrap();
         wait_for_end(root.path(), "web").unwrap();
         fs::create_dir(root.path().join("web")).unwrap();
@@ -78,11 +84,11 @@ mod tests {
             .arg("0.2")
             .spawn()
             .unwrap();
-        let worker = ProcessId::of(Pid::from_raw(child.id() as i32)).unwrap();
-        let text = serde_json::to_vec(&worker).unwrap();
+        let criu_process = ProcessId::of(Pid::from_raw(child.id() as i32)).unwrap();
+        let text = serde_json::to_vec(&criu_process).unwrap();
         fs::write(root.path().join("web").join(FILE), text).unwrap();
         wait_for_end(root.path(), "web").unwrap();
-        // A zombie: it ended while it was waited for.
+        // It is a zombie: it ended during the wait.
         assert!(child.try_wait().unwrap().is_some());
         wait_for_end(root.path(), "web").unwrap();
     }

@@ -1,4 +1,4 @@
-//! What the creator of a process gets from it: the terminal, a pidfd and the pid file.
+//! Results for the creator of a process: the terminal, a pidfd and the pid file.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -24,8 +24,8 @@ pub(crate) struct Requested<'a> {
     pub pid_file: Option<&'a Path>,
 }
 
-/// The receiving ends, opened before the process exists, so that nothing must be undone if one of
-/// them is missing.
+/// The creator's ends, opened before the process exists. If one is missing, nothing has to be
+/// undone.
 #[derive(Debug)]
 pub(crate) struct Delivery<'a> {
     console: Option<Console>,
@@ -45,7 +45,7 @@ impl<'a> Delivery<'a> {
     pub(crate) fn prepare(process: Option<&Process>, requested: Requested<'a>) -> Result<Self> {
         let wants_terminal = process.and_then(Process::terminal).unwrap_or(false);
         let connect_to =
-            |what, path: Option<&Path>| path.map(|path| connect(what, path)).transpose();
+            |kind, path: Option<&Path>| path.map(|path| connect(kind, path)).transpose();
         Ok(Self {
             console: wants_terminal.then(Console::new).transpose()?,
             console_size: process.and_then(console_size),
@@ -56,21 +56,21 @@ impl<'a> Delivery<'a> {
         })
     }
 
-    /// The end to which the library sends the terminal.
-    pub(crate) fn engine_end(&self) -> Option<&OwnedFd> {
-        self.console.as_ref().map(Console::engine_end)
+    /// Returns the end to which libcontainer sends the terminal.
+    pub(crate) fn libcontainer_end(&self) -> Option<&OwnedFd> {
+        self.console.as_ref().map(Console::libcontainer_end)
     }
 
-    /// Delivers everything that was requested of the process `pid`, called `what` in messages. Returns
-    /// the terminal if no socket gets it.
+    /// Delivers everything that was requested of the process `pid`. Returns the terminal if no
+    /// socket gets it.
     ///
     /// # Errors
     /// The first end that could not be delivered.
-    pub(crate) fn complete(self, pid: Pid, what: PidfdOf) -> Result<Option<Master>> {
+    pub(crate) fn complete(self, pid: Pid, subject: PidfdOf) -> Result<Option<Master>> {
         let mut terminal = None;
         if let Some(console) = self.console {
             let master = console.receive()?;
-            // Before the master is sent: the receiver may look at the size at once.
+            // Set the size before the master is sent: the receiver may read it at once.
             if let Some(size) = self.console_size {
                 master.resize(size)?;
             }
@@ -83,17 +83,19 @@ impl<'a> Delivery<'a> {
             stdio::give_to_user(pid, uid)?;
         }
         if let Some(socket) = self.pidfd_socket {
-            let pidfd = sys::process::pidfd_open(pid).map_err(Error::system(what.open_action()))?;
+            let pidfd =
+                sys::process::pidfd_open(pid).map_err(Error::system(subject.open_action()))?;
             sys::socket::send_fd(socket.as_fd(), b"pidfd", pidfd.as_fd())
                 .map_err(Error::system("send the pidfd"))?;
         }
-        // Last: containerd and Podman take the file as the sign that all is set up.
+        // The pid file comes last: containerd and Podman take it as the sign that everything is set
+        // up.
         write_pid_file(self.pid_file, pid)?;
         Ok(terminal)
     }
 }
 
-/// The process that a pidfd is opened of, for messages.
+/// Process whose pidfd is opened, for messages.
 #[derive(Debug, Clone, Copy)]
 pub(crate) enum PidfdOf {
     /// First process of a container.
@@ -111,19 +113,19 @@ impl PidfdOf {
     }
 }
 
-/// Connects to a socket that descriptors are sent to; `what` is "console" or "pidfd".
+/// Connects to a socket that takes descriptors; `kind` is "console" or "pidfd".
 ///
 /// # Errors
 /// [`Error::Socket`].
-pub(crate) fn connect(what: &'static str, path: &Path) -> Result<UnixStream> {
+pub(crate) fn connect(kind: &'static str, path: &Path) -> Result<UnixStream> {
     sys::socket::connect(path).map_err(|source| Error::Socket {
-        what,
+        what: kind,
         path: path.to_path_buf(),
         source,
     })
 }
 
-/// Writes a process id to the file that the caller asked for, atomically.
+/// Writes a process id, atomically, to the file that the caller requested.
 ///
 /// # Errors
 /// Errors of the file system.

@@ -1,7 +1,8 @@
-//! rcm's code inside the container, just before `execve`.
+//! rcm's code in the container, just before `execve`.
 //!
-//! The engine calls [`validate`](Executor::validate) when namespaces, mounts, user and capabilities are the container's and the
-//! creator still waits, and [`exec`](Executor::exec) once the container is started.
+//! libcontainer calls [`validate`](Executor::validate) when namespaces, mounts, user and
+//! capabilities are the container's and the creator still waits. It calls [`exec`](Executor::exec)
+//! once the container is started.
 
 use std::cell::RefCell;
 use std::collections::HashMap;
@@ -34,35 +35,41 @@ use crate::sys::exec::{close_private, highest_descriptor};
 /// Executes the process of a spec with runc's error texts.
 #[derive(Debug, Clone, Default)]
 pub struct ProcessExecutor {
-    /// The environment as the engine has it: with `HOME` of the container's user and `LISTEN_FDS`.
-    engines: RefCell<HashMap<String, String>>,
-    /// Where what goes wrong after the start is told: the writing end of a pipe. Without one, as for the first process, whoever reads the process's output is told.
+    /// The environment from libcontainer: with `HOME` of the container's user, and `LISTEN_FDS`.
+    libcontainers: RefCell<HashMap<String, String>>,
+    /// Writing end of a pipe, for errors after the start. The first process of a container has
+    /// none: its errors go to its stderr.
     errors: Option<RawFd>,
-    /// The highest descriptor that rcm had open.
+    /// Highest descriptor that rcm had open.
     highest_descriptor: RawFd,
-    /// Whether `/dev` has become another directory since the engine opened its `null` for standard streams.
+    /// Whether `/dev` has become another directory since libcontainer opened its `null` for
+    /// standard streams.
     reopens_null: bool,
-    /// The `startContainer` hooks and the state that they get. The engine would tell them that the container is being created.
+    /// The `startContainer` hooks and the state that they get. libcontainer would give them the
+    /// state "creating".
     start_hooks: Option<(Vec<Hook>, State)>,
 }
 
-/// More than this many descriptors are not opened on the way from rcm to the program.
+/// Upper limit on the descriptors that are opened between rcm's fork and the program.
 const OPENED_SINCE: RawFd = 64;
 
-/// Variables that the engine may add; it changes none that the spec has.
+/// Variables that libcontainer may add; it changes none that the spec has.
 const ADDED_VARIABLES: [&str; 3] = ["HOME", "LISTEN_FDS", "LISTEN_PID"];
 
 impl Executor for ProcessExecutor {
     fn validate(&self, spec: &Spec) -> Result<(), ExecutorValidationError> {
         if self.start_hooks.is_none() {
-            // From here on a process that joins a container waits to be started, for ever if the rcm that would do it is killed. One that is gone
-            // already is noticed when this process says that it is ready. A seccomp filter may forbid this; then it waits.
+            // From here on, a process that joins a container waits for the start. It would wait for
+            // ever if its rcm were killed, so it gets SIGKILL in that case. If rcm is gone already,
+            // the process notices that when it reports that it is ready. A seccomp filter may
+            // forbid the call.
             let _ = prctl::set_pdeathsig(Signal::SIGKILL);
         } else {
-            // As runc's, a container that is not started ends when it is asked to. A filter may forbid this, too.
+            // As with runc, signals like SIGTERM end a container that is not started yet. A filter
+            // may forbid this, too.
             let _ = sys::process::end_on_signals();
         }
-        // runc's words for this moment.
+        // runc logs this sentence at the same moment.
         tracing::debug!("init: closing the pipe to signal completion");
         find_program(spec)
             .map(drop)
@@ -70,13 +77,14 @@ impl Executor for ProcessExecutor {
     }
 
     fn setup_envs(&self, envs: HashMap<String, String>) -> Result<(), ExecutorSetEnvsError> {
-        // The environment goes to execve as it is in the spec, in its order; the process's own is left alone.
-        *self.engines.borrow_mut() = envs;
+        // execve gets the environment as the spec has it, in its order. This process's own is not
+        // changed.
+        *self.libcontainers.borrow_mut() = envs;
         Ok(())
     }
 
     fn exec(&self, spec: &Spec) -> Result<(), ExecutorError> {
-        // Started it lives on without rcm, as with runc.
+        // Once started, the process outlives rcm, as with runc.
         let _ = prctl::set_pdeathsig(None);
         if self.start_hooks.is_none() {
             tracing::debug!("setns_init: about to exec");
@@ -92,7 +100,7 @@ impl Executor for ProcessExecutor {
             Err(error) => error,
         };
         if self.errors.is_none() {
-            // Nobody waits for an answer any longer.
+            // Nobody waits for an answer any more.
             let _ = writeln!(std::io::stderr(), "{error}");
         }
         Err(ExecutorError::Other(error))
@@ -100,7 +108,8 @@ impl Executor for ProcessExecutor {
 }
 
 impl ProcessExecutor {
-    /// For a container's first process; `state` is that of the container. `reopens_null` is for one whose `/dev` is put there last.
+    /// Returns the executor of a container's first process; `state` is the container's.
+    /// `reopens_null` tells that `/dev` is mounted last.
     #[must_use]
     pub fn of_init(start_hooks: Vec<Hook>, state: State, reopens_null: bool) -> Self {
         Self {
@@ -111,7 +120,7 @@ impl ProcessExecutor {
         }
     }
 
-    /// For a process that joins a container.
+    /// Returns the executor of a process that joins a container.
     #[must_use]
     pub fn of_joining(errors: RawFd) -> Self {
         Self {
@@ -125,12 +134,13 @@ impl ProcessExecutor {
         let Some((hooks, state)) = &self.start_hooks else {
             return Ok(());
         };
-        // As with runc, they get the pid as the container sees it, and the process's environment where they have none.
+        // As with runc, they get the pid as the container sees it, and the process's environment if
+        // they have none.
         let scene = Scene {
             state,
             pid: Some(Pid::this()),
             dir: None,
-            default_env: Some(&self.engines.borrow()),
+            default_env: Some(&self.libcontainers.borrow()),
         };
         hooks::run(hooks, "startContainer", &scene).map_err(|error| chain(&error))
     }
@@ -164,7 +174,8 @@ impl ProcessExecutor {
         }
     }
 
-    /// The spec's variables in their order, the last of equal names winning, and what the engine adds.
+    /// Returns the spec's variables in their order, the last of equal names winning, followed by
+    /// those that libcontainer adds.
     fn environment(&self, spec: &Spec) -> Vec<String> {
         let given = variables(spec);
         let name = |variable: &str| variable.split('=').next().unwrap_or_default().to_owned();
@@ -173,9 +184,9 @@ impl ProcessExecutor {
             env.retain(|one| name(one) != name(variable));
             env.push(variable.clone());
         }
-        let engines = self.engines.borrow();
+        let libcontainers = self.libcontainers.borrow();
         for key in ADDED_VARIABLES {
-            if let Some(value) = engines.get(key)
+            if let Some(value) = libcontainers.get(key)
                 && !env
                     .iter()
                     .any(|one| name(one) == key && *one != format!("{key}="))
@@ -184,7 +195,7 @@ impl ProcessExecutor {
                 env.push(format!("{key}={value}"));
             }
         }
-        // The engine knows the homes of /etc/passwd only.
+        // libcontainer knows only the home directories of /etc/passwd.
         if !env.iter().any(|one| name(one) == "HOME") {
             env.push("HOME=/".into());
         }
@@ -192,8 +203,10 @@ impl ProcessExecutor {
     }
 }
 
-/// Gives what this process executes the SELinux label (proc_pid_attr(5)); the engine labels mounts only. The file must be the kernel's, whatever the
-/// container has at `/proc`: else the process would execute without its label (CVE-2019-19921, CVE-2025-52881).
+/// Sets the SELinux label for the next execve (proc_pid_attr(5)); libcontainer labels mounts only.
+///
+/// The file must be the kernel's, no matter which file system the container has at `/proc`.
+/// Otherwise the process would execute without its label (CVE-2019-19921, CVE-2025-52881).
 fn set_exec_label(label: Option<&str>) -> Result<(), String> {
     let Some(label) = label.filter(|label| !label.is_empty()) else {
         return Ok(());
@@ -210,7 +223,8 @@ fn set_exec_label(label: Option<&str>) -> Result<(), String> {
         .map_err(|error| failed(&error))
 }
 
-/// Opens the null device again where a standard stream is one: on a mount that another one covers CRIU could not dump it. What cannot be opened stays.
+/// Opens the null device again for each standard stream that is one. Its mount is covered by
+/// another, and CRIU could not dump a file on it. If the device cannot be opened, the streams stay.
 fn reopen_null() {
     let Ok(null) = File::options().read(true).write(true).open("/dev/null") else {
         return;
@@ -230,7 +244,8 @@ fn variables(spec: &Spec) -> &[String] {
         .unwrap_or_default()
 }
 
-/// Finds the program as the container's user would, with the sentences that engines match to tell exit status 127 from 126.
+/// Finds the program as the container's user would. Engines match the sentences, to tell exit
+/// status 127 from 126.
 fn find_program(spec: &Spec) -> Result<PathBuf, String> {
     let name = spec
         .process()
@@ -284,7 +299,7 @@ fn check_program(path: &Path) -> Result<(), Errno> {
     Ok(())
 }
 
-/// The error as the C library says it, in lower case, as runc prints it.
+/// Returns the C library's text in lower case, as runc prints it.
 fn describe(errno: Errno) -> String {
     errno.desc().to_lowercase()
 }

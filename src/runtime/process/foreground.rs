@@ -1,8 +1,9 @@
-//! Staying with a container (or a process in it) until it ends: signals, terminal, exit status.
+//! Running in the foreground until a container's process ends: signals, terminal, exit status.
 //!
-//! Whether the process has ended is asked of its pidfd, never of SIGCHLD: a child that ends before SIGCHLD is blocked leaves no
-//! signal behind (its default action is to be ignored), and who then waits for the signal waits for ever. youki 0.7's foreground run
-//! does and hangs in about one of ten runs. A pidfd stays readable.
+//! rcm learns from a pidfd that the process has ended, and not from SIGCHLD. A child that ends
+//! before SIGCHLD is blocked leaves no signal behind, because the default action ignores it, and
+//! waiting for the signal would never end. The foreground run of youki 0.7 does that, and hangs in
+//! about one of ten runs. A pidfd stays readable.
 
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
@@ -20,12 +21,14 @@ use crate::runtime::error::{Error, Result};
 use crate::sys;
 use crate::sys::terminal::RawMode;
 
-/// The exit status of a process that a signal ended is this plus the signal's number, as shells have it.
+/// Base of the exit status of a process that a signal ended; the signal's number is added, as in
+/// shells.
 const SIGNAL_BASE: i32 = 128;
-/// How much a terminal's data is moved in one step.
+/// Size of one read of the terminal's data.
 const CHUNK_BYTES: usize = 32 * 1024;
 
-/// Watches over a child process. Make it before the child can end or signals arrive that it should get.
+/// Watch over a child process. Create it before the child can end, and before signals arrive that
+/// are meant for it.
 #[derive(Debug)]
 pub struct Foreground {
     pid: Pid,
@@ -35,7 +38,7 @@ pub struct Foreground {
 }
 
 impl Foreground {
-    /// Begins to watch the child `pid`: from now on this process's signals are for it.
+    /// Begins to watch the child `pid`: from now on this process's signals are forwarded to it.
     ///
     /// # Errors
     /// [`Error::System`].
@@ -54,8 +57,8 @@ impl Foreground {
         })
     }
 
-    /// Connects the child's terminal, if it has one, with this process's standard streams. Do it before the child begins: it should
-    /// find the size and the modes that it will have.
+    /// Connects the child's terminal, if it has one, with this process's standard streams. Call it
+    /// before the child starts, so that it finds the final size and modes.
     ///
     /// # Errors
     /// [`Error::System`].
@@ -64,9 +67,9 @@ impl Foreground {
         Ok(())
     }
 
-    /// Stays until the child has ended; forwards signals to it and moves its terminal's data.
+    /// Waits until the child has ended; forwards signals to it and moves its terminal's data.
     ///
-    /// Returns its exit status, or 128 and the number of the signal that ended it.
+    /// Returns the child's exit status, or 128 plus the number of the signal that ended it.
     ///
     /// # Errors
     /// [`Error::System`].
@@ -78,7 +81,7 @@ impl Foreground {
                 PollFd::new(self.pidfd.as_fd(), PollFlags::POLLIN),
                 PollFd::new(self.signals.as_fd(), PollFlags::POLLIN),
             ];
-            // An entry that is not polled keeps the positions of the others.
+            // An absent descriptor has no entry; the ready flags below are read in the same order.
             fds.extend(input.map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
             fds.extend(output.map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
             match poll(&mut fds, PollTimeout::NONE) {
@@ -121,11 +124,11 @@ impl Foreground {
                 Ok(Some(info)) => {
                     let number = info.ssi_signo as i32;
                     match Signal::try_from(number) {
-                        // As a subreaper this process inherits the container's orphans.
+                        // As a subreaper, this process inherits the container's orphans.
                         Ok(Signal::SIGCHLD) => sys::process::reap_others(self.pid),
                         signal => match &self.relay {
                             Some(relay) if signal == Ok(Signal::SIGWINCH) => relay.follow_size(),
-                            // Not worth a failure: the process may just be ending.
+                            // An error is ignored: the process may just be ending.
                             _ => drop(sys::process::pidfd_send_signal(&self.pidfd, Some(number))),
                         },
                     }
@@ -140,7 +143,7 @@ impl Foreground {
     fn reap(&self) -> Result<i32> {
         let status = sys::process::wait(self.pid)
             .map_err(Error::system("get the container's exit status"))?;
-        // Stopped and continued children are not waited for: it has one of the two.
+        // rcm does not wait for stopped or continued children, so the status has one of the two.
         let by_signal = status.signal().map(|signal| SIGNAL_BASE + signal);
         Ok(status.code().or(by_signal).unwrap_or(SIGNAL_BASE))
     }
@@ -154,22 +157,22 @@ fn input_ready<'a>(
     relay.as_ref().and_then(fd).is_some() && ready.next().unwrap_or(false)
 }
 
-/// Moves data between rcm's stdio and a container's terminal.
+/// Pump between rcm's standard streams and a container's terminal.
 #[derive(Debug)]
 struct Relay {
     master: Master,
-    /// Whether stdin may have more.
+    /// Whether stdin may have more data.
     input_open: bool,
-    /// Whether the terminal may have more: EIO says that nobody has it open any longer.
+    /// Whether the terminal may have more data. EIO means that no process has it open any more.
     output_open: bool,
-    /// rcm's own terminal, in raw mode as long as this lives.
+    /// rcm's own terminal, in raw mode until this is dropped.
     _raw: Option<RawMode>,
 }
 
 impl Relay {
     fn new(master: Master) -> Result<Self> {
         let stdin = io::stdin();
-        // A stdin that is no terminal is simply copied.
+        // A stdin that is no terminal is copied without raw mode.
         let raw = RawMode::enter(stdin.as_fd()).ok();
         let _ = sys::terminal::clear_onlcr(master.fd().as_fd());
         let flags = fcntl(master.fd().as_raw_fd(), FcntlArg::F_GETFL)
@@ -195,7 +198,7 @@ impl Relay {
         self.output_open.then(|| self.master.fd().as_fd())
     }
 
-    /// Gives the container's terminal the size of rcm's own.
+    /// Gives the container's terminal the size of rcm's terminal.
     fn follow_size(&self) {
         if let Ok(size) = sys::terminal::window_size(stdin_fd()) {
             let _ = self.master.resize(size);
@@ -206,7 +209,8 @@ impl Relay {
         let mut chunk = [0; CHUNK_BYTES];
         match nix::unistd::read(stdin_fd().as_raw_fd(), &mut chunk) {
             Ok(0) => {
-                // End of input on a terminal is a character, not a closed descriptor: what reads a line at a time sees it.
+                // On a terminal, end of input is a character and not a closed descriptor. A program
+                // that reads lines sees it.
                 let _ = self.write_master(&[END_OF_TRANSMISSION]);
                 self.input_open = false;
             }
@@ -216,14 +220,15 @@ impl Relay {
         }
     }
 
-    /// Returns whether the terminal still takes input.
+    /// Writes input to the terminal. Returns whether the terminal still takes input.
     fn write_master(&mut self, mut data: &[u8]) -> bool {
         while !data.is_empty() {
             match nix::unistd::write(self.master.fd(), data) {
                 Ok(count) => data = &data[count..],
                 Err(Errno::EINTR) => {}
                 Err(Errno::EAGAIN) => {
-                    // The program does not read; its output must flow meanwhile, or both sides wait for each other.
+                    // The program does not read. Keep its output flowing, or both sides wait for
+                    // each other.
                     self.copy_output();
                     let mut fds = [PollFd::new(
                         self.master.fd().as_fd(),
@@ -251,7 +256,7 @@ impl Relay {
         match nix::unistd::read(self.master.fd().as_raw_fd(), &mut chunk) {
             Ok(count) if count > 0 => {
                 if write_stdout(&chunk[..count]).is_err() {
-                    // Nobody reads rcm's output: the container must not be stopped by that.
+                    // Nobody reads rcm's output. That must not stop the container.
                     tracing::debug!("stdout is closed; the container's output is dropped");
                 }
                 true
@@ -265,7 +270,7 @@ impl Relay {
         }
     }
 
-    /// Moves what the container has written before it ended.
+    /// Moves the output that the container wrote before it ended.
     fn drain(&mut self) {
         while self.copy_output() {}
     }
@@ -275,7 +280,7 @@ impl Relay {
 const END_OF_TRANSMISSION: u8 = 4;
 
 fn stdin_fd() -> BorrowedFd<'static> {
-    // A handle of the standard library lives as long as the process.
+    // The standard library's handle lives as long as the process.
     static STDIN: std::sync::OnceLock<io::Stdin> = std::sync::OnceLock::new();
     STDIN.get_or_init(io::stdin).as_fd()
 }

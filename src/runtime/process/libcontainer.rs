@@ -1,4 +1,5 @@
-//! The one place that starts processes through `libcontainer`, and makes its failures readable.
+//! The only place that starts processes through libcontainer; it also makes libcontainer's failures
+//! readable.
 
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
@@ -6,7 +7,7 @@ use std::rc::Rc;
 
 use libcgroups::common::CgroupConfig;
 use libcontainer::container::{
-    Container as EngineContainer, ContainerStatus, State as EngineState,
+    Container as LibcontainerContainer, ContainerStatus, State as LibcontainerState,
 };
 use libcontainer::notify_socket::NotifyListener;
 use libcontainer::process::args::{ContainerArgs, ContainerType};
@@ -18,7 +19,7 @@ use nix::unistd::{Pid, geteuid};
 use oci_spec::runtime::{Hooks, LinuxNamespace, LinuxNamespaceType, Process, Spec};
 
 use super::executor::ProcessExecutor;
-use super::launch::{LaunchError, Outer, run_inside};
+use super::launch::{LaunchError, Outer, run_in_namespaces};
 use crate::error::chain;
 use crate::runtime::container::{Container, Record};
 use crate::runtime::linux::cgroup::{Entry, Making};
@@ -40,17 +41,18 @@ pub(crate) struct Launch<'a> {
     pub spec: Spec,
     /// Socket at which the process waits to be started.
     pub notify_path: &'a Path,
-    /// Socket to which the library sends the terminal's master; the process gets a terminal if there is one.
+    /// Socket to which libcontainer sends the terminal's master; the process gets a terminal if
+    /// this is set.
     pub console: Option<&'a OwnedFd>,
     /// Number of descriptors after stderr that stay open.
     pub preserve_fds: i32,
 }
 
-/// First process of a container: cgroup, namespaces and mounts are made for it.
+/// First process of a container. Its cgroup, namespaces and mounts are made.
 pub(crate) struct First<'a> {
     /// The namespaces of the spec.
     pub namespaces: &'a Namespaces,
-    /// Whether the container does without groups that this user may not make.
+    /// Whether to skip groups that this user may not make.
     pub lenient: bool,
 }
 
@@ -58,13 +60,16 @@ pub(crate) struct First<'a> {
 pub(crate) struct Joining<'a> {
     /// The cgroup that it joins.
     pub entry: Entry<'a>,
-    /// Pipe to which the library reports a failure after the start.
+    /// Pipe to which libcontainer reports a failure after the start.
     pub errors: &'a OwnedFd,
 }
 
 impl First<'_> {
-    /// Forks the process, sets everything up and leaves it waiting at its notify socket. Afterwards the bundle
-    /// is the working directory of this process.
+    /// Forks the process, sets everything up, and lets it wait at its notify socket. Afterwards the
+    /// bundle is the working directory of this process.
+    ///
+    /// # Errors
+    /// The deepest known cause, as one sentence.
     ///
     /// # Errors
     /// The deepest known cause, as one sentence.
@@ -72,16 +77,16 @@ impl First<'_> {
         let container = launch.container;
         let namespaces = self.namespaces;
         let _undumpable = Undumpable::enter();
-        // Needs the host's root and rights, so it comes before any namespace is made. The stage must live
-        // until the process has entered it.
+        // Preparing mounts needs the host's root and rights, so it comes before any namespace is
+        // made. The stage must live until the process has entered it.
         let (dev, _stage) = prepare_mounts(&mut launch.spec, namespaces)
             .map_err(|error| format!("error during container init: {}", chain(&error)))?;
         let user_ns_config =
             UserNamespaceConfig::new(&launch.spec).map_err(|error| chain(&error))?;
         let listener = listen(&launch)?;
         let hooks = launch.spec.hooks().clone().unwrap_or_default();
-        // rcm runs the hooks. With hooks, even an empty list, the library waits at the point where the
-        // outer ones must run.
+        // rcm runs the hooks itself. If the spec has hooks, even empty lists, libcontainer waits at
+        // the point at which those on the host must run.
         launch.spec.set_hooks(Some(Hooks::default()));
         let start_hooks = hooks.start_container().clone().unwrap_or_default();
         let created = hook_state(container, Status::Created).state;
@@ -97,10 +102,11 @@ impl First<'_> {
         let entry = first_entry(container, &spec, self.lenient);
         let creating = hook_state(container, Status::Creating).state;
         let at_hooks = |pid: Pid| {
-            // Before hooks and the user's program can use a mount that covers `/proc`.
+            // Check before hooks or the user's program can use a mount that covers `/proc`.
             mounts::check_proc(pid, &spec, container.rootfs()).map_err(LaunchError::Mounts)?;
             if let Entry::Make(making) = &entry {
-                // As with runc, hooks find the limits set.
+                // The limits come before the hooks, which find them set as with runc. They could
+                // not be set before the fork: see `Making::limit`.
                 making.limit().map_err(LaunchError::Cgroup)?;
             }
             make_working_directory(container, &spec, pid);
@@ -114,26 +120,27 @@ impl First<'_> {
             entry: &entry,
             foreign: &foreign,
             errors: None,
-            // Only root may look into a process that is not dumpable.
+            // Unless it is root, rcm cannot enter the namespaces of a process that is not dumpable.
             visible: namespaces.makes(LinuxNamespaceType::User) && !geteuid().is_root(),
         };
         let pid = run(&outer, &spec, at_hooks)?;
-        // After all mounts of the spec: what is set here would be lost under a later mount.
+        // This comes after all mounts of the spec: a change made earlier would be lost under a
+        // later mount.
         finish_mounts(pid, &spec, namespaces, dev).map_err(|error| chain(&error))?;
         Ok(pid)
     }
 }
 
 impl Joining<'_> {
-    /// Forks the process, puts it into the container and leaves it waiting at its notify socket. Afterwards
-    /// the bundle is the working directory of this process.
+    /// Forks the process, puts it into the container, and lets it wait at its notify socket.
+    /// Afterwards the bundle is the working directory of this process.
     ///
     /// # Errors
     /// The deepest known cause, as one sentence.
     pub(crate) fn launch(self, mut launch: Launch) -> Result<Pid, String> {
         let _undumpable = Undumpable::enter();
         let listener = listen(&launch)?;
-        // Without hooks the library does not wait for anybody to run them.
+        // Without hooks, libcontainer does not wait for rcm to run them.
         launch.spec.set_hooks(None);
         let namespaces = Namespaces::of(&launch.spec);
         let foreign = take_foreign(&mut launch.spec, &namespaces);
@@ -159,7 +166,7 @@ impl Joining<'_> {
     }
 }
 
-/// The arguments of the library in which a first process and a joining one differ.
+/// Arguments for libcontainer that differ between a first process and a joining one.
 struct Parts {
     container_type: ContainerType,
     listener: NotifyListener,
@@ -180,9 +187,9 @@ impl Parts {
             preserve_fds: launch.preserve_fds,
             container: Some(hook_state(launch.container, Status::Creating)),
             user_ns_config: self.user_ns_config,
-            // Not used: the process is in its cgroup already when the library's work begins.
+            // Not used: the process is in its cgroup before libcontainer's part begins.
             cgroup_config: cgroup_config(record),
-            // The library only asks this if it has no console socket.
+            // libcontainer reads this only without a console socket.
             detached: true,
             executor: Box::new(self.executor),
             no_pivot: record.no_pivot,
@@ -195,16 +202,17 @@ impl Parts {
     }
 }
 
-/// Makes the socket at which the process waits to be started, in the bundle as the working directory.
+/// Makes the socket at which the process waits for the start. Changes to the bundle first.
 fn listen(launch: &Launch) -> Result<NotifyListener, String> {
-    // As runc. The library makes the socket in another directory and comes back, but this user need not have
-    // the right to enter the directory where the command was given. If the bundle is gone, it has to do.
+    // As runc. libcontainer makes the socket in another directory and changes back. This user may
+    // not be allowed to enter the directory in which the command was given, but can enter the
+    // bundle. If the bundle is gone, the old directory has to do.
     let _ = nix::unistd::chdir(launch.container.bundle());
     NotifyListener::new(launch.notify_path).map_err(|error| chain(&error))
 }
 
-/// Starts the process. A failure is told with the library's first error event, which comes from whichever of the
-/// three processes has failed.
+/// Starts the process. The message of a failure is libcontainer's first error event, which comes
+/// from the process that failed, one of three.
 fn run(
     outer: &Outer,
     spec: &Spec,
@@ -212,9 +220,9 @@ fn run(
 ) -> Result<Pid, String> {
     let process = spec.process().as_ref();
     let oom_score = process.and_then(|process| process.oom_score_adj());
-    // Before the fork, so that the events of all three processes are in it.
+    // The capture starts before the fork, so that it gets the events of all three processes.
     let mut capture = ErrorCapture::start().map_err(|errno| errno.to_string())?;
-    // Inherited by the children, and this process's own again when this returns.
+    // The children inherit the score; this process gets its own back when this function returns.
     let _oom_score = oom_score.map(OomScore::enter).transpose()?;
     super::launch::launch(outer, at_hooks).map_err(|error| reason(&mut capture, &error, spec))
 }
@@ -240,8 +248,9 @@ fn finish_mounts(
     mounts::finish(pid, spec, namespaces)
 }
 
-/// Takes the existing network and IPC namespaces out of a spec with a user namespace, to be joined before that: it need not be their owner, and then
-/// gives no right to it. The engine joins them afterwards.
+/// Takes the existing network and IPC namespaces out of a spec with a user namespace, so that they
+/// are joined before it. The user namespace may not own them, and then gives no right to join them.
+/// libcontainer would join them afterwards.
 fn take_foreign(spec: &mut Spec, namespaces: &Namespaces) -> Vec<LinuxNamespace> {
     let is_foreign = |namespace: &LinuxNamespace| {
         matches!(
@@ -269,7 +278,8 @@ fn take_foreign(spec: &mut Spec, namespaces: &Namespaces) -> Vec<LinuxNamespace>
     foreign
 }
 
-/// The container's groups and limits. Without privileges the limits are not the engine's business: it would insist on device rules, too.
+/// Returns the container's groups and limits. Without privileges `libcgroups` gets no limits,
+/// because it would insist on device rules, too.
 fn first_entry<'a>(container: &Container, spec: &'a Spec, lenient: bool) -> Entry<'a> {
     let record = container.record();
     Entry::Make(Making {
@@ -280,21 +290,21 @@ fn first_entry<'a>(container: &Container, spec: &'a Spec, lenient: bool) -> Entr
     })
 }
 
-/// Makes the working directory where neither the image nor a mount has it, as runc does. One that cannot be made is reported when it cannot be
-/// entered.
+/// Makes the working directory if neither the image nor a mount has it, as runc does. If that
+/// fails, the error is reported when libcontainer changes to the directory.
 fn make_working_directory(container: &Container, spec: &Spec, pid: Pid) {
     let Some(process) = spec.process() else {
         return;
     };
     let cwd = process.cwd();
-    // As the container will see it: through the mount namespace of its first process.
+    // The path is resolved through the mount namespace of the container's first process.
     let rootfs = container.rootfs();
     let seen = Path::new("/proc").join(pid.to_string()).join("root");
     let seen = seen.join(rootfs.strip_prefix("/").unwrap_or(rootfs));
     if Root::open(&seen).is_ok_and(|root| root.resolve(cwd).is_ok()) {
         return;
     }
-    let made = run_inside(pid, rootfs, || {
+    let made = run_in_namespaces(pid, rootfs, || {
         Root::open(rootfs)
             .and_then(|root| root.make(cwd, FileKind::Directory))
             .map_err(|source| {
@@ -310,23 +320,24 @@ fn make_working_directory(container: &Container, spec: &Spec, pid: Pid) {
     }
 }
 
-/// As runc; the engine leaves the loopback interface down.
+/// Brings the loopback interface up, as runc does; libcontainer leaves it down.
 fn bring_loopback_up(container: &Container, pid: Pid) -> Result<(), LaunchError> {
     let up = |done: std::io::Result<()>| done.map_err(LaunchError::Loopback);
     if geteuid().is_root() {
         return up(sys::network::bring_loopback_up(pid));
     }
-    // The right to it comes with the user namespace only.
-    run_inside(pid, container.rootfs(), || {
+    // Without root, only a process in the container's user namespace may do this.
+    run_in_namespaces(pid, container.rootfs(), || {
         up(sys::network::bring_own_loopback_up())
     })
 }
 
-/// Runs the hooks of a creation; the container's namespaces and mounts are there, its root is still the host's.
+/// Runs the hooks of a creation. The container's namespaces and mounts are made; its root is still
+/// the host's.
 fn run_creation_hooks(
     container: &Container,
     hooks: &Hooks,
-    state: &EngineState,
+    state: &LibcontainerState,
     pid: Pid,
 ) -> Result<(), LaunchError> {
     let outside = Scene {
@@ -353,15 +364,16 @@ fn run_creation_hooks(
         dir: None,
         ..outside
     };
-    run_inside(pid, container.rootfs(), || {
+    run_in_namespaces(pid, container.rootfs(), || {
         Ok(hooks::run(create_container, "createContainer", &inside)?)
     })
 }
 
-/// The deepest cause of a failure: runc's sentence where the executor refused, else the first error that the engine logged.
+/// Returns the deepest cause of a failure: runc's sentence if the executor refused, otherwise the
+/// first error that libcontainer logged.
 fn reason(capture: &mut ErrorCapture, error: &LaunchError, spec: &Spec) -> String {
     let flat = chain(error);
-    // The engine's own wrapping of what rcm's executor said.
+    // libcontainer wraps the sentence of rcm's executor.
     if let Some(at) = flat.find("exec: \"") {
         return format!("error during container init: {}", &flat[at..]);
     }
@@ -370,7 +382,7 @@ fn reason(capture: &mut ErrorCapture, error: &LaunchError, spec: &Spec) -> Strin
         return format!("error during container init: {}", chdir(failure, spec));
     }
     match error {
-        // All that is known here is that the other side has ended.
+        // These errors say only that the other side has ended.
         LaunchError::Channel(
             ChannelError::ReceiveError { .. } | ChannelError::UnexpectedMessage { .. },
         ) if !first.is_empty() => first,
@@ -381,7 +393,8 @@ fn reason(capture: &mut ErrorCapture, error: &LaunchError, spec: &Spec) -> Strin
     }
 }
 
-/// runc's sentence for a working directory that cannot be entered. The engine names the error number only.
+/// Returns runc's sentence for a working directory that cannot be entered. libcontainer gives only
+/// the error number.
 fn chdir(failure: &str, spec: &Spec) -> String {
     let cwd = spec.process().as_ref().map(Process::cwd);
     let errno = [
@@ -400,7 +413,7 @@ fn chdir(failure: &str, spec: &Spec) -> String {
     )
 }
 
-/// How the engine's cgroup manager is told about a container.
+/// Returns the configuration of `libcgroups`' manager for a container.
 #[must_use]
 pub(crate) fn cgroup_config(record: &Record) -> CgroupConfig {
     CgroupConfig {
@@ -410,16 +423,16 @@ pub(crate) fn cgroup_config(record: &Record) -> CgroupConfig {
     }
 }
 
-/// The engine's view of a container: what hooks get on stdin.
+/// Returns libcontainer's view of a container, which hooks get on stdin.
 #[must_use]
-pub(crate) fn hook_state(container: &Container, status: Status) -> EngineContainer {
+pub(crate) fn hook_state(container: &Container, status: Status) -> LibcontainerContainer {
     let record = container.record();
-    let mut state = EngineState::new(
+    let mut state = LibcontainerState::new(
         &record.id,
         match status {
             Status::Creating => ContainerStatus::Creating,
             Status::Created => ContainerStatus::Created,
-            // The OCI state knows no pause.
+            // The OCI state has no pause.
             Status::Running | Status::Paused => ContainerStatus::Running,
             Status::Stopped => ContainerStatus::Stopped,
         },
@@ -428,15 +441,15 @@ pub(crate) fn hook_state(container: &Container, status: Status) -> EngineContain
     );
     state.oci_version.clone_from(&record.oci_version);
     state.annotations = Some(record.annotations.clone());
-    EngineContainer {
+    LibcontainerContainer {
         state,
         root: container.dir().to_path_buf(),
     }
 }
 
-/// Makes this process undumpable until dropped. Every namespace that is joined or made could otherwise look into
-/// this process before it has dropped the host's descriptors and rights (ptrace(2), `PTRACE_MODE`;
-/// CVE-2016-9962).
+/// Makes this process undumpable until dropped. Otherwise processes in each namespace that is
+/// joined or made could look into this process before it has closed the host's descriptors and
+/// given up its rights (ptrace(2), `PTRACE_MODE`; CVE-2016-9962).
 struct Undumpable {
     former: bool,
 }
@@ -455,7 +468,8 @@ impl Drop for Undumpable {
     }
 }
 
-/// Gives this process the container's OOM score while children inherit it, and its own back when dropped.
+/// Gives this process the container's OOM score, which children inherit. Restores its own when
+/// dropped.
 struct OomScore {
     former: String,
 }
@@ -473,7 +487,7 @@ impl OomScore {
 
 impl Drop for OomScore {
     fn drop(&mut self) {
-        // Going back below the score that this process was started with needs CAP_SYS_RESOURCE.
+        // Lowering the score below the initial one needs CAP_SYS_RESOURCE.
         let _ = std::fs::write(OOM_SCORE_FILE, self.former.trim());
     }
 }

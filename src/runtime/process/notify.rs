@@ -1,7 +1,9 @@
-//! Telling a service manager that a container is ready: sd_notify(3) from the inside out.
+//! Telling a service manager that a container is ready, as the container reports it with
+//! sd_notify(3).
 //!
-//! Where rcm is started with `NOTIFY_SOCKET`, the container gets a socket of rcm's below `/run/notify`. What comes there is passed on, as runc does: only that the
-//! container is ready, with the process id that the manager should watch.
+//! If rcm is started with `NOTIFY_SOCKET`, the container gets a socket of rcm's below
+//! `/run/notify`. As with runc, rcm forwards only that the container is ready, with the process id
+//! that the manager is to watch.
 
 use std::fs::{self, Permissions};
 use std::io::{self, PipeReader};
@@ -22,25 +24,26 @@ use crate::runtime::container::Container;
 use crate::runtime::error::{Error, Result};
 use crate::sys;
 
-/// The variable that names the service manager's socket, and the container's.
+/// Variable with the path of the service manager's socket, and of the container's.
 const VARIABLE: &str = "NOTIFY_SOCKET";
-/// Where the container has its socket's directory, as with runc.
+/// Directory of the socket in the container, as with runc.
 const DIR_IN_CONTAINER: &str = "/run/notify";
 const SOCKET_NAME: &str = "notify.sock";
-/// The directory below the container's.
+/// Name of the directory below the container's own directory on the host.
 const DIR_NAME: &str = "notify";
-/// How long the manager has to answer, as with runc: one that knows no barriers (sd_notify_barrier(3)) never does.
+/// Limit for the manager's answer, as with runc. A manager that does not know sd_notify_barrier(3)
+/// never answers.
 const BARRIER_LIMIT_DUR: Duration = Duration::from_secs(30);
-/// More than a notification has.
+/// Size of the buffer, larger than any notification.
 const DATAGRAM_BYTES: usize = 4096;
 
-/// The service manager that waits for word.
+/// Service manager that waits for the container to be ready.
 #[derive(Debug, Clone)]
 pub struct Manager {
     address: SocketAddr,
 }
 
-/// A container's socket.
+/// Socket of a container.
 #[derive(Debug)]
 pub struct Listener {
     socket: UnixDatagram,
@@ -48,7 +51,7 @@ pub struct Listener {
 }
 
 impl Manager {
-    /// The one of this process's environment, if it has one.
+    /// Returns the manager of this process's environment, if there is one.
     #[must_use]
     pub fn of_environment() -> Option<Self> {
         let name = std::env::var(VARIABLE)
@@ -67,7 +70,7 @@ impl Manager {
         }
     }
 
-    /// Listens at the socket of a container that was created for one. It is none where the container was not.
+    /// Listens at the container's socket; `None` if the container was created without one.
     ///
     /// # Errors
     /// [`Error::File`].
@@ -90,10 +93,11 @@ impl Manager {
     }
 }
 
-/// Enters the socket's directory into the text of a spec, so that whoever reads the container's spec knows the mount.
+/// Adds the mount of the socket's directory to the text of a spec, so that every reader of the
+/// container's spec finds it.
 pub(crate) fn add_mount(text: &mut Vec<u8>, container_dir: &Path) {
     let Ok(mut config) = serde_json::from_slice::<Value>(text) else {
-        // Who parses it next says what is wrong with it.
+        // The next parser reports the syntax error.
         return;
     };
     let mount = json!({
@@ -110,7 +114,8 @@ pub(crate) fn add_mount(text: &mut Vec<u8>, container_dir: &Path) {
     *text = config.to_string().into_bytes();
 }
 
-/// Tells the container's process where its socket is. Processes that join the container later are not told, as with runc.
+/// Sets the variable for the container's first process. Processes that join the container later do
+/// not get it, as with runc.
 pub(crate) fn add_variable(spec: &mut Spec) {
     if let Some(process) = spec.process_mut() {
         let mut env = process.env().clone().unwrap_or_default();
@@ -129,15 +134,16 @@ pub(crate) fn make_dir(container: &Container) -> Result<()> {
 }
 
 impl Listener {
-    /// Waits until the container is ready or its first process `init` has ended, and passes it on: `main` is the process that the manager shall
-    /// watch.
+    /// Waits until the container is ready or its first process `init` has ended, and forwards that
+    /// it is ready. The manager is told to watch the process `main`.
     pub fn forward(&self, init: Pid, main: Pid) {
         if let Err(error) = self.try_forward(init, main) {
             tracing::warn!("cannot tell the service manager that the container is ready: {error}");
         }
     }
 
-    /// Takes what comes and passes nothing on, so that nobody who has something to say finds the socket closed. Does not return before it is.
+    /// Receives notifications and drops them, so that no sender finds the socket closed. Returns
+    /// when the socket is.
     pub fn drain(&self) {
         let mut datagram = [0; DATAGRAM_BYTES];
         while self.socket.recv(&mut datagram).is_ok() {}
@@ -151,14 +157,16 @@ impl Listener {
         manager.connect_addr(&self.manager.address)?;
         manager.send(format!("{ready}\n").as_bytes())?;
         manager.send(format!("MAINPID={main}\n").as_bytes())?;
-        // When the manager has read all that was sent before, it closes this pipe's other end.
+        // When the manager has read everything that was sent before, it closes the other end of
+        // this pipe.
         let (reader, writer) = io::pipe()?;
         sys::socket::send_fd(manager.as_fd(), b"BARRIER=1", writer.as_raw_fd())?;
         drop(writer);
         wait_for_end(&reader)
     }
 
-    /// The line of the first notification that says so; none if the process has ended.
+    /// Returns the `READY=` line of the first notification that has one; `None` if the process has
+    /// ended.
     fn wait_for_ready(&self, init: Pid) -> io::Result<Option<String>> {
         let pidfd = match sys::process::pidfd_open(init) {
             Err(Errno::ESRCH) => return Ok(None),

@@ -1,4 +1,4 @@
-//! The standard streams of a container's process.
+//! Standard streams of a container's process.
 
 use std::fs;
 use std::os::fd::{BorrowedFd, OwnedFd};
@@ -10,23 +10,24 @@ use nix::unistd::{Pid, Uid, chown};
 
 use crate::runtime::error::{Error, Result};
 
-/// Gives the standard streams of the process `pid` to its user, `uid` within the container, so that it can open them again by name
-/// (`/dev/stderr`). As runc does; the group stays, and so does `/dev/null`.
+/// Makes the user of the process `pid` the owner of its standard streams, so that it can open them
+/// again by name (`/dev/stderr`). `uid` is the user's id within the container. As with runc, the
+/// group stays, and so does `/dev/null`.
 ///
-/// In a user namespace only what belongs to one of the container's users is given.
+/// In a user namespace, only files of the container's own users change their owner.
 ///
 /// # Errors
-/// Where the owner of one cannot be changed.
+/// If an owner cannot be changed.
 pub(crate) fn give_to_user(pid: Pid, uid: u32) -> Result<()> {
     let map = fs::read_to_string(format!("/proc/{pid}/uid_map"))
         .map_err(Error::file("read", format!("/proc/{pid}/uid_map")))?;
-    // Without it nothing can be told apart; there is no system without.
+    // Needed to recognise `/dev/null`; every system has it.
     let null = fs::metadata("/dev/null").map_err(Error::file("look at", "/dev/null"))?;
     let Some(owner) = on_host(&map, uid) else {
         return Ok(());
     };
     for fd in 0..3 {
-        // The link leads to the open file itself, also where no path does.
+        // The link leads to the open file itself, even if the file has no path.
         let path = format!("/proc/{pid}/fd/{fd}");
         let Ok(file) = Path::new(&path).metadata() else {
             continue;
@@ -35,7 +36,8 @@ pub(crate) fn give_to_user(pid: Pid, uid: u32) -> Result<()> {
             continue;
         }
         match chown(path.as_str(), Some(Uid::from_raw(owner)), None) {
-            // A read-only file system, or one that knows no such owner (NFS with root squashed).
+            // A read-only file system, or one that does not know the owner (NFS with root
+            // squashed).
             Ok(()) | Err(Errno::EPERM | Errno::EINVAL | Errno::EROFS) => {}
             Err(errno) => {
                 return Err(Error::system(
@@ -47,8 +49,8 @@ pub(crate) fn give_to_user(pid: Pid, uid: u32) -> Result<()> {
     Ok(())
 }
 
-/// Returns the targets of a process's stdin, stdout and stderr; `/dev/null` for one that cannot be read,
-/// as runc has it.
+/// Returns the targets of a process's stdin, stdout and stderr; `/dev/null` if one cannot be read,
+/// as with runc.
 pub(crate) fn descriptors(pid: Pid) -> Vec<String> {
     (0..3)
         .map(|fd| {
@@ -63,14 +65,15 @@ pub(crate) fn descriptors(pid: Pid) -> Vec<String> {
 /// Duplicates a standard stream of this process.
 ///
 /// # Errors
-/// As dup(2).
+/// Those of dup(2).
 pub(crate) fn duplicate(stream: BorrowedFd) -> Result<OwnedFd> {
     stream
         .try_clone_to_owned()
         .map_err(Error::file("copy a descriptor", "/proc/self/fd"))
 }
 
-/// The ranges of a `uid_map`: the first id inside, the first outside, how many (user_namespaces(7)).
+/// Returns the ranges of a `uid_map`: first id inside, first id outside, count
+/// (user_namespaces(7)).
 fn ranges(map: &str) -> impl Iterator<Item = (u32, u32, u32)> {
     map.lines().filter_map(|line| {
         let mut fields = line.split_whitespace().map(str::parse);
@@ -81,7 +84,7 @@ fn ranges(map: &str) -> impl Iterator<Item = (u32, u32, u32)> {
     })
 }
 
-/// The host's number of the container's user `uid`.
+/// Returns the host's id of the container's user `uid`.
 fn on_host(map: &str, uid: u32) -> Option<u32> {
     ranges(map).find_map(|(inside, outside, count)| {
         let offset = uid.checked_sub(inside)?;
@@ -91,7 +94,7 @@ fn on_host(map: &str, uid: u32) -> Option<u32> {
     })
 }
 
-/// Whether the host's user `uid` is one of the container's.
+/// Returns whether the host's user `uid` is one of the container's.
 fn is_mapped(map: &str, uid: u32) -> bool {
     ranges(map).any(|(_, outside, count)| {
         uid.checked_sub(outside)

@@ -1,7 +1,8 @@
-//! A container's pseudoterminal.
+//! Pseudoterminal of a container.
 //!
-//! The engine makes the pair inside the container, on its own devpts, and sends the master over a socket. rcm always receives it
-//! itself: it sets the size, then keeps it (foreground) or passes it on to the `--console-socket`.
+//! libcontainer makes the pair in the container, on the container's own devpts, and sends the
+//! master over a socket. rcm always receives it itself: it sets the size, then keeps the master
+//! (foreground) or passes it on to the `--console-socket`.
 
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -10,39 +11,40 @@ use crate::runtime::error::{Error, Result};
 use crate::sys;
 use crate::sys::terminal::WindowSize;
 
-/// The most that a terminal's name takes; containerd's and conmon's receivers use 4,096 bytes.
+/// Limit on the length of a terminal's name; containerd's and conmon's receivers use 4,096 bytes.
 const NAME_CAPACITY: usize = 4096;
 
-/// Where the engine's terminal arrives.
+/// Socket pair at which the terminal arrives.
 #[derive(Debug)]
 pub struct Console {
     ours: OwnedFd,
-    engine: OwnedFd,
+    libcontainer: OwnedFd,
 }
 
 impl Console {
-    /// A fresh socket pair.
+    /// Creates a socket pair.
     ///
     /// # Errors
-    /// As socketpair(2).
+    /// Those of socketpair(2).
     pub fn new() -> Result<Self> {
-        let (ours, engine) = sys::socket::pair().map_err(Error::system("make a console socket"))?;
-        Ok(Self { ours, engine })
+        let (ours, libcontainer) =
+            sys::socket::pair().map_err(Error::system("make a console socket"))?;
+        Ok(Self { ours, libcontainer })
     }
 
-    /// The end for the engine (or CRIU) to send to.
+    /// Returns the end to which libcontainer (or CRIU) sends.
     #[must_use]
-    pub fn engine_end(&self) -> &OwnedFd {
-        &self.engine
+    pub fn libcontainer_end(&self) -> &OwnedFd {
+        &self.libcontainer
     }
 
-    /// Takes the terminal that was sent.
+    /// Receives the terminal.
     ///
     /// # Errors
-    /// Where none was.
+    /// If the sender died or sent no descriptor.
     pub fn receive(self) -> Result<Master> {
-        // Without our copy of its end, a sender that died ends the wait.
-        drop(self.engine);
+        // Close rcm's copy of the sending end: then the death of the sender ends the wait.
+        drop(self.libcontainer);
         let (name, fd) = sys::socket::recv_fd(self.ours.as_fd(), NAME_CAPACITY)
             .map_err(Error::system("receive the container's terminal"))?;
         fd.map(|fd| Master { fd, name }).ok_or(Error::System {
@@ -52,7 +54,7 @@ impl Console {
     }
 }
 
-/// The master side of a container's terminal.
+/// Master side of a container's terminal.
 #[derive(Debug)]
 pub struct Master {
     fd: OwnedFd,
@@ -60,7 +62,8 @@ pub struct Master {
 }
 
 impl Master {
-    /// Wraps a master that came another way, under the name that receivers of a console socket get.
+    /// Wraps a master that did not come through a [`Console`], with the name that receivers of a
+    /// console socket get.
     #[must_use]
     pub fn new(fd: OwnedFd) -> Self {
         Self {
@@ -72,23 +75,23 @@ impl Master {
     /// Sets the size that programs in the container see.
     ///
     /// # Errors
-    /// As ioctl(2).
+    /// Those of ioctl(2).
     pub fn resize(&self, size: WindowSize) -> Result<()> {
         sys::terminal::set_window_size(self.fd.as_fd(), size)
             .map_err(Error::system("set the size of the container's terminal"))
     }
 
-    /// Hands the terminal to whoever listens at a console socket.
+    /// Sends the terminal to the receiver at a console socket.
     ///
     /// # Errors
-    /// As sendmsg(2).
+    /// Those of sendmsg(2).
     pub fn send(self, socket: &UnixStream) -> Result<()> {
         sys::socket::send_fd(socket.as_fd(), &self.name, self.fd.as_fd()).map_err(Error::system(
             "send the container's terminal to the console socket",
         ))
     }
 
-    /// The descriptor.
+    /// Returns the descriptor.
     #[must_use]
     pub fn fd(&self) -> &OwnedFd {
         &self.fd

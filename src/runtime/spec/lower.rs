@@ -1,7 +1,9 @@
-//! Spec lowering: an OCI spec is validated as runc validates it, then turned into an equivalent that the engine can run.
+//! Spec lowering: an OCI spec is validated as runc validates it, then turned into an equivalent one
+//! that libcontainer can run.
 //!
-//! What the engine understands differently from runc is translated here, one function per matter, so that everything after
-//! this module sees one spec with one meaning. The spec that the user gave is kept untouched in the container's directory.
+//! Everything that libcontainer understands differently from runc is translated here, one function
+//! for each topic. All code after this module sees one spec with one meaning. The user's spec stays
+//! unchanged in the container's directory.
 
 use std::collections::HashSet;
 use std::path::Path;
@@ -22,8 +24,8 @@ use crate::runtime::linux::mounts;
 use crate::runtime::linux::seccomp;
 use error::Result;
 
-fn engine(error: impl std::error::Error) -> InvalidSpec {
-    InvalidSpec::Engine {
+fn refused(error: impl std::error::Error) -> InvalidSpec {
+    InvalidSpec::Libcontainer {
         reason: crate::error::chain(&error),
     }
 }
@@ -74,7 +76,7 @@ pub fn validate(spec: &Spec) -> Result<()> {
     Ok(())
 }
 
-/// What the engine would leave undone without a word.
+/// Refuses properties that libcontainer would silently ignore.
 fn refuse_unsupported(spec: &Spec) -> Result<()> {
     let unified = resources(spec).and_then(|resources| resources.unified().as_ref());
     if unified.is_some_and(|files| !files.is_empty())
@@ -82,7 +84,8 @@ fn refuse_unsupported(spec: &Spec) -> Result<()> {
     {
         return Err(InvalidSpec::UnifiedOnV1);
     }
-    // The engine sets the policy before the group has its limits, so that the kernel would not refuse it.
+    // libcontainer sets the policy before the group has its limits, so the kernel would not refuse
+    // it.
     let processors = resources(spec)
         .and_then(|resources| resources.cpu().as_ref()?.cpus().as_deref())
         .and_then(count_of_list);
@@ -101,10 +104,10 @@ fn refuse_unsupported(spec: &Spec) -> Result<()> {
     Ok(())
 }
 
-/// Turns a valid spec into the one that the engine runs.
+/// Turns a valid spec into the one that libcontainer runs.
 ///
 /// # Errors
-/// [`InvalidSpec`], where the host lacks what the spec names.
+/// [`InvalidSpec`] if the host lacks something that the spec names.
 pub fn lower(mut spec: Spec, id: &str, bundle: &Path, systemd_cgroup: bool) -> Result<Spec> {
     lower_root(&mut spec, bundle)?;
     lower_process(&mut spec);
@@ -113,17 +116,17 @@ pub fn lower(mut spec: Spec, id: &str, bundle: &Path, systemd_cgroup: bool) -> R
     lower_cgroup(&mut spec, id, systemd_cgroup);
     lower_linux(&mut spec);
 
-    Validator::validate_spec(&spec).map_err(engine)?;
+    Validator::validate_spec(&spec).map_err(refused)?;
     let syscall = create_syscall();
     if let Some(mounts) = spec.mounts() {
-        libcontainer::utils::validate_mount_options(mounts).map_err(engine)?;
+        libcontainer::utils::validate_mount_options(mounts).map_err(refused)?;
     }
-    libcontainer::utils::validate_spec_for_new_user_ns(&spec, &*syscall).map_err(engine)?;
-    libcontainer::utils::validate_spec_for_net_devices(&spec, &*syscall).map_err(engine)?;
+    libcontainer::utils::validate_spec_for_new_user_ns(&spec, &*syscall).map_err(refused)?;
+    libcontainer::utils::validate_spec_for_net_devices(&spec, &*syscall).map_err(refused)?;
     Ok(spec)
 }
 
-/// The engine takes the root file system's absolute path.
+/// Makes the root file system's path absolute, as libcontainer needs it.
 fn lower_root(spec: &mut Spec, bundle: &Path) -> Result<()> {
     if let Some(root) = spec.root_mut() {
         let path = bundle.join(root.path());
@@ -138,8 +141,9 @@ fn lower_root(spec: &mut Spec, bundle: &Path) -> Result<()> {
     Ok(())
 }
 
-/// Refuses a root file system whose `/dev` is a link: while the container is made the engine makes links there and removes a file, by a path that the host
-/// would follow (CVE-2026-41579).
+/// Refuses a root file system whose `/dev` is a link. While the container is created, libcontainer
+/// makes links there and removes a file. The path that it uses would follow the link on the host
+/// (CVE-2026-41579).
 ///
 /// # Errors
 /// [`InvalidSpec::DevIsLink`].
@@ -158,8 +162,10 @@ fn lower_process(spec: &mut Spec) {
     }
 }
 
-/// Sources of bind mounts are relative to the bundle (the engine resolves them against its working directory), and destinations
-/// are absolute in the container even if written without the slash, or with the root file system's path on the host, as runc takes them.
+/// Makes the paths of mounts absolute. Sources of bind mounts are relative to the bundle;
+/// libcontainer resolves them against its working directory. Destinations are absolute in the
+/// container even without a slash, or with the root file system's path on the host in front, as
+/// with runc.
 fn lower_mounts(spec: &mut Spec, bundle: &Path) {
     let rootfs = spec.root().as_ref().map(|root| root.path().clone());
     for mount in spec.mounts_mut().iter_mut().flatten() {
@@ -181,14 +187,14 @@ fn lower_mounts(spec: &mut Spec, bundle: &Path) {
             mount.set_source(Some(bundle.join(source)));
         }
         if mount.source().is_none() {
-            // The engine insists on a source; for a file system without a device any word does.
+            // libcontainer requires a source. For a file system without a device any text will do.
             let source = mount.typ().clone().unwrap_or_else(|| "none".into());
             mount.set_source(Some(source.into()));
         }
     }
 }
 
-/// An empty path means a new namespace; the engine would try to open it.
+/// Removes empty paths, which mean a new namespace. libcontainer would try to open them.
 fn lower_namespaces(spec: &mut Spec) {
     if let Some(linux) = spec.linux_mut() {
         for namespace in linux.namespaces_mut().iter_mut().flatten() {
@@ -203,7 +209,8 @@ fn lower_namespaces(spec: &mut Spec) {
     }
 }
 
-/// Without a path the group is called after the container; the engine would put it into a group of its own name.
+/// Sets the default path of the cgroup, which is the container's name. libcontainer has another
+/// default.
 fn lower_cgroup(spec: &mut Spec, id: &str, systemd_cgroup: bool) {
     if let Some(linux) = spec.linux_mut()
         && linux
@@ -212,7 +219,8 @@ fn lower_cgroup(spec: &mut Spec, id: &str, systemd_cgroup: bool) {
             .is_none_or(|path| path.as_os_str().is_empty())
     {
         linux.set_cgroups_path(Some(if systemd_cgroup {
-            // slice:prefix:name, with systemd's default slice: the unit is rcm-ID.scope.
+            // The format is slice:prefix:name, here with systemd's default slice. The unit is
+            // rcm-ID.scope.
             format!(":rcm:{id}").into()
         } else {
             Path::new("/").join(id)
@@ -220,7 +228,8 @@ fn lower_cgroup(spec: &mut Spec, id: &str, systemd_cgroup: bool) {
     }
 }
 
-/// What the engine takes otherwise than runc, or refuses.
+/// Translates the properties of `linux` that libcontainer understands differently from runc, or
+/// refuses.
 fn lower_linux(spec: &mut Spec) {
     let Some(linux) = spec.linux_mut() else {
         return;
@@ -228,7 +237,7 @@ fn lower_linux(spec: &mut Spec) {
     if let Some(resources) = linux.resources_mut() {
         lower_resources(resources);
     }
-    // The engine knows only the words without the `r`, and takes them recursively all the same.
+    // libcontainer knows only the words without the `r`, and applies them recursively all the same.
     let propagation = linux.rootfs_propagation().as_deref();
     let propagation = propagation.map(|word| match word {
         "rprivate" | "rshared" | "rslave" | "runbindable" => word[1..].to_owned(),
@@ -239,7 +248,7 @@ fn lower_linux(spec: &mut Spec) {
     filter.iter_mut().for_each(seccomp::lower);
     linux.set_seccomp(filter);
     if let Some(mut paths) = linux.masked_paths().clone() {
-        // A second mask would be one more mount on the first.
+        // A second mask would be one more mount on top of the first.
         let mut seen = HashSet::new();
         paths.retain(|path| seen.insert(path.clone()));
         linux.set_masked_paths(Some(paths));
@@ -255,16 +264,16 @@ fn online_processors() -> Option<u64> {
     count_of_list(&std::fs::read_to_string("/sys/devices/system/cpu/online").ok()?)
 }
 
-/// Limits that the engine takes otherwise than runc.
+/// Translates limits that libcontainer understands differently from runc.
 pub(crate) fn lower_resources(resources: &mut LinuxResources) {
     if let Some(pids) = resources.pids_mut()
         && pids.limit() == 0
     {
-        // The engine takes it for no limit. systemd knows no 0, so that it is 1 for runc.
+        // libcontainer takes 0 for no limit. systemd does not accept 0, so runc uses 1.
         pids.set_limit(1);
     }
     for device in resources.devices_mut().iter_mut().flatten() {
-        // runc takes no notice of other letters, the kernel refuses them.
+        // runc ignores other letters; the kernel refuses them.
         if let Some(access) = device.access_mut() {
             access.retain(|letter| "rwm".contains(letter));
         }
@@ -278,12 +287,13 @@ pub(crate) fn lower_resources(resources: &mut LinuxResources) {
     if let Some(cpu) = resources.cpu_mut()
         && Path::new("/sys/fs/cgroup/cgroup.controllers").exists()
     {
-        // cgroup v2 has no realtime limits. The engine fails, runc does without.
+        // cgroup v2 has no realtime limits. libcontainer would fail; runc ignores them.
         cpu.set_realtime_runtime(None).set_realtime_period(None);
     }
 }
 
-/// Takes the flags of a personality away, if there are any, and returns them: no kernel's meaning of them is specified.
+/// Removes the flags of a personality, and returns them if there are any. The specification defines
+/// no flags.
 pub fn drop_personality_flags(linux: &mut Linux) -> Option<Vec<String>> {
     let personality = linux.personality_mut().as_mut()?;
     let flags = personality
@@ -294,7 +304,7 @@ pub fn drop_personality_flags(linux: &mut Linux) -> Option<Vec<String>> {
     flags
 }
 
-/// The limits of a spec.
+/// Returns the limits of a spec.
 #[must_use]
 pub fn resources(spec: &Spec) -> Option<&LinuxResources> {
     spec.linux().as_ref()?.resources().as_ref()
@@ -326,7 +336,7 @@ mod tests {
         ] {
             let mut json = minimal();
             json.as_object_mut().unwrap().remove(pointer);
-            // The crate fills in defaults for what is not there, so null says it.
+            // The crate fills in defaults for absent members, so null stands for absence here.
             json[pointer] = serde_json::Value::Null;
             let error = validate(&spec(json)).unwrap_err();
             assert_eq!(error.to_string(), sentence);

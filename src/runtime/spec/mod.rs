@@ -14,7 +14,8 @@ use serde_json::Value;
 
 use super::error::{Error, Result};
 
-/// Reads the spec at `path`. Capabilities that rcm does not know are dropped: a spec made for a newer kernel still runs.
+/// Reads the spec at `path`. Capabilities that rcm does not know are dropped, so that a spec for a
+/// newer kernel still runs.
 ///
 /// # Errors
 /// [`Error::NoConfig`], [`Error::File`], [`Error::InvalidConfig`].
@@ -22,7 +23,7 @@ pub fn load(path: &Path) -> Result<Spec> {
     parse(path, &read(path)?)
 }
 
-/// The text of the spec at `path`.
+/// Reads the text of the spec at `path`.
 ///
 /// # Errors
 /// [`Error::NoConfig`], [`Error::File`].
@@ -53,10 +54,11 @@ pub fn parse(path: &Path, text: &[u8]) -> Result<Spec> {
     serde_json::from_value(value).map_err(invalid)
 }
 
-/// Has a spec's text enter the network namespace at `path`, whatever it said before.
+/// Changes a spec's text so that the container joins the network namespace at `path`, instead of
+/// its own or any other.
 ///
 /// # Errors
-/// [`Error::InvalidConfig`] for what is no JSON; `spec_path` is where it was read.
+/// [`Error::InvalidConfig`] if the text is no JSON; `spec_path` is the path that it was read from.
 pub fn with_network(spec_path: &Path, text: &[u8], path: &Path) -> Result<Vec<u8>> {
     let invalid = |source| Error::InvalidConfig {
         path: spec_path.to_path_buf(),
@@ -67,7 +69,8 @@ pub fn with_network(spec_path: &Path, text: &[u8], path: &Path) -> Result<Vec<u8
     serde_json::to_vec(&value).map_err(invalid)
 }
 
-/// As [`with_network`], for a spec that is JSON already. One that has no list of namespaces stays as it is.
+/// Does the work of [`with_network`] on parsed JSON. A spec without a list of namespaces stays as
+/// it is.
 pub fn enter_network(spec: &mut Value, path: &Path) {
     let namespaces = spec
         .pointer_mut("/linux/namespaces")
@@ -78,7 +81,7 @@ pub fn enter_network(spec: &mut Value, path: &Path) {
     }
 }
 
-/// Warns of the capabilities in a spec's text that [`parse`] drops, as runc does.
+/// Warns about the capabilities in a spec's text that [`parse`] drops, as runc does.
 pub fn warn_of_unknown_capabilities(text: &[u8]) {
     let Ok(mut value) = serde_json::from_slice::<Value>(text) else {
         return;
@@ -107,7 +110,7 @@ pub fn load_process(path: &Path) -> Result<Process> {
     serde_json::from_value(value).map_err(invalid)
 }
 
-/// Returns what was dropped.
+/// Drops unknown capabilities, and returns their names.
 fn drop_unknown_capabilities(process: &mut Value) -> Vec<String> {
     let mut unknown = Vec::new();
     let Some(Value::Object(sets)) = process.get_mut("capabilities") else {
@@ -126,7 +129,7 @@ fn drop_unknown_capabilities(process: &mut Value) -> Vec<String> {
     unknown
 }
 
-/// The capability called `name`, e.g. `CAP_KILL`; none where rcm does not know it.
+/// Returns the capability with this name, such as `CAP_KILL`; `None` if rcm does not know it.
 #[must_use]
 pub fn capability(name: &str) -> Option<Capability> {
     Capability::from_str(name.strip_prefix("CAP_")?).ok()

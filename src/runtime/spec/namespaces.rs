@@ -1,4 +1,4 @@
-//! The namespaces of a container, as its spec describes them.
+//! Namespaces of a container, as its spec describes them.
 
 use std::path::{Path, PathBuf};
 
@@ -15,11 +15,11 @@ pub enum Namespace<'a> {
     Joined(&'a Path),
 }
 
-/// Namespaces of a container, by kind. They are read once from the spec, before parts of the spec are
-/// replaced for the engine.
+/// Namespaces of a container, by kind. They are read once from the spec, before parts of the spec
+/// are replaced for libcontainer.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Namespaces {
-    /// The kinds that the spec lists, with the path of an existing namespace.
+    /// Kinds that the spec lists, with the path of an existing namespace.
     listed: Vec<(LinuxNamespaceType, Option<PathBuf>)>,
 }
 
@@ -51,13 +51,13 @@ impl Namespaces {
         }
     }
 
-    /// Tells whether the container is in another namespace of this kind than its creator.
+    /// Returns whether the container is in another namespace of this kind than its creator.
     #[must_use]
     pub fn has(&self, kind: LinuxNamespaceType) -> bool {
         self.get(kind) != Namespace::Host
     }
 
-    /// Tells whether a namespace of this kind is made for the container.
+    /// Returns whether a namespace of this kind is made for the container.
     #[must_use]
     pub fn makes(&self, kind: LinuxNamespaceType) -> bool {
         self.get(kind) == Namespace::Own

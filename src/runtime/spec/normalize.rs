@@ -1,5 +1,6 @@
-//! What a spec may say and the types of `oci-spec` do not take: members that are left out, flags by another name, and values that runc has
-//! its own sentences for. All of it works on the JSON, before there are types.
+//! Rewriting of spec properties that the types of `oci-spec` do not accept: absent members, flags
+//! with another name, and values for which runc has sentences of its own. It works on the JSON,
+//! before it is converted to types.
 
 use serde::de::Error as _;
 use serde_json::{Error, Map, Value, json};
@@ -18,10 +19,10 @@ const MEMORY_FLAGS: [&str; 3] = [
     "MPOL_F_RELATIVE_NODES",
     "MPOL_F_STATIC_NODES",
 ];
-/// No kernel is built for more (`CONFIG_NODES_SHIFT`).
+/// Limit on NUMA nodes; no kernel is built for more (`CONFIG_NODES_SHIFT`).
 const MOST_NODES: u64 = 1 << 10;
 
-/// The OCI specification's flags of a scheduler that `oci-spec` spells otherwise.
+/// Scheduler flags of the OCI specification that `oci-spec` spells differently.
 const SCHEDULER_FLAGS: [(&str, &str); 2] = [
     ("SCHED_FLAG_RESET_ON_FORK", "SCHED_RESET_ON_FORK"),
     ("SCHED_FLAG_DL_OVERRUN", "SCHED_FLAG_D_L_OVERRUN"),
@@ -40,12 +41,13 @@ pub(crate) fn count_of_list(list: &str) -> Option<u64> {
         .sum()
 }
 
-/// Rewrites a spec's `process`.
+/// Rewrites the `process` of a spec.
 pub(crate) fn adapt_process(process: &mut Value) {
     let Value::Object(process) = process else {
         return;
     };
-    // What Go's decoder does with members that are not there. An empty working directory is then refused by name.
+    // Go's decoder gives absent members these defaults. An empty working directory is refused
+    // later, with its name.
     process.entry("user").or_insert_with(|| json!({}));
     process.entry("cwd").or_insert_with(|| json!(""));
     let flags = process
@@ -59,10 +61,10 @@ pub(crate) fn adapt_process(process: &mut Value) {
     }
 }
 
-/// Checks a spec's `linux.memoryPolicy`, with runc's sentences.
+/// Checks `linux.memoryPolicy` of a spec, with runc's sentences.
 ///
 /// # Errors
-/// The sentence.
+/// runc's sentence.
 pub(crate) fn check_memory_policy(spec: &Value) -> Result<(), Error> {
     let Some(Value::Object(policy)) = spec.pointer("/linux/memoryPolicy") else {
         return Ok(());

@@ -1,11 +1,11 @@
-//! The example spec that `rcm spec` writes: runc's.
+//! Template of `rcm spec`, which is runc's.
 
 use std::path::Path;
 
 use nix::unistd::{getegid, geteuid};
 use serde_json::{Value, json};
 
-/// A spec with many options set, for a root file system beside it in `rootfs`.
+/// Returns a spec with many options set. Its root file system is the directory `rootfs` beside it.
 #[must_use]
 pub fn example() -> Value {
     let unified = Path::new("/sys/fs/cgroup/cgroup.controllers").exists();
@@ -13,7 +13,8 @@ pub fn example() -> Value {
         .map(|kind| json!({"type": kind}))
         .into();
     if unified {
-        // On cgroup v1 each controller's place would have to be found in the namespace first.
+        // On cgroup v1, the directory of each controller would have to be looked up in the
+        // namespace first.
         namespaces.push(json!({"type": "cgroup"}));
     }
     let capabilities = ["CAP_AUDIT_WRITE", "CAP_KILL", "CAP_NET_BIND_SERVICE"];
@@ -64,8 +65,9 @@ fn mount(destination: &str, kind: &str, source: &str, options: &[&str]) -> Value
     mount
 }
 
-/// The same for a user without privileges, who becomes the container's root: no network namespace, which he could not connect to anything; `/sys` of the
-/// host, because a fresh one needs a network namespace; no ids that are not mapped; no limits.
+/// Returns a spec for a user without privileges, who becomes the container's root. It has no
+/// network namespace, because the user could not connect it to anything. It has the host's `/sys`,
+/// because a new sysfs needs a network namespace. It has no ids that are not mapped, and no limits.
 #[must_use]
 pub fn rootless_example() -> Value {
     let mut spec = example();

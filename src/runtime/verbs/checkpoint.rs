@@ -1,17 +1,20 @@
 //! Dumping a container.
 //!
-//! [`begin`] stops the container and writes its images, and [`HeldCheckpoint`] decides what becomes of it: a plain `checkpoint` commits at once, a
-//! migration ships the images first.
+//! [`begin`] freezes the container and writes its images. [`HeldCheckpoint`] then commits or rolls
+//! back: a plain `checkpoint` commits at once, a migration transfers the images first.
 //!
 //! # Freezing
 //!
-//! CRIU's own way to freeze a cgroup looks every 100 ms whether it is done. So rcm freezes it, when CRIU reports that its start-up is over, and CRIU
-//! finds it frozen. But CRIU then also freezes it again when it lets the tasks go, and if rcm has been killed nobody would thaw it. Two things keep a
-//! container from staying frozen so:
+//! When CRIU freezes a cgroup itself, it polls for the result every 100 ms. So rcm freezes the
+//! cgroup, when CRIU reports that its start-up is over, and CRIU finds it frozen. But CRIU also
+//! freezes it again when it resumes the tasks. If rcm has been killed by then, nobody would thaw
+//! it. Two things keep a container from staying frozen:
 //!
-//! * CRIU gets the freezer's directory as `/proc/PID/fd/N` of this process. When rcm is dead the path is, too, and CRIU cannot freeze again.
-//!   (Its result is not looked at, criu/seize.c `pstree_switch_state`.)
-//! * Until CRIU has stopped the tasks itself and thawed the cgroup, a [`ThawGuard`] thaws if rcm dies.
+//! * CRIU gets the freezer's directory as `/proc/PID/fd/N` of this process. When rcm is dead, this
+//!   path is gone and CRIU cannot freeze again. (CRIU ignores the failure: criu/seize.c,
+//!   `pstree_switch_state`, CRIU 4.2.)
+//! * Until CRIU has stopped the tasks itself and thawed the cgroup, a
+//!   [`ThawGuard`](crate::sys::thaw_guard::ThawGuard) thaws it if rcm dies.
 
 mod held;
 mod stages;
@@ -42,38 +45,41 @@ use stages::{Recorded, Stages, thaw_after};
 
 pub use held::HeldCheckpoint;
 
-/// How long a CRIU that was hung up on may take to let the container go.
+/// Time for a CRIU whose connection was closed to resume the container.
 const ROLL_BACK_DUR: Duration = Duration::from_secs(5);
 
-/// How a container is dumped.
+/// Options of a dump.
 #[derive(Debug, Default)]
 pub struct CheckpointOptions {
-    /// What restores have, too.
+    /// Options that restores have, too.
     pub flags: CriuFlags,
-    /// The images that these build on, relative to the image path.
+    /// Path of the images that these build on, relative to the image path.
     pub parent_path: Option<PathBuf>,
-    /// Let the container run on.
+    /// Whether the container runs on after the dump.
     pub leave_running: bool,
-    /// Leave out TCP connections that are not yet established.
+    /// Whether TCP connections that are not established yet are left out.
     pub tcp_skip_in_flight: bool,
-    /// The largest deleted file, in bytes, that goes into the images. `None`: CRIU's 1 MiB.
+    /// Size limit, in bytes, for deleted files that go into the images. `None` for CRIU's default
+    /// of 1 MiB.
     pub ghost_limit_bytes: Option<u32>,
-    /// Where memory goes instead of the image directory.
+    /// Page server that gets the memory instead of the image directory.
     pub page_server: Option<PageServer>,
-    /// A connection to a page server of this process.
+    /// Connection to a page server of this process.
     pub page_connection: Option<Arc<OwnedFd>>,
-    /// Gets a zero byte when a lazy dump's page server listens.
+    /// Descriptor that gets a zero byte when the page server of a lazy dump listens.
     pub status_fd: Option<OwnedFd>,
-    /// How long CRIU may take for each stage of the dump; `None` for as long as it takes.
+    /// Limit on each stage of the dump; `None` for no limit.
     pub answer_limit_dur: Option<Duration>,
-    /// The container goes to another host: its network namespace stays, and no packet passes there from the freeze until it is decided.
+    /// Whether the container goes to another host. Its network namespace stays here, and no packet
+    /// passes there from the freeze until the commit or the rollback.
     pub moves: bool,
 }
 
-/// Stops the container and dumps it; the result decides what becomes of it.
+/// Freezes the container and dumps it. The result commits or rolls back.
 ///
 /// # Errors
-/// [`Error::NotCheckpointable`], CRIU's first error. The container runs on (or stays paused) then.
+/// [`Error::NotCheckpointable`], or CRIU's first error. The container runs on (or stays paused) in
+/// these cases.
 pub fn begin(
     criu: &Criu,
     container: &Container,
@@ -89,7 +95,7 @@ pub fn begin(
     let mut held = match criu.dump(&dump, stages) {
         Ok(held) => held,
         Err(error) => {
-            // CRIU may have left it frozen, or rcm before CRIU came to thaw it.
+            // CRIU may have left it frozen; or rcm froze it, and CRIU did not get to thaw it.
             thaw_after(&cgroup, paused, container.id());
             return Err(given_up(container, error));
         }
@@ -104,13 +110,15 @@ pub fn begin(
     };
     if dump.parent_images.is_some() {
         let images = &dump.common.images_dir;
-        // A parent that CRIU does not accept makes a complete dump without a word.
+        // If CRIU does not accept the parent, it makes a complete dump without an error.
         if fs::symlink_metadata(images.join("parent")).is_err() {
             let path = images.clone();
             held.refuse();
             return Err(Error::NotIncremental { path });
         }
     }
+    // After the dump, because CRIU may give names to deleted files in a tmpfs. The container is
+    // still frozen, so the contents match the images.
     match external::save_tmpfs(&tmpfs, &dump.common.images_dir) {
         Ok(()) => Ok(held),
         Err(error) => {
@@ -120,7 +128,7 @@ pub fn begin(
     }
 }
 
-/// The error of a dump that has failed: does CRIU still hold the container?
+/// Returns the error of a failed dump, which tells whether CRIU still holds the container.
 fn given_up(container: &Container, source: criu::Error) -> Error {
     let id = container.id();
     let ended = match source {
@@ -135,10 +143,12 @@ fn given_up(container: &Container, source: criu::Error) -> Error {
     }
 }
 
-/// Copies the memory of the running container, so that a later dump with this one as its parent has less to copy.
+/// Copies the memory of the running container, so that a later dump with this one as its parent has
+/// less to copy.
 ///
 /// # Errors
-/// [`Error::NotCheckpointable`], [`criu::Error::Lacks`] on a kernel without memory tracking, CRIU's first error.
+/// [`Error::NotCheckpointable`], [`criu::Error::Lacks`] on a kernel without memory tracking, or
+/// CRIU's first error.
 pub fn pre_dump(criu: &Criu, container: &Container, options: CheckpointOptions) -> Result<()> {
     criu.require_memory_tracking()?;
     let dump = Subject::of(criu, container, &options)?.pre_dump(options)?;
@@ -146,7 +156,7 @@ pub fn pre_dump(criu: &Criu, container: &Container, options: CheckpointOptions) 
     Ok(())
 }
 
-/// Container that can be dumped, with everything that a dump asks of it.
+/// Container that can be dumped, with everything that a dump needs of it.
 struct Subject<'a> {
     criu: &'a Criu,
     container: &'a Container,
@@ -157,16 +167,17 @@ struct Subject<'a> {
     status: Status,
 }
 
-/// A complete dump, ready to begin.
+/// Complete dump that is ready to begin.
 struct Prepared {
     dump: DumpOptions,
     stages: Stages,
-    /// The tmpfs that rcm saves itself.
+    /// Mounts that rcm saves itself.
     tmpfs: Vec<Opened>,
 }
 
 impl<'a> Subject<'a> {
-    /// Checks that the container executes and that this CRIU can do what is asked for, and makes the directories.
+    /// Checks that the container executes and that this CRIU supports the options, and makes the
+    /// directories.
     fn of(criu: &'a Criu, container: &'a Container, options: &CheckpointOptions) -> Result<Self> {
         let status = container.status();
         if !matches!(status, Status::Running | Status::Paused) {
@@ -198,8 +209,8 @@ impl<'a> Subject<'a> {
         })
     }
 
-    /// Prepares a copy of the memory while the container executes. It may take its time: no answer limit is
-    /// set, and nothing is locked or frozen.
+    /// Prepares a copy of the memory while the container executes. It has no answer limit, because
+    /// nothing is locked or frozen.
     fn pre_dump(&self, options: CheckpointOptions) -> Result<DumpOptions> {
         let mut common = self.common(&options.flags);
         self.leave_namespaces(&mut common, false)?;
@@ -221,7 +232,8 @@ impl<'a> Subject<'a> {
             Some(_) => Some(NetworkLockMethod::Skip),
             None => network::criu_lock(self.criu, self.init, &self.namespaces, tcp_established),
         };
-        // A namespace that CRIU must lock is one that it has to see.
+        // If CRIU locks the network namespace, it has to enter it. So only a namespace that CRIU
+        // need not lock can be left out.
         let leave_network = options.moves
             && common.network_lock == Some(NetworkLockMethod::Skip)
             && network::is_left_out(&self.namespaces);
@@ -304,7 +316,7 @@ impl<'a> Subject<'a> {
         Ok(())
     }
 
-    /// Leaves out the control groups if a restore makes them anyway. Returns whether it does.
+    /// Leaves out the control groups if a restore makes them anyway. Returns whether it did.
     fn leave_cgroups(&self, flags: &CriuFlags, common: &mut Common) -> bool {
         let leave = flags.choices.manage_cgroups() == ManageCgroups::Default
             && is_plain(&self.namespaces, &self.cgroup);
@@ -329,7 +341,8 @@ impl<'a> Subject<'a> {
             self.cgroup.paths(),
             moves,
         )?;
-        // While the container executes: opened now, they can be read when it is frozen.
+        // Open the tmpfs mounts now, while the container executes. When it is frozen, they are only
+        // read.
         let tmpfs = external::open_tmpfs(self.init, &mut details.mounts)?;
         common
             .external
@@ -347,10 +360,12 @@ impl<'a> Subject<'a> {
     }
 }
 
-/// Whether the container has no control group but the one that a restore makes for it, limits included. Then CRIU need not look at control groups, which
-/// takes it 20 ms of the freeze, and does not save those of others: on a hybrid set-up every container is in the root of the v2 hierarchy.
+/// Returns whether the container has no control groups but those that a restore makes for it,
+/// limits included.
 ///
-/// A cgroup namespace is made by CRIU along with the groups.
+/// If so, CRIU can skip control groups, which saves 20 ms of the freeze. CRIU also does not save
+/// groups of others: on a hybrid host every container is in the root of the v2 hierarchy. A cgroup
+/// namespace must be restored by CRIU, along with the groups.
 fn is_plain(namespaces: &Namespaces, cgroup: &Cgroup) -> bool {
     let has_groups_below = |dir: &PathBuf| {
         fs::read_dir(dir)
@@ -371,7 +386,7 @@ fn check_parent(images: &Path, parent: &Path) -> Result<()> {
         });
     }
     let path = images.join(parent);
-    // What every dump and pre-dump has.
+    // Every dump and pre-dump has this file.
     let inventory = path.join("inventory.img");
     fs::metadata(&inventory)
         .map(drop)
@@ -381,7 +396,7 @@ fn check_parent(images: &Path, parent: &Path) -> Result<()> {
 fn open_freezer(cgroup: &Cgroup) -> Result<Option<File>> {
     match cgroup.freezer_dir() {
         Ok(dir) => File::open(dir).map(Some).map_err(Error::file("open", dir)),
-        // Without one CRIU stops the tasks one by one.
+        // Without a freezer, CRIU stops the tasks one by one.
         Err(_) => Ok(None),
     }
 }

@@ -26,45 +26,47 @@ use crate::runtime::spec::{self, lower};
 use crate::sys;
 use crate::sys::process::ProcessId;
 
-/// What a container is made from.
+/// Input of a creation.
 #[derive(Debug, Clone)]
 pub struct CreateRequest {
-    /// The state directory.
+    /// State directory.
     pub root: PathBuf,
-    /// The container's name.
+    /// Name of the container.
     pub id: String,
-    /// The bundle.
+    /// Path of the bundle.
     pub bundle: PathBuf,
     /// Whether systemd manages the cgroup.
     pub systemd_cgroup: bool,
-    /// Whether the container does without what this user may not do to cgroups, where the spec asks for none of it.
+    /// Whether rcm skips changes to cgroups that this user is not allowed to make, if the spec does
+    /// not require them.
     pub rootless: bool,
     /// Whether the container gets a socket for sd_notify(3).
     pub notifies: bool,
-    /// Where the terminal's master goes if rcm does not stay.
+    /// Socket that gets the terminal's master if rcm does not stay in the foreground.
     pub console_socket: Option<PathBuf>,
-    /// Where a descriptor of the first process goes.
+    /// Socket that gets a pidfd of the first process.
     pub pidfd_socket: Option<PathBuf>,
-    /// The file that gets the first process's id.
+    /// File that gets the first process's id.
     pub pid_file: Option<PathBuf>,
-    /// Change the root with `MS_MOVE` instead of pivot_root(2): for a root on a ramdisk.
+    /// Whether the root is changed with `MS_MOVE` instead of pivot_root(2), for a root on a
+    /// ramdisk.
     pub no_pivot: bool,
-    /// Leave the container in the caller's session keyring.
+    /// Whether the container stays in the caller's session keyring.
     pub no_new_keyring: bool,
-    /// How many descriptors after stderr (and those of `LISTEN_FDS`) the container gets.
+    /// Number of descriptors after stderr (and those of `LISTEN_FDS`) that the container gets.
     pub preserve_fds: i32,
-    /// Whether rcm leaves the container to itself (`create`, `run --detach`).
+    /// Whether rcm exits and the container runs on (`create`, `run --detach`).
     pub detach: bool,
 }
 
-/// A created container; with the terminal's master where rcm stays with it.
+/// Container that was created.
 #[derive(Debug)]
 pub struct Created {
     /// The container.
     pub container: Container,
-    /// The terminal, if it has one and nobody else got it.
+    /// Master of the terminal, if there is one and no socket got it.
     pub terminal: Option<Master>,
-    /// Its first process, a child of this one.
+    /// First process of the container, a child of this process.
     pub pid: Pid,
 }
 
@@ -131,7 +133,8 @@ pub(crate) fn new_record(request: &CreateRequest, bundle: &Path, spec: &Spec) ->
         .map_err(std::io::Error::other)
         .map_err(Error::file("read", "/proc/self/stat"))?;
     let cgroup_path = cgroups_path(spec).cloned().unwrap_or_default();
-    // Until the first process is there, these are where it will be put, so that a creation that dies can be cleaned up.
+    // Until the first process exists, these are the groups that it will be put into. With them, a
+    // creation that dies can be cleaned up.
     let cgroup_paths = if request.systemd_cgroup {
         BTreeMap::new()
     } else {
@@ -166,8 +169,8 @@ fn cgroups_path(spec: &Spec) -> Option<&PathBuf> {
     spec.linux().as_ref()?.cgroups_path().as_ref()
 }
 
-/// Sets a claimed container up. Everything is in place when this returns, and the first process waits to
-/// be started.
+/// Sets a claimed container up. Everything is in place when this returns, and the first process
+/// waits for the start.
 fn set_up(
     request: &CreateRequest,
     container: &mut Container,
@@ -182,15 +185,15 @@ fn set_up(
     };
     let delivery = Delivery::prepare(spec.process().as_ref(), requested)?;
     if !request.no_new_keyring {
-        // Before the fork: the container inherits the keyring.
+        // Join before the fork: the container inherits the keyring.
         join_session_keyring(&request.id);
     }
     if request.notifies {
         notify::make_dir(container)?;
     }
-    // If this process is killed meanwhile, `delete --force` finds the children that it leaves by this open
-    // file. It is a regular file, open for reading only, so that no path through `/proc/self/fd` leads
-    // out of the container.
+    // If this process is killed during the launch, `delete --force` finds its children by this open
+    // file. The file is a regular one and open for reading only, so that no path through
+    // `/proc/self/fd` leads out of the container.
     let spec_path = container.spec_path();
     let _mark = fs::File::open(&spec_path).map_err(Error::file("read", &spec_path))?;
     let limits = OuterLimits::of(&spec);
@@ -199,7 +202,7 @@ fn set_up(
         container,
         spec,
         notify_path: &notify_path,
-        console: delivery.engine_end(),
+        console: delivery.libcontainer_end(),
         preserve_fds: request.preserve_fds,
     };
     let first = First {
@@ -209,14 +212,16 @@ fn set_up(
     let pid = first
         .launch(launch)
         .map_err(|reason| Error::Start { reason })?;
-    // From here on a failure must find the process: `delete::discard` kills what the record names.
+    // Register first: if a later step fails, `delete::discard` kills the process that the record
+    // names.
     register(container, pid)?;
     limits.apply(request, container, namespaces, pid)?;
+    // Deliver last: the pid file tells engines that the container is complete.
     let terminal = delivery.complete(pid, PidfdOf::Init)?;
     Ok((pid, terminal))
 }
 
-/// Enters the first process into the container's record.
+/// Stores the first process in the container's record.
 fn register(container: &mut Container, pid: Pid) -> Result<()> {
     let init = ProcessId::of(pid).map_err(|error| Error::Start {
         reason: format!("the container's first process {pid} is gone: {error}"),
@@ -229,7 +234,7 @@ fn register(container: &mut Container, pid: Pid) -> Result<()> {
     container.save()
 }
 
-/// Limits that rcm sets itself when the first process exists, because the library does not.
+/// Limits that rcm sets itself when the first process exists, because libcontainer does not.
 #[derive(Debug)]
 struct OuterLimits {
     rdt: Option<LinuxIntelRdt>,
@@ -266,7 +271,8 @@ impl OuterLimits {
     }
 }
 
-/// Without privileges limits are set from here, in the groups that could be made. Device rules are left out: only root can have them.
+/// Sets limits without privileges, in the groups that could be made. Device rules are left out,
+/// because only root can have them.
 fn set_rootless_limits(container: &Container, own_pids: bool) -> Result<()> {
     if container.cgroup().paths().is_empty() {
         if !own_pids {
@@ -290,7 +296,7 @@ pub(crate) fn has_terminal(spec: &Spec) -> bool {
         .unwrap_or(false)
 }
 
-/// Checks that the terminal has somewhere to go if rcm does not stay, and only then.
+/// Checks that there is a console socket exactly if rcm exits and the container has a terminal.
 ///
 /// # Errors
 /// [`Error::ConsoleSocketNeeded`], [`Error::ConsoleSocketUseless`].
@@ -309,19 +315,19 @@ pub(crate) fn check_console(
 /// Claims the id and the cgroup.
 ///
 /// # Errors
-/// As [`Container::claim`], [`Error::CgroupNotEmpty`], [`Error::CgroupFrozen`].
+/// Those of [`Container::claim`], and [`Error::CgroupNotEmpty`], [`Error::CgroupFrozen`].
 pub(crate) fn claim(root: &Path, record: Record, spec_json: &[u8]) -> Result<Container> {
     let container = Container::claim(root, record, spec_json)?;
     if let Err(error) = check_cgroup(container.record()) {
-        // Not `discard`: it would kill whose cgroup this is.
+        // Not `discard`, which would kill the processes that use this cgroup.
         let _ = fs::remove_dir_all(container.dir());
         return Err(error);
     }
     Ok(container)
 }
 
-/// Checks that no one else lives in the container's cgroup: a failed creation, and deleting the container, kill what is in there.
-/// In a frozen one the first process would wait for ever.
+/// Checks that the container's cgroup has no processes. A failed creation and `delete` would kill
+/// them. The cgroup must not be frozen either, because the first process would wait for ever.
 fn check_cgroup(record: &Record) -> Result<()> {
     let cgroup = Cgroup::new(record.cgroup_paths.clone());
     let processes = cgroup.pids().map_err(Error::cgroup("read", &record.id))?;
@@ -339,7 +345,7 @@ fn check_cgroup(record: &Record) -> Result<()> {
     Ok(())
 }
 
-/// Checks that systemd can manage the cgroup: the engine does this on cgroup v2 only.
+/// Checks that systemd can manage the cgroup; libcontainer uses it on cgroup v2 only.
 pub(crate) fn check_systemd() -> Result<()> {
     let booted = Path::new("/run/systemd/system").is_dir();
     let unified = Path::new("/sys/fs/cgroup/cgroup.controllers").exists();
@@ -354,7 +360,8 @@ pub(crate) fn check_systemd() -> Result<()> {
     }
 }
 
-/// Checks that the descriptors which the caller announced are there. rcm's own are close-on-exec, the caller's cannot be.
+/// Checks that the announced descriptors are open. rcm's own are close-on-exec; the caller's cannot
+/// be.
 pub(crate) fn check_preserved(count: i32) -> Result<()> {
     for index in 0..count {
         let inherited = fcntl(3 + index, FcntlArg::F_GETFD)
@@ -366,14 +373,15 @@ pub(crate) fn check_preserved(count: i32) -> Result<()> {
     Ok(())
 }
 
-/// The container's processes get a session keyring of their own, called as runc calls it, inherited from this process.
+/// Joins a new session keyring, which the container's processes inherit. Its name is the same as
+/// with runc.
 fn join_session_keyring(id: &str) {
     let Ok(name) = CString::new(format!("_ses.{id}")) else {
         return;
     };
     match sys::keyring::join_session(&name) {
         Ok(()) | Err(Errno::ENOSYS) => {}
-        // A quota that is used up is no reason not to run the container; runc goes on, too.
+        // A used-up quota must not keep the container from running; runc continues, too.
         Err(errno) => tracing::warn!(
             "cannot create a session keyring for container {id}: {errno}; --no-new-keyring avoids this"
         ),

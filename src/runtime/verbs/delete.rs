@@ -1,4 +1,4 @@
-//! Taking a container away.
+//! Removing a container.
 
 use std::fs;
 use std::path::Path;
@@ -18,15 +18,16 @@ use crate::runtime::process::libcontainer;
 use crate::runtime::status::Status;
 use crate::sys;
 
-/// How long the first process has to die of SIGKILL, as with runc.
+/// Limit for the first process to die of SIGKILL, as with runc.
 const KILL_LIMIT_DUR: Duration = Duration::from_secs(10);
 
-/// Deletes the container `id`. A stopped one and one that was not started go; others need `force`, which kills them.
+/// Deletes the container `id` if it is stopped or was not started. Other states need `force`, which
+/// kills it.
 ///
 /// With `force`, an id that no container has is no error.
 ///
 /// # Errors
-/// [`Error::NotExist`], [`Error::NotStopped`], and what is left when cleaning up fails.
+/// [`Error::NotExist`], [`Error::NotStopped`], or the first failure to clean up.
 pub fn delete(root: &Path, id: &str, force: bool) -> Result<()> {
     validate_id(id)?;
     let container = match Container::load(root, id) {
@@ -53,7 +54,8 @@ pub fn delete(root: &Path, id: &str, force: bool) -> Result<()> {
     destroy(&container)
 }
 
-/// A container's directory, perhaps without a record; that it is gone is no error.
+/// Removes a container's directory, which may lack a record. If the directory is gone already, that
+/// is no error.
 fn remove_remains(dir: &Path) -> Result<()> {
     match fs::remove_dir_all(dir) {
         Err(error) if !sys::file::is_missing(&error) => Err(Error::file("remove", dir)(error)),
@@ -66,6 +68,8 @@ fn remove_remains(dir: &Path) -> Result<()> {
 /// # Errors
 /// [`Error::StillRunning`] after ten seconds.
 pub(crate) fn kill_and_wait(container: &Container) -> Result<()> {
+    // Mute before the kill: a peer of a container that has moved away must not get a FIN or RST
+    // from this copy.
     network::mute(container);
     container
         .cgroup()
@@ -74,7 +78,7 @@ pub(crate) fn kill_and_wait(container: &Container) -> Result<()> {
     let Some(init) = container.record().init else {
         return kill_orphans(container);
     };
-    // Without a cgroup of its own the first process is all that is known.
+    // A container without a cgroup of its own has only its first process.
     if let Ok(pid) = container.live_init() {
         let _ = nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGKILL);
     }
@@ -85,8 +89,8 @@ pub(crate) fn kill_and_wait(container: &Container) -> Result<()> {
     }
 }
 
-/// Kills what a creation has left that died before it knew its first process: children that wait for it for ever, perhaps not
-/// yet in the cgroup. They have the container's spec open.
+/// Kills the children of a creation that died before it knew its first process. They would wait for
+/// it for ever, and may not be in the cgroup yet. They have the container's spec open.
 fn kill_orphans(container: &Container) -> Result<()> {
     let path = container.spec_path();
     let deadline = Instant::now() + KILL_LIMIT_DUR;
@@ -106,44 +110,47 @@ fn kill_orphans(container: &Container) -> Result<()> {
         for pid in &orphans {
             let _ = nix::sys::signal::kill(*pid, nix::sys::signal::Signal::SIGKILL);
         }
-        // One of them may just have forked another.
+        // One of them may just have forked another; look again.
         thread::sleep(Duration::from_millis(1));
     }
 }
 
-/// Removes what a container whose first process is gone holds: remaining processes, cgroup, state; then runs the poststop hooks.
+/// Removes everything that a container with a dead first process still has: remaining processes,
+/// cgroup and state. Runs the poststop hooks.
 ///
 /// # Errors
-/// The first thing that could not be removed; the rest is removed all the same.
+/// The first failure; everything else is removed all the same.
 pub fn destroy(container: &Container) -> Result<()> {
+    // Processes first: no hook may find one alive, and none may send when the network lock goes.
     let cgroup = remove_cgroup(container);
-    // runc runs the hooks whatever else failed, and their failure is only logged.
+    // As with runc, the hooks run even if a step before failed, and their failure is only logged.
     if let Err(error) = start::run_hooks(container, "poststop", Status::Stopped) {
         tracing::warn!("{}", chain(&error));
     }
-    // After the hooks: they take the addresses away, or the namespace.
+    // Remove the lock after the hooks: they take away the addresses, or the namespace.
     let network = network::lift(container);
-    // An engine that has seen the first process end deletes at the same time.
+    // The state comes last, because it records the lock. It may be gone: an engine that has seen
+    // the first process end deletes at the same time.
     let state = remove_remains(container.dir());
     cgroup.and(network).and(state)
 }
 
-/// As [`destroy`], after killing what still executes.
+/// Kills the processes that still execute, then does the work of [`destroy`].
 ///
 /// # Errors
-/// As [`destroy`], and [`Error::StillRunning`].
+/// Those of [`destroy`], and [`Error::StillRunning`].
 pub fn destroy_forcibly(container: &Container) -> Result<()> {
-    // Others than the first process are killed with the cgroup.
+    // If the first process is dead, the others are killed with the cgroup.
     if container.record().init.is_none() || container.live_init().is_ok() {
         kill_and_wait(container)?;
     }
     destroy(container)
 }
 
-/// Removes what a failed creation made.
+/// Removes a container whose creation or restore failed.
 ///
 /// # Errors
-/// As [`destroy`].
+/// Those of [`destroy`].
 pub(crate) fn discard(container: &Container) -> Result<()> {
     let killed = kill_and_wait(container);
     let cgroup = remove_cgroup(container);
@@ -151,7 +158,8 @@ pub(crate) fn discard(container: &Container) -> Result<()> {
     killed.and(cgroup).and(state)
 }
 
-/// Kills what is left in the container's cgroup (without a private pid namespace processes outlive the first) and removes it.
+/// Kills the remaining processes in the container's cgroup and removes it. Without a private PID
+/// namespace, processes outlive the first one.
 fn remove_cgroup(container: &Container) -> Result<()> {
     let record = container.record();
     let cgroup = container.cgroup();

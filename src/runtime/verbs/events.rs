@@ -1,4 +1,4 @@
-//! Watching a container: out-of-memory kills, and its end.
+//! Watching a container for out-of-memory kills and for its end.
 
 use std::fs::{self, File};
 use std::io::ErrorKind;
@@ -17,7 +17,7 @@ use crate::runtime::linux::cgroup::{Cgroup, CgroupError};
 use crate::sys::file::Failed;
 use crate::sys::process::pidfd_open;
 
-/// What was waited for.
+/// Event in a container, or the end of the wait.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Occurrence {
     /// The kernel killed a process of the container because memory ran out.
@@ -28,21 +28,21 @@ pub enum Occurrence {
     Deadline,
 }
 
-/// Tells when something happens to a container.
+/// Watch over a container.
 #[derive(Debug)]
 pub struct Watch {
     id: String,
-    /// Readable when the first process has ended.
+    /// pidfd of the first process, readable when it has ended.
     init: std::os::fd::OwnedFd,
     memory: Option<MemoryWatch>,
     ended: bool,
 }
 
 impl Watch {
-    /// Begins to watch. Without a memory controller only the end is noticed.
+    /// Begins to watch. Without a memory controller, only the end is noticed.
     ///
     /// # Errors
-    /// [`Error::NotRunning`]; [`Error::Cgroup`] where the kernel takes no watch.
+    /// [`Error::NotRunning`], or [`Error::Cgroup`] if the kernel refuses the watch.
     pub fn start(container: &Container) -> Result<Self> {
         let pid = container.live_init()?;
         let init = match pidfd_open(pid) {
@@ -60,11 +60,11 @@ impl Watch {
         })
     }
 
-    /// Waits for the next occurrence, at the longest until `deadline`. [`Occurrence::Ended`] comes last: kills before the end are told
-    /// before it.
+    /// Waits for the next event until `deadline`. [`Occurrence::Ended`] comes last: kills before
+    /// the end are reported before it.
     ///
     /// # Errors
-    /// As poll(2), and where the kernel's counters cannot be read.
+    /// Those of poll(2), or of reading the kernel's counters.
     pub fn next(&mut self, deadline: Instant) -> Result<Occurrence> {
         loop {
             if let Some(memory) = &mut self.memory
@@ -87,9 +87,9 @@ impl Watch {
         }
     }
 
-    /// Waits until something may have happened. Returns whether the first process has ended.
+    /// Waits until there may be an event. Returns whether the first process has ended.
     fn wait(&self, limit_dur: Duration) -> nix::Result<bool> {
-        // Rounded up: a wait of 0 ms would turn the rest of a millisecond into a busy loop.
+        // Round up: a wait of 0 ms would turn the rest of a millisecond into a busy loop.
         let millis =
             i32::try_from(limit_dur.as_millis()).map_or(i32::MAX, |ms| ms.saturating_add(1));
         let timeout = PollTimeout::try_from(millis).unwrap_or(PollTimeout::MAX);
@@ -104,17 +104,17 @@ impl Watch {
     }
 }
 
-/// How each version of cgroups tells of kills.
+/// Source of out-of-memory events in each version of cgroups.
 #[derive(Debug)]
 enum MemoryWatch {
     /// v1: an eventfd that is bound to `memory.oom_control`.
     V1 {
         dir: PathBuf,
         eventfd: EventFd,
-        /// The registration lives as long as this is open.
+        /// Control file; the registration lives as long as it is open.
         _control: File,
     },
-    /// v2: a counter in `memory.events`, whose changes inotify tells.
+    /// v2: a counter in `memory.events`, with an inotify watch on the file.
     V2 {
         events: PathBuf,
         inotify: Inotify,
@@ -134,7 +134,7 @@ impl MemoryWatch {
         }
     }
 
-    /// Documentation/admin-guide/cgroup-v1/memory.rst, "OOM Control".
+    /// Registers an eventfd (Documentation/admin-guide/cgroup-v1/memory.rst, "OOM Control").
     fn start_v1(dir: &Path) -> std::result::Result<Self, CgroupError> {
         let path = dir.join("memory.oom_control");
         let control = File::open(&path).map_err(Failed::to("read", &path))?;
@@ -159,7 +159,7 @@ impl MemoryWatch {
         };
         match watch() {
             Ok(inotify) => {
-                // What was before the watch is not told.
+                // Earlier kills are not reported.
                 let told = kills(&events)?;
                 Ok(Some(Self::V2 {
                     events,
@@ -180,7 +180,7 @@ impl MemoryWatch {
         }
     }
 
-    /// Whether there was a kill that was not told yet.
+    /// Returns whether there was a kill that has not been reported yet.
     fn take_kill(&mut self) -> std::result::Result<bool, CgroupError> {
         match self {
             Self::V1 { dir, eventfd, .. } => match eventfd.read() {
@@ -193,7 +193,7 @@ impl MemoryWatch {
                 inotify,
                 told,
             } => {
-                // The counter is asked, not what changed: changes that follow closely come as one.
+                // Read the counter and not the events: changes in quick succession are one event.
                 while inotify.read_events().is_ok_and(|read| !read.is_empty()) {}
                 if kills(events)? > *told {
                     *told += 1;
@@ -205,7 +205,7 @@ impl MemoryWatch {
     }
 }
 
-/// The counter `oom_kill` of `memory.events`; none of a group that is gone.
+/// Reads the counter `oom_kill` of `memory.events`; 0 if the group is gone.
 fn kills(events: &Path) -> std::result::Result<u64, CgroupError> {
     match fs::read_to_string(events) {
         Ok(text) => Ok(text

@@ -22,47 +22,48 @@ use crate::runtime::spec::lower;
 use crate::runtime::status::Status;
 use crate::sys;
 
-/// What is to be executed, and how.
+/// Input of `exec`.
 #[derive(Debug)]
 pub struct ExecRequest {
     /// The process, as the `process` object of a spec.
     pub process: Process,
-    /// Where the terminal's master goes if rcm does not stay.
+    /// Socket that gets the terminal's master if rcm does not stay in the foreground.
     pub console_socket: Option<PathBuf>,
-    /// Where a descriptor of the process goes.
+    /// Socket that gets a pidfd of the process.
     pub pidfd_socket: Option<PathBuf>,
-    /// The file that gets its id.
+    /// File that gets the process's id.
     pub pid_file: Option<PathBuf>,
-    /// How many descriptors after stderr it gets.
+    /// Number of descriptors after stderr that the process gets.
     pub preserve_fds: i32,
-    /// Whether rcm leaves it to itself.
+    /// Whether rcm exits and the process runs on.
     pub detach: bool,
-    /// Execute although the container is paused: the process waits until it is resumed.
+    /// Whether to execute although the container is paused: the process waits until it is resumed.
     pub ignore_paused: bool,
-    /// Groups below the container's.
+    /// Groups below the container's, for the process to join.
     pub sub_cgroups: SubCgroups,
 }
 
-/// A process that joined a container.
+/// Process that joined a container.
 #[derive(Debug)]
 pub struct Executed {
-    /// Its id; a child of this process.
+    /// Id of the process, a child of this one.
     pub pid: Pid,
-    /// Its terminal, if it has one and nobody else got it.
+    /// Master of the terminal, if there is one and no socket got it.
     pub terminal: Option<Master>,
     start: StartGate,
 }
 
-/// The process waits here for its start.
+/// Gate at which the process waits for its start.
 #[derive(Debug)]
 struct StartGate {
     socket_path: PathBuf,
     errors: OwnedFd,
-    /// Kept open until the start: the engine's end of `errors`.
+    /// libcontainer's end of `errors`, open until the start.
     writer: OwnedFd,
 }
 
-/// Namespaces that a process joins, as `/proc/PID/ns` and the engine call them. The user namespace is first: it owns the others.
+/// Namespaces that a process joins, with their names in `/proc/PID/ns` and libcontainer's. The user
+/// namespace is first, because it owns the others.
 const NAMESPACES: [(&str, LinuxNamespaceType); 8] = [
     ("user", LinuxNamespaceType::User),
     ("ipc", LinuxNamespaceType::Ipc),
@@ -97,7 +98,7 @@ pub fn exec(container: &Container, mut request: ExecRequest) -> Result<Executed>
         container,
         spec,
         notify_path: &start.socket_path,
-        console: delivery.engine_end(),
+        console: delivery.libcontainer_end(),
         preserve_fds: request.preserve_fds,
     };
     let joining = Joining {
@@ -108,7 +109,8 @@ pub fn exec(container: &Container, mut request: ExecRequest) -> Result<Executed>
         start.remove();
         Error::Exec { reason }
     })?;
-    // The process exists: if its creator does not get what it wanted, the process must not stay.
+    // The process exists. If its creator cannot get everything that it requested, the process must
+    // not stay.
     match delivery.complete(pid, PidfdOf::Joined) {
         Ok(terminal) => Ok(Executed {
             pid,
@@ -123,7 +125,7 @@ pub fn exec(container: &Container, mut request: ExecRequest) -> Result<Executed>
     }
 }
 
-/// Checks that the container takes another process and that the request fits together.
+/// Checks that the container takes another process, and that the request is consistent.
 fn check(container: &Container, request: &ExecRequest) -> Result<()> {
     match container.status() {
         Status::Stopped | Status::Creating => return Err(Error::ExecStopped),
@@ -140,7 +142,7 @@ fn check(container: &Container, request: &ExecRequest) -> Result<()> {
     check_preserved(request.preserve_fds)
 }
 
-/// The groups of the container that a process joins.
+/// Returns the container's groups that a process joins.
 fn entry(
     container: &Container,
     subs: &SubCgroups,
@@ -148,9 +150,10 @@ fn entry(
 ) -> Result<Entry<'static>, CgroupError> {
     let cgroup = container.cgroup();
     let target = cgroup.below(subs)?;
-    let otherwise = match cgroup.is_v2() && subs.is_empty() {
-        true => Some(Cgroup::of_process(init)?),
-        false => None,
+    let otherwise = if cgroup.is_v2() && subs.is_empty() {
+        Some(Cgroup::of_process(init)?)
+    } else {
+        None
     };
     Ok(Entry::Join {
         target,
@@ -174,26 +177,27 @@ impl StartGate {
     }
 
     fn remove(&self) {
-        // Left behind it would do no harm: the container's directory goes as a whole.
+        // A remaining file would do no harm: it is removed with the container's directory.
         let _ = fs::remove_file(&self.socket_path);
     }
 }
 
 impl Executed {
-    /// Lets the process begin and waits until it has been replaced by the program.
+    /// Lets the process begin, and waits until the program has replaced it.
     ///
     /// # Errors
-    /// [`Error::Exec`] where it could not be executed.
+    /// [`Error::Exec`] if the program could not be executed.
     pub fn start(&mut self) -> Result<()> {
         use std::io::Write;
         let path = self.start.socket_path.clone();
         let told =
             sys::socket::connect(&path).and_then(|mut socket| socket.write_all(b"start container"));
         self.start.remove();
-        told.map_err(Error::file("tell the process to go on through", &path))?;
+        told.map_err(Error::file("start the process through", &path))?;
         let (_, unused) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)
             .map_err(Error::system("make a pipe"))?;
-        // Only the process holds the writing end now; execve closes it.
+        // Drop this process's writing end. Now only the other process has one, and execve closes
+        // it: the read below ends then.
         drop(std::mem::replace(&mut self.start.writer, unused));
         let mut reason = String::new();
         let errors = self
@@ -212,7 +216,8 @@ impl Executed {
     }
 }
 
-/// The spec of a process that joins: the container's, with the process replaced and the namespaces those that its first process is in.
+/// Returns the spec of a process that joins. It is the container's, with another process, and with
+/// the namespaces of the first process.
 fn tenant_spec(spec: Spec, process: Process, init: Pid) -> Result<Spec> {
     let mut linux = spec.linux().clone().unwrap_or_default();
     lower::drop_personality_flags(&mut linux);
@@ -239,8 +244,9 @@ fn tenant_spec(spec: Spec, process: Process, init: Pid) -> Result<Spec> {
     Ok(tenant)
 }
 
-/// A namespace is joined if the container's is another than this process's: also one that the spec does not name, because the first process may
-/// have been put there by other means. CRIU restores into a time namespace, and refuses to dump processes in several.
+/// Returns the namespaces that differ between the container and this process. They may include some
+/// that the spec does not name, because the first process may have been put there by other means:
+/// CRIU restores into a time namespace, and refuses to dump processes in several.
 fn joined_namespaces(init: Pid) -> Result<Vec<LinuxNamespace>> {
     let mut namespaces = Vec::with_capacity(NAMESPACES.len());
     for (file, kind) in NAMESPACES {
@@ -248,7 +254,7 @@ fn joined_namespaces(init: Pid) -> Result<Vec<LinuxNamespace>> {
         let own = Path::new("/proc/self/ns").join(file);
         let same = match (fs::read_link(&path), fs::read_link(&own)) {
             (Ok(theirs), Ok(ours)) => theirs == ours,
-            // A kind that this kernel does not have.
+            // This kernel does not have namespaces of this kind.
             _ => true,
         };
         if same {

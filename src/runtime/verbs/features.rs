@@ -1,13 +1,15 @@
-//! What this runtime can do, as the OCI features document (runtime-spec, features.md).
+//! The OCI features document (runtime-spec, features.md), which lists the abilities of this
+//! runtime.
 //!
-//! Engines ask it to decide what they may put into a spec. It says what this build can do, not what the host has turned on.
+//! Engines read it to decide which properties they may put into a spec. It describes this build,
+//! and not the host's settings.
 
 use libseccomp::{ScmpAction, ScmpArch, ScmpFilterContext, ScmpVersion};
 use serde_json::{Value, json};
 
 use crate::runtime::linux::mounts;
 
-/// The oldest version of the OCI runtime specification that is accepted.
+/// Oldest version of the OCI runtime specification that is accepted.
 const OLDEST_SPEC: &str = "1.0.0";
 
 const HOOKS: &[&str] = &[
@@ -23,7 +25,7 @@ const NAMESPACES: &[&str] = &[
     "cgroup", "ipc", "mount", "network", "pid", "time", "user", "uts",
 ];
 
-/// In the order of their numbers (capabilities(7)).
+/// Capabilities in the order of their numbers (capabilities(7)).
 const CAPABILITIES: &[&str] = &[
     "CAP_CHOWN",
     "CAP_DAC_OVERRIDE",
@@ -90,7 +92,8 @@ const SECCOMP_OPERATORS: &[&str] = &[
     "SCMP_CMP_NE",
 ];
 
-/// What the engine translates; which of them a filter can have depends on libseccomp and on this machine's byte order.
+/// Architectures that libcontainer translates. libseccomp and this machine's byte order decide
+/// which of them a filter can have.
 const SECCOMP_ARCHS: &[&str] = &[
     "SCMP_ARCH_AARCH64",
     "SCMP_ARCH_ARM",
@@ -119,7 +122,8 @@ const SECCOMP_ARCHS: &[&str] = &[
 
 type SetFlag = fn(&mut ScmpFilterContext) -> bool;
 
-/// Each flag with how libseccomp is asked for it, which it refuses where it or the kernel cannot.
+/// Flags, each with the function that sets it. libseccomp refuses a flag that it or the kernel does
+/// not support.
 const SECCOMP_FLAGS: [(&str, SetFlag); 4] = [
     ("SECCOMP_FILTER_FLAG_LOG", |filter| {
         filter.set_ctl_log(true).is_ok()
@@ -135,7 +139,7 @@ const SECCOMP_FLAGS: [(&str, SetFlag); 4] = [
     }),
 ];
 
-/// libseccomp's version, `major.minor.micro`.
+/// Returns libseccomp's version, `major.minor.micro`.
 #[must_use]
 pub fn libseccomp_version() -> Option<String> {
     let version = ScmpVersion::current().ok()?;
@@ -145,7 +149,7 @@ pub fn libseccomp_version() -> Option<String> {
     ))
 }
 
-/// The document. `version` and `commit` are this build's.
+/// Returns the document. `version` and `commit` are this build's.
 #[must_use]
 pub fn document(version: &str, commit: Option<&str>) -> Value {
     json!({
@@ -160,14 +164,14 @@ pub fn document(version: &str, commit: Option<&str>) -> Value {
                 "v1": true,
                 "v2": true,
                 "systemd": true,
-                // The engine has code for it that nobody has tried with rcm.
+                // libcontainer has code for it, but it is untested with rcm.
                 "systemdUser": false,
-                // The engine does not know the controller.
+                // libcontainer does not know this controller.
                 "rdma": false
             },
             "seccomp": seccomp(),
             "apparmor": {"enabled": true},
-            // The engine labels mounts, but not processes.
+            // libcontainer labels mounts, but not processes.
             "selinux": {"enabled": false},
             "intelRdt": {"enabled": true, "schemata": true, "monitoring": true},
             "memoryPolicy": {
@@ -207,7 +211,7 @@ fn seccomp() -> Value {
     })
 }
 
-/// Whether a filter that is made here can be for an architecture, too.
+/// Returns whether a filter that is made here can include the architecture.
 fn accepts_arch(name: &str) -> bool {
     let add = || -> Result<(), libseccomp::error::SeccompError> {
         let arch: ScmpArch = name.parse()?;
@@ -217,7 +221,7 @@ fn accepts_arch(name: &str) -> bool {
     add().is_ok()
 }
 
-/// runc's, which engines look for, and rcm's own.
+/// Returns runc's annotations, which engines look for, and rcm's own.
 fn annotations(version: &str, commit: Option<&str>) -> Value {
     let mut annotations = json!({});
     if let Some(version) = libseccomp_version() {
@@ -263,7 +267,7 @@ mod tests {
         all_are::<LinuxSeccompFilterFlag>(&linux["seccomp"]["knownFlags"]);
         all_are::<MemoryPolicyModeType>(&linux["memoryPolicy"]["modes"]);
         all_are::<MemoryPolicyFlagType>(&linux["memoryPolicy"]["flags"]);
-        // What the engine knows is understood here, too.
+        // rcm knows every option that libcontainer knows.
         let options = document["mountOptions"].as_array().unwrap();
         for option in MountOption::known_options() {
             assert!(options.contains(&option.as_str().into()), "{option}");

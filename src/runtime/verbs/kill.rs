@@ -12,10 +12,10 @@ use crate::runtime::spec::namespaces::Namespaces;
 use crate::runtime::status::Status;
 use crate::sys::process;
 
-/// The highest signal number of Linux (signal(7)).
+/// Highest signal number of Linux (signal(7)).
 const LAST_SIGNAL: i32 = 64;
 
-/// Reads a signal as runc takes it: a number, or a name with or without `SIG`, in any case.
+/// Parses a signal as runc does: a number, or a name with or without `SIG`, in any case.
 #[must_use]
 pub fn parse_signal(text: &str) -> Option<i32> {
     if let Ok(number) = text.parse::<i32>() {
@@ -30,7 +30,8 @@ pub fn parse_signal(text: &str) -> Option<i32> {
     Signal::from_str(&name).ok().map(|signal| signal as i32)
 }
 
-/// Sends a signal to the container's first process. 0 only checks that it is there. SIGKILL reaches all where the end of the first would not end them.
+/// Sends a signal to the container's first process. Signal 0 only checks that it exists. SIGKILL
+/// goes to all processes if these would outlive the first one.
 ///
 /// # Errors
 /// [`Error::NotRunning`].
@@ -44,7 +45,7 @@ pub fn kill(container: &Container, signal: i32) -> Result<()> {
         return Err(Error::NotRunning);
     }
     if outlives {
-        // Without a pid namespace of its own the others outlive the first process.
+        // Without a PID namespace of its own, the other processes outlive the first one.
         return container
             .cgroup()
             .kill_all()
@@ -58,7 +59,7 @@ pub fn kill(container: &Container, signal: i32) -> Result<()> {
     }
     let cgroup = container.cgroup();
     if signal == Signal::SIGKILL as i32 && !cgroup.is_v2() && cgroup.is_frozen() {
-        // The v1 freezer delivers even SIGKILL only after a thaw.
+        // The v1 freezer delivers signals, even SIGKILL, only after a thaw.
         cgroup
             .thaw()
             .map_err(Error::cgroup("thaw", container.id()))?;

@@ -1,4 +1,4 @@
-//! The commands of runc, one module each.
+//! The commands of runc, one module for each.
 
 pub mod checkpoint;
 pub mod create;

@@ -4,7 +4,7 @@ use crate::runtime::container::Container;
 use crate::runtime::error::{Error, Result};
 use crate::runtime::status::Status;
 
-/// Suspends all processes of a running or created container.
+/// Freezes all processes of a running or created container.
 ///
 /// # Errors
 /// [`Error::NotPausable`].
@@ -18,7 +18,7 @@ pub fn pause(container: &Container) -> Result<()> {
     }
 }
 
-/// Resumes all processes of a paused container.
+/// Thaws all processes of a paused container.
 ///
 /// # Errors
 /// [`Error::NotPaused`].

@@ -1,7 +1,8 @@
 //! Restoring a container.
 //!
-//! [`begin`] restores everything but lets nothing execute, and [`HeldRestore`] decides: a plain `restore` resumes at once, the destination of a
-//! migration when the source has committed.
+//! [`begin`] restores everything, but nothing executes yet. [`HeldRestore`] then resumes or rolls
+//! back: a plain `restore` resumes at once, the destination of a migration when the source has
+//! committed.
 
 mod cgroup;
 mod held;
@@ -38,48 +39,50 @@ use stages::Stages;
 
 pub use held::{HeldRestore, Restored};
 
-/// Where CRIU alone sees the root file system, below the container's directory.
+/// Directory, below the container's, at which only CRIU has the root file system mounted.
 const CRIU_ROOT: &str = "criu-root";
 
-/// What a container is restored from.
+/// Input of a restore.
 #[derive(Debug, Clone, Default)]
 pub struct RestoreRequest {
-    /// The state directory.
+    /// State directory.
     pub root: PathBuf,
-    /// The container's name.
+    /// Name of the container.
     pub id: String,
-    /// The bundle.
+    /// Path of the bundle.
     pub bundle: PathBuf,
     /// Whether systemd manages the cgroup.
     pub systemd_cgroup: bool,
-    /// The container's cgroup is this and its name, whatever its spec says.
+    /// Parent of the container's cgroup, which overrides the spec. The group has the container's
+    /// name.
     pub cgroup_parent: Option<PathBuf>,
-    /// Where the terminal's master goes if rcm does not stay.
+    /// Socket that gets the terminal's master if rcm does not stay in the foreground.
     pub console_socket: Option<PathBuf>,
-    /// The file that gets the first process's id, just before it executes.
+    /// File that gets the first process's id, just before it executes.
     pub pid_file: Option<PathBuf>,
-    /// As for `create`.
+    /// Same as for `create`.
     pub no_pivot: bool,
-    /// Whether rcm leaves the container to itself.
+    /// Whether rcm exits and the container runs on.
     pub detach: bool,
-    /// What checkpoints have, too.
+    /// Options that checkpoints have, too.
     pub flags: CriuFlags,
-    /// Another LSM profile, `TYPE:NAME`.
+    /// LSM profile that replaces the dumped one, `TYPE:NAME`.
     pub lsm_profile: Option<String>,
-    /// Another LSM mount context.
+    /// LSM mount context that replaces the dumped one.
     pub lsm_mount_context: Option<String>,
-    /// The network namespace, whatever the spec says.
+    /// Path of a network namespace, which overrides the spec.
     pub network_namespace: Option<PathBuf>,
-    /// How long CRIU may take for each stage of the restore; `None` for as long as it takes.
+    /// Limit on each stage of the restore; `None` for no limit.
     pub answer_limit_dur: Option<Duration>,
-    /// The container comes from another host: no packet reaches it before it goes on, and then its link is told where its addresses are.
+    /// Whether the container comes from another host. No packet reaches it before it resumes, and
+    /// then its addresses are announced on the link.
     pub moves: bool,
 }
 
 /// Restores a container up to its first instruction. On failure nothing of it is left behind.
 ///
 /// # Errors
-/// [`Error`]; CRIU's first error among them.
+/// [`Error`], with CRIU's first error if it is CRIU that fails.
 pub fn begin(criu: &Criu, request: &RestoreRequest) -> Result<HeldRestore> {
     validate_id(&request.id)?;
     let bundle = fs::canonicalize(&request.bundle)
@@ -132,7 +135,7 @@ pub fn begin(criu: &Criu, request: &RestoreRequest) -> Result<HeldRestore> {
     }
 }
 
-/// The checks and the record of a creation serve here, too.
+/// Returns the request for a creation's checks and record, which a restore uses, too.
 fn create_request(request: &RestoreRequest) -> CreateRequest {
     CreateRequest {
         root: request.root.clone(),
@@ -173,7 +176,7 @@ fn restore(
     restore.run()
 }
 
-/// Checks that this CRIU can do what is asked for.
+/// Checks that this CRIU supports the options.
 fn require(criu: &Criu, request: &RestoreRequest) -> Result<()> {
     if request.flags.lazy_pages {
         criu.require_lazy_pages()?;
@@ -195,7 +198,7 @@ struct Restore<'a> {
     spec: &'a Spec,
     namespaces: &'a Namespaces,
     wants_terminal: bool,
-    /// rcm's own notes beside the images.
+    /// Contents of `rcm.json`, beside the images.
     details: Details,
 }
 
@@ -210,6 +213,8 @@ impl Restore<'_> {
             ..
         } = self;
         let images = &self.request.flags.image_path;
+        // Mount points must exist before CRIU mounts, and in a user namespace its tasks must be
+        // able to open the images.
         external::make_mount_points(spec, container.bundle(), container.rootfs())?;
         admit_user_namespace(images, spec)?;
         let criu_root = container.dir().join(CRIU_ROOT);
@@ -217,8 +222,8 @@ impl Restore<'_> {
         let masks = external::make_masks(&details.mounts, container.dir())?;
         let (outer_namespaces, join_namespaces) = external::restored_namespaces(namespaces)?;
 
-        // From here on the network is locked, if the container moves: its sockets must not answer before
-        // the source has committed.
+        // From here on the network is locked, if the container moves: its sockets must not answer
+        // before the source has committed.
         let (arrival, given) = Arrival::prepare(self.arriving(), namespaces, details)?;
         let (network, inherited_network) = match given {
             Some(Given::Around(namespace)) => (Some(namespace), None),
@@ -259,10 +264,12 @@ impl Restore<'_> {
                     self.place_criu(Pid::from_raw(criu), options, host, prepared.sources)
                 })
         };
-        // It was only ever mounted on for CRIU. That CRIU has failed is the more important error.
+        // The directory served only as CRIU's mount point. If CRIU has failed, report that error
+        // first.
         let removed = fs::remove_dir(&criu_root).map_err(Error::file("remove", &criu_root));
         let held = held?;
         removed?;
+        // CRIU does not know all attributes of mounts. Set the rest while nothing executes.
         mounts::complete(held.pid(), spec, namespaces)?;
         Ok(held)
     }
@@ -275,7 +282,8 @@ impl Restore<'_> {
         }
     }
 
-    /// Opens the resources outside the container that CRIU gets by descriptor: namespaces, pipes, files.
+    /// Opens the resources outside of the container that CRIU gets by descriptor: namespaces,
+    /// pipes, files.
     fn inherited(
         &self,
         outer_namespaces: Vec<(&'static str, PathBuf)>,
@@ -300,7 +308,7 @@ impl Restore<'_> {
         Ok(inherited)
     }
 
-    /// Prepares the mounts that CRIU cannot make from the host's.
+    /// Prepares the mounts that CRIU cannot bind from the host's.
     fn prepare_mounts(&self, rootfs: &Root) -> Result<Prepared> {
         let found = &self.details.mounts;
         let bundle = self.container.bundle();
@@ -339,8 +347,8 @@ impl Restore<'_> {
         })
     }
 
-    /// Puts a CRIU that has just been started into the container's groups, and completes its options with what
-    /// is known only then.
+    /// Puts a CRIU that has just been started into the container's groups, and completes the
+    /// options that depend on it.
     fn place_criu(
         &self,
         criu: Pid,
@@ -348,7 +356,7 @@ impl Restore<'_> {
         host: RestoredHost,
         prepared: BTreeMap<PathBuf, PathBuf>,
     ) -> Result<(), CallbackError> {
-        // Before CRIU forks: what it restores is born in its groups.
+        // This comes before CRIU forks: the tasks that it restores inherit its groups.
         let cgroup = cgroup::enter(self.container, self.spec, criu)?;
         let linux = self.spec.linux().as_ref();
         if let Some(rdt) = linux.and_then(|linux| linux.intel_rdt().as_ref()) {
@@ -356,7 +364,7 @@ impl Restore<'_> {
                 .map_err(|reason| Error::Start { reason })?;
         }
         let mut sources = host.sources(&mount_table(None)?, cgroup.paths());
-        // These replace the host's own paths: CRIU could not bind them from there.
+        // These replace paths on the host from which CRIU could not bind.
         sources.extend(prepared);
         options.common.external = external::restored_mounts(sources);
         options.cgroup_roots = cgroup::roots(criu)?;
@@ -364,8 +372,8 @@ impl Restore<'_> {
     }
 }
 
-/// Mount point for the old root. CRIU moves the old root onto `tmp`, or onto a directory that it makes, which it
-/// cannot in a read-only root (criu/mount.c, `cr_pivot_root`, CRIU 4.2).
+/// Mount point for the old root. CRIU moves the old root to `tmp`, or to a directory that it makes.
+/// In a read-only root it cannot make one (criu/mount.c, `cr_pivot_root`, CRIU 4.2).
 struct PutOld(Option<PathBuf>);
 
 impl PutOld {
@@ -378,14 +386,16 @@ impl PutOld {
 impl Drop for PutOld {
     fn drop(&mut self) {
         if let Some(path) = &self.0 {
-            // The image shall be as it was; an empty directory that stays harms nobody.
+            // The root file system gets back its old contents. If that fails, an empty directory
+            // stays, which does no harm.
             let _ = fs::remove_dir(path);
         }
     }
 }
 
-/// In a user namespace the tasks read their images themselves, as the namespace's root. The files are readable (criu/include/crtools.h,
-/// `CR_FD_PERM`); their directory must let that group pass, and nobody else.
+/// Lets the root of a user namespace open the images. The tasks read their images themselves, as
+/// that user. The files are readable (criu/include/crtools.h, `CR_FD_PERM`, CRIU 4.2); the
+/// directory becomes accessible for that group, and for nobody else.
 fn admit_user_namespace(images: &Path, spec: &Spec) -> Result<()> {
     let linux = spec.linux().as_ref();
     let root_group = linux
@@ -402,7 +412,8 @@ fn admit_user_namespace(images: &Path, spec: &Spec) -> Result<()> {
         .map_err(Error::file("let the container's root pass", images))
 }
 
-/// The pipes that were stdin, stdout and stderr are this process's now, as with runc.
+/// Opens this process's streams for the pipes that were the container's stdin, stdout and stderr,
+/// as runc does.
 fn inherited_pipes(images: &Path) -> Result<Vec<InheritedFd>> {
     let (stdin, stdout, stderr) = (std::io::stdin(), std::io::stdout(), std::io::stderr());
     let own = [stdin.as_fd(), stdout.as_fd(), stderr.as_fd()];

@@ -15,13 +15,14 @@ use crate::runtime::process::libcontainer;
 use crate::runtime::status::Status;
 use crate::sys::{self, process};
 
-/// How often the first process is looked at.
+/// Interval at which the first process is checked.
 const POLL_INTERVAL_DUR: Duration = Duration::from_micros(200);
 
 /// Lets the user's program begin, then runs the poststart hooks.
 ///
 /// # Errors
-/// [`Error::StartStopped`], [`Error::StartRunning`]; a failing poststart hook kills the container, as runc does.
+/// [`Error::StartStopped`], [`Error::StartRunning`], or the failure of a poststart hook, which
+/// kills the container, as with runc.
 pub fn start(container: &Container) -> Result<()> {
     match container.status() {
         Status::Created => {}
@@ -32,10 +33,10 @@ pub fn start(container: &Container) -> Result<()> {
     let notified = crate::sys::socket::connect(&path)
         .and_then(|mut socket| socket.write_all(b"start container"));
     notified.map_err(Error::file(
-        "tell the container's first process to go on through",
+        "start the container's first process through",
         &path,
     ))?;
-    // From here on the container counts as started.
+    // Without this file the container counts as started.
     match fs::remove_file(&path) {
         Err(error) if !sys::file::is_missing(&error) => {
             return Err(Error::file("remove", &path)(error));
@@ -52,7 +53,8 @@ pub fn start(container: &Container) -> Result<()> {
     })
 }
 
-/// Runs the spec's hooks of a kind that run around the container: "prestart", "createRuntime", "poststart" or "poststop".
+/// Runs the spec's hooks of a kind that runs on the host: "prestart", "createRuntime", "poststart"
+/// or "poststop".
 ///
 /// # Errors
 /// [`Error::Hook`].
@@ -83,8 +85,9 @@ fn of_kind<'a>(spec: &'a Spec, kind: &str) -> Option<&'a Vec<Hook>> {
     of_kind.as_ref()
 }
 
-/// Waits until the first process has been replaced by the user's program (or has ended): poststart hooks come after that, and
-/// after the startContainer hooks. Until then it has the container's spec open, see [`create`](create::create).
+/// Waits until the user's program has replaced the first process, or the process has ended. The
+/// poststart hooks must come after that, and after the startContainer hooks. Until then the process
+/// has the container's spec open, see [`create`](super::create::create).
 fn wait_for_program(container: &Container) -> Result<()> {
     let path = container.spec_path();
     let path = path.canonicalize().map_err(Error::file("find", &path))?;

@@ -28,7 +28,8 @@ fn containers_run_to_their_end() {
     };
     assert_eq!(run(&[], &["echo", "hello"]).ok().stdout(), "hello\n");
 
-    // Exit statuses, Docker's own for what cannot be executed included: it tells them by the runtime's sentence.
+    // Exit statuses, with Docker's own for programs that cannot be executed: it recognizes these by
+    // the runtime's sentence.
     run(&[], &["false"]).exits_with(1);
     run(&[], &["sh", "-c", "exit 42"]).exits_with(42);
     run(&[], &["no-such-program"]).exits_with(127);
@@ -45,7 +46,8 @@ fn containers_run_to_their_end() {
     let limits = ["--memory", "16m", "--memory-swap", "16m"];
     let greedy = "dd if=/dev/zero of=/dev/null bs=64M count=1";
     run(&limits, &["sh", "-c", &format!("exec {greedy}")]).exits_with(137);
-    // Docker is told. It may learn it too late of a container that ends with that, with runc, too.
+    // Docker gets the event. With runc, too, it may get it too late if the container ends at that
+    // moment; so this one does not.
     let flags = [&limits[..], &["--detach", "--name", "greedy"]].concat();
     let script = format!("{greedy}; exec sleep 1000");
     docker.run(&flags, &["sh", "-c", &script]).ok();
@@ -165,7 +167,7 @@ fn terminals_come_from_the_client() {
         .terminal
         .send("tty; until stty size; do sleep 0.1; done; exit_with() { exit $1; }\n");
     first.terminal.expect("/dev/pts/0");
-    // The client's terminal. The client tells it only when the container is started already.
+    // The size of the client's terminal. The client sends it only after the container has started.
     first.terminal.expect("24 80");
 
     let mut second = docker
@@ -362,11 +364,12 @@ fn checkpoints_are_made_and_started() {
     });
     let list = docker.client(["checkpoint", "ls", "counter"]).run().ok();
     assert!(list.stdout().contains("first"), "{list:?}");
-    // It goes on where it was, with its output and its port.
+    // The counter continues, with its output and its port.
     wait_until("containerd has dropped its own copy", || {
         let start = docker.client(["start", "--checkpoint", "first", "counter"]);
         let output = start.run();
-        // It collects what Docker has released a moment later, and until then does not take the same again.
+        // containerd removes the copy only a moment after Docker has released it, and until then
+        // refuses to import it again.
         let too_early = output.stderr().contains("already exists");
         !too_early && output.ok().code() == 0
     });

@@ -1,4 +1,5 @@
-//! Streams that an enemy made: thousands of them, and nothing happens outside the directory, no panic, no memory without bound.
+//! Streams that an enemy made: thousands of them, and nothing happens outside the directory, no
+//! panic, no memory without bound.
 
 mod scene;
 mod stream;
@@ -81,7 +82,7 @@ fn no_way_leads_out() {
         .entry(0, 1, b"a", Kind::Symlink(b".."))
         .finish();
     assert_defect(scene.apply(&again), Defect::Order);
-    // Links to what is outside.
+    // Links to files outside.
     for to in [
         &b"../outside/precious"[..],
         b"/etc/passwd",
@@ -227,7 +228,7 @@ fn sizes_and_counts_are_bounded() {
         .finish();
     assert_defect(scene.apply(&unfinished), Defect::Frame { kind: ENTRY });
 
-    // Announced lengths cost nothing, and what expands without end stops at the limits.
+    // An announced length costs no memory, and data that expand without end stop at the limits.
     let mut announced = Stream::new().bytes.clone();
     announced.extend([ENTRY, 0xff, 0xff, 0xff, 0xff]);
     assert_defect(scene.apply(&announced), Defect::FrameLength);
@@ -277,7 +278,7 @@ fn thousands_of_damaged_streams_do_no_harm() {
         }
         let stream = match case % 3 {
             0 => any_stream(&mut random),
-            // The digest is right: what is behind it has to hold.
+            // The digest is right, so the checks behind it have to refuse the stream.
             1 => damaged_frames(&mut random),
             _ => {
                 let mut stream = any_stream(&mut random);
@@ -293,7 +294,7 @@ fn thousands_of_damaged_streams_do_no_harm() {
             Ok(()) => applied += 1,
             Err(error) => {
                 refused += 1;
-                // One line, whatever the names are.
+                // One line, even with strange names.
                 assert!(!error.to_string().contains('\n'), "{error}");
             }
         }

@@ -1,4 +1,4 @@
-//! Where the streams are applied.
+//! The directory to which the streams are applied.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -48,7 +48,7 @@ impl Scene {
         fs::write(self.tree().join("f"), "f").unwrap();
     }
 
-    /// Applies a stream and looks what has become of the rest.
+    /// Applies a stream and checks that nothing else has changed.
     #[track_caller]
     pub fn apply(&self, stream: &[u8]) -> Result<(), TreeError> {
         let result = apply(&self.tree(), stream, LIMITS).map(drop);

@@ -1,7 +1,8 @@
-//! Stops a process exactly where a test wants it.
+//! Stops a process at an exact point.
 //!
-//! It is traced from one system call to the next, and a condition is looked at in between: what the process has just done, such as a phase that it
-//! has entered in its journal, is true then, and what it does next has not begun. It notices nothing of it, whatever it is.
+//! The process is traced from one system call to the next, with a check of a condition in between.
+//! When the condition becomes true, such as a new phase in the journal, the process has not begun
+//! its next step. Any program can be stopped so, and it does not notice.
 
 use std::time::{Duration, Instant};
 
@@ -10,14 +11,16 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::Pid;
 
-/// A process that stands still between two system calls. Dropped, it goes on. For the thread that has made it.
+/// A process that is stopped between two system calls. It continues when this is dropped. Only for
+/// the thread that has made it (ptrace).
 pub struct Breakpoint {
     pid: Pid,
 }
 
 const LIMIT_DUR: Duration = Duration::from_secs(60);
 
-/// Lets the process run until `condition` holds after one of its system calls (those of its first thread). Returns `None` if it ended before.
+/// Lets the process run until `condition` holds after one of its system calls (those of its first
+/// thread). Returns `None` if it ended before.
 pub fn stop_when(pid: i32, condition: impl Fn() -> bool) -> Option<Breakpoint> {
     let pid = Pid::from_raw(pid);
     ptrace::seize(pid, Options::PTRACE_O_TRACESYSGOOD).unwrap();
@@ -37,7 +40,7 @@ pub fn stop_when(pid: i32, condition: impl Fn() -> bool) -> Option<Breakpoint> {
     }
 }
 
-/// Kills it when the time is over: nothing else ends the wait for a process that is traced.
+/// Kills the process after a time limit: nothing else ends the wait for a traced process.
 fn wait(pid: Pid, deadline: Instant) -> WaitStatus {
     let mut pause_dur = Duration::from_micros(10);
     loop {
@@ -55,7 +58,7 @@ fn wait(pid: Pid, deadline: Instant) -> WaitStatus {
 
 impl Drop for Breakpoint {
     fn drop(&mut self) {
-        // It may have been killed where it stood.
+        // It may have been killed while it was stopped.
         let _ = ptrace::detach(self.pid, None);
     }
 }

@@ -34,10 +34,11 @@ fn busybox() -> &'static (PathBuf, Vec<String>) {
     })
 }
 
-/// Fills `dir` with a busybox system: `/bin` with all applets and the directories that containers mount on.
+/// Fills `dir` with a busybox system: `/bin` with all applets and the directories that containers
+/// mount on.
 ///
 /// # Panics
-/// Where it cannot be made.
+/// If it cannot be made.
 pub fn make_rootfs(dir: &Path) {
     let (program, applets) = busybox();
     for name in [
@@ -59,7 +60,7 @@ pub fn make_rootfs(dir: &Path) {
     fs::set_permissions(dir, fs::Permissions::from_mode(0o755)).expect("modes");
 }
 
-/// What Docker gives a container, by name without `CAP_`.
+/// Capabilities that Docker gives a container, by name without `CAP_`.
 const CAPABILITIES: [&str; 14] = [
     "AUDIT_WRITE",
     "CHOWN",
@@ -179,7 +180,7 @@ impl Bundle {
         self
     }
 
-    /// Replaces what is at a JSON pointer such as `/linux/resources`; the parent must be there.
+    /// Replaces the value at a JSON pointer such as `/linux/resources`; the parent must be there.
     #[must_use]
     pub fn set(self, pointer: &str, value: Value) -> Self {
         self.edit(|config| {
@@ -249,7 +250,7 @@ impl Bundle {
         self.mount("bind", source, destination, &["rbind", access])
     }
 
-    /// Programs and libraries of the host, read-only, for what busybox does not have.
+    /// Programs and libraries of the host, read-only, because busybox does not have all.
     #[must_use]
     pub fn host_programs(mut self) -> Self {
         for name in ["usr", "lib", "lib64", "etc"] {
@@ -265,7 +266,7 @@ impl Bundle {
         )
     }
 
-    /// Joins or makes a namespace, replacing what the spec says about that kind.
+    /// Joins or makes a namespace, in place of the spec's entry of that kind.
     #[must_use]
     pub fn namespace(self, kind: &str, path: Option<&Path>) -> Self {
         let value = match path {
@@ -287,7 +288,8 @@ impl Bundle {
         })
     }
 
-    /// The container gets a user namespace: its ids from 0 to 65535 are those from `base` on the host, which own the root file system.
+    /// The container gets a user namespace: its ids from 0 to 65535 are those from `base` on the
+    /// host, which own the root file system.
     #[must_use]
     pub fn user_namespace(self, base: u32) -> Self {
         for entry in walkdir::WalkDir::new(self.rootfs()) {
@@ -306,7 +308,8 @@ impl Bundle {
         self.set(&format!("/linux/resources/{name}"), value)
     }
 
-    /// One more hook of a kind such as `prestart`: a shell script on the host, with the state on its standard input.
+    /// One more hook of a kind such as `prestart`: a shell script on the host, with the state on
+    /// its standard input.
     #[must_use]
     pub fn hook(self, kind: &str, script: &str) -> Self {
         self.edit(|config| {

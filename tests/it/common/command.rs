@@ -19,7 +19,8 @@ use super::{Bundle, COMMAND_LIMIT_DUR};
 
 /// A command line in the making.
 ///
-/// Its output goes to files, not pipes: a detached container inherits it, and a pipe would be open as long as that lives.
+/// Its output goes to files, not pipes: a detached container inherits it, and a pipe would be open
+/// as long as that lives.
 #[derive(Debug)]
 pub struct Cmd {
     command: Command,
@@ -74,7 +75,7 @@ impl Cmd {
         self
     }
 
-    /// What is read from standard input; `/dev/null` without this.
+    /// Text for standard input, which is `/dev/null` without this.
     #[must_use]
     pub fn stdin(mut self, bytes: impl Into<Vec<u8>>) -> Self {
         self.stdin = Some(bytes.into());
@@ -89,7 +90,7 @@ impl Cmd {
         self
     }
 
-    /// How long it may take instead of [`COMMAND_LIMIT_DUR`].
+    /// Time limit instead of [`COMMAND_LIMIT_DUR`].
     #[must_use]
     pub fn limit(mut self, limit_dur: Duration) -> Self {
         self.limit_dur = limit_dur;
@@ -142,14 +143,16 @@ impl Cmd {
         }
     }
 
-    /// Starts it with a terminal as its standard streams and controlling terminal, as a login shell would.
+    /// Starts it with a terminal as its standard streams and controlling terminal, as a login shell
+    /// would.
     ///
     /// # Panics
     /// If it cannot be executed.
     #[track_caller]
     pub fn on_terminal(self) -> Session {
         let terminal = Terminal::open();
-        // setsid(1) keeps its process id when it executes the program, because it does not lead a process group.
+        // setsid(1) keeps its process id when it executes the program, because it does not lead a
+        // process group.
         let mut command = Command::new("setsid");
         command.arg("--ctty").arg(self.command.get_program());
         command.args(self.command.get_args());
@@ -194,7 +197,7 @@ impl Watched {
         &self.pidfd
     }
 
-    /// Its exit status, or none if it runs on after `limit_dur`.
+    /// Returns its exit status; `None` if it still runs after `limit_dur`.
     pub(super) fn wait(&mut self, limit_dur: Duration) -> Option<ExitStatus> {
         let deadline = Instant::now() + limit_dur;
         loop {
@@ -250,19 +253,19 @@ impl Running {
         self.child.wait(Duration::ZERO).is_none()
     }
 
-    /// Waits for its end up to `limit_dur`. Returns whether it has come.
+    /// Waits up to `limit_dur` for its end. Returns whether it has ended.
     #[must_use]
     pub fn ends_within(&mut self, limit_dur: Duration) -> bool {
         self.child.wait(limit_dur).is_some()
     }
 
-    /// What it has written to standard output until now.
+    /// Returns its standard output until now.
     #[must_use]
     pub fn stdout(&self) -> String {
         contents(&self.stdout)
     }
 
-    /// What it has written to standard error until now.
+    /// Returns its standard error until now.
     #[must_use]
     pub fn stderr(&self) -> String {
         contents(&self.stderr)
@@ -293,7 +296,7 @@ impl Running {
     }
 }
 
-/// Where a process hangs, for the message of a failed test.
+/// Returns the place in which a process hangs, for the message of a failed test.
 pub(super) fn whereabouts(pid: Pid) -> String {
     let read =
         |name: &str| std::fs::read_to_string(format!("/proc/{pid}/{name}")).unwrap_or_default();
@@ -333,7 +336,7 @@ impl Output {
         exit_code(self.status)
     }
 
-    /// Standard output until now: a detached container goes on writing.
+    /// Standard output until now: a detached container may still write to it.
     #[must_use]
     pub fn stdout(&self) -> String {
         contents(&self.stdout)
@@ -358,7 +361,8 @@ impl Output {
         self
     }
 
-    /// Asserts that it failed with `code` and one line on standard error that contains `sentence`: no backtrace, no panic.
+    /// Asserts that it failed with `code` and one line on standard error that contains `sentence`:
+    /// no backtrace, no panic.
     #[track_caller]
     pub fn fails_with(self, code: i32, sentence: &str) -> Self {
         let output = self.exits_with(code);

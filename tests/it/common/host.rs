@@ -14,7 +14,8 @@ use tempfile::TempDir;
 
 use super::{Bundle, Cmd, Output};
 
-/// Where rcm mounts what it prepares for a container, in mount namespaces only: on the host the directory is always empty.
+/// Directory in which rcm prepares mounts for a container. It does so in mount namespaces only: on
+/// the host the directory is always empty.
 const STAGE: &str = "/run/rcm-mounts";
 
 /// A state directory, a parent cgroup and a directory for bundles, all of its own.
@@ -41,7 +42,8 @@ impl Host {
         );
         let dir = tempfile::Builder::new()
             .prefix("rcm-test-")
-            // What owns the files of a container with a user namespace must be able to reach them.
+            // The user who owns the files of a container with a user namespace must be able to
+            // reach them.
             .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o711))
             .tempdir()
             .expect("a temporary directory");
@@ -83,7 +85,7 @@ impl Host {
         self
     }
 
-    /// Where the test may put files; removed with the host.
+    /// Directory for files of the test; removed with the host.
     #[must_use]
     pub fn dir(&self) -> &Path {
         self.dir.path()
@@ -110,7 +112,7 @@ impl Host {
     /// Reads a file of the container's cgroup, by its name on cgroup v1 or that on v2.
     ///
     /// # Panics
-    /// Where there is none.
+    /// If there is none.
     #[must_use]
     #[track_caller]
     pub fn cgroup_file(&self, id: &str, v1: &str, v2: &str) -> String {
@@ -123,8 +125,8 @@ impl Host {
             .to_owned()
     }
 
-    /// A bundle for a container called `id`: busybox, `true` in the five usual namespaces. Made again for the same id, it gets a fresh
-    /// spec and keeps its root file system.
+    /// A bundle for a container called `id`: busybox, `true` in the five usual namespaces. Made
+    /// again for the same id, it gets a fresh spec and keeps its root file system.
     #[must_use]
     pub fn bundle(&self, id: &str) -> Bundle {
         let dir = self.dir.path().join("bundles").join(id);
@@ -226,7 +228,7 @@ impl Host {
         self.rcm(["pause", id])
     }
 
-    /// Lets a frozen container execute again.
+    /// Resumes a frozen container.
     #[track_caller]
     pub fn resume(&self, id: &str) -> Output {
         self.rcm(["resume", id])
@@ -244,7 +246,7 @@ impl Host {
         self.rcm(["live-migrate", id, "--cancel"])
     }
 
-    /// Prints what is known of a container's migration: `live-migrate --status`.
+    /// Prints the status of a container's migration: `live-migrate --status`.
     #[track_caller]
     pub fn migration_status(&self, id: &str) -> Output {
         self.rcm(["live-migrate", id, "--status"])
@@ -257,7 +259,7 @@ impl Host {
         self.cmd("state").arg(id).run().ok().json()
     }
 
-    /// The container's status, `gone` where there is none.
+    /// The container's status, `gone` if there is none.
     #[must_use]
     #[track_caller]
     pub fn status(&self, id: &str) -> String {
@@ -278,7 +280,7 @@ impl Host {
         i32::try_from(pid).expect("a pid")
     }
 
-    /// As [`Self::pid`], also of a container that has ended: what its process was.
+    /// As [`Self::pid`], from the record, so that it works for a container that has ended, too.
     #[must_use]
     #[track_caller]
     pub fn recorded_pid(&self, id: &str) -> i32 {
@@ -299,8 +301,9 @@ impl Host {
         self.cmd("delete").arg("--force").arg(id).run().ok();
     }
 
-    /// What is there of containers: nothing after they were all removed. State directories, processes (in cgroups, with a root in
-    /// this host's directory, or rcm itself), cgroups and mounts, those at the place where rcm prepares mounts included.
+    /// Lists all remains of containers: state directories, processes (in cgroups, with a root in
+    /// this host's directory, or rcm itself), cgroups and mounts, also in the directory in which
+    /// rcm prepares mounts. The list is empty after all containers were removed.
     #[must_use]
     pub fn remains(&self) -> Vec<String> {
         let mut found = Vec::new();
@@ -360,7 +363,7 @@ impl Host {
         pids
     }
 
-    /// Removes by hand what rcm has left.
+    /// Removes by hand all that rcm has left.
     fn sweep(&self) {
         for pid in self.processes() {
             let _ = kill(Pid::from_raw(pid), Signal::SIGKILL);
@@ -402,7 +405,8 @@ impl Drop for Host {
             if id.to_string_lossy().starts_with('@') {
                 continue;
             }
-            // Not `run`: its panic while another unwinds would abort the test program and lose the first message.
+            // Not `run`: its panic while another unwinds would abort the test program and lose the
+            // first message.
             let output = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
                 self.cmd("delete").arg("--force").arg(&id).run()
             }));
@@ -413,12 +417,11 @@ impl Drop for Host {
             }
         }
         // Killed processes take a moment to leave.
-        let deadline = Instant::now() + Duration::from_secs(2);
-        let mut remains = self.remains();
-        while !remains.is_empty() && Instant::now() < deadline {
-            std::thread::sleep(Duration::from_millis(10));
+        let mut remains = Vec::new();
+        let _ = super::wait_within(Duration::from_secs(2), || {
             remains = self.remains();
-        }
+            remains.is_empty()
+        });
         problems.extend(remains);
         if problems.is_empty() {
             self.remove_cgroups();

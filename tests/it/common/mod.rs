@@ -1,8 +1,9 @@
 //! Real containers for the integration tests.
 //!
-//! A [`Host`] is one state directory with one parent cgroup: what `rcm --root` sees. It makes [`Bundle`]s, executes the real
-//! binary with a time limit, and when it is dropped removes its containers and fails the test if anything of them is
-//! left: a process, a cgroup, a mount, a state directory.
+//! A [`Host`] is one state directory with one parent cgroup, as `rcm --root` sees them. It makes
+//! [`Bundle`]s, executes the real binary with a time limit, and when it is dropped removes its
+//! containers and fails the test if anything of them is left: a process, a cgroup, a mount, a state
+//! directory.
 //!
 //! ```ignore
 //! let host = Host::new();
@@ -35,7 +36,8 @@ pub use host::Host;
 pub use namespace::Namespace;
 pub use terminal::{ConsoleSocket, Session, Terminal};
 
-/// How long one command may take before it counts as hanging. Generous: test programs run in parallel on few processors.
+/// How long one command may take before it counts as hanging. Generous: test programs run in
+/// parallel on few processors.
 pub const COMMAND_LIMIT_DUR: Duration = Duration::from_secs(30);
 
 /// Asks until the answer is yes.
@@ -43,15 +45,29 @@ pub const COMMAND_LIMIT_DUR: Duration = Duration::from_secs(30);
 /// # Panics
 /// After [`COMMAND_LIMIT_DUR`].
 #[track_caller]
-pub fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
-    let deadline = Instant::now() + COMMAND_LIMIT_DUR;
+pub fn wait_until(what: &str, condition: impl FnMut() -> bool) {
+    assert!(
+        wait_within(COMMAND_LIMIT_DUR, condition),
+        "not within {COMMAND_LIMIT_DUR:?}: {what}"
+    );
+}
+
+/// Asks until the answer is yes, for at most `limit_dur`. Returns whether it was.
+///
+/// The pauses grow to a hundredth of the time that has passed, at least 5 ms: many conditions
+/// execute a program.
+#[must_use]
+pub fn wait_within(limit_dur: Duration, mut condition: impl FnMut() -> bool) -> bool {
+    let began = Instant::now();
     while !condition() {
-        assert!(
-            Instant::now() < deadline,
-            "not within {COMMAND_LIMIT_DUR:?}: {what}"
-        );
-        std::thread::sleep(Duration::from_millis(5));
+        let passed_dur = began.elapsed();
+        if passed_dur >= limit_dur {
+            return false;
+        }
+        let pause_dur = passed_dur / 100;
+        std::thread::sleep(pause_dur.clamp(Duration::from_millis(5), Duration::from_millis(100)));
     }
+    true
 }
 
 /// Whether a process exists that is no zombie.
@@ -64,7 +80,8 @@ pub fn is_alive(pid: i32) -> bool {
     })
 }
 
-/// Leaves the test for a reason that lies in the machine. `.ci/run` fails on a skip that it does not expect.
+/// Leaves the test for a reason that lies in the machine. `.ci/run` fails on a skip that it does
+/// not expect.
 macro_rules! skip {
     ($($reason:tt)*) => {{
         fn here() {}
@@ -95,7 +112,7 @@ pub fn report_skip(path: &str, reason: impl Display) {
     }
 }
 
-/// What the numbers depend on.
+/// The machine on which the numbers were measured.
 #[must_use]
 pub fn machine() -> String {
     let cpus = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();

@@ -11,13 +11,13 @@ use nix::sys::socket::{
     AddressFamily, MsgFlags, SockFlag, SockProtocol, SockType, recv, send, socket,
 };
 
-/// A namespace whose loopback interface is up.
+/// A namespace with its loopback interface up.
 pub struct Namespace {
     path: PathBuf,
 }
 
 impl Namespace {
-    /// `path` is where it is held; nothing is there yet.
+    /// `path` is the file that will hold the namespace; it does not exist yet.
     pub fn new(path: PathBuf) -> Self {
         File::create(&path).unwrap();
         let made = Command::new("unshare")
@@ -34,7 +34,7 @@ impl Namespace {
         &self.path
     }
 
-    /// `ip ARGUMENTS`; what it printed.
+    /// Runs `ip ARGUMENTS` and returns its output.
     pub fn ip(&self, arguments: &str) -> String {
         let output = Command::new("nsenter")
             .arg(format!("--net={}", self.path.display()))
@@ -57,7 +57,7 @@ impl Namespace {
         other.ip(&format!("link set {other_name} up"));
     }
 
-    /// Namespaces are a matter of threads: what is opened in this one stays in it.
+    /// A thread of its own enters the namespace. Sockets that it opens stay in the namespace.
     pub fn within<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         std::thread::scope(|scope| {
             let thread = scope.spawn(|| {
@@ -68,7 +68,8 @@ impl Namespace {
         })
     }
 
-    /// The names of the tables of nf_tables: whoever locks the network leaves some, rcm, CRIU, or iptables in CRIU's name.
+    /// Names of the tables of nf_tables. There are some while rcm, CRIU or CRIU's iptables locks
+    /// the network.
     pub fn tables(&self) -> Vec<String> {
         /// `NFT_MSG_GETTABLE` of `NFNL_SUBSYS_NFTABLES`, and `NFTA_TABLE_NAME`.
         const GET_TABLES: u16 = 10 << 8 | 1;

@@ -5,15 +5,15 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use super::{Bundle, COMMAND_LIMIT_DUR, Host, Output, Running, wait_until};
+use super::{Bundle, COMMAND_LIMIT_DUR, Host, Output, Running, wait_until, wait_within};
 
-/// Counts in its memory. The file stays open; whoever writes `stop` ends it with status 7.
+/// Counts in its memory. The file stays open; the file `stop` ends the program with status 7.
 pub const COUNTER: &str = "exec </dev/null >/dev/null 2>&1 3>>/numbers
 number=0
 while [ ! -e /stop ]; do number=$((number + 1)); echo $number >&3; usleep 5000; done
 exit 7";
 
-/// Two hosts, what they share, and a container that counts at the first.
+/// Two hosts, the directory that they share, and a container that counts at the first.
 pub struct Pair {
     pub source: Host,
     pub destination: Host,
@@ -68,7 +68,7 @@ impl Pair {
         self.numbers().last().copied().unwrap_or(0)
     }
 
-    /// Every number came once, in order.
+    /// Every number is there once, in order.
     #[track_caller]
     pub fn assert_gapless(&self) {
         let numbers = self.numbers();
@@ -83,7 +83,7 @@ impl Pair {
         self.assert_gapless();
     }
 
-    /// It is as if nothing had happened: one copy, at the source, and nothing left over.
+    /// Asserts that the container is as before: one copy, at the source, and nothing left over.
     #[track_caller]
     pub fn assert_at_source(&self) {
         wait_until("it runs at the source", || {
@@ -144,18 +144,15 @@ impl Pair {
     }
 }
 
-/// Says what there is if it does not go.
+/// Prints the state of both hosts if the wait fails.
 #[track_caller]
 pub fn wait_until_empty(what: &str, mut list: impl FnMut() -> Vec<String>) {
-    let deadline = Instant::now() + COMMAND_LIMIT_DUR;
-    loop {
-        let left = list();
-        if left.is_empty() {
-            return;
-        }
-        assert!(Instant::now() < deadline, "{what}: {left:#?}");
-        std::thread::sleep(Duration::from_millis(5));
-    }
+    let mut left = Vec::new();
+    let is_empty = wait_within(COMMAND_LIMIT_DUR, || {
+        left = list();
+        left.is_empty()
+    });
+    assert!(is_empty, "{what}: {left:#?}");
 }
 
 pub fn send(host: &Host, id: &str, store: &Path, address: SocketAddr, flags: &[&str]) -> Running {
@@ -232,7 +229,8 @@ impl Receiver {
     }
 }
 
-/// Lets the restore wait at the destination until the test goes on: a hook that runs on every creation and restore, and waits where `hold` exists.
+/// Stops the restore at the destination until the test opens the gate: a hook that runs on every
+/// creation and restore, and waits while `hold` exists.
 pub struct Gate {
     pub hold: PathBuf,
     pub reached: PathBuf,
@@ -271,7 +269,8 @@ impl Gate {
     }
 }
 
-/// A pair whose restore waits, the receiver, and the source in the middle of the migration.
+/// Returns a pair with a waiting restore, the receiver, and the source in the middle of the
+/// migration.
 pub fn in_the_middle(id: &str, flags: &[&str]) -> (Pair, Gate, Receiver, Running) {
     let pair = Pair::with(id, Gate::hook);
     let gate = Gate::close(pair.source.dir());
@@ -281,7 +280,7 @@ pub fn in_the_middle(id: &str, flags: &[&str]) -> (Pair, Gate, Receiver, Running
     (pair, gate, receiver, sender)
 }
 
-/// The source has failed, said why, and that the container runs on.
+/// Asserts that the source has failed, with the reason, and that the container runs on.
 #[track_caller]
 pub fn runs_on(output: Output, why: &str) {
     let output = output.exits_with(1);

@@ -24,9 +24,9 @@ use super::command::{Watched, exit_code, whereabouts};
 #[derive(Debug)]
 pub struct Terminal {
     master: File,
-    /// None where the other side is in a container.
+    /// `None` if the other side is in a container.
     slave: Option<File>,
-    /// Everything that came out of it.
+    /// Everything that was read from it.
     transcript: Vec<u8>,
 }
 
@@ -34,10 +34,11 @@ impl Terminal {
     /// A fresh one of 24 lines and 80 columns.
     ///
     /// # Panics
-    /// Where none can be made.
+    /// If none can be made.
     #[must_use]
     pub fn open() -> Self {
-        // Close-on-exec from the start: other threads start programs meanwhile, and a copy of the slave there would keep it open.
+        // Close-on-exec from the start: other threads start programs meanwhile, and a copy of the
+        // slave there would keep it open.
         let master = posix_openpt(OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC)
             .expect("a pseudoterminal");
         grantpt(&master).expect("grantpt");
@@ -70,10 +71,10 @@ impl Terminal {
         slave.try_clone().expect("a descriptor").into()
     }
 
-    /// Its settings, to see whether they come back.
+    /// Its settings, to see whether rcm restores them.
     ///
     /// # Panics
-    /// Where they cannot be read.
+    /// If they cannot be read.
     #[must_use]
     pub fn settings(&self) -> Termios {
         tcgetattr(&self.master).expect("settings of a terminal")
@@ -82,7 +83,7 @@ impl Terminal {
     /// The size that programs on it see.
     ///
     /// # Panics
-    /// Where it cannot be set.
+    /// If it cannot be set.
     pub fn resize(&self, rows: u16, columns: u16) {
         set_window_size(self.master.as_fd(), WindowSize { rows, columns }).expect("a size");
     }
@@ -90,20 +91,21 @@ impl Terminal {
     /// Types.
     ///
     /// # Panics
-    /// Where the other side is gone.
+    /// If the other side is gone.
     pub fn send(&mut self, text: &str) {
         self.master
             .write_all(text.as_bytes())
             .expect("write to the terminal");
     }
 
-    /// Everything that came out of it until now.
+    /// Everything that was read from it until now.
     #[must_use]
     pub fn transcript(&self) -> String {
         String::from_utf8_lossy(&self.transcript).into_owned()
     }
 
-    /// Reads what is there, waiting up to `limit_dur` for something. Returns whether more may come.
+    /// Reads all that is there, and waits up to `limit_dur` for the first byte. Returns whether
+    /// more may follow.
     fn read(&mut self, limit_dur: Duration) -> bool {
         let mut fds = [PollFd::new(self.master.as_fd(), PollFlags::POLLIN)];
         let millis = u16::try_from(limit_dur.as_millis()).unwrap_or(u16::MAX);
@@ -112,7 +114,7 @@ impl Terminal {
         }
         let mut chunk = [0; 4096];
         match self.master.read(&mut chunk) {
-            // EIO: nobody has the slave open any longer.
+            // EIO: no process has the slave open any longer.
             Ok(0) | Err(_) => false,
             Ok(count) => {
                 self.transcript.extend_from_slice(&chunk[..count]);
@@ -124,7 +126,7 @@ impl Terminal {
     /// Reads until the transcript has `text`.
     ///
     /// # Panics
-    /// If it does not come.
+    /// If it does not appear.
     #[track_caller]
     pub fn expect(&mut self, text: &str) {
         let deadline = Instant::now() + COMMAND_LIMIT_DUR;
@@ -138,7 +140,7 @@ impl Terminal {
         }
     }
 
-    /// Forgets what came, so that [`expect`](Self::expect) sees only what is new.
+    /// Forgets the transcript, so that [`expect`](Self::expect) sees only new output.
     pub fn forget(&mut self) {
         self.transcript.clear();
     }
@@ -183,8 +185,8 @@ impl Session {
         kill(self.child.pid(), signal).expect("the process is there");
     }
 
-    /// Waits for its end, reading its terminal meanwhile. Returns its exit status (128 and the signal's number if a signal ended it) and
-    /// everything that came out of the terminal.
+    /// Waits for its end, reading its terminal meanwhile. Returns its exit status (128 and the
+    /// signal's number if a signal ended it) and everything that was read from the terminal.
     ///
     /// # Panics
     /// If that takes too long; it is killed then.
@@ -238,7 +240,7 @@ impl ConsoleSocket {
     /// Listens at `path`.
     ///
     /// # Panics
-    /// Where that is impossible.
+    /// If that is impossible.
     #[must_use]
     pub fn listen(path: &Path) -> Self {
         let listener = UnixListener::bind(path).expect("a socket");
@@ -249,7 +251,7 @@ impl ConsoleSocket {
         }
     }
 
-    /// Where it listens.
+    /// The path of the socket.
     #[must_use]
     pub fn path(&self) -> &Path {
         &self.path
@@ -258,7 +260,7 @@ impl ConsoleSocket {
     /// The message and the descriptor that were sent.
     ///
     /// # Panics
-    /// If none comes.
+    /// If none arrives.
     #[must_use]
     #[track_caller]
     pub fn receive(&self) -> (Vec<u8>, OwnedFd) {
@@ -281,7 +283,7 @@ impl ConsoleSocket {
     /// The terminal that was sent.
     ///
     /// # Panics
-    /// If none comes.
+    /// If none arrives.
     #[must_use]
     #[track_caller]
     pub fn terminal(&self) -> Terminal {

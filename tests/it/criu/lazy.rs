@@ -11,10 +11,10 @@ use nix::fcntl::{FcntlArg, FdFlag, Flock, FlockArg, fcntl};
 
 use crate::common::{Bundle, Cmd, Host, Running, wait_until};
 
-/// Keeps some megabytes in its memory and tells their digest when asked.
+/// Keeps some megabytes in its memory and writes their digest when asked.
 const KEEPER: &str = "data=$(seq 1 900000); echo >/ready
 while :; do if [ -e /ask ]; then rm /ask; echo \"$data\" | md5sum >/answer.new; mv /answer.new /answer; fi; sleep 0.02; done";
-/// The system's limit for pipes, and what CRIU needs with pages of 4 KiB.
+/// The system's limit for pipes, and the size that CRIU needs with pages of 4 KiB.
 const LIMIT_FILE: &str = "/proc/sys/fs/pipe-max-size";
 const ENOUGH_BYTES: usize = 4 << 20;
 
@@ -52,7 +52,7 @@ fn keeper(host: &Host) -> Bundle {
     bundle
 }
 
-/// What the container says its memory holds.
+/// The digest of its memory, as the container reports it.
 #[track_caller]
 fn digest(bundle: &Bundle) -> String {
     let answer = bundle.rootfs().join("answer");
@@ -72,7 +72,8 @@ fn dump(command: Cmd, bundle: &Bundle, images: &Path, port: u16) -> Cmd {
         .arg(bundle.id())
 }
 
-/// As an engine does it: the dump serves, `criu lazy-pages` fetches, and the container goes on at another "host".
+/// As an engine does it: the dump serves, `criu lazy-pages` fetches, and the container resumes on
+/// another "host".
 #[test]
 fn memory_that_was_left_behind_is_fetched_whole() {
     let _limit = PipeLimit::set(ENOUGH_BYTES);
@@ -167,7 +168,8 @@ fn without_its_pipe_a_lazy_dump_is_refused_before_anything_stops() {
     digest(&bundle);
 }
 
-/// A lazy dump is committed when its page server listens, and can fail after that: here because the peer resets the connection.
+/// A lazy dump is committed when its page server listens, and can fail after that: here because the
+/// peer resets the connection.
 #[test]
 fn a_lazy_dump_whose_peer_fails_does_not_leave_the_container_frozen() {
     let _limit = PipeLimit::set(ENOUGH_BYTES);

@@ -1,4 +1,5 @@
-//! rcm's CRIU session against the real CRIU: dumps and restores of plain processes, held and decided.
+//! rcm's CRIU session against the real CRIU: dumps and restores of plain processes, held and
+//! decided.
 //!
 //! Needs root and a CRIU that works on this kernel.
 
@@ -6,7 +7,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::thread::sleep;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
@@ -17,6 +18,8 @@ use rcm::criu::{
     Common, Criu, DumpOptions, Error, PausedDump, PausedRestore, RestoreOptions, Version,
 };
 
+use crate::common::wait_until;
+
 /// A process that writes ever larger numbers into a file.
 struct Counter {
     dir: tempfile::TempDir,
@@ -26,7 +29,8 @@ struct Counter {
 impl Counter {
     fn start() -> Self {
         let dir = tempfile::tempdir().unwrap();
-        // One process only: a child that its killed parent leaves behind would keep the process group's id, and with it the pid, taken.
+        // One process only: a child that its killed parent leaves behind would keep the process
+        // group's id, and with it the pid, taken.
         let script = "\
 import os, time
 i = 0
@@ -68,11 +72,8 @@ while True:
     }
 
     fn assert_counts(&self) {
-        let (before, deadline) = (self.number(), Instant::now() + Duration::from_secs(10));
-        while self.number() <= before {
-            assert!(Instant::now() < deadline, "it does not count on");
-            sleep(Duration::from_millis(5));
-        }
+        let before = self.number();
+        wait_until("it counts on", || self.number() > before);
     }
 
     fn assert_stopped(&self) {
@@ -215,11 +216,7 @@ fn it_runs_on_when_the_one_who_holds_it_is_killed() {
         .stdout(Stdio::null())
         .spawn()
         .unwrap();
-    let deadline = Instant::now() + Duration::from_secs(20);
-    while !images.join("held").exists() {
-        assert!(Instant::now() < deadline, "the dump is not held");
-        sleep(Duration::from_millis(5));
-    }
+    wait_until("the dump is held", || images.join("held").exists());
     counter.assert_stopped();
     holder.kill().unwrap();
     holder.wait().unwrap();

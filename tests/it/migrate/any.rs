@@ -1,4 +1,4 @@
-//! A receiver that takes whatever comes.
+//! A receiver that accepts any container.
 
 use nix::sys::signal::Signal;
 
@@ -32,7 +32,7 @@ fn one_after_the_other_until_it_is_stopped() {
         .ok();
     assert_eq!(pair.destination.status("second"), "running");
     pair.assert_counts();
-    // Nobody's child: no zombie is left when it ends.
+    // The container has no parent that must reap it: no zombie is left when it ends.
     let pid = pair.destination.pid("second");
     pair.destination.delete("second");
     wait_until("it was waited for", || {
@@ -81,7 +81,7 @@ fn one_that_does_not_come_is_not_the_last() {
     pair.assert_counts();
     pair.send_to(receiver.address).wait().ok();
     assert!(receiver.running.is_running());
-    // Stopped in the middle of the next one, it gives that back.
+    // If the receiver is stopped in the middle of the next migration, it rolls this one back.
     receiver.running.signal(Signal::SIGTERM);
     receiver.running.wait().ok();
     pair.assert_at_destination();

@@ -33,7 +33,7 @@ fn from_the_destination() {
         .cmd("live-migrate")
         .args(["enddest", "--cancel"])
         .spawn();
-    // What the handler of the signal has noted is not to be seen from outside.
+    // The test cannot see whether the signal handler has run, so it waits.
     std::thread::sleep(std::time::Duration::from_millis(300));
     gate.open();
     let output = cancelling.wait().ok();
@@ -61,15 +61,15 @@ fn a_receiver_to_which_nobody_comes() {
     let pair = Pair::new("endwait");
     for (name, status) in [("endwait", 1), ("-", 0)] {
         let receiver = Receiver::start(&pair.destination, name, &pair.store(), &["--detach"]);
-        // It waits for nobody else.
+        // It does not wait for other containers.
         cancel(&pair.destination, "other").exits_with(1);
         let output = cancel(&pair.destination, name).ok();
-        assert!(output.stdout().contains("nobody waits"), "{output:?}");
+        assert!(output.stdout().contains("no receiver waits"), "{output:?}");
         receiver.running.wait().exits_with(status);
         cancel(&pair.destination, name).exits_with(1);
         pair.assert_at_source();
     }
-    // It goes on waiting after a rehearsal, and can be ended then.
+    // After a rehearsal the receiver still waits, and can be cancelled.
     let receiver = pair.receiver(&["--detach"]);
     pair.send_with(receiver.address, &["--rehearse"])
         .wait()
@@ -79,7 +79,8 @@ fn a_receiver_to_which_nobody_comes() {
     pair.assert_at_source();
 }
 
-/// The destination cannot answer the commit. Whether that arrived nobody knows: it is too late, whatever comes of it.
+/// The destination cannot answer the commit. The source does not know whether the commit arrived,
+/// so it is too late to cancel.
 #[test]
 fn not_after_the_commit() {
     let (pair, gate, receiver, sender) = in_the_middle("endcommit", &[]);

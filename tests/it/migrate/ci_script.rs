@@ -48,7 +48,7 @@ fn a_job_fails_if_it_stood_still_for_too_long() {
 #[test]
 fn a_job_fails_with_the_status_and_the_reason() {
     let pair = Pair::new("failed-job");
-    // Nobody listens.
+    // No receiver listens.
     let output = migrate(&pair.source, &pair, ([127, 0, 0, 1], 1).into(), "60000").exits_with(1);
     assert!(
         output

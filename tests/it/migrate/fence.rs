@@ -1,7 +1,7 @@
 //! The fence around a dumped container that CRIU holds, on both versions of control groups.
 //!
-//! Every process is in one group of each hierarchy, and freezing and killing are part of cgroup v2 itself, so a v2 group beside the container's
-//! own v1 groups shows what a host with v2 alone does.
+//! Every process is in one group of each hierarchy, and freezing and killing are part of cgroup v2
+//! itself. So a v2 group beside the container's own v1 groups behaves as on a host with v2 alone.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -44,7 +44,7 @@ fn own_group(pair: &Pair) -> Cgroup {
 struct UnifiedGroup(PathBuf);
 
 impl UnifiedGroup {
-    /// None where the container's own group is one of cgroup v2, or no such hierarchy is mounted.
+    /// `None` if the container's own group is one of cgroup v2, or no such hierarchy is mounted.
     fn around(pair: &Pair) -> Option<Self> {
         if own_group(pair).is_v2() {
             return None;
@@ -58,7 +58,8 @@ impl UnifiedGroup {
         let dir = top.join(format!("rcm-fence-{}-{}", std::process::id(), pair.id()));
         fs::create_dir(&dir).unwrap();
         let group = Self(dir);
-        // The loop's `usleep` processes come and go: who is born inside stays inside.
+        // The loop starts `usleep` processes all the time. A process that is born inside stays
+        // inside.
         wait_until("all are in the group", || {
             let pids = own_group(pair).pids().unwrap();
             for pid in &pids {
@@ -95,7 +96,7 @@ fn assert_still(pair: &Pair) {
     assert_eq!(pair.last(), now);
 }
 
-/// What the source does after the commit.
+/// The steps of the source after the commit.
 fn kills_without_a_step(pair: &Pair, group: Cgroup) {
     let held = dump(pair);
     let last = pair.last();
@@ -109,7 +110,7 @@ fn kills_without_a_step(pair: &Pair, group: Cgroup) {
     pair.assert_gapless();
 }
 
-/// What the source does when the destination gives the container back.
+/// The steps of the source when the destination rolls back.
 fn holds_until_lifted(pair: &Pair, group: impl Fn() -> Cgroup) {
     let held = dump(pair);
     let mut fence = Fence::set(group()).unwrap();
@@ -155,7 +156,8 @@ fn version_2() {
     kills_without_a_step(&pair, group());
 }
 
-/// A fence that is not sealed yet: the commit is not in the journal, so the death of rcm must let the container go on.
+/// A fence that is not sealed yet: the commit is not in the journal, so the container must resume
+/// when rcm dies.
 #[test]
 fn before_the_seal_a_dead_keeper_lets_it_go_on() {
     /// Set for the process that plays the keeper: this test program again, with this test alone.

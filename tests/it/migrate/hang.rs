@@ -1,4 +1,4 @@
-//! A CRIU that does not get on. `--timeout` ends the waiting for it, at either end.
+//! A CRIU that makes no progress. `--timeout` ends the wait for it, at either end.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -18,8 +18,9 @@ fn criu(host: &Host, id: &str) -> Option<Pid> {
     Some(Pid::from_raw(process["pid"].as_i64()? as i32))
 }
 
-/// CRIU waits for the tar(1) that packs a tmpfs: one that it has to look after, because it is shared. Stopped by a signal it would not do: when rcm ends, the kernel sends SIGHUP to a process group that is left
-/// without anybody to continue it.
+/// CRIU waits for the tar(1) that packs a tmpfs, which is in the dump because it is shared.
+/// Stopping CRIU by a signal would not do: when rcm ends, the kernel sends SIGHUP to a stopped
+/// process group that has become orphaned.
 #[test]
 fn a_dump_that_hangs_is_not_said_to_have_been_undone() {
     let pair = Pair::with("hangs", |bundle, _| {
@@ -45,7 +46,7 @@ fn a_dump_that_hangs_is_not_said_to_have_been_undone() {
     let sender = sender.arg(receiver.address.to_string()).spawn();
     let output = sender.wait().exits_with(3);
     assert!(reached.exists());
-    for said in ["stands still here until CRIU lets go", "--resolve"] {
+    for said in ["is frozen here until CRIU lets go", "--resolve"] {
         assert!(output.stderr().contains(said), "{output:?}");
     }
     receiver.running.wait().exits_with(1);
@@ -77,7 +78,7 @@ fn a_restore_that_hangs_is_destroyed() {
     gate.open();
     runs_on(sender.wait(), "no answer within");
     receiver.running.wait().exits_with(1);
-    // It was in the container's control group, or notices now.
+    // CRIU was killed with the container's control group, or notices the end now.
     let _ = kill(criu, Signal::SIGCONT);
     wait_until("CRIU is gone", || kill(criu, None).is_err());
     pair.assert_at_source();

@@ -47,7 +47,8 @@ pub fn host(namespace: &Namespace) -> Host {
     Host::new().with_prefix(["nsenter".into(), net])
 }
 
-/// No packet says that the other end is gone: only silence does. The container stands still as long as it is not understood.
+/// No packet tells that the other end is gone, there is only silence. The container is frozen until
+/// the source notices this.
 #[test]
 fn a_cut_link_is_noticed_and_leaves_it_counting() {
     let link = Link::new();
@@ -70,7 +71,7 @@ fn a_cut_link_is_noticed_and_leaves_it_counting() {
     assert!(noticed_dur < Duration::from_secs(15), "{noticed_dur:?}");
     pair.assert_counts();
     gate.open();
-    // It cannot tell a source that is gone from one that asks later, and waits for one that asks.
+    // The receiver cannot distinguish a dead source from one that asks later, so it waits.
     wait_until("the receiver has given up", || {
         let status = pair.destination.migration_status("cut");
         status.stdout().contains("did not come")

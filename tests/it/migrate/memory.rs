@@ -11,7 +11,7 @@ const PAGES: u64 = 1 << 18;
 /// Of resident memory, at either end.
 const LIMIT_KIB: u64 = 64 << 10;
 
-/// 1 GiB of random bytes, and a digest of each page. It counts as others do.
+/// 1 GiB of random bytes, and a digest of each page. It counts like the other containers.
 const PROGRAM: &str = r#"
 import hashlib, mmap, os, time
 PAGE, MIB, PAGES = 4096, 1 << 20, 1 << 18
@@ -38,7 +38,8 @@ while True:
             os.rename("/checking", "/verdict")
 "#;
 
-/// The most that a process has had in memory since its last `execve` (`VmHWM`, `proc_pid_status(5)`), in KiB. Nothing once it has ended.
+/// The most that a process has had in memory since its last `execve` (`VmHWM`,
+/// `proc_pid_status(5)`), in KiB. `None` after its end.
 fn peak_kib(running: &Running) -> Option<u64> {
     let status = fs::read_to_string(format!("/proc/{}/status", running.pid())).ok()?;
     let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;

@@ -1,7 +1,9 @@
-//! Live migration with the real binary, real containers and CRIU: what moves, and that every failure leaves exactly one copy.
+//! Live migration with the real binary, real containers and CRIU: containers move, and every
+//! failure leaves exactly one copy.
 //!
-//! Two state directories with two parent cgroups are the hosts, the loopback device is their network. A container counts; each number goes to a
-//! file that both "hosts" see, so a second copy, a restart or a lost step would show as a repetition or a gap.
+//! Two state directories with two parent cgroups are the hosts, the loopback device is their
+//! network. A container counts. Each number goes to a file that both "hosts" see. So a second copy,
+//! a restart or a lost step shows as a repetition or a gap.
 
 mod any;
 mod cancel;

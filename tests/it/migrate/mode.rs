@@ -1,4 +1,5 @@
-//! How memory is copied, on kernels with and without tracking of changed memory. The lab (docs/lab.md) has one with it.
+//! How memory is copied, on kernels with and without tracking of changed memory. The lab
+//! (docs/lab.md) has one with it.
 
 use rcm::criu::Criu;
 
@@ -57,7 +58,7 @@ fn pre_copy_where_it_is_not_possible_is_refused_before_anything_is_done() {
     } else {
         let stderr = output.exits_with(1).stderr();
         assert!(stderr.contains("CONFIG_MEM_SOFT_DIRTY"), "{stderr}");
-        // The receiver has not seen anybody, and takes the next one.
+        // No source has reached the receiver, so it accepts the next one.
         pair.send_to(receiver.address).wait().ok();
         receiver.running.wait().ok();
         pair.assert_at_destination();

@@ -97,7 +97,7 @@ fn a_receiver_killed_in_the_middle_leaves_it_counting() {
 #[test]
 fn a_receiver_killed_with_the_restored_container_leaves_it_counting() {
     let (pair, gate, receiver, sender) = in_the_middle("held", &[]);
-    // The source does not get to commit.
+    // The source cannot commit.
     sender.signal(Signal::SIGSTOP);
     gate.open();
     wait_until("it is restored", || {
@@ -106,8 +106,9 @@ fn a_receiver_killed_with_the_restored_container_leaves_it_counting() {
     receiver.running.signal(Signal::SIGKILL);
     receiver.running.wait();
     sender.signal(Signal::SIGCONT);
-    // "Ready" may have arrived before the connection ended. Then the source has fenced and committed to a dead receiver, and cannot know
-    // that it is dead for good until that is settled over there.
+    // "Ready" may have arrived before the connection ended. Then the source has fenced the
+    // container and committed to a dead receiver. It cannot know that the receiver is dead until
+    // `--resolve` at the destination settles this.
     pair.destination.resolve("held").exits_with(1);
     runs_on(sender.wait(), "");
     pair.assert_at_source();
@@ -153,8 +154,8 @@ fn a_receiver_that_is_asked_to_stop_gives_it_back() {
 
 #[test]
 fn a_freeze_that_takes_too_long_is_ended() {
-    let (pair, gate, receiver, sender) = in_the_middle("slow", &["--timeout", "1s"]);
-    runs_on(sender.wait(), "stood still for 1s");
+    let (pair, gate, receiver, sender) = in_the_middle("slow", &["--timeout", "3s"]);
+    runs_on(sender.wait(), "was frozen for 3s");
     pair.assert_counts();
     gate.open();
     receiver.running.wait().exits_with(1);
@@ -171,7 +172,7 @@ fn strangers_get_nothing_and_disturb_nobody() {
     let mut talkative = TcpStream::connect(receiver.address).unwrap();
     talkative.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
     let mut answer = Vec::new();
-    // The end, or a reset where the kernel had more of it.
+    // End of the stream, or a reset if the kernel had more data.
     let _ = talkative.read_to_end(&mut answer);
     assert_eq!(answer, b"", "a stranger gets no answer");
     let mut liar = TcpStream::connect(receiver.address).unwrap();
@@ -180,7 +181,8 @@ fn strangers_get_nothing_and_disturb_nobody() {
         .unwrap();
     liar.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
     let mut answer = Vec::new();
-    // An opening and a challenge, then the end: a frame out of turn is not waited for.
+    // An opening and a challenge, then the end: the receiver does not wait after a frame out of
+    // turn.
     let _ = liar.read_to_end(&mut answer);
     assert!(answer.len() < 1024);
     assert!(receiver.running.is_running());
@@ -200,7 +202,7 @@ fn a_source_with_another_store_is_turned_away() {
     runs_on(output, "is not in this image store");
     assert!(receiver.running.is_running());
 
-    // A file that others can read is no proof either.
+    // A file that others can read is not accepted either.
     let secret = fs::read_dir(pair.store())
         .unwrap()
         .next()
@@ -210,7 +212,7 @@ fn a_source_with_another_store_is_turned_away() {
     fs::set_permissions(&secret, fs::Permissions::from_mode(0o644)).unwrap();
     runs_on(pair.send_to(receiver.address).wait(), "it proves nothing");
     fs::set_permissions(&secret, fs::Permissions::from_mode(0o600)).unwrap();
-    // Nor is a wrong secret, and a receiver with another certificate is not told anything.
+    // Neither is a wrong secret, and a receiver with another certificate gets no information.
     let right = fs::read_to_string(&secret).unwrap();
     let (key, fingerprint) = right.split_once('\n').unwrap();
     let zeros = "0".repeat(64);
@@ -296,7 +298,7 @@ fn a_dump_that_fails_says_why_and_leaves_it_counting() {
 
 #[test]
 fn a_full_store_leaves_it_counting() {
-    // What a deleted file will need is not predicted.
+    // The space for a deleted file cannot be predicted.
     let pair = Pair::with("full", |bundle, _| {
         bundle.script(&format!(
             "exec 8>/ghost; dd if=/dev/urandom bs=1M count=16 >&8 2>/dev/null; rm /ghost; {COUNTER}"
@@ -323,7 +325,7 @@ fn what_exec_brought_in_is_named_and_does_not_move() {
     let receiver = pair.receiver(&["--detach"]);
     let output = pair.send_to(receiver.address).wait().ok();
     assert!(
-        output.stderr().contains("(sleep) was brought in by `exec`"),
+        output.stderr().contains("(sleep) was started by `exec`"),
         "{output:?}"
     );
     receiver.running.wait().ok();
@@ -344,10 +346,10 @@ fn a_terminal_moves_with_its_container() {
     terminal.send("here\n");
     terminal.expect("1: here");
 
-    // Without somebody who takes the terminal it does not even stop.
+    // Without a receiver for the terminal, the container is not even frozen.
     let receiver = Receiver::start(&destination, "tty", &store, &["--detach"]);
     let refused = send(&source, "tty", &store, receiver.address, &[]).wait();
-    runs_on(refused, "has a terminal, and nobody takes it");
+    runs_on(refused, "has a terminal, and this receiver has none for it");
     receiver.running.signal(Signal::SIGTERM);
     receiver.running.wait().exits_with(1);
 

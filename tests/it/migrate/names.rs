@@ -1,4 +1,5 @@
-//! Unix sockets with names in a file system that both hosts share: whoever runs the container answers there, and nothing else is left beside them.
+//! Unix sockets with names in a file system that both hosts share: the container answers there on
+//! the host that runs it, and no other files are left beside the sockets.
 
 use std::fs;
 use std::io::Read;
@@ -10,8 +11,9 @@ use nix::sys::signal::Signal;
 use crate::common::pair::{COUNTER, Gate, Pair, runs_on};
 use crate::common::{Bundle, wait_until};
 
-/// One socket in the root file system by an absolute name, one by a relative name in a directory of the host, and one where only the container is. A client
-/// gets the name.
+/// One socket in the root file system by an absolute name, one by a relative name in a directory of
+/// the host, and one in a directory that only the container has. The server sends the name to each
+/// client.
 const SERVER: &str = "
 import os, socket, threading
 def serve(path):
@@ -30,7 +32,7 @@ for path in ['/sockets/web', 'relative', '/dev/shm/own']:
     threading.Thread(target=serve, args=[path]).start()
 ";
 
-/// A pair whose container listens, and where the host finds its sockets.
+/// A pair with a container that listens, and the paths of its sockets on the host.
 struct Named {
     pair: Pair,
     sockets: [(PathBuf, &'static str); 2],
@@ -84,7 +86,8 @@ impl Named {
         }
     }
 
-    /// The migration has failed, the container has its sockets, and goes another time.
+    /// Asserts that the migration has failed, that the container has its sockets, and that the next
+    /// migration succeeds.
     #[track_caller]
     fn assert_at_source(&self) {
         self.pair.assert_at_source();
@@ -114,21 +117,22 @@ fn a_rehearsal_and_a_local_test_take_no_names() {
     named.assert_at_source();
 }
 
-/// With a destination that ends it and with one that only finds out later that the source has.
+/// First the source ends the migration, and the destination notices later; then the destination
+/// ends it.
 #[test]
 fn a_failed_restore_takes_no_names() {
     let named = Named::gated("namesfail");
     let gate = Gate::close(named.pair.source.dir());
     let receiver = named.pair.receiver(&["--detach"]);
-    let flags = ["--timeout", "1s"];
+    let flags = ["--timeout", "3s"];
     let sender = named.pair.send_with(receiver.address, &flags);
     gate.wait();
-    // It runs on, and the source waits for the destination.
+    // The container runs on, and the source waits for the destination.
     named.pair.assert_counts();
     assert!(UnixStream::connect(&named.sockets[0].0).is_ok());
-    // The restore goes on now, takes the names and is destroyed.
+    // Now the restore continues, takes the names and is destroyed.
     gate.open();
-    runs_on(sender.wait(), "stood still for 1s");
+    runs_on(sender.wait(), "was frozen for 3s");
     receiver.running.wait().exits_with(1);
     named.assert_answers();
 
@@ -144,7 +148,8 @@ fn a_failed_restore_takes_no_names() {
     named.assert_at_source();
 }
 
-/// The receiver is killed in the middle of the restore, of which CRIU learns later; then in the end, with "ready" said; then the source.
+/// Kills the receiver in the middle of the restore, which CRIU notices later; then a receiver that
+/// has sent "ready"; then the source.
 #[test]
 fn a_killed_end_takes_no_names() {
     for killed in ["restoring", "ready", "source"] {

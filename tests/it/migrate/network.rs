@@ -1,6 +1,7 @@
-//! A network that cuts the connection exactly where a test wants it.
+//! A network that cuts the connection at an exact point.
 //!
-//! It sees TLS records and cannot tell what is in them. But each end says the same messages in the same order, and a message begins a record.
+//! It sees TLS records and cannot read them. But each end sends the same messages in the same
+//! order, and each message begins a record.
 
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -13,9 +14,10 @@ use rcm::migrate::wire::protocol::Kind;
 const HEADER_BYTES: usize = 5;
 /// The type of protected records.
 const PROTECTED: u8 = 23;
-/// A full record: 2^14 bytes, their type and the tag. A message goes on in the next one.
+/// A full record: 2^14 bytes, their type and the tag. The message continues in the next record.
 const FULL_BYTES: usize = (1 << 14) + 17;
-/// What the source sends after its part of the handshake and its opening, without pre-copy ([`WITHOUT_ROUNDS`]).
+/// Messages of the source after its part of the handshake and its opening, without pre-copy
+/// ([`WITHOUT_ROUNDS`]).
 const BY_SOURCE: [Kind; 5] = [
     Kind::Proof,
     Kind::Preamble,
@@ -23,14 +25,15 @@ const BY_SOURCE: [Kind; 5] = [
     Kind::Commit,
     Kind::Settled,
 ];
-/// What the destination sends after its part of the handshake, and its opening with the challenge.
+/// Messages of the destination after its part of the handshake, and its opening with the challenge.
 const BY_DESTINATION: [Kind; 4] = [Kind::Welcome, Kind::Findings, Kind::Ready, Kind::Running];
-/// For the source: rounds of pre-copy are messages too, and how many there are depends on the kernel.
+/// Flags for the source. Rounds of pre-copy are messages too, and their number depends on the
+/// kernel.
 pub const WITHOUT_ROUNDS: [&str; 2] = ["--mode", "stop-and-copy"];
 /// The protected records before those.
 const INTRODUCTION: usize = 2;
 
-/// What the network does to the first connection. Later ones pass unless `open` says no.
+/// Fault of the first connection. Later ones pass only if `open` is set.
 #[derive(Clone, Copy, PartialEq)]
 pub enum Cut {
     Before(Kind),

@@ -1,4 +1,4 @@
-//! What an operator, or a script, is told.
+//! Output for an operator or a script.
 
 use std::fs;
 
@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use crate::common::pair::{Pair, in_the_middle, runs_on};
 
-/// Each line is an object, and has what every event has.
+/// Each line is an object with the fields that every event has.
 #[track_caller]
 fn events(stderr: &str) -> Vec<Value> {
     let events: Vec<Value> = stderr
@@ -193,7 +193,7 @@ fn a_terminal_gets_a_bar() {
         .env("TERM", "xterm")
         .on_terminal();
     gate.wait();
-    // The phase under way, which has no line yet.
+    // The current phase, which has no line yet.
     session.terminal.expect("bar: restore");
     gate.open();
     session.terminal.expect("moved to ");
@@ -242,7 +242,7 @@ fn a_rehearsal_that_fails_leaves_the_receiver_waiting() {
     let flags = ["--rehearse", "--timeout", "1s"];
     runs_on(
         pair.send_with(receiver.address, &flags).wait(),
-        "stood still for 1s",
+        "was frozen for 1s",
     );
     gate.open();
     pair.assert_counts();
@@ -267,7 +267,8 @@ fn a_copy_on_the_same_host_does_not_run() {
     assert_eq!(report["outcome"], "would-move");
     assert!(number(&report, "/freeze/restoreMs") > 0.0);
     assert!(number(&report, "/predictedMs") <= number(&report, "/downtimeMs"));
-    // A second runner would repeat numbers, and its cgroup or state would be found when the host ends.
+    // A second runner would repeat numbers, and its cgroup or state would be found when the host
+    // ends.
     pair.assert_counts();
     assert!(pair.left_in_store().is_empty());
     assert!(pair.source.cgroup_dirs("copied.test").is_empty());
@@ -299,7 +300,8 @@ fn a_test_that_is_killed_leaves_it_counting() {
     running.signal(Signal::SIGKILL);
     running.wait();
     pair.assert_counts();
-    // What is not settled is removed; if the test had ended by then, that is nothing.
+    // `--resolve` removes the remains of an unfinished test. If the test had already ended, there
+    // are none.
     let resolved = pair.source.resolve("tested");
     resolved.exits_with(1);
     crate::common::wait_until("the images are gone", || pair.left_in_store().is_empty());

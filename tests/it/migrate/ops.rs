@@ -1,7 +1,8 @@
 //! Migrations through `migrate::ops`, as an agent drives them: without the command line.
 //!
-//! The source's operation runs in the test program. The receiver's runs in a process of its own, which is this test program
-//! once more: a receiver becomes the reaper of orphans, and those of the other tests are none of its business.
+//! The source's operation runs in the test program. The receiver's runs in a process of its own, a
+//! second copy of this test program: a receiver becomes the reaper of orphans, and must not reap
+//! those of other tests.
 
 use std::env;
 use std::fs;
@@ -28,7 +29,8 @@ use serde_json::{Value, json};
 use crate::common::pair::{Gate, Pair};
 use crate::common::{Cmd, Running, wait_until};
 
-/// Tells a copy of this program to be a receiver: JSON with its root, container, store, cgroup parent and the file for its answers.
+/// Variable that makes a copy of this program a receiver: JSON with its root, container, store,
+/// cgroup parent and the file for its answers.
 const RECEIVER: &str = "RCM_TEST_RECEIVER";
 const LIMIT_DUR: Duration = Duration::from_secs(60);
 

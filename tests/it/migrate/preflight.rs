@@ -1,4 +1,4 @@
-//! What is found out before anything is stopped.
+//! Checks before the container is stopped.
 
 use std::fs;
 use std::io::Write;
@@ -41,7 +41,7 @@ fn a_dry_run_leaves_everything_as_it_is() {
     assert!(receiver.running.is_running());
     assert_eq!(pair.source.status("dry"), "running");
     pair.assert_counts();
-    // It is no migration that anybody could ask about.
+    // A dry run leaves no migration for `--status`.
     let status = pair.source.cmd("live-migrate").args(["dry", "--status"]);
     status.run().exits_with(1);
     moves(&pair, receiver, &[]);
@@ -100,7 +100,7 @@ fn findings_of_both_ends_come_at_once() {
         assert!(stdout.lines().any(says), "{what:?} not in {stdout}");
     }
     assert!(stdout.contains("3 errors"), "{stdout}");
-    // The same without --dry-run: nothing is stopped, and the receiver goes on waiting.
+    // The same without --dry-run: nothing is stopped, and the receiver still waits.
     assert!(refused.stderr().contains("ipc namespace"), "{refused:?}");
     runs_on(refused, "TCP connections");
     assert!(receiver.running.is_running());
@@ -225,7 +225,7 @@ fn a_file_that_needs_a_name_is_known_before() {
     moves(&pair, receiver, &["--link-remap"]);
 }
 
-/// At either end it is one finding among the others.
+/// At either end the obstacle is one finding among the others.
 #[test]
 fn a_missing_criu_is_known_before() {
     let pair = Pair::with("nocriu", |bundle, _| {

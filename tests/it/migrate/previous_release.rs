@@ -19,7 +19,7 @@ fn previous() -> Option<OsString> {
     env::var_os(VARIABLE).filter(|program| !program.is_empty())
 }
 
-/// Runs `--resolve` of today's rcm on a host, whose other commands are the previous release's.
+/// Runs `--resolve` of the current rcm on a host that otherwise runs the previous release.
 fn resolve_today(host: &Host, id: &str) -> Output {
     Cmd::new(env!("CARGO_BIN_EXE_rcm"))
         .arg("--root")

@@ -1,4 +1,4 @@
-//! A commit in doubt, and what `--resolve` makes of what a killed process has left.
+//! A commit in doubt, and `--resolve` after a process was killed.
 
 use std::fs;
 use std::sync::Arc;
@@ -25,7 +25,7 @@ fn a_commit_that_never_arrives_is_given_back() {
     );
     runs_on(
         pair.send_with(address, &WITHOUT_ROUNDS).wait(),
-        "gave the container back",
+        "has rolled back",
     );
     receiver.running.wait().exits_with(1);
     pair.assert_at_source();
@@ -45,7 +45,8 @@ fn a_commit_whose_answer_is_lost_is_settled_by_asking() {
     pair.assert_at_destination();
 }
 
-/// The destination runs it, the source cannot hear that and dies: its copy stays still, and `--resolve` finds the answer in the store.
+/// The destination runs the container. The source cannot receive the answer and dies: its copy
+/// stays frozen, and `--resolve` finds the answer in the store.
 #[test]
 fn after_the_commit_the_source_never_runs_by_itself() {
     let pair = Pair::new("doubt");
@@ -54,11 +55,12 @@ fn after_the_commit_the_source_never_runs_by_itself() {
     let address = network(receiver.address, Cut::After(Kind::Commit), &open);
     let sender = pair.send_with(address, &WITHOUT_ROUNDS);
     wait_until("it asks", || sender.stderr().contains("asking again"));
-    // At once: after two seconds the receiver leaves its word in the store, and the source would find it there.
+    // Kill the source at once: after two seconds the receiver leaves its answer in the store, and
+    // the source would find it there.
     sender.signal(Signal::SIGKILL);
     sender.wait();
     pair.destination.wait_for_status("doubt", "running");
-    // Not even with its keeper dead: there is one copy, and it is not this one.
+    // The copy does not run even though its keeper is dead: the only running copy is the other one.
     pair.assert_counts();
     assert_eq!(pair.source.status("doubt"), "paused");
     let status = pair.source.migration_status("doubt").ok();
@@ -66,12 +68,13 @@ fn after_the_commit_the_source_never_runs_by_itself() {
     let again = pair.send_to(receiver.address).wait().exits_with(1);
     assert!(again.stderr().contains("is not settled"), "{again:?}");
 
-    // Nor by mistake.
+    // It cannot be resumed by mistake either.
     let resumed = pair.source.resume("doubt").exits_with(1);
     assert!(resumed.stderr().contains("is not settled"), "{resumed:?}");
     assert_eq!(pair.source.status("doubt"), "paused");
 
-    // The receiver stays as the container's parent and answers for a while beside that; after it, the store has its word.
+    // The receiver stays as the container's parent and answers for a while. Then it leaves its
+    // answer in the store.
     wait_until("the verdict is left", || {
         fs::read_dir(pair.store())
             .unwrap()
@@ -88,7 +91,7 @@ fn after_the_commit_the_source_never_runs_by_itself() {
     receiver.running.wait().exits_with(7);
 }
 
-/// The destination owns the container and cannot start it, until what is in the way is removed.
+/// The destination owns the container, and cannot start it until the obstacle is removed.
 #[test]
 fn a_container_that_could_not_be_started_is_restored_by_resolve() {
     let pair = Pair::new("unstarted");
@@ -96,7 +99,7 @@ fn a_container_that_could_not_be_started_is_restored_by_resolve() {
     let pid_file = missing.join("pid");
     let receiver = pair.receiver(&["--detach", "--pid-file", pid_file.to_str().unwrap()]);
     let sender = pair.send_to(receiver.address);
-    // It answers for a while that it has the container.
+    // Meanwhile it answers that it owns the container.
     wait_until("it has tried again", || {
         let stderr = receiver.running.stderr();
         stderr.matches("restoring again").count() == 2
@@ -119,11 +122,14 @@ fn a_container_that_could_not_be_started_is_restored_by_resolve() {
     assert!(pair.last() >= last);
     let pid: i32 = fs::read_to_string(pid_file).unwrap().parse().unwrap();
     assert_eq!(pid, pair.destination.pid("unstarted"));
-    // The source finds the word in the store.
+    // The source finds the answer in the store.
     sender.wait().ok();
     pair.assert_at_destination();
     let output = pair.resolve_destination().ok();
-    assert!(output.stdout().contains("is this host's"), "{output:?}");
+    assert!(
+        output.stdout().contains("belongs to this host"),
+        "{output:?}"
+    );
     pair.assert_counts();
 }
 
@@ -133,7 +139,8 @@ fn phase(host: &Host, id: &str) -> Option<String> {
     Some(record["phase"].as_str()?.to_owned())
 }
 
-/// Between the commit and the first instruction, or shortly after it: CRIU then destroys the container, or lets it run.
+/// Killed between the commit and the first instruction, or shortly after it: CRIU then destroys the
+/// container, or lets it run.
 #[test]
 fn a_receiver_killed_at_the_commit_is_continued_by_resolve() {
     for delay_dur in [0, 0, 0, 2, 5, 10, 20].map(Duration::from_millis) {
@@ -163,7 +170,8 @@ fn wait_closely(condition: impl Fn() -> bool) {
     }
 }
 
-/// Whenever either end is killed, after `--resolve` on both there is exactly one copy, and it has not missed or repeated a step.
+/// If either end is killed at any moment, exactly one copy is left after `--resolve` on both, and
+/// it has not missed or repeated a step.
 fn one_copy_is_left(victim: Side) {
     for round in 0..7_u64 {
         let pair = Pair::new("killed");
@@ -179,19 +187,16 @@ fn one_copy_is_left(victim: Side) {
         let _ = kill(Pid::from_raw(killed.pid()), Signal::SIGKILL);
         killed.wait();
         let survivor = if victim == Side::Source {
-            // A receiver to whom nobody came, or whose source has died after the commit, would wait on.
+            // A receiver waits on if no source has connected, or if its source died after the
+            // commit.
             let mut survivor = survivor;
-            let deadline = Instant::now() + Duration::from_secs(3);
-            while survivor.is_running() && Instant::now() < deadline {
-                std::thread::sleep(Duration::from_millis(10));
-            }
-            if survivor.is_running() {
+            if !survivor.ends_within(Duration::from_secs(3)) {
                 survivor.signal(Signal::SIGTERM);
             }
             pair.settle_destination();
             survivor
         } else {
-            // A source that asks a dead receiver learns from the store.
+            // A source that asks a dead receiver finds the answer in the store.
             pair.settle_destination();
             survivor
         };

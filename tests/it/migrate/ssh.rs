@@ -31,9 +31,9 @@ impl Sshd {
         fs::create_dir(&dir).unwrap();
         key(&dir.join("host"));
         key(&dir.join("user"));
-        // Where sshd locks its unprivileged half in; the service would make it.
+        // Directory in which sshd locks its unprivileged half; normally the service makes it.
         fs::create_dir_all("/run/sshd").unwrap();
-        // Other users' containers see /tmp; sshd and ssh insist.
+        // Not in /tmp: sshd and ssh insist on directories that only their user can write to.
         fs::set_permissions(&dir, fs::Permissions::from_mode(0o700)).unwrap();
         // Another test may take the port before sshd does.
         (0..10)
@@ -41,7 +41,7 @@ impl Sshd {
             .expect("a port for sshd")
     }
 
-    /// On a port that was free. Returns `None` where sshd did not get it.
+    /// Starts sshd on a port that was free. Returns `None` if sshd did not get the port.
     fn listen(dir: &Path) -> Option<Self> {
         // Closed at once: sshd wants it.
         let free = TcpListener::bind("127.0.0.1:0").and_then(|listener| listener.local_addr());
@@ -87,7 +87,7 @@ impl Sshd {
     }
 }
 
-/// Whether it is an sshd that listens there.
+/// Returns whether an sshd listens there.
 fn greets(port: u16) -> bool {
     let mut greeting = [0; 4];
     TcpStream::connect(("127.0.0.1", port)).is_ok_and(|mut stream| {

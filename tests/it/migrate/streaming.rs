@@ -18,7 +18,7 @@ fn this_boot() -> String {
     id.trim().to_owned()
 }
 
-/// A pair whose hosts do not share a store, and a token that they do.
+/// A pair of hosts that share a token but no store.
 struct Apart {
     pair: Pair,
     store: PathBuf,
@@ -57,7 +57,8 @@ impl Apart {
         self.pair.send_with(receiver.address, &flags).wait()
     }
 
-    /// The destination owns the container and cannot let it run, because a directory is missing; its receiver is dead, and the source waits for its word.
+    /// Returns when the destination owns the container and cannot run it, because a directory is
+    /// missing. Its receiver is dead, and the source waits for its answer.
     fn in_doubt(&self) -> (PathBuf, Running) {
         let missing = self.pair.destination.dir().join("missing");
         let pid_file = missing.join("pid");
@@ -80,7 +81,8 @@ impl Apart {
         resolve.spawn()
     }
 
-    /// All that the destination has in memory: its containers and its state directory; what its store says of this boot is of an earlier one then.
+    /// Removes all that the destination has in memory: its containers and its state directory. The
+    /// boot stamp in its store becomes one of an earlier boot.
     fn lose_power(&self) {
         let destination = &self.pair.destination;
         destination.delete(self.pair.id());
@@ -175,7 +177,7 @@ fn a_receiver_that_dies_leaves_it_counting_and_its_images_go() {
 
 #[test]
 fn a_full_store_at_the_destination_leaves_it_counting() {
-    // What a deleted file will need is not predicted.
+    // The space for a deleted file cannot be predicted.
     let apart = Apart::of(Pair::with("streamfull", |bundle, _| {
         bundle.script(&format!(
             "exec 8>/ghost; dd if=/dev/urandom bs=1M count=16 >&8 2>/dev/null; rm /ghost; {COUNTER}"
@@ -210,8 +212,9 @@ fn too_little_room_at_the_destination_is_known_before() {
     apart.assert_stayed();
 }
 
-/// The destination owns the container, its receiver is dead and no store has its word: `--resolve` there restores the container and tells the source,
-/// whether that still waits or has to be asked itself.
+/// The destination owns the container, its receiver is dead, and no store has its answer.
+/// `--resolve` at the destination restores the container and tells the source, whether this still
+/// waits or needs `--resolve` itself.
 #[test]
 fn the_source_is_told_in_the_place_of_a_dead_receiver() {
     for (id, source_waits) in [("toldwaiting", true), ("toldlater", false)] {
@@ -238,20 +241,20 @@ fn the_source_is_told_in_the_place_of_a_dead_receiver() {
                 wait_until("it can be asked", || {
                     resolving.stderr().contains("may not know yet")
                 });
-                // What the destination says counts, not what somebody thinks of it.
+                // The answer of the destination overrides `--peer-lost`.
                 apart.resolve(&pair.source, &["--peer-lost"]).wait().ok()
             }
         };
         let output = resolving.wait().ok();
         assert!(output.stdout().contains("restored"), "{output:?}");
         apart.assert_moved();
-        // Nobody will ask any more, so this one does not wait.
+        // The source will not ask again, so this one does not wait.
         let again = apart.resolve(&pair.destination, &[]).wait().ok();
         assert!(!again.stderr().contains("may not know"), "{again:?}");
     }
 }
 
-/// It has nothing but its disk, and that is enough to say that the container does not run there.
+/// The destination has only its disk. This suffices to know that the container does not run there.
 #[test]
 fn a_destination_that_was_started_again_gives_it_back() {
     for (id, source_waits) in [("backwaiting", true), ("backlater", false)] {
@@ -277,7 +280,7 @@ fn a_destination_that_was_started_again_gives_it_back() {
         let resolving = apart.resolve(&pair.destination, &store);
         match sender {
             Some(sender) => {
-                runs_on(sender.wait(), "gave the container back");
+                runs_on(sender.wait(), "has rolled back");
             }
             None => {
                 wait_until("it can be asked", || {
@@ -295,7 +298,7 @@ fn a_destination_that_was_started_again_gives_it_back() {
     }
 }
 
-/// Nobody will ever answer: then a word of somebody who knows that is enough.
+/// The destination will never answer, so the operator decides with `--peer-lost`.
 #[test]
 fn a_destination_that_is_lost_does_not_keep_it() {
     let apart = Apart::new("peerlost");
@@ -310,7 +313,7 @@ fn a_destination_that_is_lost_does_not_keep_it() {
     let output = apart.resolve(&pair.source, &["--peer-lost"]).wait();
     assert!(output.stderr().contains("does not answer"), "{output:?}");
     output.exits_with(1);
-    // It was not so lost after all, and is told what it was in the middle of.
+    // The destination comes back after all, and reports its unfinished migration.
     let receiver = apart.receiver();
     wait_until("it says so", || {
         receiver.running.stderr().contains("was started again")

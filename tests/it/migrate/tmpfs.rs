@@ -1,4 +1,4 @@
-//! What a container has in its tmpfs mounts goes with it, and so do the mounts.
+//! The tmpfs mounts of a container move with it, with all files in them.
 
 use std::path::Path;
 
@@ -7,7 +7,8 @@ use serde_json::json;
 use crate::common::pair::{COUNTER, Pair, Receiver, send};
 use crate::common::{Host, wait_until};
 
-/// All kinds of files in `/cache`; in `/dev/shm` one that is deleted and open, and a mapped one in which it counts.
+/// All kinds of files in `/cache`; in `/dev/shm` one that is deleted and open, and a mapped one in
+/// which it counts.
 const KEEPER: &str = "
 import mmap, os, stat, struct, time
 os.umask(0)
@@ -40,7 +41,8 @@ while True:
     time.sleep(0.005)
 ";
 
-/// The mounts without their numbers, and the files. In `/dev` CRIU makes and removes names, for files that have none.
+/// The mounts without their numbers, and the files. In `/dev` CRIU makes and removes names for
+/// files without one.
 const LIST: &str = "
 sed -n 's/^[0-9]* [0-9]* [0-9:]* \\(.* - tmpfs .*\\)/\\1/p' /proc/self/mountinfo | grep -v ' /proc/acpi' | sort
 find /cache -xdev -printf '%p %y %M %U %G %s %b %n %T@ %l\\n' | sort
@@ -85,11 +87,11 @@ fn what_is_in_a_tmpfs_goes_along() {
         sender.wait().ok();
         receiver.running.wait().ok();
     };
-    // From what was restored once, too.
+    // A container that was restored once moves again, too.
     for (from, to) in [(source, destination), (destination, source)] {
         move_to(from, to);
         assert_eq!(list(to, "tmpfs"), before);
-        // The memory is that of the file, still.
+        // The mapping still shares the memory of the file.
         let then = counted(to, "tmpfs");
         assert!(then >= count);
         wait_until("it counts in the file", || counted(to, "tmpfs") > then);

@@ -1,20 +1,21 @@
-//! The training job of the examples, hundreds of megabytes with dozens of threads: what it computes after it has moved.
+//! The training job of the examples, hundreds of megabytes with dozens of threads: it computes the
+//! same results after a migration.
 
 use std::fs;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use serde_json::json;
 
 use crate::common::pair::{Receiver, send};
-use crate::common::{Bundle, Host, skip};
+use crate::common::{Bundle, Host, skip, wait_within};
 
 const SIZE: [&str; 6] = ["--seed", "7", "--epochs", "3", "--steps", "200"];
 const STEPS: usize = 600;
 /// Keras is imported and JAX compiles, on a machine that runs other tests.
 const TRAINING_LIMIT_DUR: Duration = Duration::from_secs(180);
 
-/// What `make example` has built; it takes minutes, so the test does not.
+/// Image from `make example`, which takes minutes, so the test does not build it.
 fn rootfs() -> PathBuf {
     let target = std::env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into());
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
@@ -38,8 +39,8 @@ fn trainer(host: &Host, id: &str, results: &Path) -> Bundle {
         .script(&command)
 }
 
-/// Weights, the optimizer's state, the seeds of dropout and the loader's random numbers are in its memory only: were any of it lost or done twice,
-/// the losses would differ.
+/// Weights, the optimizer's state, the seeds of dropout and the loader's random numbers are in its
+/// memory only: if any of it were lost or done twice, the losses would differ.
 #[test]
 fn training_goes_on_as_if_it_had_not_moved() {
     if !rootfs().join("opt/trainer/train.py").exists() {
@@ -64,12 +65,11 @@ fn training_goes_on_as_if_it_had_not_moved() {
     assert_eq!(unmoved.len(), STEPS);
 
     source.run_detached(&trainer(&source, "trainer", &results));
-    let deadline = Instant::now() + TRAINING_LIMIT_DUR;
-    while losses("trainer").len() < 40 {
+    let in_its_first_epoch = wait_within(TRAINING_LIMIT_DUR, || {
         assert_eq!(source.status("trainer"), "running");
-        assert!(Instant::now() < deadline, "not in its first epoch");
-        std::thread::sleep(Duration::from_millis(20));
-    }
+        losses("trainer").len() >= 40
+    });
+    assert!(in_its_first_epoch, "{:?}", losses("trainer"));
     let receiver = Receiver::start(&destination, "trainer", &store, &["--detach"]);
     send(&source, "trainer", &store, receiver.address, &[])
         .wait()
@@ -79,10 +79,10 @@ fn training_goes_on_as_if_it_had_not_moved() {
     assert!(moved_after < STEPS, "it was done before it moved");
     assert_eq!(source.status("trainer"), "gone");
 
-    while destination.status("trainer") != "stopped" {
-        assert!(Instant::now() < deadline, "not done: {moved_after}");
-        std::thread::sleep(Duration::from_millis(20));
-    }
+    let is_done = wait_within(TRAINING_LIMIT_DUR, || {
+        destination.status("trainer") == "stopped"
+    });
+    assert!(is_done, "it moved after {moved_after} steps");
     let moved = losses("trainer");
     assert_eq!(moved.len(), STEPS);
     for (one, other) in moved.iter().zip(&unmoved) {

@@ -1,4 +1,4 @@
-//! Who may send, beyond who reads the pool.
+//! Authentication beyond the secret in the shared directory.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;

@@ -1,4 +1,4 @@
-//! The web application of the examples, which moves between two workers while it is asked.
+//! The web application of the examples, which moves between two workers while it gets requests.
 
 use std::fs;
 use std::path::Path;
@@ -16,7 +16,7 @@ use crate::common::{Cmd, wait_until};
 const EXAMPLES: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/examples");
 const PORT: &str = "8080";
 
-/// What the front end does with a request: it asks the workers one after the other until one answers.
+/// Handles a request like the front end: it asks the workers one after the other until one answers.
 fn ask(net: &str) -> Option<u64> {
     for _ in 0..400 {
         for worker in [SOURCE, DESTINATION] {

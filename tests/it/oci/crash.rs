@@ -1,4 +1,5 @@
-//! Commands that are killed or compete: what they leave is found and removed, and nobody else is hurt.
+//! Commands that are killed or compete: rcm finds and removes their remains, and no other container
+//! is harmed.
 
 use std::cell::RefCell;
 use std::collections::BTreeSet;
@@ -31,7 +32,7 @@ fn a_creation_that_was_killed_is_cleaned_up() {
     for step in 0..60 {
         let delay_dur = Duration::from_millis(2 * step);
         caught += u32::from(killed_creation(&host, "create", delay_dur));
-        // Whatever is there can be asked for and listed.
+        // A half-made container has a state.
         if host.root().join("web/state.json").exists() {
             assert_ne!(host.status("web"), "gone");
         }
@@ -51,12 +52,12 @@ fn a_foreground_run_that_was_killed_is_cleaned_up() {
     }
 }
 
-/// What is left of a container at a moment of its end.
+/// Parts of a container that are left at a moment of its removal.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord)]
 struct Left {
     is_frozen: bool,
     is_alive: bool,
-    /// In how many hierarchies of how many the container has a group: 0 for none, 1 for some, 2 for all.
+    /// Hierarchies in which the container has a group: 0 for none, 1 for some, 2 for all.
     groups: u8,
     /// In the container's directory, if it is there.
     files: Option<BTreeSet<String>>,
@@ -80,14 +81,15 @@ impl Left {
     }
 }
 
-/// Kills `delete` in every state that it leaves the container in on its way. `prepare` makes that container.
+/// Kills `delete` in every state through which it takes the container. `prepare` makes that
+/// container.
 fn kill_deletions(flags: &[&str], prepare: impl Fn(&Host, &Bundle)) {
     let host = Host::new();
     let bundle = host.bundle("web").args(["sleep", "1000"]);
     let delete = |at: &dyn Fn(Left) -> bool| {
         prepare(&host, &bundle);
         let (init, hierarchies) = (host.recorded_pid("web"), host.cgroup_dirs("web").len());
-        // It stands still until it is traced: nothing of it is missed then.
+        // It is stopped until it is traced, so that the test sees all of its system calls.
         let running = Cmd::new("sh")
             .args(["-c", r#"kill -STOP $$; exec "$@""#, "sh"])
             .arg(env!("CARGO_BIN_EXE_rcm"))
@@ -137,7 +139,7 @@ fn kill_deletions(flags: &[&str], prepare: impl Fn(&Host, &Bundle)) {
         host.rcm(["delete", "--force", "web"]).ok();
         wait_until("everything is gone", || host.remains().is_empty());
     }
-    // How far the killed processes have come differs from time to time.
+    // The killed processes may have reached different points.
     assert!(caught * 2 > seen.len(), "{caught} of {seen:#?}");
 }
 
@@ -172,7 +174,7 @@ fn a_killed_deletion_of_a_stopped_container_is_completed() {
     });
 }
 
-/// Names in directories that everybody shares and rcm may use.
+/// Names in shared directories that rcm may use.
 fn shared_names() -> BTreeSet<String> {
     let names = ["/run", "/tmp", "/dev/shm"].map(|dir| fs::read_dir(dir).into_iter().flatten());
     let names = names.into_iter().flatten().flatten();
@@ -250,7 +252,7 @@ fn a_cgroup_in_use_is_not_taken_over() {
     let host = Host::new();
     let first = host.bundle("first").args(["sleep", "1000"]);
     host.run_detached(&first);
-    // Another container with the same cgroup: whatever happens to it, the first one must live on.
+    // Another container with the same cgroup fails. The first one must survive this.
     let path = format!("{}/first", host.cgroup_parent());
     let second = host
         .bundle("second")

@@ -1,4 +1,4 @@
-//! `/dev` of a container: what is in it, and which devices may be used.
+//! `/dev` of a container: its contents, and the devices that may be used.
 
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
@@ -69,7 +69,7 @@ fn rules_say_who_may_use_a_device() {
     };
     let none = json!({"allow": false, "access": "rwm"});
     let rule = |access: &str| json!({"allow": true, "type": "c", "major": 1, "minor": 11, "access": access});
-    // /dev/kmsg, 1:11, may be read and written by root; what is no device of everybody's.
+    // /dev/kmsg, 1:11: root may read and write it, and it is not one of the default devices.
     for (rules, expected) in [
         (json!([none]), "made\nusual\n"),
         (json!([none, rule("r")]), "read\nmade\nusual\n"),
@@ -139,7 +139,8 @@ impl Drop for Mounted {
     }
 }
 
-/// With the host's `/dev` in it (Docker's `--volume /dev:/dev`), nothing is made or removed there.
+/// With the host's `/dev` in the container (Docker's `--volume /dev:/dev`), nothing is made or
+/// removed there.
 #[test]
 fn the_host_s_directory() {
     let host = Host::new();
@@ -163,7 +164,7 @@ fn the_host_s_directory() {
         prints(&host, bundle("web"), "ls /dev; echo x >/dev/null"),
         "null\nown\nptmx\nzero\n"
     );
-    // What else the spec has there is there, and a terminal.
+    // The other mounts of the spec are there, and a terminal.
     fs::create_dir(dir.join("shm")).unwrap();
     fs::create_dir(dir.join("pts")).unwrap();
     let pts = Mounted::bind(Path::new("/dev/pts"), dir.join("pts"));

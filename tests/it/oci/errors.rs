@@ -1,4 +1,4 @@
-//! What goes wrong is one line, one error record and nothing left behind.
+//! A failure is one line and one error record, and leaves nothing behind.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -122,7 +122,8 @@ fn a_program_that_fails_to_execute_after_the_start() {
         .permissions();
     permissions.set_mode(0o755);
     fs::set_permissions(bundle.rootfs().join("bin/broken"), permissions).unwrap();
-    // It is the container's end, not rcm's: its output tells why, and who looks only at that (`docker logs`) sees it.
+    // The container fails and not rcm. So the reason is in the container's output, which `docker
+    // logs` shows.
     let output = host.run(&bundle).exits_with(255);
     assert_eq!(
         output.stderr(),

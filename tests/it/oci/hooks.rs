@@ -36,8 +36,8 @@ fn each_kind_gets_the_state_at_its_time() {
         .args(["sleep", "1000"]);
     fs::create_dir_all(bundle.rootfs().join(dir.strip_prefix("/").unwrap())).unwrap();
     for kind in KINDS {
-        // startContainer runs in the container: busybox is there under the same name.
-        // It takes its time: poststart has to wait for it.
+        // startContainer runs in the container: busybox is there under the same name. It is slow:
+        // poststart has to wait for it.
         let pause = if kind == "startContainer" {
             "sleep 0.2"
         } else {

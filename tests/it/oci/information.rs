@@ -1,4 +1,5 @@
-//! The verbs that tell: events, ps, features, spec, --version. Where the distribution's runc is there, its answers are the yardstick.
+//! The verbs that only print: events, ps, features, spec, --version. If the distribution's runc is
+//! installed, the answers must be like its own.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -10,7 +11,7 @@ use serde_json::{Value, json};
 
 const MEBIBYTE: u64 = 1 << 20;
 
-/// The distribution's runc, if it is there.
+/// The distribution's runc, if it is installed.
 fn runc() -> Option<PathBuf> {
     std::env::split_paths(&std::env::var_os("PATH")?)
         .map(|dir| dir.join("runc"))
@@ -56,7 +57,7 @@ fn sleeper(host: &Host, id: &str) -> Bundle {
     host.bundle(id).args(["sleep", "1000"])
 }
 
-/// The paths of all members, without those that runc leaves out where they are zero.
+/// Returns the paths of all members, without those that runc leaves out if they are zero.
 fn members(value: &Value) -> BTreeSet<String> {
     const OMITTED_WHEN_ZERO: [&str; 16] = [
         "/cpu/usage/total",
@@ -126,7 +127,7 @@ fn statistics_have_runcs_members() {
             .collect()
     };
     assert_eq!(comparable(ours), comparable(theirs));
-    // The same kind of container on the same kernel: what does not count up is equal.
+    // The same kind of container on the same kernel: all values that do not count up are equal.
     for pointer in [
         "/pids",
         "/cpuset",
@@ -158,7 +159,7 @@ fn statistics_count() {
     };
     assert!(number("/cpu/usage/total") > 1_000_000, "{event}");
     assert_eq!(number("/pids/limit"), 17);
-    // The shell, what it waits for, and perhaps what it has just executed.
+    // The shell, its current child, and perhaps the next one.
     assert!((1..=3).contains(&number("/pids/current")), "{event}");
     assert_eq!(number("/memory/usage/limit"), 64 * MEBIBYTE);
     let usage = number("/memory/usage/usage");
@@ -197,7 +198,7 @@ fn events_end_with_the_container() {
 #[test]
 fn running_out_of_memory_is_an_event() {
     let host = Host::new();
-    // tail keeps what has no line end in memory.
+    // tail keeps a line in memory until its end.
     let bundle = host
         .bundle("web")
         .resource("memory", json!({"limit": 16 * MEBIBYTE, "swap": 16 * MEBIBYTE}))
@@ -207,7 +208,7 @@ fn running_out_of_memory_is_an_event() {
         .cmd("events")
         .args(["--interval", "50ms", "web"])
         .spawn();
-    // The first statistics tell that the watch has begun.
+    // The first statistics show that the watch has begun.
     wait_until("events are watched", || !events.stdout().is_empty());
     fs::write(bundle.rootfs().join("go"), "").unwrap();
     let output = events.wait().ok();
@@ -250,7 +251,7 @@ fn ps_shows_the_containers_processes_only() {
     assert_eq!(lines.len(), 3, "{table}");
     assert!(lines[0].contains("PID"), "{table}");
     assert!(table.contains("sleep 4321"), "{table}");
-    // Everything after the name is ps's, also what rcm has a flag for.
+    // Everything after the name belongs to ps, even flags that rcm has, too.
     let table = host.rcm(["ps", "web", "-f", "-e"]).ok().stdout();
     assert_eq!(table.lines().count(), 3, "{table}");
     let table = host.rcm(["ps", "web", "aux"]).ok().stdout();
@@ -337,7 +338,7 @@ fn what_cannot_be_done_is_refused() {
     assert_eq!(host.remains(), Vec::<String>::new());
 }
 
-/// What `PROGRAM spec FLAGS` writes, without what may differ.
+/// Returns the output of `PROGRAM spec FLAGS`, without the parts that may differ.
 fn written_spec(program: impl AsRef<std::ffi::OsStr>, flags: &[&str]) -> Value {
     let dir = tempfile::tempdir().unwrap();
     Cmd::new(program)
@@ -415,7 +416,7 @@ fn the_version_has_runcs_lines() {
     );
     assert_eq!(names.len(), text.lines().count() - 1, "{text}");
 
-    // Without CRIU the answer is there as fast, and shorter.
+    // Without CRIU the answer is as fast, and shorter.
     let output = Cmd::new(env!("CARGO_BIN_EXE_rcm"))
         .args(["--criu", "/nonexistent/criu", "--version"])
         .limit(Duration::from_secs(5))

@@ -5,8 +5,8 @@ use std::path::Path;
 use crate::common::{Bundle, Host};
 use serde_json::{Value, json};
 
-/// What a container is created with, the same kind of limit as `update` takes it (if it does), and the control file with both values, its first line:
-/// on cgroup v1, and on v2 where there is one.
+/// Limit of a new container, the flag of `update` for it (if there is one), and the control file
+/// with the first line for both values: on cgroup v1, and on v2 if there is one.
 struct Limit {
     pointer: &'static str,
     value: Value,
@@ -36,7 +36,7 @@ fn limits() -> Vec<Limit> {
     ]
 }
 
-/// The control file of a limit; none where the kernel has none.
+/// Control file of a limit; `None` if the kernel has none.
 fn control_file(host: &Host, name: &str) -> Option<String> {
     let dirs = host.cgroup_dirs("web");
     let found = dirs

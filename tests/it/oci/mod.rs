@@ -1,4 +1,5 @@
-//! Containers as an engine or a person uses them: every verb but those of CRIU, and every part of the specification.
+//! Containers as an engine or a person uses them: every verb but those of CRIU, and every part of
+//! the specification.
 
 mod crash;
 mod devices;

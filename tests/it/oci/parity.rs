@@ -1,4 +1,5 @@
-//! What runc's own integration suite looks at, in this project's words: `scripts/runc-suite.sh` runs the original.
+//! Subjects of runc's own integration suite, rewritten for this project. `scripts/runc-suite.sh`
+//! runs the original.
 
 use std::fs;
 use std::os::unix::fs::{PermissionsExt, symlink};
@@ -8,7 +9,7 @@ use crate::common::{Bundle, Cmd, Host, skip};
 use nix::sys::signal::Signal;
 use serde_json::{Value, json};
 
-/// What a script prints in a container, on both streams.
+/// Returns the output of a script in a container, on both streams.
 #[track_caller]
 fn prints(host: &Host, bundle: Bundle, script: &str) -> String {
     let output = host.run(&bundle.script(script)).ok();
@@ -101,7 +102,8 @@ fn a_process_file_may_leave_out_what_go_has_a_zero_for() {
 #[test]
 fn a_mask_in_a_seccomp_rule_is_a_mask() {
     let host = Host::new();
-    // umask(2) of all that has a bit in common with 0700 is refused; a mask of 0 would let everything pass, or nothing.
+    // umask(2) of all that has a bit in common with 0700 is refused; a mask of 0 would let
+    // everything pass, or nothing.
     let seccomp = json!({"defaultAction": "SCMP_ACT_ALLOW", "syscalls": [{
         "names": ["umask"], "action": "SCMP_ACT_ERRNO", "errnoRet": 1,
         "args": [{"index": 0, "value": 0o700, "valueTwo": 0o300, "op": "SCMP_CMP_MASKED_EQ"}]
@@ -158,7 +160,8 @@ fn what_a_seccomp_filter_does() {
     host.run(&bundle).exits_with(1);
 }
 
-/// CVE-2022-29162: what may be inherited would come back with a file that has it.
+/// CVE-2022-29162: a process could get an inheritable capability back by executing a file that has
+/// it.
 #[test]
 fn capabilities_of_a_process_that_joins_are_not_inheritable() {
     let host = Host::new();

@@ -1,4 +1,5 @@
-//! What a container's first process gets: streams, descriptors, user, capabilities, mounts, limits, namespaces.
+//! Environment of a container's first process: streams, descriptors, user, capabilities, mounts,
+//! limits, namespaces.
 
 use std::fs;
 use std::os::fd::AsRawFd;
@@ -147,7 +148,8 @@ fn descriptors_are_preserved_on_request() {
     let text = output.stdout();
     let (data, open) = text.split_at(4);
     assert_eq!(data, "3\n4\n");
-    // ls itself has the directory open, under the first free number: so neither 5 nor anything of rcm's came through.
+    // ls itself has the directory open, under the first free number: so neither 5 nor anything of
+    // rcm's came through.
     assert_eq!(open.trim(), "0 1 2 3 4 5", "{output:?}");
     through_shell(&["--preserve-fds", "9"]).fails_with(1, "unable to stat preserved-fd 3 (of 9)");
     assert_eq!(host.remains(), Vec::<String>::new());

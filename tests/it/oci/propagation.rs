@@ -1,4 +1,4 @@
-//! How mounts are taken along and seen: those below a bind, and those that come later on either side.
+//! Propagation of mounts: those below a bind mount, and those that are made later on either side.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -106,7 +106,8 @@ fn a_read_only_tree_cannot_be_written_to() {
     }
 }
 
-/// Its propagation, and that of a mount of the host's which was shared: `/proc/self/mountinfo` from the seventh field on.
+/// Its propagation, and that of a mount of the host's which was shared: `/proc/self/mountinfo` from
+/// the seventh field on.
 fn root_propagation(host: &Host, propagation: Option<&str>) -> String {
     let bundle = host.bundle("web").edit(|config| {
         if let Some(propagation) = propagation {

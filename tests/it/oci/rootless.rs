@@ -10,11 +10,12 @@ use serde_json::{Value, json};
 /// A user without any rights: nobody.
 const UID: u32 = 65534;
 
-/// What the user has: the binary, a runtime directory and a bundle made by `rcm spec --rootless`.
+/// The user's environment: the binary, a runtime directory and a bundle made by `rcm spec
+/// --rootless`.
 struct User<'a> {
     host: &'a Host,
     bundle: PathBuf,
-    /// The group that his commands are in, where it is not that of the test.
+    /// The group of his commands, if it is not that of the test.
     session: Option<PathBuf>,
 }
 
@@ -22,7 +23,8 @@ impl<'a> User<'a> {
     fn new(host: &'a Host) -> Self {
         let dir = host.dir();
         let binary = dir.join("rcm");
-        // Where the binary was built others may not look; that file can have a name that they reach.
+        // The directory of the build may be closed to other users, so the binary gets a name that
+        // they reach.
         let built = Path::new(env!("CARGO_BIN_EXE_rcm"));
         fs::hard_link(built, &binary)
             .or_else(|_| fs::copy(built, &binary).map(drop))
@@ -227,8 +229,9 @@ fn delegate_v1(path: &str) {
     }
 }
 
-/// Gives a group of cgroup v2 to the user as systemd does with `Delegate=yes`, with one below it for his session, which is returned: a user may
-/// only move processes between groups of a tree that is his (cgroups(7), "delegation containment").
+/// Gives a group of cgroup v2 to the user as systemd does with `Delegate=yes`, with one below it
+/// for his session. Returns this one: a user may only move processes between groups of a tree that
+/// is his (cgroups(7), "delegation containment").
 fn delegate_v2(path: &str) -> PathBuf {
     let root = Path::new("/sys/fs/cgroup");
     let dir = PathBuf::from(format!("{}{path}", root.display()));

@@ -1,5 +1,5 @@
-//! When, where and with how much a container's processes may execute: priorities, policies, processors, memory nodes, limits. What the spec says holds for
-//! those that join, too.
+//! Scheduling of a container's processes: priorities, policies, processors, memory nodes, limits.
+//! The settings of the spec apply to processes that join, too.
 
 use std::fs;
 
@@ -10,7 +10,7 @@ fn sleeper(host: &Host) -> Bundle {
     host.bundle("web").args(["sleep", "1000"])
 }
 
-/// Executes a process from a file in the container: `args`, and what else the spec has of it.
+/// Executes a process from a file in the container: `args`, and other fields of the process.
 fn exec_process(host: &Host, args: &[&str], mut process: Value) -> Cmd {
     process["args"] = json!(args);
     process["cwd"] = json!("/");
@@ -122,7 +122,7 @@ fn processors_of_a_process_that_joins() {
     let host = Host::new();
     let affinity = json!({"initial": "0", "final": "1"});
     host.run_detached(&sleeper(&host).set("/process/execCPUAffinity", affinity));
-    // It is for those that join.
+    // The setting is only for processes that join.
     let first = fs::read_to_string(format!("/proc/{}/status", host.pid("web"))).unwrap();
     assert_eq!(allowed(&first), allowed(&own));
     let status = ["cat", "/proc/self/status"];

@@ -105,7 +105,7 @@ fn a_container_with_a_terminal_and_rcm_without() {
         .bundle("web")
         .terminal()
         .script("stty -echo; echo ready; cat; exit 2");
-    // The end of input reaches the container as the character that says so.
+    // The end of input reaches the container as the end-of-file character.
     let output = host
         .cmd("run")
         .bundle(&bundle)
@@ -114,7 +114,7 @@ fn a_container_with_a_terminal_and_rcm_without() {
         .exits_with(2);
     assert!(output.stdout().contains("ready\n"), "{output:?}");
     assert!(output.stdout().contains("through a pipe\n"), "{output:?}");
-    // Without a terminal at the other end nobody would undo the translation of newlines.
+    // Without a terminal at the other end nothing would undo the translation of newlines.
     assert!(!output.stdout().contains('\r'), "{output:?}");
 }
 

@@ -1,14 +1,17 @@
-//! A thousand foreground runs in a row, half of them on a terminal: none hangs, and every exit status is right.
+//! A thousand foreground runs in a row, half of them on a terminal: none hangs, and every exit
+//! status is right.
 //!
-//! A runtime that waits for SIGCHLD loses now and then the one of a process that ends before it listens, and then waits for ever.
-//! One that stops reading the terminal when the process ends loses output. Both need many runs to show.
+//! A runtime that waits for SIGCHLD loses now and then the one of a process that ends before it
+//! listens, and then waits for ever. One that stops reading the terminal when the process ends
+//! loses output. Both need many runs to show.
 
 use std::time::Duration;
 
 use crate::common::{Bundle, Host};
 
 const RUNS: usize = 500;
-/// How long a single run may take; a trivial container takes some hundredths of that even on a loaded machine.
+/// How long a single run may take; a trivial container takes some hundredths of that even on a
+/// loaded machine.
 const RUN_LIMIT_DUR: Duration = Duration::from_secs(20);
 
 /// The ways to end, with the exit status that stands for each.

@@ -68,7 +68,7 @@ fn limits_change_and_are_remembered() {
     ]);
     assert_eq!(limits.memory(), (100 * MEBIBYTE).to_string());
     assert_eq!(limits.pids(), "20");
-    // Both above and both below what is in force: the kernel takes each in one order only.
+    // Both above and both below the current values: the kernel accepts each pair in one order only.
     update(&["--memory", "300M", "--memory-swap", "400M"]);
     assert_eq!(limits.memory(), (300 * MEBIBYTE).to_string());
     update(&["--memory", "50M", "--memory-swap", "60M"]);

@@ -1,4 +1,5 @@
-//! Everything about a tree that has to arrive, as text that compares: read with other means than those of rcm's own walk where there are any.
+//! All attributes of a tree that have to arrive, as text for a comparison. It is read by other
+//! means than rcm's own walk, if there are any.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -128,7 +129,7 @@ impl Tree {
     }
 }
 
-/// Data and holes, and what the data are.
+/// Returns the places of data and holes, and the data.
 fn contents(path: &Path, line: &mut String) {
     let file = fs::OpenOptions::new()
         .read(true)

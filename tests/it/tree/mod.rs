@@ -1,4 +1,5 @@
-//! Whole trees, differences and changes since arrive as they are: every attribute, and nothing that did not change.
+//! Whole trees, differences and changes since arrive as they are: every attribute, and nothing that
+//! did not change.
 
 pub mod compare;
 mod overlay;
@@ -24,9 +25,17 @@ fn is_root() -> bool {
     nix::unistd::geteuid().is_root()
 }
 
-/// Two directories on the disk.
+/// Two directories, which may be in memory.
 fn places() -> (tempfile::TempDir, PathBuf, PathBuf) {
-    let dir = tempfile::tempdir().expect("a directory");
+    places_in(tempfile::tempdir().expect("a directory"))
+}
+
+/// Two directories on the disk, if this machine has one.
+fn places_on_disk() -> (tempfile::TempDir, PathBuf, PathBuf) {
+    places_in(tempfile::tempdir_in("/var/tmp").expect("a directory"))
+}
+
+fn places_in(dir: tempfile::TempDir) -> (tempfile::TempDir, PathBuf, PathBuf) {
     let (source, destination) = (dir.path().join("source"), dir.path().join("destination"));
     std::fs::create_dir(&source).expect("a directory");
     (dir, source, destination)
@@ -36,7 +45,7 @@ fn stage(place: &Path, id: &str) -> Staging {
     Staging::create_tree(Slot::new(place, id).expect("a place")).expect("staged")
 }
 
-/// Packs `source` whole and unpacks it to `destination`; returns the inventory of what was sent.
+/// Packs `source` whole and unpacks it to `destination`; returns the inventory that was sent.
 fn copy(source: &Path, destination: &Path) -> Vec<u8> {
     let (mut changes, mut sent) = (Vec::new(), Vec::new());
     let base = Base::<Empty>::Nothing;
@@ -57,7 +66,7 @@ fn copy(source: &Path, destination: &Path) -> Vec<u8> {
     sent
 }
 
-/// Brings `destination` to the state of `source` by the difference to what it has.
+/// Brings `destination` to the state of `source` by the differences to its own tree.
 fn update(source: &Path, destination: &Path) -> (Totals, usize, Vec<u8>) {
     let (mut listed, mut changes, mut sent) = (Vec::new(), Vec::new(), Vec::new());
     take_inventory(destination, &mut listed, Compression::Zstd).expect("listed");
@@ -77,7 +86,7 @@ fn update(source: &Path, destination: &Path) -> (Totals, usize, Vec<u8>) {
     (packed, changes.len(), sent)
 }
 
-/// Brings `destination` to the state of `source` by what has changed since `sent`.
+/// Brings `destination` to the state of `source` by the changes since `sent`.
 fn follow(source: &Path, destination: &Path, sent: &[u8]) -> (Totals, Vec<u8>) {
     let (mut changes, mut now_sent) = (Vec::new(), Vec::new());
     let base = Base::Sent(Inventory::open(sent).expect("an inventory"));
@@ -125,7 +134,7 @@ fn a_whole_tree_arrives_as_it_is_and_differences_only() {
     let (by_stamp, _) = follow(&source, &second, &sent);
     assert_same(&source, &second);
     assert_eq!(by_digest, by_stamp);
-    // As in the freeze: nothing comes after it.
+    // As in the freeze: no further pack follows, so no inventory is written.
     let mut last = Vec::new();
     let base = Base::Sent(Inventory::open(&sent[..]).expect("an inventory"));
     let none = None::<std::io::Sink>;
@@ -156,13 +165,13 @@ fn a_staging_leaves_nothing_and_puts_back_what_was_there() {
     for was_there in [false, true] {
         let staging = stage(&other, "a");
         std::fs::write(staging.path().join("half"), "x").unwrap();
-        // As a crash would leave it.
+        // Leave it as a crash would.
         std::mem::forget(staging);
         let staging = stage(&other, "a");
         assert_eq!(std::fs::read_dir(staging.path()).unwrap().count(), 0);
         drop(staging);
         nothing_left();
-        // Published, and not kept: by who is alive, or after a crash.
+        // Published, and undone: by the same process, or after a crash.
         for is_alive in [true, false] {
             let place = Slot::new(&other, "a").unwrap();
             let staging = Staging::create_tree(place.clone()).unwrap();
@@ -203,7 +212,7 @@ fn a_linked_copy_takes_changes_and_leaves_the_old_tree_alone() {
     if !is_root() {
         crate::common::skip!("needs root: device nodes and owners");
     }
-    let (dir, source, destination) = places();
+    let (dir, source, destination) = places_on_disk();
     sample::build(&source, 20);
     copy(&source, &destination);
     let before = compare::describe(&destination);

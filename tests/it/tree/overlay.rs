@@ -1,4 +1,4 @@
-//! The upper directory of a real overlay, with what was deleted and hidden in it.
+//! The upper directory of a real overlay, with marks for deleted and hidden files.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -51,7 +51,7 @@ fn change(root: &Path) {
     let doc = |package: usize| root.join(format!("usr/share/doc/package-{package}"));
     fs::remove_file(doc(1).join("file-1.gz")).unwrap();
     fs::remove_dir_all(doc(2)).unwrap();
-    // Hides what the lower layer has in it.
+    // The new directory hides the files of the lower layer.
     fs::remove_dir_all(doc(3)).unwrap();
     fs::create_dir(doc(3)).unwrap();
     fs::write(doc(3).join("new"), "new").unwrap();
@@ -82,7 +82,7 @@ fn an_upper_directory_becomes_changes_to_the_lower_one() {
         Err(errno) => common::skip!("no overlay can be mounted here: {errno}"),
     };
     copy(&lower, &destination);
-    // As a destination has it that shares the lower layers but mounts an overlay of its own over them.
+    // As at a destination that shares the lower layers and mounts an overlay of its own over them.
     let other = Overlay::mount(dir.path(), "other", &lower).expect("a second overlay");
     change(&overlay.mounted);
 
@@ -103,7 +103,8 @@ fn an_upper_directory_becomes_changes_to_the_lower_one() {
     assert_merged(&overlay, &destination);
     assert_merged(&overlay, &other.mounted);
 
-    // Then, as in the freeze: new whiteouts, a directory that becomes opaque, files that only the upper directory had.
+    // Then, as in the freeze: new whiteouts, a directory that becomes opaque, files that only the
+    // upper directory had.
     let doc = overlay.mounted.join("usr/share/doc");
     fs::remove_file(overlay.mounted.join("added")).unwrap();
     fs::remove_dir_all(doc.join("package-3")).unwrap();
@@ -145,7 +146,8 @@ fn an_upper_directory_becomes_changes_to_the_lower_one() {
     assert_merged(&overlay, &third);
 }
 
-/// The overlay keeps no hard links between files that it copied up, and its file counts are those of the layers.
+/// The overlay keeps no hard links between files that it copied up, and its file counts are those
+/// of the layers.
 #[track_caller]
 fn assert_merged(overlay: &Overlay, found: &Path) {
     let plain = |path: &Path| -> Vec<(Vec<u8>, String)> {
@@ -195,7 +197,8 @@ fn an_upper_directory_that_does_not_stand_alone_is_refused() {
         let path = std::ffi::CString::new(upper.join("moved").to_str().unwrap()).unwrap();
         rcm::sys::xattr::remove(&path, &std::ffi::CString::new(attribute).unwrap()).unwrap();
     }
-    // What a peer has is no base for it: everything outside the upper directory would count as deleted.
+    // The tree of a peer cannot be its base: everything outside the upper directory would count as
+    // deleted.
     fs::create_dir(&destination).unwrap();
     let mut sent = Vec::new();
     let base = Base::<&[u8]>::Lower;
@@ -216,7 +219,7 @@ fn an_upper_directory_that_does_not_stand_alone_is_refused() {
         Compression::None,
     );
     assert!(matches!(error, Err(TreeError::OtherView)), "{error:?}");
-    // As a plain tree, its attributes are those of whatever uses it.
+    // In a plain tree, overlay attributes are copied like any others.
     sample::set_attribute(&upper.join("moved"), "trusted.overlay.opaque", b"y");
     fs::remove_dir(&destination).unwrap();
     copy(&upper, &destination);

@@ -27,7 +27,7 @@ fn mutate(root: &Path, random: &mut Random) {
     if fs::metadata(&path).is_ok_and(|found| found.file_type().is_fifo()) {
         return;
     }
-    // Whatever is not possible right now is left out.
+    // Changes that are not possible now are left out.
     let _ = match random.below(14) {
         0..=2 => fs::create_dir_all(&path),
         3 => fs::write(&path, b"same"),

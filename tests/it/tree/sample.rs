@@ -1,4 +1,4 @@
-//! A tree like that of a Debian system, with everything in it that is easily lost.
+//! A tree like that of a Debian system, with all attributes that are easily lost.
 
 use std::ffi::{CString, OsStr};
 use std::fs::{self, File};
@@ -30,7 +30,8 @@ pub fn set_mode(path: &Path, mode: u32) {
     fs::set_permissions(path, fs::Permissions::from_mode(mode)).expect("the mode can be set");
 }
 
-/// An access control list as acl(5) and linux/posix_acl_xattr.h have it: tag, permissions, identifier.
+/// An access control list as acl(5) and linux/posix_acl_xattr.h have it: tag, permissions,
+/// identifier.
 pub fn acl(user: u32) -> Vec<u8> {
     let entries = [
         (1, 7, u32::MAX),
@@ -162,10 +163,11 @@ pub fn build(root: &Path, packages: usize) {
     set_mode(root, 0o711);
 }
 
-/// Copies what this machine's essential packages, its time zones and apt consist of into the new directory `root`: thousands of files of a Debian tree.
+/// Copies the files of this machine's essential packages, its time zones and apt into the new
+/// directory `root`: thousands of files of a Debian tree.
 pub fn debian(root: &Path) {
-    // A path that is listed below /bin and its like may be below /usr in truth. The status 1 of tar says that something changed
-    // meanwhile: /tmp does when other tests run.
+    // A path that is listed below /bin and its like may really be below /usr. Status 1 of tar means
+    // that files changed meanwhile, such as /tmp when other tests run.
     let script = r#"
         essential=$(dpkg-query -W -f '${Essential} ${binary:Package} ${db:Status-Status}\n' | awk '$1 == "yes" && $3 == "installed" { print $2 }')
         mkdir "$1"
@@ -204,7 +206,7 @@ fn sparse(dir: &Path, random: &mut Random) {
     );
 }
 
-/// Directories whose path is longer than the kernel takes at once.
+/// Directories with paths longer than the kernel's limit for one call.
 fn deep(top: &Path) {
     let name = "d".repeat(100);
     let mut dir = Dir::open(top).expect("a directory");
@@ -260,7 +262,7 @@ pub fn change(root: &Path) -> u64 {
     set_time(&doc(3, 3), 1, 2);
     set_time(&path("etc/empty"), 3, 4);
     set_attribute(&path("var/lib"), "system.posix_acl_access", &acl(5));
-    // Contents whose first name goes below are sent under the second.
+    // The contents of a file that loses its first name below are sent under the second.
     for package in [5, 7, 8] {
         let list = path(&format!("var/lib/dpkg/info/package-{package}.list"));
         new_bytes += fs::metadata(list).expect("a file").len();

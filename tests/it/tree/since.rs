@@ -1,4 +1,4 @@
-//! What has changed since an earlier pack is found without reading what has not.
+//! The changes since an earlier pack are found without reading unchanged files.
 
 use std::fs::{self, File};
 use std::os::unix::fs::{FileExt, MetadataExt};
@@ -8,7 +8,7 @@ use std::time::Duration;
 use rcm::image::tree::Totals;
 
 use super::compare::assert_same;
-use super::{copy, follow, places, sample};
+use super::{copy, follow, places, places_on_disk, sample};
 use crate::common::random::Random;
 
 /// Bytes that this thread has read with system calls (proc_pid_io(5)).
@@ -30,9 +30,9 @@ fn keeps_times(path: &Path) -> bool {
 
 #[test]
 fn an_old_file_is_not_read_again_and_a_new_one_is() {
-    let (_dir, source, destination) = places();
+    let (_dir, source, destination) = places_on_disk();
     if !keeps_times(&source) {
-        crate::common::skip!("the temporary directory is not on a file system of a disk");
+        crate::common::skip!("/var/tmp is not on a file system of a disk");
     }
     let mut random = Random::new(3);
     for name in ["a", "b", "c"] {
@@ -52,7 +52,7 @@ fn an_old_file_is_not_read_again_and_a_new_one_is() {
     assert_eq!(totals, Totals::default());
     assert!(read_bytes() - before < 1 << 20, "{}", read_bytes() - before);
 
-    // The same size and modification time as before: only the change time tells.
+    // The same size and modification time as before: only the change time differs.
     let path = source.join("b");
     let old = fs::metadata(&path).unwrap();
     let file = File::options().write(true).open(&path).unwrap();
@@ -108,7 +108,7 @@ fn a_tree_that_changes_meanwhile_is_whole_in_the_end() {
         fs::create_dir(source.join(format!("d{name}"))).unwrap();
     }
     std::thread::scope(|scope| {
-        scope.spawn(|| {
+        let changing = scope.spawn(|| {
             let mut random = Random::new(4);
             while !stop.load(std::sync::atomic::Ordering::Relaxed) {
                 let dir = source.join(format!("d{}", random.below(50)));
@@ -131,7 +131,7 @@ fn a_tree_that_changes_meanwhile_is_whole_in_the_end() {
             (_, sent) = follow(&source, &destination, &sent);
         }
         stop.store(true, std::sync::atomic::Ordering::Relaxed);
-        std::thread::sleep(Duration::from_millis(100));
+        changing.join().unwrap();
         follow(&source, &destination, &sent);
     });
     assert_same(&source, &destination);

@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 #
-# Processors that differ. A container that was restored where a feature is missing would go on, and die of SIGILL some day: that is refused before it is
-# stopped, with the feature's name. The other way it is allowed.
+# Different processors. A container that is restored on a processor without one of its features may
+# later die of SIGILL. rcm refuses this before it stops the container, and names the feature. The
+# other direction is allowed.
 
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
-# Whatever happens, the next scenario has equal machines.
+# The next scenario needs equal machines, even after a failure.
 leave() {
     local status=$?
     trap - EXIT
@@ -34,7 +35,7 @@ say "$(grep -o 'the processor lacks .*' <<<"$said" | head -n 1)"
 ticks=$(inside source web dev/shm/ticks)
 sleep 1
 [ "$(inside source web dev/shm/ticks)" -gt "$ticks" ] || die "the container stands still"
-# The receiver goes on waiting.
+# The receiver still waits.
 on destination 'kill $(pgrep -n -f "^rcm live-migrate web")'
 end_receiver
 expect "at the destination" "$(status_of destination web)" absent

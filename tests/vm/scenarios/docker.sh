@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 #
-# A container of Docker, with rcm as its runtime and systemd for its groups, goes on at a machine without an engine: its memory, its writable layer, its limits
-# and the files that Docker has made for it.
+# A container of Docker, with rcm as its runtime and systemd for its groups, moves to a machine
+# without an engine, with its memory, its writable layer, its limits and the files that Docker has
+# made for it.
 
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
@@ -17,7 +18,8 @@ leave() {
 }
 trap leave EXIT
 
-# numbers HOST COMMAND - the container's file with all numbers so far, each once and in order. Prints the last.
+# numbers HOST COMMAND - the container's file with all numbers so far, each once and in order.
+# Prints the last.
 numbers() { on "$1" "$2" | awk '$1 != NR { print $1 " as number " NR; exit 1 } END { print NR }' || die "a step is missing, or was executed twice"; }
 
 # The settings as the documentation has them.

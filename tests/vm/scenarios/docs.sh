@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 #
-# The commands of the documentation that need two hosts, word for word, each on the machine that its mark names; and that they do what is said of them.
+# The commands of the documentation that need two hosts, word for word, each on the machine that its
+# mark names, with checks of their effects.
 
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
@@ -19,14 +20,14 @@ leave() {
 trap leave EXIT
 
 start_web() { on source "cd $BUNDLES/web && rcm run --detach web </dev/null >/dev/null 2>&1"; }
-# moved ID - it goes on at the destination, where it is then removed.
+# moved ID - the container runs at the destination, where it is then removed.
 moved() {
     local ticks
     expect_moved "$1"
     ticks=$(inside destination "$1" dev/shm/ticks)
     sleep 0.5
     [ "$(inside destination "$1" dev/shm/ticks)" -gt "$ticks" ] || die "it stands still"
-    # A receiver in the foreground is its parent, and removes it.
+    # A receiver in the foreground is the container's parent, and removes it.
     on destination "rcm kill $1 KILL; for tries in \$(seq 50); do pgrep -f '^rcm .*live-migrate' >/dev/null || exit 0; sleep 0.1; done"
 }
 
@@ -40,7 +41,7 @@ execute source
 execute destination
 start_web
 await
-# The question, then the move.
+# First the check, then the move.
 execute source
 execute source
 execute destination

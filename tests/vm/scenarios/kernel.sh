@@ -1,13 +1,14 @@
 #!/usr/bin/env bash
 #
-# Tests of `make test` that are others with this kernel, which has control groups of version 2 alone and tracks changed memory. They are in this tree's test program `it`.
+# Tests of `make test` that differ with this kernel, which has only control groups of version 2 and
+# tracks changed memory. They are in this tree's test program `it`.
 
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 readonly TESTS=${TESTS:-$TOP/target/guest-tests} PLACE=/root/tests
 [ -d "$TESTS" ] || die "no tests in $TESTS: make test-vm builds them"
-# Where the tests expect the rcm that was built with them.
+# The path at which the tests expect the rcm that was built with them.
 readonly EXPECTED=${GUEST%/release}/debug/rcm
 
 # run_tests HOST FILTER... - one after the other.

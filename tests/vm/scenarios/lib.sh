@@ -1,4 +1,4 @@
-# What the scenarios share. Sourced by each of them.
+# Functions that the scenarios share. Sourced by each of them.
 # shellcheck shell=bash
 
 . "$(dirname "${BASH_SOURCE[0]}")/../lib.sh"
@@ -8,7 +8,7 @@ readonly BUNDLES=/root/bundles
 # A store of each machine's own.
 readonly OWN_STORE=/root/store
 
-# clean_up [STATUS] - nothing of a scenario is left for the next one.
+# clean_up [STATUS] - removes everything that a scenario has left.
 clean_up() {
     local status=${1:-$?} host
     trap - EXIT
@@ -17,9 +17,10 @@ clean_up() {
     [ "$status" -eq 0 ] || show_criu
     link on || status=1
     for host in $HOSTS; do
-        # Who still waits for a container, when a scenario failed.
+        # Receivers that still wait for a container, if a scenario failed.
         on "$host" 'for pid in $(pgrep -f "^rcm .*live-migrate"); do kill "$pid"; done' || true
-        # A receiver in the foreground removes its container itself when that has ended, so a deletion may come too late.
+        # A receiver in the foreground removes its container itself when that has ended, so a
+        # deletion may come too late.
         on "$host" 'for tries in $(seq 50); do
                 ids=$(rcm list --quiet) && [ -n "$ids" ] || exit 0
                 for id in $ids; do rcm delete --force "$id" 2>/dev/null; done
@@ -34,7 +35,7 @@ clean_up() {
 }
 trap clean_up EXIT
 
-# What CRIU found wrong in the last migrations, and what it did before.
+# CRIU's errors in the last migrations, and the log lines before them.
 show_criu() {
     local host
     for host in $HOSTS; do
@@ -43,7 +44,8 @@ show_criu() {
     done
 }
 
-# By test.sh, because it hangs: what stands still, in which call of the kernel. The kernel's own threads are children of the second process.
+# Called by test.sh if a scenario hangs: prints the processes that wait, and the call of the kernel
+# in which they wait. The kernel's own threads are children of the second process.
 show_processes() {
     local host
     for host in $HOSTS; do
@@ -53,7 +55,7 @@ show_processes() {
 }
 trap 'trap "" TERM; show_processes; exit 124' TERM
 
-# What the functions called make_... make, they make on both machines, or on those in MACHINES.
+# Functions called make_... work on both machines, or on those in MACHINES.
 
 # make_bundle ID ARGUMENT... - a bundle with a busybox, the workload and a command.
 make_bundle() {
@@ -73,9 +75,10 @@ make_bundle() {
     done
 }
 
-# start_receiver ID OPTION... - in the background of the destination; its output goes to a file there. Returns when it waits for the source.
+# start_receiver ID OPTION... - in the background of the destination; its output goes to a file
+# there. Returns when it waits for the source.
 #
-# GLOBALS are flags before the verb, STORE is where the images lie.
+# GLOBALS are flags before the verb, STORE is the image path.
 start_receiver() {
     local id=$1 log=/tmp/receiver-$1
     shift
@@ -106,7 +109,7 @@ start_workload() {
     die "the workload does not start"
 }
 
-# check_workload ID - at the destination every page of its memory is what it must be.
+# check_workload ID - every page of its memory at the destination has the expected contents.
 check_workload() {
     local verdict
     on destination "touch /proc/\$(rcm state $1 | jq .pid)/root/dev/shm/check"
@@ -117,20 +120,21 @@ check_workload() {
     expect "the memory at the destination" "${verdict:-not checked}" intact
 }
 
-# power_off HOST - without a word to anybody; its memory and its disk are gone.
+# power_off HOST - without a shutdown; its memory and its disk are gone.
 power_off() { "$VM/down.sh" "$1"; }
-# power_on HOST - with the programs that are tested, and nothing else of what it had.
+# power_on HOST - with the programs under test, and nothing else of its former disk.
 power_on() {
     "$VM/up.sh" "$1"
     push_programs "$1"
 }
 
-# power_cycle HOST - its memory is gone, and its disk is as it was. It neither exports nor mounts anything afterwards.
+# power_cycle HOST - its memory is gone, and its disk is as it was. It neither exports nor mounts
+# anything afterwards.
 power_cycle() {
     local console=$RUN/$1.console before
     before=$(grep -c "lab: $1 is up" "$console")
     ssh -F "$RUN/ssh_config" -O exit "$1" 2>/dev/null || true
-    # An emulated machine hangs in its start once in a while, and what starts it is not what is tested.
+    # An emulated machine hangs now and then when it starts, which is not a fault of rcm.
     for _ in 1 2 3; do
         monitor "$1" system_reset
         for _ in $(seq 300); do
@@ -153,13 +157,14 @@ need_systemd() {
     done
 }
 
-# expect_moved ID - it runs at the destination, and nowhere else.
+# expect_moved ID - the container runs at the destination, and nowhere else.
 expect_moved() {
     expect "at the destination" "$(status_of destination "$1")" running
     expect "at the source" "$(status_of source "$1")" absent
 }
 
-# inside HOST ID FILE - a file as the container sees it; its first process has it open to every reader with root's rights.
+# inside HOST ID FILE - a file as the container sees it; its first process has it open to every
+# reader with root's rights.
 inside() {
     on "$1" "pid=\$(rcm state $2 | jq .pid) && cat /proc/\$pid/root/$3"
 }
@@ -169,18 +174,20 @@ status_of() {
     on "$1" "rcm state $2 2>/dev/null | jq -r .status | grep . || echo absent"
 }
 
-# expect WHAT FOUND WANTED
+# expect TEXT FOUND WANTED
 expect() {
     [ "$2" = "$3" ] || die "$1: \"$2\" instead of \"$3\""
 }
 
-# --- a container that tells where it is ---
+# --- a container that reports its host ---
 
-# What the third host has heard of it, and the host's part of the address that it has wherever it is.
+# The log of the third host, and the host part of the container's address, which is the same on both
+# machines.
 readonly HEARD=$RUN/heard BEACON_ADDRESS=10.0.1.10
 readonly LAB_DIR=/root/lab
 
-# make_beacon ID - with a network namespace of its own there and the same address. The source's is taken away when it has moved.
+# make_beacon ID - with a network namespace on each machine and the same address. The one at the
+# source is removed after the move.
 make_beacon() {
     local id=$1 host
     make_bundle "$id" /bin/beacon 10.0.1.9:7500 7000
@@ -208,7 +215,7 @@ make_network() {
         ip -n lab link set lab0 up"
 }
 
-# listen - from now on the third host writes down what it hears.
+# listen - from now on the third host logs all messages that it hears.
 listen() {
     [ -z "${listener:-}" ] || { kill "$listener" && wait "$listener"; } 2>/dev/null || true
     : >"$HEARD"
@@ -237,14 +244,15 @@ expect_heard() {
     die "nothing is heard of the container; the last was: $(tail -n 1 "$HEARD")"
 }
 
-# expect_one HOST... - by all that was heard there was one container, on these hosts, one after the other.
+# expect_one HOST... - the third host has heard one container, on these hosts, one after the other.
 expect_one() {
     local found
     found=$(python3 "$VM/third.py" check "$HEARD") || die "$found"
     expect "where the container was" "${found% *}" "$*"
 }
 
-# expect_numbers - by their own logs, which need no network, the machines together executed each step once.
+# expect_numbers - by their own logs, which need no network, the machines together executed each
+# step once.
 expect_numbers() {
     local host
     for host in "$@"; do on "$host" "find $LAB_DIR/log -type l -printf '%l\\n'"; done \
@@ -262,14 +270,15 @@ make_token() {
     for host in ${MACHINES:-$HOSTS}; do on "$host" "umask 077 && cat >$TOKEN" <<<"$secret"; done
 }
 
-# begin HOST PHASE - a migration of which that end stands still right after it has entered the phase in its journal. STORE may be another image path than
-# each machine's own, MODE another --mode, FLAGS are the source's.
+# begin HOST PHASE - starts a migration and stops that end right after it has entered the phase in
+# its journal. STORE may be another image path than each machine's own, MODE another --mode. FLAGS
+# are for the source.
 begin() {
     local host=$1 phase=$2 pid store=${STORE:-$OWN_STORE}
     say "--- $host at $phase"
     on source 'rm -f /tmp/sender /tmp/status'
     STORE=$store start_receiver web --detach "--token-file=$TOKEN"
-    # Until the tracer lets it, the source does nothing.
+    # The source does nothing until the tracer lets it.
     on source "(sh -c 'echo \$\$ >/tmp/pid; kill -STOP \$\$
         exec rcm live-migrate web --image-path=$store --destination=10.0.0.2 --token-file=$TOKEN --mode=${MODE:-stop-and-copy} ${FLAGS:-}'
         echo \$? >/tmp/status) </dev/null >/tmp/sender 2>&1 &"
@@ -292,7 +301,7 @@ go_on() { on "$1" 'rm /tmp/stopped'; }
 # link on|off - the one between the machines.
 link() { monitor source "set_link link $1"; }
 
-# end STATUS - the source's rcm ends with that.
+# end STATUS - waits until the source's rcm ends with that status.
 end() {
     for _ in $(seq 600); do
         ! on source 'test -e /tmp/status' || break
@@ -308,8 +317,9 @@ end_receiver() {
     done
     die "the receiver does not end: $(on destination 'cat /tmp/receiver-web')"
 }
-# settle STATUS - as the documentation has it: first at the destination, which then answers the source for a minute. Both ends with that status: 0 where the
-# container has moved, 1 where it has not.
+# settle STATUS - runs --resolve at both ends, as documented: first at the destination, which then
+# answers the source for a minute. Both exit with that status: 0 if the container has moved, 1 if
+# not.
 settle() {
     local resolving status=3 there=0
     on destination 'rcm live-migrate web --resolve' &
@@ -323,13 +333,14 @@ settle() {
     expect "--resolve at the ends" "$status $there" "$1 $1"
     end_receiver
 }
-# stays - it runs on at the source and nowhere else, and nothing is left.
+# stays - the container runs on at the source and nowhere else, and nothing is left.
 stays() {
     expect_heard source
     expect "at the source" "$(status_of source web)" running
     expect_one source
 }
-# moves - it runs at the destination and nowhere else. The next case begins at the source.
+# moves - the container runs at the destination and nowhere else. The next case begins at the
+# source.
 moves() {
     expect_heard destination
     expect_moved web

@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 #
-# The link between the machines is cut, each time with one end at exactly that point. Whoever listens on the third host hears one container; what is
-# not settled, --status tells and --resolve settles.
+# The link between the machines is cut, each time with one end stopped at an exact point. The third
+# host hears one container. If the migration is not settled, --status reports it and --resolve
+# settles it.
 
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
-# asks - the source has sent the commit, has got no answer, and asks until it has one.
+# asks - the source has sent the commit, has got no answer, and asks until it gets one.
 asks() {
     for _ in $(seq 300); do
         ! on source 'grep -q "asking again" /tmp/sender' || return 0
@@ -20,7 +21,8 @@ make_token
 make_beacon web
 start_beacon web source
 
-# The destination has the commit, and its answer cannot leave: it is the destination's. Whoever asked for it is killed.
+# The destination has the commit, and its answer cannot leave: the container belongs to the
+# destination. The source that asks is killed.
 begin destination committed
 link off
 go_on destination
@@ -31,7 +33,8 @@ expect_heard destination
 expect "the source meanwhile" "$(status_of source web)" paused
 on source 'rcm live-migrate web --status'
 link on
-# The receiver answers for a minute, but its network may take a moment; when it is gone, --resolve there answers.
+# The receiver answers for a minute, but its network may take a moment; when it is gone, --resolve
+# there answers.
 status=3
 while [ $status -eq 3 ] && on destination "pgrep -f '[l]ive-migrate web' >/dev/null"; do
     status=0
@@ -54,7 +57,8 @@ link on
 end_receiver
 stays
 
-# The commit cannot leave, and the source cannot know that: it stands still until the destination says that it did not get it.
+# The commit cannot leave, and the source cannot know that: its copy stays frozen until the
+# destination answers that it did not get the commit.
 begin source committing
 link off
 go_on source

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 #
-# The address moves with the container: a client on a third host streams through the migration, over one connection, and loses no byte. The container tells the
-# third host all the time where it is, and is never in two places.
+# The address moves with the container: a client on a third host streams through the migration, over
+# one connection, and loses no byte. The container reports its host to the third host all the time,
+# and is never in two places.
 
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"

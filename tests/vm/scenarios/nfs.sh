@@ -1,14 +1,15 @@
 #!/usr/bin/env bash
 #
-# The pool fails: the server stops, refuses root, forgets its exports, has no room, or has another directory in its place, each time with the source at exactly that
-# point. The container runs on at the source, and the next attempt succeeds.
+# The pool fails: the server stops, refuses root, forgets its exports, has no room, or has another
+# directory in its place, each time with the source stopped at an exact point. The container runs on
+# at the source, and the next attempt succeeds.
 
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
 readonly EXPORT='10.0.0.0/24:/var/nfs' OPTIONS=rw,async,no_subtree_check,fsid=0
 mount_with() { on destination "umount -f /var/nfs && mount -t nfs4 -o vers=4.2,noatime,$1 10.0.0.1:/ /var/nfs"; }
-# Whatever happens, the next scenario has the pool.
+# The next scenario needs the pool, even after a failure.
 leave() {
     local status=$?
     on destination 'rm -f /tmp/hold' || status=1
@@ -23,7 +24,8 @@ FLAGS=--timeout=15s
 
 make_token
 make_beacon web
-# A restore waits where CRIU has opened the images and not read the memory, if it is told to.
+# If asked to, a restore waits at the point where CRIU has opened the images and has not read the
+# memory.
 for host in $HOSTS; do
     on "$host" "cd $BUNDLES/web && jq '.hooks.prestart = [{path: \"/bin/sh\",
             args: [\"sh\", \"-c\", \"[ ! -e /tmp/hold ] || touch /tmp/held; while [ -e /tmp/hold ]; do sleep 0.1; done\"]}]' config.json >config.new

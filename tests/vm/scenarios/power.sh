@@ -1,12 +1,13 @@
 #!/usr/bin/env bash
 #
-# A machine loses its power, in each phase of a migration, with one end at exactly that point. Whoever listens on the third host hears one container at most, and
-# one in the end, unless its own machine took it along.
+# A machine loses its power in each phase of a migration, with one end stopped at exactly that
+# point. The third host hears at most one container at any time, and one in the end, unless the
+# container was lost with its own machine.
 
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
-# power_on_again HOST - with everything that a migration needs; of its disk nothing is left.
+# power_on_again HOST - starts it with everything that a migration needs; its disk is empty.
 power_on_again() {
     local MACHINES=$1
     power_on "$1"
@@ -20,14 +21,15 @@ lose_memory() {
     power_cycle "$1"
     make_network "$1"
 }
-# expect_silence - for a while nobody hears the container.
+# expect_silence - for a while the third host does not hear the container.
 expect_silence() {
     local before
     before=$(wc -l <"$HEARD")
     sleep 3
     expect "what is heard" "$(wc -l <"$HEARD")" "$before"
 }
-# gone - it was lost with the source, and the destination does not take it. Another one starts.
+# gone - the container was lost with the source, and the destination does not run it. Another one
+# starts.
 gone() {
     expect_silence
     expect "at the destination" "$(status_of destination web)" absent
@@ -35,7 +37,7 @@ gone() {
     on source "rm -rf $LAB_DIR/log && mkdir $LAB_DIR/log"
     start_beacon web source
 }
-# end_writer - the receiver, which has nothing more to do than to answer a source that is gone.
+# end_writer - ends the receiver, which only waits to answer a source that is gone.
 end_writer() {
     on destination 'kill $(jq .writer.pid /run/rcm/@migrations/web.json)'
     end_receiver
@@ -53,7 +55,7 @@ make_beacon web
 start_beacon web source
 for host in $HOSTS; do on "$host" sync; done
 
-# Up to the commit it is the source's.
+# Up to the commit the container belongs to the source.
 for phase in negotiated pre-copying frozen; do
     MODE=pre-copy begin source "$phase"
     lose_memory destination
@@ -71,12 +73,13 @@ end 1
 stays
 power_on_again destination
 
-# The destination has the commit, and loses its power and its disk, but not the store that it shares: the source stands still, because nobody can say that the
-# container does not run there. That it does not, the destination can say when it is up again.
+# The destination has the commit, and loses its power and its disk, but not the shared store. The
+# copy at the source stays frozen, because it is unknown whether the container runs at the
+# destination. The destination can answer this after its reboot.
 STORE=/var/nfs
 begin destination committed
 power_off destination
-# It asks for a minute.
+# The source asks for a minute.
 power_on_again destination
 end 3
 expect "the source meanwhile" "$(status_of source web)" paused
@@ -85,7 +88,7 @@ resolve source 3
 expect "the source still" "$(status_of source web)" paused
 expect_silence
 expect_one source
-# Without the store it knows nothing.
+# Without the store the destination knows nothing.
 resolve destination 1
 resolve source 3
 resolve destination 1 --image-path=$STORE
@@ -95,7 +98,8 @@ stays
 expect "left in the store" "$(on source "ls $STORE")" ""
 unset STORE
 
-# It dies with the source, and the destination, which has not got the commit, does not take it.
+# The container is lost with the source: the destination has not got the commit, so it does not run
+# it.
 for phase in pre-copying frozen; do
     MODE=pre-copy begin source "$phase"
     lose_memory source
@@ -109,7 +113,7 @@ end_receiver
 gone
 begin source committing
 power_off source
-# It notices by itself that nobody is there any more, and then stays for a while to tell a source what it did.
+# The receiver notices by itself that the source is gone, then stays for a while to answer it.
 for _ in $(seq 100); do
     [ "$(status_of destination web)" != absent ] || break
     sleep 0.2
@@ -119,16 +123,17 @@ end_writer
 power_on_again source
 gone
 
-# With the commit it is the destination's, and lives without its source.
+# With the commit the container belongs to the destination, and runs without the source.
 begin destination committed
 lose_memory source
 go_on destination
 expect_heard destination
-# It would answer for a minute.
+# The receiver would answer for a minute.
 end_writer
 moves
 
-# The store is the destination's own, and its disk is all that it has left: that is enough to answer for the receiver, which the source still asks for.
+# The store is the destination's own, and only its disk is left. This suffices to answer the source,
+# which still asks for the receiver.
 for phase in fenced committing; do
     begin source "$phase"
     lose_memory destination
@@ -144,7 +149,7 @@ end 1
 stays
 expect "left in the destination's store" "$(on destination "ls $OWN_STORE")" ""
 
-# It never comes back: nobody can answer, and somebody's word is taken.
+# The destination never comes back and cannot answer, so the operator decides with --peer-lost.
 begin destination committed
 power_off destination
 on source 'kill -KILL $(cat /tmp/pid)'
@@ -153,6 +158,6 @@ expect_silence
 resolve source 1 --peer-lost
 stays
 expect_numbers source
-# For who comes after: with NFS.
+# The next scenarios need NFS.
 on source lab-nfs serve
 power_on destination

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
 #
-# Pre-copy over NFS: a container of 512 MiB that changes a tenth of what the link carries. Rounds shrink, the later ones hold changed pages only,
-# little is left for the freeze, and not a page is wrong at the destination.
+# Pre-copy over NFS: a container of 512 MiB that changes memory at a tenth of the link's rate.
+# Rounds shrink, the later ones hold changed pages only, little is left for the freeze, and not a
+# page is wrong at the destination.
 #
 #   PRECOPY_MIB=512    the container's memory
 #   PRECOPY_FLAGS=     more flags for the source
@@ -36,7 +37,7 @@ bytes_of() {
     }'
 }
 
-# What a round copied is what CRIU counts in stats-dump.
+# The size of a round is CRIU's count in stats-dump.
 mapfile -t copied < <(sed -n 's/^train: round [0-9]* .* ms  \(.*\) copied, .*/\1/p' "$log")
 [ ${#copied[@]} -ge 2 ] || die "${#copied[@]} rounds: nothing to compare"
 memory=$((MEMORY_MIB << 20))
@@ -55,7 +56,8 @@ summary=$(grep '^train: moved to' "$log")
 frozen=$(bytes_of "$(sed 's/.*, images \(.*\) after .*/\1/' <<<"$summary")")
 say "after the freeze: $((frozen * 1000 / memory)) thousandths of the memory"
 [ $((frozen * 20)) -le "$memory" ] || die "more than 5 % of the memory was left for the freeze: $summary"
-# "downtime 4520.8 ms (predicted 3800.1 ms)": the same within a factor, because the machines share their processors with whatever else runs here.
+# "downtime 4520.8 ms (predicted 3800.1 ms)": the same within a factor, because the machines share
+# their processors with other programs.
 read -r measured predicted < <(sed -n 's/.*downtime \([0-9]*\)[.0-9]* ms (predicted \([0-9]*\)[.0-9]* ms).*/\1 \2/p' <<<"$summary")
 [ -n "$predicted" ] || die "no prediction: $summary"
 say "downtime: $predicted ms predicted, $measured ms measured"

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 #
-# The migration as the README has it, over NFS, there and nothing left behind.
+# The migration of the README, over NFS: the container arrives, and nothing is left behind.
 
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
@@ -24,7 +24,8 @@ later=$(inside destination web dev/shm/ticks)
 say "the counter: $before before, $after after, $later a second later"
 [ "$after" -ge "$before" ] || die "the container did not go on from where it was"
 [ "$later" -gt "$after" ] || die "the container stands still at the destination"
-# The receiver without --detach stays as the container's parent and exits with its status: 128 + SIGKILL.
+# The receiver without --detach stays as the container's parent and exits with its status: 128 +
+# SIGKILL.
 on destination 'rcm kill web KILL'
 for _ in $(seq 50); do
     ! on destination "pgrep -f '[l]ive-migrate web' >/dev/null" || { sleep 0.1 && continue; }

@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 #
-# Through ssh, between machines that share nothing else: no port of rcm's own is used, and no flag makes trust.
+# Migration through ssh between machines that share nothing else: no port of rcm is used, and no
+# flag for trust is needed.
 
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"

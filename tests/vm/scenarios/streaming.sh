@@ -1,26 +1,31 @@
 #!/usr/bin/env bash
 #
-# Pre-copy between machines that share nothing but a token: the rounds cross the network, and by the source's report each later one holds only what
-# was changed since the one before it. A container that changes its memory slowly enough meets the limit on downtime that a rehearsal has shown to be
-# possible; one that changes it as fast as the link carries it is moved when rounds no longer help.
+# Pre-copy between machines that share nothing but a token: the rounds cross the network, and by the
+# source's report each later one holds only the pages that were changed since the one before it. A
+# container that changes its memory slowly enough meets the limit on downtime that a rehearsal has
+# shown to be possible; one that changes it as fast as the link carries it is moved when rounds no
+# longer help.
 
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
 
-# A change counts as a huge page as a whole at either end of what was changed, and the workload's own stack and heap change, too.
+# At both ends of the changed memory a whole huge page counts as changed, and the workload's own
+# stack and heap change, too.
 readonly SLACK_BYTES=$((6 << 20))
 
 make_stores
 make_token
 
-# start ID HOT_MIB - a container at the source with $memory_mib, of which it changes $rate_kib a second, and who waits for it at the destination.
+# start ID HOT_MIB - starts a container at the source with $memory_mib, of which it changes
+# $rate_kib a second, and a receiver at the destination.
 start() {
     make_bundle "$1" /bin/workload "$memory_mib" "$2" "$rate_kib"
     start_workload "$1"
     STORE=$OWN_STORE start_receiver "$1" --detach "--token-file=$TOKEN"
 }
 
-# send ID OPTION... - its report is then in $report. Every page is full of one number, so that compression would hide what was sent.
+# send ID OPTION... - its report is then in $report. Without compression: every page is full of one
+# number, so compression would hide the amount of data.
 send() {
     local id=$1
     shift
@@ -31,15 +36,15 @@ send() {
 
 # ask FILTER - of the report.
 ask() { jq --argjson memory $((memory_mib << 20)) --argjson rate $((rate_kib << 10)) --argjson slack "$SLACK_BYTES" "$@" "$report"; }
-# holds WHAT FILTER - a filter that says true.
+# holds TEXT FILTER - the filter must return true.
 holds() {
     [ "$(ask "${@:2}")" = true ] || die "not so: $1; rounds: $(ask -c .rounds), $(ask -c '{predictedMs, downtimeMs, imagesBytes, sentBytes}')"
 }
 
-# check_bytes - of the rounds, and of what was sent.
+# check_bytes - checks the bytes of the rounds and on the network.
 check_bytes() {
     holds "the first round has all memory" '.rounds[0].writtenBytes >= $memory'
-    # Between two stops lies at most what the two rounds took together.
+    # Between two stops lies at most the size of both rounds together.
     holds "later rounds have only what was changed" \
         '[.rounds[:-1], .rounds[1:]] | transpose | map(.[1].writtenBytes <= $slack + $rate * (.[0].tookMs + .[1].tookMs) / 1000) | all'
     holds "a page is either copied or unchanged" \
@@ -67,7 +72,7 @@ expect_moved calm
 check_bytes
 holds "rounds shrink" '[.rounds[:-1], .rounds[1:]] | transpose | map(.[1].writtenBytes < .[0].writtenBytes or .[1].writtenBytes <= $slack) | all'
 holds "the prediction meets the limit" --argjson limit "$limit_ms" '.predictedMs <= $limit'
-# The machines share their processors with whatever else runs here.
+# The machines share their processors with other programs.
 holds "the prediction is right within a factor" '.downtimeMs <= 8 * .predictedMs and .predictedMs <= 8 * .downtimeMs'
 check_workload calm
 on destination 'rcm delete --force calm'

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 #
-# Groups that systemd makes, on cgroup v2: every verb that touches them, there and after a migration, and an ordinary user's container in what systemd
-# has delegated to him.
+# Groups that systemd makes, on cgroup v2: every verb that touches them, also after a migration, and
+# an ordinary user's container in the groups that systemd has delegated to this user.
 
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
@@ -22,9 +22,9 @@ done
 rcm_on() { on "$1" "cd $BUNDLES/web && rcm --systemd-cgroup ${*:2}"; }
 # control HOST FILE - a control file of the container's group.
 control() { on "$1" "cat $GROUP/$2"; }
-# property HOST NAME - what systemd knows of the unit.
+# property HOST NAME - property of the unit, from systemd.
 property() { on "$1" "systemctl show --value --property=$2 $SCOPE"; }
-# expect_group HOST - the group and its limits are what the spec says.
+# expect_group HOST - the group and its limits are as in the spec.
 expect_group() {
     expect "the unit on $1" "$(property "$1" ActiveState)" active
     expect "its group" "$(property "$1" ControlGroup)" "${GROUP#/sys/fs/cgroup}"
@@ -83,7 +83,8 @@ on source "cd $BUNDLES/web && jq '.process.args = [\"sh\", \"-c\", \"exit 7\"]' 
 expect "the status of a run" "$(rcm_on source 'run web' || echo $?)" 7
 expect_no_group source
 
-# A user may move processes only within what was delegated to him, so his commands are in a group below it.
+# A user may move processes only within the delegated tree, so this user's commands are in a group
+# below it.
 on source 'set -e
     rm -rf /tmp/user
     mkdir -p /tmp/user/rootfs/bin

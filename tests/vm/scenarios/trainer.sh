@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 #
-# The training job of the examples moves in the middle of an epoch, while the same one trains on the other machine and does not move: they print the same losses.
+# The training job of the examples moves in the middle of an epoch, while a second one trains on the
+# other machine and does not move. Both print the same losses.
 
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"
@@ -21,7 +22,7 @@ trap leave EXIT
 
 on source "mkdir -p $RESULTS"
 for host in $HOSTS; do
-    # Under emulation the compiler's work is most of it, and vectors are slow.
+    # Under emulation most of the time is for the compiler, and vectors are slow.
     on "$host" "set -e
         mount -o ro /dev/vdb /srv
         mkdir -p $BUNDLES/trainer && cd $BUNDLES/trainer
@@ -35,7 +36,7 @@ for host in $HOSTS; do
             config.json >config.new
         mv config.new config.json"
 done
-# steps HOST - how many the training has made that began there.
+# steps HOST - number of steps of the training that began there.
 steps() { on source "cat $RESULTS/$1 2>/dev/null | wc -l"; }
 # await_steps HOST COUNT
 await_steps() {

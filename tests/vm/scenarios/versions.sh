@@ -1,6 +1,7 @@
 #!/usr/bin/env bash
 #
-# Other versions of CRIU at the ends. Images go from an older one to a newer one, and not back: that is refused before anything is stopped, and both are named.
+# Different versions of CRIU at the ends. Images can go from an older version to a newer one, but
+# not back: rcm refuses this before it stops the container, and names both versions.
 
 set -euo pipefail
 . "$(dirname "${BASH_SOURCE[0]}")/lib.sh"

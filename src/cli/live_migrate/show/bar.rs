@@ -1,4 +1,4 @@
-//! A bar for the phase under way, below the lines of those that have ended.
+//! A progress bar for the current phase, below the lines of the finished phases.
 
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -10,7 +10,7 @@ use super::ticker::{Ticker, Underway};
 use crate::migrate::progress::{Event, Observer};
 use crate::text::{bytes, milliseconds};
 
-/// How often the bar is drawn.
+/// Interval between two drawings of the bar.
 const INTERVAL_DUR: Duration = Duration::from_millis(100);
 
 /// The same lines as [`super::lines::Plain`], and a bar.
@@ -18,7 +18,7 @@ const INTERVAL_DUR: Duration = Duration::from_millis(100);
 pub struct Bar {
     bar: ProgressBar,
     ticker: Ticker,
-    /// What pre-copy has predicted last.
+    /// Last downtime that pre-copy has predicted.
     predicted_dur: Arc<Mutex<Option<Duration>>>,
 }
 
@@ -63,13 +63,13 @@ fn style(has_total: bool) -> ProgressStyle {
         true => "{prefix:<20} [{bar:24}] {elapsed:>4} {msg}",
         false => "{prefix:<20} {spinner} {elapsed:>4} {msg}",
     };
-    // A template that does not parse would be a mistake in the two above.
+    // The fallback is never used as long as the two templates above parse.
     ProgressStyle::with_template(template)
         .unwrap_or_else(|_| ProgressStyle::default_bar())
         .progress_chars("=> ")
 }
 
-/// "12 MiB of 128 MiB, 10 MiB/s, 116 MiB left, predicted downtime 300.0 ms"
+/// Returns a text such as "12 MiB of 128 MiB, 10 MiB/s, 116 MiB left, predicted downtime 300.0 ms".
 fn details(
     done_bytes: u64,
     total_bytes: Option<u64>,

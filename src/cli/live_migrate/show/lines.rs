@@ -1,4 +1,4 @@
-//! Lines: plain ones and JSON.
+//! Progress as lines of plain text or JSON.
 
 use std::io::Write;
 use std::time::Duration;
@@ -9,10 +9,10 @@ use serde::Serialize;
 use super::ticker::{Ticker, Underway};
 use crate::migrate::progress::{Event, Observer};
 
-/// How often bytes are told.
+/// Interval between two reports of bytes.
 const INTERVAL_DUR: Duration = Duration::from_secs(1);
 
-/// A line for each event that has one, with the container in front.
+/// Prints a line for each event that has one, with the container in front.
 #[derive(Debug)]
 pub struct Plain;
 
@@ -24,7 +24,7 @@ impl Observer for Plain {
     }
 }
 
-/// An object for each event, and for the bytes of a phase while it is under way.
+/// Prints an object for each event, and one every second with the bytes of the current phase.
 #[derive(Debug)]
 pub struct Json {
     ticker: Ticker,
@@ -38,7 +38,7 @@ struct Line<'a, E> {
     event: E,
 }
 
-/// An event that only a ticker sees.
+/// Event that the ticker creates.
 #[derive(Serialize)]
 #[serde(
     tag = "event",
@@ -90,15 +90,16 @@ fn write_json(container: &str, event: impl Serialize) {
     }
 }
 
-/// At once, so that lines of two threads do not mix. A closed stderr is no reason to stop a migration.
+/// Writes a line in one call, so that lines of two threads do not mix. A closed stderr must not
+/// stop a migration.
 pub fn write(line: &str) {
     let _ = std::io::stderr().write_all(line.as_bytes());
 }
 
-/// One document in one line of stdout.
+/// Prints a document as one line on stdout.
 pub fn print(document: &impl Serialize) {
     if let Ok(text) = serde_json::to_string(document) {
-        // Nobody may be there to read it any more; that changes nothing.
+        // A closed stdout changes nothing.
         let _ = writeln!(std::io::stdout(), "{text}");
     }
 }

@@ -1,4 +1,4 @@
-//! Something to do now and then while a phase is under way.
+//! Periodic work during a phase.
 
 use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use crate::migrate::progress::{Event, Meter, bytes_per_second};
 
-/// The phase that is under way.
+/// The current phase.
 #[derive(Debug, Clone)]
 pub struct Underway {
     pub container: String,
@@ -17,13 +17,13 @@ pub struct Underway {
 }
 
 impl Underway {
-    /// On average since the phase began; `None` where nothing has moved.
+    /// Returns the average rate since the phase began; `None` if nothing has moved.
     pub fn bytes_per_second(&self, done_bytes: u64) -> Option<u64> {
         bytes_per_second(done_bytes, self.since.elapsed()).filter(|&rate| rate > 0)
     }
 }
 
-/// A thread that looks at the phase under way; it ends when this is dropped.
+/// A thread that looks at the current phase. It ends when the ticker is dropped.
 #[derive(Debug)]
 pub struct Ticker {
     underway: Arc<Mutex<Option<Underway>>>,
@@ -33,7 +33,8 @@ pub struct Ticker {
 }
 
 impl Ticker {
-    /// Calls `look` every `interval_dur` while a phase is under way. Without a thread to be had nothing is looked at.
+    /// Calls `look` every `interval_dur` during a phase. If no thread can be started, it is never
+    /// called.
     pub fn start(interval_dur: Duration, look: impl Fn(&Underway) + Send + 'static) -> Self {
         let underway: Arc<Mutex<Option<Underway>>> = Arc::default();
         let (leash, leashed) = channel::<()>();
@@ -42,7 +43,7 @@ impl Ticker {
             .name("progress".into())
             .spawn(move || {
                 while leashed.recv_timeout(interval_dur) == Err(RecvTimeoutError::Timeout) {
-                    // Looked at under the lock: when a phase has ended nothing of it is shown any more.
+                    // Called under the lock, so that nothing of a phase is shown after its end.
                     if let Some(underway) = &*lock(&seen) {
                         look(underway);
                     }
@@ -55,7 +56,7 @@ impl Ticker {
         }
     }
 
-    /// Notes what begins and ends.
+    /// Notes the begin and the end of phases.
     pub fn note(&self, container: &str, event: &Event) {
         match event {
             Event::Began { phase, meter } => {
@@ -79,7 +80,7 @@ fn lock(underway: &Mutex<Option<Underway>>) -> MutexGuard<'_, Option<Underway>> 
 impl Drop for Ticker {
     fn drop(&mut self) {
         self.leash = None;
-        // The handlers of signals that are installed later need every thread to be known.
+        // Join: signal handlers that are installed later need to know every thread.
         if let Some(thread) = self.thread.take() {
             let _ = thread.join();
         }

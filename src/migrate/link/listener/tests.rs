@@ -12,9 +12,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 const SOON: Duration = Duration::from_secs(5);
 
-/// A receiver in a thread's reach, and what a source finds in its store.
+/// A receiver for a thread, and the contents of its file as a source finds it in its store.
 struct Receiver {
-    lobby: Lobby,
+    listener: Listener,
     destination: Destination,
     acquaintance: Acquaintance,
 }
@@ -27,14 +27,14 @@ fn receiver() -> Receiver {
         secret: Bytes32([8; 32]),
         fingerprint: trust.fingerprint(),
     };
-    let lobby = Lobby::new(
+    let listener = Listener::new(
         listen(Some((Ipv4Addr::LOCALHOST, 0).into())).unwrap(),
         acquaintance,
         trust,
     );
-    let destination = lobby.address().unwrap().to_string().parse().unwrap();
+    let destination = listener.address().unwrap().to_string().parse().unwrap();
     Receiver {
-        lobby,
+        listener,
         destination,
         acquaintance,
     }
@@ -60,21 +60,22 @@ fn dial(destination: &Destination) -> TcpStream {
 }
 
 impl Receiver {
-    /// Lets a true source in, whoever else is there.
+    /// Admits a real source, beside any other connection.
     fn admits_a_source(&mut self) {
         std::thread::scope(|scope| {
             let source = scope.spawn(|| come(&self.destination, self.acquaintance));
-            self.lobby.admit(Patience::within(SOON)).unwrap();
+            self.listener.admit(Patience::within(SOON)).unwrap();
             source.join().unwrap().unwrap();
         });
     }
 
-    /// Shows everybody the door for a while; `address` is where the source goes. Returns what it makes of it.
+    /// Refuses all connections for a while; `address` is where the source connects. Returns the
+    /// source's error.
     fn turns_away(&mut self, address: &Destination, found: Acquaintance) -> TransportError {
         std::thread::scope(|scope| {
             let stranger = scope.spawn(|| come(address, found));
             let error = self
-                .lobby
+                .listener
                 .admit(Patience::within(Duration::from_millis(500)))
                 .unwrap_err();
             assert!(matches!(error, TransportError::Late { .. }), "{error:?}");
@@ -105,7 +106,7 @@ fn who_does_not_stays_out_and_disturbs_nobody() {
 #[test]
 fn a_receiver_that_does_not_know_the_secret_gets_no_source() {
     let mut receiver = receiver();
-    receiver.lobby.acquaintance.secret = Bytes32([0; 32]);
+    receiver.listener.acquaintance.secret = Bytes32([0; 32]);
     let (address, found) = (receiver.destination.clone(), receiver.acquaintance);
     receiver.turns_away(&address, found);
 }
@@ -161,13 +162,13 @@ fn finish_handshake(stream: &mut TlsStream) {
     }
 }
 
-/// Somebody between the ends, with a session to each, who passes on what they say.
+/// An attacker between the ends, with a session to each, who relays their messages.
 fn man_in_the_middle(trust: Trust, target: SocketAddr) -> (Destination, &'static AtomicUsize) {
     let seen: &AtomicUsize = Box::leak(Box::default());
-    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-    let address = listener.local_addr().unwrap().to_string().parse().unwrap();
+    let socket = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+    let address = socket.local_addr().unwrap().to_string().parse().unwrap();
     std::thread::spawn(move || {
-        let (near, _) = listener.accept().unwrap();
+        let (near, _) = socket.accept().unwrap();
         prepare(&near).unwrap();
         let mut near = TlsStream::server(Box::new(near), &trust).unwrap();
         finish_handshake(&mut near);
@@ -183,7 +184,7 @@ fn man_in_the_middle(trust: Trust, target: SocketAddr) -> (Destination, &'static
 #[test]
 fn a_relay_between_two_sessions_is_noticed_before_the_proof() {
     let mut receiver = receiver();
-    let target = receiver.lobby.address().unwrap();
+    let target = receiver.listener.address().unwrap();
     let (address, seen) = man_in_the_middle(Trust::fresh().unwrap(), target);
     let found = receiver.acquaintance;
     let error = receiver.turns_away(&address, found);
@@ -191,17 +192,17 @@ fn a_relay_between_two_sessions_is_noticed_before_the_proof() {
         panic!("{error:?}")
     };
     assert!(matches!(source, RendezvousError::WrongCertificate));
-    // Both openings and the challenge went through, so it was the certificate that gave it away.
+    // Both openings and the challenge were relayed, so the certificate exposed the attacker.
     assert!(seen.load(Ordering::Relaxed) > 2 * codec::encode_opening(VERSIONS).len());
     receiver.admits_a_source();
 }
 
-/// As if the certificate's key had been stolen, too: the sessions differ all the same.
+/// As if the certificate's key had been stolen, too: the sessions still differ.
 #[test]
 fn a_relay_with_the_right_certificate_gets_a_proof_that_is_worth_nothing() {
     let mut receiver = receiver();
-    let target = receiver.lobby.address().unwrap();
-    let (address, seen) = man_in_the_middle(receiver.lobby.trust.clone(), target);
+    let target = receiver.listener.address().unwrap();
+    let (address, seen) = man_in_the_middle(receiver.listener.trust.clone(), target);
     let found = receiver.acquaintance;
     let error = receiver.turns_away(&address, found);
     assert!(matches!(error, TransportError::Closed { .. }), "{error:?}");
@@ -225,7 +226,7 @@ fn both_ends_must_know_the_same_token() {
     let key = with_token("a").key(secret);
     assert_eq!(key, with_token("a").key(secret));
     let mut receiver = receiver();
-    receiver.lobby.acquaintance.secret = key;
+    receiver.listener.acquaintance.secret = key;
     let address = receiver.destination.clone();
     for wrong in [secret, with_token("b").key(secret)] {
         let found = Acquaintance {
@@ -258,18 +259,18 @@ fn silent_and_talkative_strangers_delay_nobody() {
 }
 
 #[test]
-fn a_full_lobby_lets_the_oldest_go() {
+fn a_full_listener_lets_the_oldest_go() {
     let mut receiver = receiver();
-    let _crowd: Vec<TcpStream> = (0..MAX_GUESTS + 10)
+    let _crowd: Vec<TcpStream> = (0..MAX_PENDING + 10)
         .map(|_| dial(&receiver.destination))
         .collect();
     assert!(
         receiver
-            .lobby
+            .listener
             .admit(Patience::within(Duration::from_millis(100)))
             .is_err()
     );
-    assert_eq!(receiver.lobby.guests.len(), MAX_GUESTS);
+    assert_eq!(receiver.listener.pending.len(), MAX_PENDING);
     receiver.admits_a_source();
 }
 
@@ -279,23 +280,23 @@ fn time_runs_out_for_a_guest() {
     let mut stranger = dial(&receiver.destination);
     assert!(
         receiver
-            .lobby
+            .listener
             .admit(Patience::within(Duration::from_millis(50)))
             .is_err()
     );
-    receiver.lobby.guests[0].until = Instant::now();
+    receiver.listener.pending[0].until = Instant::now();
     assert!(
         receiver
-            .lobby
+            .listener
             .admit(Patience::within(Duration::from_millis(50)))
             .is_err()
     );
-    assert!(receiver.lobby.guests.is_empty());
+    assert!(receiver.listener.pending.is_empty());
     let mut nothing = [0];
     assert_eq!(stranger.read(&mut nothing).unwrap(), 0);
 }
 
-/// A proof that was recorded, with all that is said around it, from a session that has ended.
+/// A recorded proof, with everything around it, from a session that has ended.
 #[test]
 fn a_proof_is_worth_nothing_on_another_connection() {
     let mut receiver = receiver();
@@ -322,12 +323,12 @@ fn a_proof_is_worth_nothing_on_another_connection() {
     });
     assert!(
         receiver
-            .lobby
+            .listener
             .admit(Patience::within(Duration::from_millis(300)))
             .is_err()
     );
     drop(sender.join().unwrap());
-    assert!(receiver.lobby.guests.is_empty());
+    assert!(receiver.listener.pending.is_empty());
     receiver.admits_a_source();
 }
 
@@ -369,11 +370,11 @@ fn tls_1_2_is_refused_and_plain_text_is_not_answered() {
         client.write_all(&said).unwrap();
         assert!(
             receiver
-                .lobby
+                .listener
                 .admit(Patience::within(Duration::from_millis(100)))
                 .is_err()
         );
-        assert!(receiver.lobby.guests.is_empty());
+        assert!(receiver.listener.pending.is_empty());
         let mut answer = Vec::new();
         client.read_to_end(&mut answer).unwrap();
         assert_eq!(answer, heard);
@@ -387,18 +388,18 @@ fn a_guest_cannot_talk_for_ever() {
     let chatter = dial(&receiver.destination);
     chatter.set_write_timeout(Some(SOON)).unwrap();
     let talking = std::thread::spawn(move || {
-        // The first record of a handshake message that says it has 16 MB, again and again.
+        // The first record of a handshake message that announces 16 MB, again and again.
         let mut record = vec![22, 3, 1, 0x40, 0, 1, 0xff, 0xff, 0xff];
         record.resize(5 + (1 << 14), 0);
         (0..1000).any(|_| (&chatter).write_all(&record).is_err())
     });
     assert!(
         receiver
-            .lobby
+            .listener
             .admit(Patience::within(Duration::from_millis(300)))
             .is_err()
     );
-    assert!(receiver.lobby.guests.is_empty());
+    assert!(receiver.listener.pending.is_empty());
     assert!(talking.join().unwrap(), "it was cut off");
     receiver.admits_a_source();
 }

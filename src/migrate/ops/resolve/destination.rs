@@ -94,11 +94,11 @@ fn end(root: &Path, record: JournalRecord, resolution: Resolution) -> Result<Res
 fn may_have_run(root: &Path, record: &JournalRecord) -> Result<Resolution> {
     let (owned, migration) = (record.owns_images, record.migration);
     leave_word(&record.images, owned, migration, Verdict::Committed)?;
-    let recipe = record.recipe.clone().unwrap_or_default();
+    let restore_spec = record.restore_spec.clone().unwrap_or_default();
     Ok(Resolution::MayHaveRun {
         peer: record.peer.clone(),
         images: record.images.clone(),
-        command: recipe.command(root, &record.container, &final_dump(record)),
+        command: restore_spec.command(root, &record.container, &final_dump(record)),
     })
 }
 
@@ -121,8 +121,8 @@ fn runs(root: &Path, record: &JournalRecord) -> Result<bool> {
 /// Whether the log of CRIU says that the container has run. Releases without the phase `resuming` had nothing
 /// else. Of their records only the presence of the sentence is sure.
 fn has_run_by_log(record: &JournalRecord) -> bool {
-    let recipe = record.recipe.as_ref();
-    record.version == 0 && recipe.is_some_and(|recipe| criu::has_resumed(&recipe.work_path))
+    let restore_spec = record.restore_spec.as_ref();
+    record.version == 0 && restore_spec.is_some_and(|spec| criu::has_resumed(&spec.work_path))
 }
 
 fn final_dump(record: &JournalRecord) -> PathBuf {
@@ -178,8 +178,9 @@ fn restore(
 ) -> Result<(), NotResumed<Cause>> {
     let begin = || -> Result<HeldRestore, Cause> {
         let record = journal.record();
-        let recipe = (record.recipe.as_ref()).ok_or("the migration record does not say how")?;
-        let mut request = restore_request(recipe, root, &record.container, dump);
+        let restore_spec =
+            (record.restore_spec.as_ref()).ok_or("the migration record does not say how")?;
+        let mut request = restore_request(restore_spec, root, &record.container, dump);
         if means.console_socket.is_some() {
             request.console_socket.clone_from(&means.console_socket);
         }
@@ -207,7 +208,7 @@ fn leave_word(images: &Path, owned: bool, migration: MigrationId, word: Verdict)
         };
     }
     if images.is_dir() {
-        verdict::leave(images, migration, word)?;
+        verdict::write(images, migration, word)?;
     }
     Ok(())
 }

@@ -20,9 +20,9 @@ fn start(side: Side) -> Start {
             receiver: MigrationId::new([6; 16]),
             fingerprint: Bytes32([4; 32]),
         }),
-        recipe: (side == Side::Destination).then(|| Recipe {
+        restore_spec: (side == Side::Destination).then(|| RestoreSpec {
             bundle: "/bundles/web".into(),
-            ..Recipe::default()
+            ..RestoreSpec::default()
         }),
     }
 }
@@ -44,9 +44,9 @@ fn every_phase_is_on_the_disk() {
         assert_eq!(&stored, journal.record());
         assert!(stored.is_driven());
     }
-    journal.keep(root.path()).unwrap();
+    journal.move_to_kept(root.path()).unwrap();
     fs::remove_dir_all(root.path().join("web")).unwrap();
-    // Who is killed now has the images to remove.
+    // If rcm is killed now, the images remain to be removed.
     let kept = latest(root.path(), "web").unwrap().unwrap();
     assert_eq!((kept.phase, kept.side), (Phase::Committed, Side::Source));
     journal.enter(Phase::Done).unwrap();
@@ -134,7 +134,7 @@ fn damage_is_reported_with_the_file() {
     ));
 }
 
-/// As the release before versions wrote it, with `changes` to it.
+/// Text of a record as the release before versions wrote it, with `changes` to it.
 fn old_record(changes: &str) -> String {
     format!(
         r#"{{
@@ -153,7 +153,7 @@ fn old_record(changes: &str) -> String {
   "started": "2025-01-02T03:04:05.678Z",
   "updated": "2025-01-02T03:04:06.789Z",
   "reason": null,
-  "recipe": null
+  "restore_spec": null
 }}"#
     )
 }

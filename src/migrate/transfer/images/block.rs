@@ -1,30 +1,34 @@
-//! Pieces of images as bytes. No input or output here.
+//! Encoding of pieces of images. No input or output here.
 //!
 //! ```text
-//! piece   1:u8  name_bytes:u8  number:u32  offset:u64  length:u32  name     then chunks that make up `length` bytes
-//! end     2:u8  0:u8           number:u32  0:u64       0:u32                nothing more of this number on this connection
+//! piece   1:u8  name_bytes:u8  number:u32  offset:u64  length:u32  name   chunks
+//! end     2:u8  0:u8           number:u32  0:u64       0:u32
 //! chunk   encoding:u8  raw_bytes:u32  wire_bytes:u32  data
 //! ```
 //!
-//! Numbers are big-endian. A piece begins at a multiple of [`PIECE_BYTES`] and is no longer than that; an empty file is one piece of length 0. Every
-//! number is judged before anything is made of it, so that what a peer says never decides how much this end allocates.
+//! The chunks of a piece make up `length` bytes. After an end no more of this number follows on the
+//! connection.
+//!
+//! Numbers are big-endian. A piece begins at a multiple of [`PIECE_BYTES`] and is no longer than
+//! that. An empty file is one piece of length 0. Every number is checked before it is used, so that
+//! a peer never decides how much memory this end allocates.
 
 use super::{BulkError, Result};
 use crate::image::manifest::{PIECE_BYTES, is_image};
 
-/// The most bytes of a chunk, as in the file.
+/// Size limit of a chunk, uncompressed.
 pub const CHUNK_BYTES: usize = 256 << 10;
 /// The length of a piece's header without the name.
 pub const PIECE_HEADER_BYTES: usize = 18;
 /// The length of a chunk's header.
 pub const CHUNK_HEADER_BYTES: usize = 9;
-/// No file is longer: the kernel's own limit (`loff_t`).
+/// Size limit of a file: the kernel's own (`loff_t`).
 const MAX_FILE_BYTES: u64 = i64::MAX as u64;
 
 const PIECE: u8 = 1;
 const END: u8 = 2;
 
-/// What a connection carries.
+/// Header of a message on a connection for images.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Header {
     /// A piece; its name follows.
@@ -33,9 +37,9 @@ pub enum Header {
         number: u32,
         /// The length of the name.
         name_bytes: u8,
-        /// Where it begins in the file.
+        /// Offset of the piece in the file.
         offset: u64,
-        /// How long it is.
+        /// Length of the piece.
         length_bytes: u32,
     },
     /// All pieces of a directory were sent on this connection.
@@ -45,10 +49,10 @@ pub enum Header {
     },
 }
 
-/// How a chunk is sent.
+/// Encoding of a chunk.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Encoding {
-    /// As it is.
+    /// Uncompressed.
     Plain,
     /// Zeros, which are not sent.
     Zeros,
@@ -61,7 +65,7 @@ pub enum Encoding {
 /// A part of a piece.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Chunk {
-    /// How it is sent.
+    /// Encoding of its data.
     pub encoding: Encoding,
     /// Its length in the file.
     pub raw_bytes: usize,
@@ -110,13 +114,13 @@ impl Header {
             (END, 0) if offset == 0 && length_bytes == 0 => Ok(Self::End { number: directory }),
             (PIECE, 0) => invalid("a piece of a file without a name"),
             (PIECE, _) if !offset.is_multiple_of(PIECE_BYTES) => {
-                invalid("a piece at no piece's place")
+                invalid("a piece at an offset between two pieces")
             }
             (PIECE, _) if u64::from(length_bytes) > PIECE_BYTES => {
                 invalid("a piece that is too long")
             }
             (PIECE, _) if offset > MAX_FILE_BYTES - PIECE_BYTES => {
-                invalid("a piece beyond the end of every file")
+                invalid("a piece beyond the size limit of files")
             }
             (PIECE, name_bytes) => Ok(Self::Piece {
                 number: directory,
@@ -129,14 +133,14 @@ impl Header {
     }
 }
 
-/// The name of an image from the network: never a path, never a log.
+/// Decodes the name of an image from the network. It is never a path and never a log.
 ///
 /// # Errors
 /// [`BulkError::Invalid`].
 pub fn decode_name(bytes: &[u8]) -> Result<&str> {
     match std::str::from_utf8(bytes) {
         Ok(name) if is_image(name) && !name.contains(['/', '\0']) => Ok(name),
-        _ => invalid("a name that no image has"),
+        _ => invalid("a name that is not the name of an image"),
     }
 }
 
@@ -154,7 +158,7 @@ impl Chunk {
         out.extend((self.wire_bytes as u32).to_be_bytes());
     }
 
-    /// Reads the header of a chunk in a piece of which `left_bytes` are still to come.
+    /// Reads the header of a chunk in a piece of which `left_bytes` are still missing.
     ///
     /// # Errors
     /// [`BulkError::Invalid`].
@@ -174,17 +178,17 @@ impl Chunk {
         let fits = match encoding {
             Encoding::Plain => wire_bytes == raw_bytes,
             Encoding::Zeros => wire_bytes == 0,
-            // What would be longer is sent as it is.
+            // The sender sends a chunk uncompressed if compression does not make it shorter.
             Encoding::Zstd | Encoding::Gzip => (1..raw_bytes).contains(&wire_bytes),
         };
-        match fits {
-            true => Ok(Self {
-                encoding,
-                raw_bytes,
-                wire_bytes,
-            }),
-            false => invalid("a chunk whose lengths do not fit"),
+        if !fits {
+            return invalid("a chunk whose lengths do not match");
         }
+        Ok(Self {
+            encoding,
+            raw_bytes,
+            wire_bytes,
+        })
     }
 }
 

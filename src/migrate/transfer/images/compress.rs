@@ -1,8 +1,9 @@
-//! Whether a chunk is compressed, and with what.
+//! Compression of chunks, and the choice whether to compress.
 //!
-//! `auto` measures. A compressed chunk is worth it when compressing it and sending the result takes less time than sending it as it is. How fast both
-//! are depends on the data, the processors and the link, and changes while a migration is under way, so each connection goes on measuring: one chunk
-//! in [`PROBE_EVERY`] is sent the way that is not the chosen one.
+//! `auto` measures. Compression is worth it if compressing a chunk and sending the result takes
+//! less time than sending it uncompressed. Both times depend on the data, the processors and the
+//! link, and change during a migration. So each connection keeps measuring: one chunk in
+//! [`PROBE_EVERY`] is sent in the way that is not the chosen one.
 
 use std::io::{Read, Write};
 use std::time::{Duration, Instant};
@@ -13,33 +14,34 @@ use flate2::write::GzEncoder;
 use super::block::{Chunk, Encoding};
 use super::{BulkError, Result};
 
-/// How a connection compresses.
+/// Compression of a connection.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub enum Compression {
-    /// As it is found to be faster, with Zstandard.
+    /// Zstandard if it is measured to be faster.
     #[default]
     Auto,
     /// Never.
     None,
-    /// Zstandard, whatever it costs.
+    /// Zstandard, always.
     Zstd,
-    /// gzip, whatever it costs.
+    /// gzip, always.
     Gzip,
 }
 
-/// The fastest of each; higher levels gain little on memory and cost much.
+/// The fastest level of each. Higher levels gain little on memory and cost much.
 const ZSTD_LEVEL: i32 = 1;
 const GZIP_LEVEL: u32 = 1;
-/// One chunk in so many is sent the other way, to see whether that has become faster.
+/// One chunk in this many is sent in the other way, to see whether that has become faster.
 const PROBE_EVERY: u32 = 32;
-/// What a new measurement weighs against the ones before.
+/// Weight of a new measurement against the earlier ones.
 const NEW_WEIGHT: f64 = 0.25;
 
 /// One connection's encoder.
 pub struct Encoder {
     compression: Compression,
     zstd: zstd::bulk::Compressor<'static>,
-    /// Seconds for each raw byte, as it is and compressed; compressing and sending together.
+    /// Seconds per raw byte, uncompressed and compressed; the time of compressing and sending
+    /// together.
     plain_cost: Option<f64>,
     zstd_cost: Option<f64>,
     count: u32,
@@ -57,8 +59,9 @@ impl Encoder {
         })
     }
 
-    /// Appends the header of `raw`, of at most [`CHUNK_BYTES`](super::block::CHUNK_BYTES), and what it has become. [`Encoding::Plain`] is not copied: `raw`
-    /// itself is to follow. Returns how it was encoded and how long that took.
+    /// Appends the header and the encoded data of `raw`, which has at most
+    /// [`CHUNK_BYTES`](super::block::CHUNK_BYTES). [`Encoding::Plain`] data is not copied: the
+    /// caller sends `raw` itself after the header. Returns the encoding and the time that it took.
     ///
     /// # Errors
     /// [`BulkError::Compression`].
@@ -107,10 +110,12 @@ impl Encoder {
         Ok((chunk.encoding, began.elapsed()))
     }
 
-    /// Notes how long a chunk took, from encoding to the last byte that the socket has taken.
+    /// Notes the time that a chunk took, from its encoding to the last byte that the socket has
+    /// taken.
     pub fn learn(&mut self, encoding: Encoding, raw_bytes: usize, took_dur: Duration) {
         let cost = match encoding {
-            // A chunk that did not get smaller has cost the attempt; that `choose` tried it is what counts.
+            // A chunk that did not get smaller has still cost the attempt, so it counts for the way
+            // that `choose` tried.
             Encoding::Plain if self.chose_zstd() => &mut self.zstd_cost,
             Encoding::Plain => &mut self.plain_cost,
             Encoding::Zstd => &mut self.zstd_cost,
@@ -142,7 +147,7 @@ impl Encoder {
 }
 
 fn is_zero(raw: &[u8]) -> bool {
-    // Compared with itself, shifted by one: a `memcmp`, as fast as the memory.
+    // The chunk is compared with itself, shifted by one byte: a `memcmp`, as fast as the memory.
     raw.first() == Some(&0) && raw[1..] == raw[..raw.len() - 1]
 }
 
@@ -157,10 +162,10 @@ impl Decoder {
         Ok(Self { zstd })
     }
 
-    /// Decodes `wire` into `raw`, which has the length that the chunk must have.
+    /// Decodes `wire` into `raw`, which has the announced length.
     ///
     /// # Errors
-    /// [`BulkError::Compression`], [`BulkError::Invalid`] where the length is another one.
+    /// [`BulkError::Compression`], [`BulkError::Invalid`] if the length is different.
     pub fn decode(&mut self, encoding: Encoding, wire: &[u8], raw: &mut [u8]) -> Result<()> {
         let unpacked_bytes = match encoding {
             Encoding::Plain => {
@@ -178,16 +183,16 @@ impl Decoder {
             Encoding::Gzip => {
                 let mut unpacker = GzDecoder::new(wire);
                 unpacker.read_exact(raw).map_err(failed("decompress"))?;
-                // The checksum stands behind the last byte.
+                // The checksum follows the last byte. A further byte makes the length wrong.
                 raw.len() + unpacker.read(&mut [0]).map_err(failed("decompress"))?
             }
         };
-        match unpacked_bytes == raw.len() {
-            true => Ok(()),
-            false => Err(BulkError::Invalid {
-                reason: "a chunk that does not have the length it announced",
-            }),
+        if unpacked_bytes != raw.len() {
+            return Err(BulkError::Invalid {
+                reason: "a chunk whose length differs from its header",
+            });
         }
+        Ok(())
     }
 }
 
@@ -223,7 +228,7 @@ mod tests {
     }
 
     #[test]
-    fn every_encoding_gives_back_what_went_in() {
+    fn every_encoding_round_trips() {
         let text = b"a page of text ".repeat(1000);
         let mut noise = vec![0; 10_000];
         getrandom::fill(&mut noise).unwrap();
@@ -231,7 +236,7 @@ mod tests {
             let (encoding, wire_bytes) = round_trip(compression, &text);
             assert!(matches!(encoding, Encoding::Zstd | Encoding::Gzip));
             assert!(wire_bytes < text.len() / 10);
-            // What does not get smaller goes as it is.
+            // Data that does not get smaller is sent uncompressed.
             assert_eq!(
                 round_trip(compression, &noise),
                 (Encoding::Plain, noise.len())

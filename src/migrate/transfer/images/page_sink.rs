@@ -1,4 +1,4 @@
-//! Memory on its way from CRIU to the connections.
+//! Memory on its way from CRIU to the connections for images.
 
 use std::io::{self, Read};
 use std::sync::Arc;
@@ -8,13 +8,13 @@ use super::queue::Queue;
 use crate::criu::page_server::PageSink;
 use crate::image::manifest::PIECE_BYTES;
 
-/// Cuts the memory that a page server takes into pieces.
+/// Cuts the memory that a page server receives into pieces.
 pub(super) struct Memory {
     queue: Arc<Queue>,
     name: String,
-    /// Empty, or as long as a piece can be.
+    /// The piece that is being filled: empty, or of a piece's full size.
     piece: Vec<u8>,
-    /// As far as the piece is filled.
+    /// Number of bytes of the piece that are filled.
     filled_bytes: usize,
 }
 
@@ -28,7 +28,8 @@ impl Memory {
         }
     }
 
-    /// Waits for a place for the piece. CRIU waits meanwhile, and what it dumps.
+    /// Waits for space in the queue, then adds the piece. CRIU's dump waits meanwhile: this is the
+    /// back-pressure that bounds the memory of rcm.
     fn push(&mut self) -> io::Result<()> {
         if self.filled_bytes == 0 {
             return Ok(());
@@ -41,16 +42,16 @@ impl Memory {
             let Some(directory) = feed.current.as_mut().filter(|_| !stopping) else {
                 return Err(io::Error::other("the connections to the destination ended"));
             };
-            if directory.has_room() {
+            if directory.has_space() {
                 let pushed = directory.push(&self.name, bytes, length_bytes);
                 self.piece = directory.take_spare();
                 self.queue.changed.notify_all();
-                return match pushed {
-                    true => Ok(()),
-                    false => Err(io::Error::other(
-                        "CRIU goes back to memory that it had left",
-                    )),
-                };
+                if !pushed {
+                    return Err(io::Error::other(
+                        "CRIU returned to an image that it had left before",
+                    ));
+                }
+                return Ok(());
             }
             let began = Instant::now();
             feed = self.queue.wait(feed, None);
@@ -68,9 +69,9 @@ impl PageSink for Memory {
         let mut left_bytes = count_bytes;
         while left_bytes > 0 {
             self.piece.resize(PIECE_BYTES as usize, 0);
-            let room = &mut self.piece[self.filled_bytes..];
-            let take_bytes = left_bytes.min(room.len() as u64) as usize;
-            input.read_exact(&mut room[..take_bytes])?;
+            let free = &mut self.piece[self.filled_bytes..];
+            let take_bytes = left_bytes.min(free.len() as u64) as usize;
+            input.read_exact(&mut free[..take_bytes])?;
             self.filled_bytes += take_bytes;
             left_bytes -= take_bytes as u64;
             if self.filled_bytes == self.piece.len() {

@@ -1,4 +1,4 @@
-//! What is to be sent: the pieces of one directory, from memory and from files.
+//! Queue of the pieces of one directory, from memory and from files.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::fs::{self, File};
@@ -11,17 +11,18 @@ use super::{BulkError, Result};
 use crate::image::manifest::{self, ImageFile, Manifest, PIECE_BYTES};
 use crate::sys::file::Failed;
 
-/// Pieces of memory that wait for a connection or are on one. With the one that CRIU fills they are all that is held of a container's memory, however many
-/// connections there are.
+/// Limit for the pieces of memory that wait for a connection or are being sent. Together with the
+/// one that CRIU fills they are all memory of the container that rcm holds, with any number of
+/// connections.
 const MAX_HELD: usize = 4;
 
-/// What the threads of a sender share.
+/// State that the threads of a sender share.
 #[derive(Debug, Default)]
 pub(super) struct Feed {
     pub current: Option<Directory>,
     /// The first thing that failed.
     pub error: Option<BulkError>,
-    /// For how long memory has waited for a place, and CRIU with it.
+    /// Time for which memory, and CRIU with it, has waited for space.
     pub waited_dur: Duration,
     pub stopping: bool,
 }
@@ -64,27 +65,28 @@ pub(super) struct Directory {
     pub number: u32,
     path: PathBuf,
     files: BTreeMap<String, Image>,
-    /// Of memory, which is in no file here.
+    /// Pieces of memory, which is in no file here.
     waiting: VecDeque<Piece>,
-    /// Memory of pieces that were sent. To have the kernel give it out and take it back each time costs as much as to encrypt what it holds.
+    /// Buffers of pieces that were sent. They are reused: allocating and freeing them each time
+    /// costs as much as encrypting their contents.
     spare: Vec<Vec<u8>>,
-    /// CRIU is done with it: all files are known, with their lengths.
+    /// Whether CRIU is done with the directory: all files and their lengths are known.
     pub complete: bool,
-    /// Pieces that a worker has at the moment.
+    /// Number of pieces that workers are sending.
     in_flight: usize,
-    /// The workers that have said on their connection that this is all.
+    /// For each worker, whether it has sent the end of the directory on its connection.
     pub ended: Vec<bool>,
 }
 
 #[derive(Debug, Default)]
 struct Image {
-    /// None for memory.
+    /// `None` for memory.
     file: Option<Arc<File>>,
-    /// Where the next piece begins.
+    /// Offset of the next piece.
     next_offset: u64,
-    /// As far as it is known.
+    /// Size, as far as it is known.
     size_bytes: u64,
-    /// Of the pieces, in order.
+    /// Digests of the pieces, in order.
     digests: Vec<Option<u64>>,
 }
 
@@ -100,7 +102,7 @@ pub(super) struct Piece {
 
 #[derive(Debug)]
 pub(super) enum Contents {
-    /// Its first bytes.
+    /// The first bytes of this buffer.
     Memory(Vec<u8>),
     File {
         file: Arc<File>,
@@ -109,7 +111,7 @@ pub(super) enum Contents {
 }
 
 impl Directory {
-    /// One that `workers` send.
+    /// Returns a directory that this number of `workers` send.
     pub fn new(number: u32, path: &Path, workers: usize) -> Self {
         Self {
             number,
@@ -123,13 +125,13 @@ impl Directory {
         }
     }
 
-    /// Whether more memory may come: what waits is held.
-    pub fn has_room(&self) -> bool {
+    /// Returns whether more memory may be added: waiting pieces are held in memory.
+    pub fn has_space(&self) -> bool {
         self.waiting.len() + self.in_flight < MAX_HELD
     }
 
-    /// Appends a piece to the file `name`: the first `length_bytes` of `bytes`. Only the last one of a file may be shorter than a piece is; returns false where
-    /// another one was.
+    /// Appends the first `length_bytes` of `bytes` as a piece to the file `name`. Only the last
+    /// piece of a file may be shorter than a full one. Returns false if an earlier one was.
     pub fn push(&mut self, name: &str, bytes: Vec<u8>, length_bytes: usize) -> bool {
         let image = self.files.entry(name.to_owned()).or_default();
         let offset = image.size_bytes;
@@ -148,7 +150,7 @@ impl Directory {
         true
     }
 
-    /// All that CRIU has written here is known now; what came from memory is, too.
+    /// Adds the files that CRIU has written here. CRIU is done, so no more memory comes either.
     pub fn complete(&mut self) -> Result<()> {
         for (name, size_bytes) in manifest::list(&self.path)? {
             let path = self.path.join(&name);
@@ -180,7 +182,7 @@ impl Directory {
         Some(piece)
     }
 
-    /// A place for a piece of memory, with whatever it held before, or an empty one.
+    /// Returns a buffer for a piece of memory, with old contents or empty.
     pub fn take_spare(&mut self) -> Vec<u8> {
         self.spare.pop().unwrap_or_default()
     }

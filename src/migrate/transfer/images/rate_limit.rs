@@ -1,21 +1,21 @@
-//! The bandwidth that a migration may use.
+//! Limit for the bandwidth of a migration.
 
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// What may be sent at once after a pause.
+/// Time whose bytes may be sent at once after a pause.
 const BURST_DUR: Duration = Duration::from_millis(50);
 
-/// A cap that all connections share. Each waits until what it sends fits in.
+/// A limit that all connections share. Each waits until its bytes fit in.
 #[derive(Debug)]
-pub struct Pace {
+pub struct RateLimit {
     bytes_per_s: u64,
-    /// When everything that was let through is paid for.
+    /// Time at which all bytes that were let through are paid for.
     paid_until: Mutex<Option<Instant>>,
 }
 
-impl Pace {
-    /// At most so many bytes a second.
+impl RateLimit {
+    /// Returns a limit of this many bytes per second.
     #[must_use]
     pub fn new(bytes_per_s: u64) -> Self {
         Self {
@@ -24,7 +24,7 @@ impl Pace {
         }
     }
 
-    /// How long to wait before `count_bytes` are sent.
+    /// Returns the time to wait before `count_bytes` are sent.
     pub fn wait_for(&self, count_bytes: usize, now: Instant) -> Duration {
         let cost_dur = Duration::from_secs_f64(count_bytes as f64 / self.bytes_per_s as f64);
         let mut paid_until = self
@@ -44,17 +44,17 @@ mod tests {
 
     #[test]
     fn the_rate_holds_whoever_sends_and_a_pause_is_no_credit() {
-        let pace = Pace::new(1_000_000);
+        let rate_limit = RateLimit::new(1_000_000);
         let start = Instant::now();
         let mut now = start;
         for _ in 0..100 {
-            now += pace.wait_for(100_000, now);
+            now += rate_limit.wait_for(100_000, now);
         }
         let took_dur = now - start + BURST_DUR;
         assert_eq!(took_dur.as_secs(), 10);
         let later = now + Duration::from_secs(60);
         assert_eq!(
-            pace.wait_for(1_000_000, later),
+            rate_limit.wait_for(1_000_000, later),
             Duration::from_secs(1) - BURST_DUR
         );
     }

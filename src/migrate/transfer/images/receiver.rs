@@ -1,4 +1,4 @@
-//! The destination's half.
+//! The destination's half of the transfer of images.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{DirBuilder, File, OpenOptions};
@@ -23,19 +23,20 @@ use crate::migrate::link::channel::{Channel, Patience, TransportError};
 use crate::sys::bell::Bell;
 use crate::sys::file::Failed;
 
-/// A connection that stops in the middle of a piece for so long is dead.
+/// Time after which a connection that stops in the middle of a piece is dead.
 const STALL_LIMIT_DUR: Duration = Duration::from_secs(30);
-/// More files than any dump has.
+/// Limit for the number of files, more than any dump has.
 const MAX_FILES: usize = 1 << 16;
-/// As many as 4 TiB have.
+/// Limit for the number of pieces: those of 4 TiB.
 const MAX_PIECES: usize = 1 << 20;
 
-/// Takes images from several connections, each with a thread of its own. Dropped, it ends them at once.
+/// Receives images from several connections, each with its own thread. On drop it ends them at
+/// once.
 #[derive(Debug)]
 pub struct Receiver {
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,
-    /// Shut down, these end every wait of a worker.
+    /// Sockets of the connections. Shutting them down ends every wait of a worker.
     sockets: Vec<OwnedFd>,
 }
 
@@ -52,16 +53,16 @@ struct Shared {
 
 #[derive(Debug, Default)]
 struct Arrivals {
-    /// The number of the directory whose turn it is.
+    /// Number of the current directory.
     number: u32,
     files: BTreeMap<String, Arc<File>>,
-    /// Digest and length of each piece, by name and place. One entry for each piece that came, whatever its place is.
+    /// Digest and length of each piece that has arrived, by name and offset.
     pieces: BTreeMap<(String, u64), (u64, u32)>,
-    /// The files whose last piece is here, if it is a short one. Others have none.
+    /// The files of which a short piece has arrived, which must be the last one.
     ends: BTreeSet<String>,
-    /// How many connections have sent all of this directory.
+    /// Number of connections that have sent all of this directory.
     ended: usize,
-    /// How many have nothing more to say at all.
+    /// Number of connections that have ended.
     closed: usize,
     error: Option<BulkError>,
 }
@@ -101,13 +102,14 @@ impl Receiver {
         })
     }
 
-    /// Waits until everything of directory `number` is here, and compares it with what the source has sent.
+    /// Waits until all of directory `number` has arrived, and compares it with the source's
+    /// manifest.
     ///
     /// # Errors
-    /// What has failed, the first difference, the end of `patience`.
+    /// If a connection has failed, if something differs, or if `patience` ends.
     pub fn verify(&self, number: u32, manifest: &Manifest, patience: Patience) -> Result<()> {
         let arrivals = loop {
-            // Before the look: a ring after it ends the wait.
+            // The bell is silenced before the state is read, so that a later ring ends the wait.
             self.shared.changed.hush();
             let mut arrivals = self.shared.lock();
             if let Some(error) = arrivals.error.take() {
@@ -130,13 +132,13 @@ impl Receiver {
         }
         if arrivals.files.len() != manifest.files.len() {
             return Err(BulkError::Invalid {
-                reason: "a file that the manifest does not have",
+                reason: "a file that is not in the manifest",
             });
         }
         Ok(())
     }
 
-    /// Why images have not arrived, if a connection has failed.
+    /// Returns the error of the connection that has failed, if any.
     #[must_use]
     pub fn failure(&self) -> Option<BulkError> {
         self.shared.lock().error.take()
@@ -148,7 +150,7 @@ impl Receiver {
         &self.shared.failed
     }
 
-    /// It is the turn of the next directory, which builds on the one before it.
+    /// Begins the next directory, which builds on the one before it.
     ///
     /// # Errors
     /// [`BulkError::File`].
@@ -177,7 +179,7 @@ impl Drop for Receiver {
 }
 
 impl Arrivals {
-    /// A piece is here. What a peer can make this end remember is bounded by what it sends.
+    /// Notes a piece that has arrived. A peer cannot make this end remember more than it sends.
     fn note(&mut self, name: &str, offset: u64, digest: u64, length_bytes: u32) -> Result<()> {
         if u64::from(length_bytes) < PIECE_BYTES && !self.ends.insert(name.to_owned()) {
             return Err(BulkError::Invalid {
@@ -194,13 +196,14 @@ impl Arrivals {
         Ok(())
     }
 
-    /// Every piece of the file is here, as it was sent.
+    /// Compares a file with its entry in the manifest: every piece must have arrived with its
+    /// digest.
     fn compare(&self, entry: &ImageFile, dir: &Path) -> Result<()> {
         let path = dir.join(&entry.name);
         let Some(file) = self.files.get(&entry.name) else {
             return Err(BulkError::Incomplete);
         };
-        // Zeros at the end were not written.
+        // Zeros at the end of the file were not written, so its length is set.
         file.set_len(entry.size_bytes)
             .map_err(Failed::to("write", &path))?;
         let mut digests = Vec::new();
@@ -214,10 +217,10 @@ impl Arrivals {
             }
         }
         let found = ImageFile::of_pieces(entry.name.clone(), entry.size_bytes, &digests);
-        match found.digest == entry.digest {
-            true => Ok(()),
-            false => Err(ManifestError::Digest { path }.into()),
+        if found.digest != entry.digest {
+            return Err(ManifestError::Digest { path }.into());
         }
+        Ok(())
     }
 }
 
@@ -258,7 +261,8 @@ impl Shared {
         let mut raw = vec![0; CHUNK_BYTES];
         loop {
             let mut header = [0; PIECE_HEADER_BYTES];
-            // Between two directories the source may be silent for long; that it lives, TCP finds out.
+            // No time limit: the source may be silent for long between two directories. TCP finds
+            // out if it has died.
             if !read_first(channel, &mut header)? {
                 return Ok(());
             }
@@ -300,7 +304,7 @@ impl Shared {
                             }
                         };
                         hasher.update(raw);
-                        // Zeros stay a hole; the file has never had anything else there.
+                        // Zeros stay a hole: nothing was ever written there.
                         if chunk.wire_bytes > 0 {
                             file.write_all_at(raw, offset + done_bytes as u64)
                                 .map_err(Failed::to("write", &path))?;
@@ -314,7 +318,7 @@ impl Shared {
         }
     }
 
-    /// The file of that name in the directory whose turn it is.
+    /// Returns the file of that name in the current directory.
     fn open(&self, number: u32, name: &str) -> Result<(Arc<File>, PathBuf)> {
         let path = rounds::directory(&self.images, number).join(name);
         let mut arrivals = self.lock();
@@ -344,7 +348,8 @@ impl Shared {
     }
 }
 
-/// Fills `buffer`, with all the time that its first byte needs. Returns `false` where the connection ends before.
+/// Fills `buffer`, without a time limit for its first byte. Returns `false` if the connection ends
+/// before it.
 fn read_first(channel: &mut Channel, buffer: &mut [u8]) -> Result<bool> {
     match channel.read(buffer, Patience::default()) {
         Ok(read_bytes) => read_exact(channel, &mut buffer[read_bytes..]).map(|()| true),

@@ -1,4 +1,4 @@
-//! The source's half.
+//! The source's half of the transfer of images.
 
 use std::io::IoSlice;
 use std::os::fd::OwnedFd;
@@ -15,47 +15,47 @@ use super::block::{CHUNK_BYTES, Encoding, Header};
 use super::compress::{Compression, Encoder};
 use super::page_sink::Memory;
 use super::queue::{Contents, Directory, Piece, Queue};
-use super::rate_limit::Pace;
+use super::rate_limit::RateLimit;
 use super::{BulkError, Result};
 use crate::criu::page_server::{self, PageServerError};
 use crate::image::manifest::Manifest;
 use crate::migrate::link::channel::{Channel, Patience};
 use crate::sys::file::Failed;
 
-/// A connection that takes nothing for so long is dead.
+/// Time after which a connection that takes no data is dead.
 const STALL_LIMIT_DUR: Duration = Duration::from_secs(30);
 
-/// How images are sent.
+/// Settings of the transfer.
 #[derive(Debug, Clone, Default)]
 pub struct Settings {
-    /// What is done to them.
+    /// Compression of the chunks.
     pub compression: Compression,
-    /// The cap for all connections of a migration together.
-    pub pace: Option<Arc<Pace>>,
+    /// Limit for the bandwidth of all connections of a migration together.
+    pub rate_limit: Option<Arc<RateLimit>>,
 }
 
-/// Sends images over several connections, each with a thread of its own. Dropped, it ends them at once.
+/// Sends images over several connections, each with its own thread. On drop it ends them at once.
 #[derive(Debug)]
 pub struct Sender {
     shared: Arc<Shared>,
     workers: Vec<JoinHandle<()>>,
-    /// Takes the memory of the dump that is under way.
+    /// Receives the memory of the current dump.
     page_server: Mutex<Option<PageServer>>,
-    /// Shut down, these end every wait of a worker.
+    /// Sockets of the connections. Shutting them down ends every wait of a worker.
     sockets: Vec<OwnedFd>,
 }
 
 #[derive(Debug)]
 struct PageServer {
     thread: JoinHandle<Result<(), PageServerError>>,
-    /// Its end of CRIU's connection.
+    /// The page server's end of the connection to CRIU.
     socket: OwnedFd,
 }
 
 #[derive(Debug)]
 struct Shared {
     queue: Arc<Queue>,
-    pace: Option<Arc<Pace>>,
+    rate_limit: Option<Arc<RateLimit>>,
     compression: Compression,
     sent_bytes: Arc<AtomicU64>,
 }
@@ -67,10 +67,10 @@ enum Task {
 }
 
 impl Sender {
-    /// Starts a thread for each of `channels`. What goes over the wire is added to `sent_bytes`.
+    /// Starts a thread for each of `channels`. The number of sent bytes is added to `sent_bytes`.
     ///
     /// # Errors
-    /// [`BulkError::File`] where a connection cannot be duplicated.
+    /// [`BulkError::File`] if a connection cannot be duplicated.
     pub fn start(
         channels: Vec<Channel>,
         settings: Settings,
@@ -78,7 +78,7 @@ impl Sender {
     ) -> Result<Self> {
         let shared = Arc::new(Shared {
             queue: Arc::default(),
-            pace: settings.pace,
+            rate_limit: settings.rate_limit,
             compression: settings.compression,
             sent_bytes,
         });
@@ -103,11 +103,12 @@ impl Sender {
         })
     }
 
-    /// CRIU is about to dump into `path`, after the images in `parent`. It is given the connection that is returned, over which the memory comes here and
-    /// goes on to the destination, without being written on this host.
+    /// Prepares for CRIU's dump into `path`, which builds on the images in `parent`. CRIU gets the
+    /// returned connection: over it the memory comes here and goes on to the destination, without
+    /// being written on this host.
     ///
     /// # Errors
-    /// [`BulkError::File`] where there is no connection to be had.
+    /// [`BulkError::File`] if no socket can be created.
     pub fn begin(&self, number: u32, path: &Path, parent: Option<&Path>) -> Result<OwnedFd> {
         let (ours, theirs) =
             page_server::connection().map_err(Failed::to("make a socket for", path))?;
@@ -127,13 +128,14 @@ impl Sender {
         Ok(theirs.into())
     }
 
-    /// Why the connections have ended, if they have.
+    /// Returns the error that has ended the connections, if any.
     #[must_use]
     pub fn failure(&self) -> Option<BulkError> {
         self.shared.queue.lock().error.take()
     }
 
-    /// For how long CRIU has waited for the connections since this was last asked. The rest of the time in which it wrote memory is what copying costs.
+    /// Returns the time for which CRIU has waited for the connections since the last call. The rest
+    /// of the time in which CRIU wrote memory is the cost of copying.
     #[must_use]
     pub fn take_waited(&self) -> Duration {
         std::mem::take(&mut self.shared.queue.lock().waited_dur)
@@ -145,12 +147,14 @@ impl Sender {
             .unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// CRIU is done with the directory: sends the rest, and returns what the destination should have then.
+    /// Sends the rest of the directory, with which CRIU is done. Returns the manifest of the images
+    /// that the destination should have then.
     ///
     /// # Errors
-    /// What has failed since [`Self::begin`]; the end of `patience`.
+    /// If something has failed since [`Self::begin`], or if `patience` ends.
     pub fn finish(&self, patience: Patience) -> Result<Manifest> {
-        // It ended when CRIU said so, and CRIU has finished.
+        // The page server ends when CRIU says so, and CRIU has finished. So this does not wait, and
+        // all memory is in the queue.
         if let Some(server) = self.page_server().take() {
             match server.thread.join() {
                 Ok(served) => served?,
@@ -240,7 +244,7 @@ impl Shared {
         }
     }
 
-    /// What worker `index` does next; waits until there is something.
+    /// Returns the next task of worker `index`, for which it may wait.
     fn next(&self, index: usize) -> Task {
         let mut feed = self.queue.lock();
         loop {
@@ -250,7 +254,7 @@ impl Shared {
             if let Some(directory) = &mut feed.current {
                 match directory.next_piece() {
                     Some(piece) => {
-                        // There is room for more memory.
+                        // There is space for more memory.
                         self.queue.changed.notify_all();
                         return Task::Send(piece);
                     }
@@ -264,7 +268,7 @@ impl Shared {
         }
     }
 
-    /// Returns the piece's digest.
+    /// Sends a piece and returns its digest.
     fn send(
         &self,
         piece: &Piece,
@@ -295,17 +299,18 @@ impl Shared {
                 }
             };
             hasher.update(chunk);
-            let encoded = match chunk.is_empty() {
-                true => None,
-                false => Some(encoder.encode(chunk, wire)?),
+            let encoded = if chunk.is_empty() {
+                None
+            } else {
+                Some(encoder.encode(chunk, wire)?)
             };
             let plain: &[u8] = match encoded {
                 Some((Encoding::Plain, _)) => chunk,
                 _ => &[],
             };
             let wire_bytes = wire.len() + plain.len();
-            if let Some(pace) = &self.pace {
-                std::thread::sleep(pace.wait_for(wire_bytes, Instant::now()));
+            if let Some(rate_limit) = &self.rate_limit {
+                std::thread::sleep(rate_limit.wait_for(wire_bytes, Instant::now()));
             }
             let began = Instant::now();
             let mut parts = [IoSlice::new(wire), IoSlice::new(plain)];

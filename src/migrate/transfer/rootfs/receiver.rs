@@ -1,4 +1,4 @@
-//! The destination's half.
+//! The destination's half of the transfer of the root file system.
 
 use std::fs;
 use std::io::{Read, Write};
@@ -10,7 +10,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use super::stream::{Incoming, Outgoing};
-use super::swap::{Placement, Targets};
+use super::swap::{Targets, TreeSwap};
 use super::{MAX_CONFIG_BYTES, Result, RootfsError, lift};
 use crate::error::chain;
 use crate::image::tree::{Compression, Limits, TreePath, apply_noting, link_copy, take_inventory};
@@ -21,37 +21,40 @@ use crate::migrate::wire::protocol::Message;
 use crate::sys::bell::Bell;
 use crate::sys::file::Failed;
 
-/// More than any file system has.
+/// Limit for the number of entries, more than any file system has.
 const MAX_ENTRIES: u64 = 1 << 32;
-/// How long a source that was told to stop may go on sending.
+/// Time for which a source that was told to stop may still send.
 const DRAIN_LIMIT_DUR: Duration = Duration::from_secs(10);
 
-/// What the last changes concern; nothing where that is too much.
+/// Paths of the last changes; `None` if they are too many.
 type Changed = Option<Vec<TreePath>>;
 
-/// Takes the tree on a thread of its own. Dropped, it ends at once, and everything is as it was; see [`Placement`].
+/// Receives the tree on its own thread. On drop it ends at once and everything is undone; see
+/// [`TreeSwap`].
 #[derive(Debug)]
 pub struct Receiver {
     worker: Option<JoinHandle<()>>,
-    /// Shut down, it ends every wait of the worker.
+    /// Socket of the connection. Shutting it down ends every wait of the worker.
     socket: OwnedFd,
-    /// How it ended.
+    /// Result of the worker.
     ended: mpsc::Receiver<Result<Changed>>,
-    /// Rings when it has ended.
+    /// Rings when the worker has ended.
     bell: Arc<Bell>,
-    /// Last: nobody may write any more when it is undone.
-    placement: Placement,
+    /// Last member, so that it is dropped last: the worker must not write any more when the swap is
+    /// undone.
+    swap: TreeSwap,
 }
 
 impl Receiver {
-    /// Starts to take what comes over `channel`, at most `limit_bytes` of contents with each stream of changes.
+    /// Starts to receive over `channel`. Each stream of changes may have at most `limit_bytes` of
+    /// contents.
     ///
     /// # Errors
-    /// [`RootfsError::Transport`] where the connection cannot be duplicated.
-    pub fn start(channel: Channel, placement: Placement, limit_bytes: u64) -> Result<Self> {
+    /// [`RootfsError::Transport`] if the connection cannot be duplicated.
+    pub fn start(channel: Channel, swap: TreeSwap, limit_bytes: u64) -> Result<Self> {
         let socket = channel.handle()?;
         let (sender, ended) = mpsc::channel();
-        let targets = placement.targets();
+        let targets = swap.targets();
         let bell = Bell::new().map_err(|source| TransportError::Poll { source })?;
         let bell = Arc::new(bell);
         let at_end = RingAtEnd(Arc::clone(&bell));
@@ -59,7 +62,7 @@ impl Receiver {
             // Dropped last, also by a panic: then the sender says how the worker has ended.
             let _at_end = at_end;
             let sender = sender;
-            // Nobody listens any more if the migration was rolled back.
+            // An error means that the migration was rolled back and the result is not needed.
             let _ = sender.send(work(channel, &targets, limit_bytes));
         });
         Ok(Self {
@@ -67,11 +70,11 @@ impl Receiver {
             socket,
             ended,
             bell,
-            placement,
+            swap,
         })
     }
 
-    /// What has failed up to now, if anything.
+    /// Returns the error that has ended the worker, if any.
     pub fn failure(&self) -> Option<RootfsError> {
         match self.ended.try_recv() {
             Ok(Err(error)) => Some(error),
@@ -79,10 +82,10 @@ impl Receiver {
         }
     }
 
-    /// Waits for the last changes and puts everything into its place.
+    /// Waits for the last changes and puts the new tree into its place.
     ///
     /// # Errors
-    /// What has failed, a signal, or the end of `patience`.
+    /// If the worker has failed, a signal arrives, or `patience` ends.
     pub fn finish(&mut self, patience: Patience) -> Result<()> {
         let changed = loop {
             match self.ended.try_recv() {
@@ -95,23 +98,23 @@ impl Receiver {
             }
         };
         if let Some(worker) = self.worker.take() {
-            // It has said how it ended.
+            // The worker has sent its result, so this does not wait long.
             let _ = worker.join();
         }
-        self.placement.publish(changed)
+        self.swap.publish(changed)
     }
 
-    /// Where what has come is.
-    pub fn placement(&self) -> &Placement {
-        &self.placement
+    /// Returns the swap of the trees.
+    pub fn swap(&self) -> &TreeSwap {
+        &self.swap
     }
 
-    /// As [`Placement::keep`].
+    /// As [`TreeSwap::keep`].
     ///
     /// # Errors
     /// [`RootfsError`].
     pub fn keep(mut self) -> Result<()> {
-        self.placement.keep()
+        self.swap.keep()
     }
 }
 
@@ -138,7 +141,8 @@ fn work(mut channel: Channel, targets: &Targets, limit_bytes: u64) -> Result<Cha
     let received = receive(&mut channel, targets, limit_bytes);
     if let Err(error) = &received {
         channel.abort(&chain(error));
-        // Closed with data in it, the connection would be reset, and the reason lost with it.
+        // If the connection were closed with unread data, the kernel would reset it, and the source
+        // would lose the reason.
         let until = Instant::now() + DRAIN_LIMIT_DUR;
         let mut rest = vec![0; 64 << 10];
         while Instant::now() < until

@@ -1,4 +1,4 @@
-//! The source's half.
+//! The source's half of the transfer of the root file system.
 
 use std::fs::File;
 use std::io::{self, BufReader, BufWriter, Write};
@@ -19,34 +19,35 @@ use crate::migrate::wire::payload::Synced;
 use crate::migrate::wire::rootfs::RootfsWay;
 use crate::sys::file::Failed;
 
-/// A pass that finds no more than this is worth no other one right behind it.
+/// Size of the changes below which no further pass follows at once.
 const FEW_BYTES: u64 = 4 << 20;
-/// The pause between two passes while the container runs, at least.
+/// Minimum pause between two passes while the container runs.
 const PAUSE_DUR: Duration = Duration::from_secs(2);
-/// A pause is so many times as long as the pass before it, so that passes take no more than a fifth of one processor's time.
+/// Ratio of a pause to the pass before it, so that passes take at most a fifth of one processor's
+/// time.
 const PAUSE_RATIO: u32 = 4;
 
-/// What is sent, and how.
+/// Settings of the transfer.
 #[derive(Debug, Clone)]
 pub struct Settings {
-    /// The root file system.
+    /// Path of the root file system.
     pub root: PathBuf,
     /// The contents of the bundle's `config.json`.
     pub config: Vec<u8>,
-    /// One that copies.
+    /// Way of the copy: full or diff.
     pub way: RootfsWay,
-    /// A directory for lists of what was sent, with about 100 bytes for each file.
+    /// Directory for the lists of sent files, about 100 bytes for each file.
     pub spool: PathBuf,
-    /// `--compress`, `--bandwidth`.
+    /// Compression and rate limit (`--compress`, `--bandwidth`).
     pub sending: images::Settings,
 }
 
-/// Sends the tree on a thread of its own. Dropped, it ends at once.
+/// Sends the tree on its own thread. On drop it ends at once.
 #[derive(Debug)]
 pub struct Sender {
     shared: Arc<Shared>,
     worker: Option<JoinHandle<()>>,
-    /// Shut down, it ends every wait of the worker.
+    /// Socket of the connection. Shutting it down ends every wait of the worker.
     socket: OwnedFd,
 }
 
@@ -58,7 +59,7 @@ struct Shared {
     sent_bytes: Arc<AtomicU64>,
 }
 
-/// What the worker shall do.
+/// Instruction to the worker.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 enum Wish {
     /// Follow the container's changes.
@@ -71,12 +72,12 @@ enum Wish {
     Stop,
 }
 
-/// How far the worker is.
+/// Progress of the worker.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 enum Reached {
     #[default]
     Begun,
-    /// The destination has everything but what has changed just now.
+    /// The destination has everything except for the latest changes.
     Following,
     Held,
     Finished,
@@ -94,7 +95,7 @@ impl Sender {
     /// Starts to send over `channel`.
     ///
     /// # Errors
-    /// [`RootfsError::Transport`] where the connection cannot be duplicated.
+    /// [`RootfsError::Transport`] if the connection cannot be duplicated.
     pub fn start(channel: Channel, settings: Settings) -> Result<Self> {
         let socket = channel.handle()?;
         let shared = Arc::new(Shared {
@@ -111,21 +112,22 @@ impl Sender {
         })
     }
 
-    /// Counts what goes over the wire.
+    /// Returns the counter of the sent bytes.
     #[must_use]
     pub fn sent(&self) -> &Arc<AtomicU64> {
         &self.shared.sent_bytes
     }
 
-    /// Waits until the destination has the tree but for what has changed just now. Returns what has been sent since the last question, as the others do.
+    /// Waits until the destination has the tree except for the latest changes. Returns the passes
+    /// since the last call, as the other waits do.
     ///
     /// # Errors
-    /// What has failed; a signal, or the end of `patience`.
+    /// If the worker has failed, a signal arrives, or `patience` ends.
     pub fn follow(&self, patience: Patience) -> Result<Vec<TreePass>> {
         self.await_reached(Reached::Following, patience)
     }
 
-    /// Waits until nothing is under way: right before the freeze.
+    /// Waits until no pass is under way, right before the freeze.
     ///
     /// # Errors
     /// As [`Self::follow`].
@@ -134,12 +136,12 @@ impl Sender {
         self.await_reached(Reached::Held, patience)
     }
 
-    /// Begins to send the last changes: nothing changes any more.
+    /// Begins to send the last changes. The container is frozen and changes nothing any more.
     pub fn finish(&self) {
         self.wish(Wish::Finish);
     }
 
-    /// Waits until they are sent.
+    /// Waits until the last changes are sent.
     ///
     /// # Errors
     /// As [`Self::follow`].
@@ -213,7 +215,8 @@ impl Shared {
             .write_all(&settings.config)
             .map_err(Failed::to("send", Path::new(CONFIG)))?;
         stream.end(false)?;
-        // Taken as a whole first: the destination reads no changes while it writes.
+        // The inventory is received as a whole first: the destination does not read changes while
+        // it writes it.
         let had = match settings.way {
             RootfsWay::Diff => Some(self.take_inventory(channel)?),
             _ => None,
@@ -222,7 +225,8 @@ impl Shared {
         let mut last = self.pass(channel, had.map(Have::Peer), Some(&list))?;
         let mut passes = 1;
         loop {
-            // Twice as fast as the container changes its files, or there is no point in another one.
+            // A pass must be at least twice as fast as the container changes its files. Otherwise
+            // another one at once has no point.
             let before = last.0.content_bytes;
             if before > FEW_BYTES && self.lock().wish == Wish::Follow && passes < 8 {
                 let next = self.list(passes);
@@ -253,7 +257,7 @@ impl Shared {
     fn outgoing<'a>(&'a self, channel: &'a mut Channel) -> Outgoing<'a> {
         Outgoing::new(
             channel,
-            self.settings.sending.pace.as_deref(),
+            self.settings.sending.rate_limit.as_deref(),
             &self.sent_bytes,
         )
     }
@@ -271,7 +275,8 @@ impl Shared {
         Ok(path)
     }
 
-    /// Sends what the destination lacks, and waits until it has it; the last changes, those without a list, it confirms by going on.
+    /// Sends the changes that the destination lacks, and waits until it has synced them. The last
+    /// changes have no list, and the destination does not confirm them here.
     fn pass(
         &self,
         channel: &mut Channel,
@@ -304,7 +309,7 @@ impl Shared {
             let _: Synced = channel.expect(Patience::default())?;
         }
         if let Some(Have::Peer(path) | Have::Sent(path)) = have {
-            // It goes with its directory otherwise.
+            // If this fails, the file is removed with its directory.
             let _ = std::fs::remove_file(path);
         }
         let took_dur = began.elapsed();
@@ -319,7 +324,7 @@ impl Shared {
         Ok((totals, took_dur))
     }
 
-    /// Waits for the next pass; false where there is none while the container runs.
+    /// Waits for the next pass. Returns false if there is none while the container runs.
     fn pause(&self, last_dur: Duration) -> bool {
         let until = Instant::now() + PAUSE_DUR.max(last_dur * PAUSE_RATIO);
         let mut state = self.lock();
@@ -333,7 +338,7 @@ impl Shared {
         false
     }
 
-    /// Returns whether it came, and not the end.
+    /// Waits for the freeze. Returns false if the transfer ends instead.
     fn await_freeze(&self) -> bool {
         let mut state = self.lock();
         while state.wish == Wish::Hold {
@@ -343,11 +348,11 @@ impl Shared {
     }
 }
 
-/// A list of what the destination has.
+/// A list of the files that the destination has.
 enum Have {
-    /// Its own.
+    /// The destination's own inventory.
     Peer(PathBuf),
-    /// Of what was sent.
+    /// The list of the files that were sent.
     Sent(PathBuf),
 }
 

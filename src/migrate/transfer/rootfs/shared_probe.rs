@@ -1,13 +1,16 @@
+//! The probe file by which the ends find out that they see the same tree.
+
 use std::fs::{self, OpenOptions};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use crate::migrate::wire::id::MigrationId;
 
-/// A file in the root file system by whose name the destination recognizes the tree. A new one each time: a name that was never looked up is in no cache of a network
-/// file system. Removed when dropped.
+/// A file in the root file system by whose name the destination recognizes the tree. Its name is
+/// new each time: no cache of a network file system has a name that was never looked up. It is
+/// removed on drop.
 #[derive(Debug)]
-pub struct Nonce {
+pub struct SharedProbe {
     path: PathBuf,
     name: String,
 }
@@ -16,8 +19,8 @@ fn name(migration: MigrationId) -> String {
     format!(".rcm-{migration}")
 }
 
-impl Nonce {
-    /// Makes it; none where the tree cannot be written to.
+impl SharedProbe {
+    /// Creates the file; `None` if the tree cannot be written to.
     #[must_use]
     pub fn leave(rootfs: &Path, migration: MigrationId) -> Option<Self> {
         let name = name(migration);
@@ -36,14 +39,14 @@ impl Nonce {
         }
     }
 
-    /// Its name, in the first directory of the tree.
+    /// Returns its name in the first directory of the tree.
     #[must_use]
     pub fn name(&self) -> &str {
         &self.name
     }
 }
 
-impl Drop for Nonce {
+impl Drop for SharedProbe {
     fn drop(&mut self) {
         if let Err(error) = fs::remove_file(&self.path) {
             tracing::warn!("cannot remove {}: {error}", self.path.display());
@@ -51,7 +54,7 @@ impl Drop for Nonce {
     }
 }
 
-/// Removes what a source has left in `rootfs` that was killed while it waited for the answer.
-pub fn remove_nonce(rootfs: &Path, migration: MigrationId) {
+/// Removes the probe file from `rootfs` of a source that was killed while it waited for the answer.
+pub fn remove_probe(rootfs: &Path, migration: MigrationId) {
     let _ = fs::remove_file(rootfs.join(name(migration)));
 }

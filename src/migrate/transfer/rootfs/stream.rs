@@ -1,4 +1,5 @@
-//! Streams one after the other on one connection: pieces with a header of 5 bytes, what it is and its length, and at last a piece without bytes.
+//! Streams one after the other on one connection. A stream consists of pieces, each with a header
+//! of 5 bytes (kind and length), and ends with an empty piece.
 
 use std::io::{self, Read, Write};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -6,38 +7,43 @@ use std::time::{Duration, Instant};
 
 use super::{Result, RootfsError};
 use crate::migrate::link::channel::{Channel, Patience, TransportError};
-use crate::migrate::transfer::images::Pace;
+use crate::migrate::transfer::images::RateLimit;
 
 const PIECE_BYTES: usize = 256 << 10;
 const HEADER_BYTES: usize = 5;
 const DATA: u8 = 1;
 const END: u8 = 2;
 const LAST: u8 = 3;
-/// A connection that takes nothing for so long is dead: the other end may have to wait for its disk.
+/// Time after which a connection that takes no data is dead. The other end may have to wait for its
+/// disk.
 const STALL_LIMIT_DUR: Duration = Duration::from_secs(60);
-/// What may follow behind the end of what the reader of a stream has looked at.
+/// Limit for the bytes of a stream after the end that its reader has seen.
 const MAX_REST_BYTES: u64 = PIECE_BYTES as u64;
 
 /// Writes a stream.
 pub struct Outgoing<'a> {
     channel: &'a mut Channel,
-    pace: Option<&'a Pace>,
+    rate_limit: Option<&'a RateLimit>,
     sent: &'a AtomicU64,
     /// The header and the data of the next piece.
     piece: Vec<u8>,
 }
 
 impl<'a> Outgoing<'a> {
-    pub fn new(channel: &'a mut Channel, pace: Option<&'a Pace>, sent: &'a AtomicU64) -> Self {
+    pub fn new(
+        channel: &'a mut Channel,
+        rate_limit: Option<&'a RateLimit>,
+        sent: &'a AtomicU64,
+    ) -> Self {
         Self {
             channel,
-            pace,
+            rate_limit,
             sent,
             piece: vec![0; HEADER_BYTES],
         }
     }
 
-    /// Ends the stream; after the `last` there is no other.
+    /// Ends the stream. After the last one no other follows.
     pub fn end(mut self, is_last: bool) -> Result<()> {
         if self.piece.len() > HEADER_BYTES {
             self.send(DATA)?;
@@ -50,10 +56,11 @@ impl<'a> Outgoing<'a> {
         let length_bytes = (self.piece.len() - HEADER_BYTES) as u32;
         self.piece[0] = kind;
         self.piece[1..HEADER_BYTES].copy_from_slice(&length_bytes.to_be_bytes());
-        if let Some(pace) = self.pace {
-            std::thread::sleep(pace.wait_for(self.piece.len(), Instant::now()));
+        if let Some(rate_limit) = self.rate_limit {
+            std::thread::sleep(rate_limit.wait_for(self.piece.len(), Instant::now()));
         }
-        // A destination that gives up says why, while it could still be sent gigabytes.
+        // A destination that gives up sends its reason while this end could still send gigabytes,
+        // so the reason is looked for before each piece.
         match self.channel.receive(&[], Patience::within(Duration::ZERO)) {
             Err(aborted @ TransportError::Aborted { .. }) => return Err(aborted),
             Err(closed @ TransportError::Closed { .. }) => return Err(closed),
@@ -70,26 +77,27 @@ impl<'a> Outgoing<'a> {
 
 impl Write for Outgoing<'_> {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        let room_bytes = HEADER_BYTES + PIECE_BYTES - self.piece.len();
-        let taken_bytes = bytes.len().min(room_bytes);
+        let free_bytes = HEADER_BYTES + PIECE_BYTES - self.piece.len();
+        let taken_bytes = bytes.len().min(free_bytes);
         self.piece.extend(&bytes[..taken_bytes]);
-        if taken_bytes == room_bytes {
+        if taken_bytes == free_bytes {
             self.send(DATA).map_err(io::Error::other)?;
         }
         Ok(taken_bytes)
     }
 
-    /// Small pieces gain nothing: the peer has nothing to answer before the end.
+    /// Does nothing: the peer answers only after the end, so small pieces would gain nothing.
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
     }
 }
 
-/// Reads a stream. What is waited for may take as long as the other end looks for changes; that it lives, TCP finds out.
+/// Reads a stream. There is no time limit: the other end may have to look for changes. TCP finds
+/// out if it has died.
 pub struct Incoming<'a> {
     channel: &'a mut Channel,
     left_bytes: usize,
-    /// How it has ended: whether it was the last.
+    /// Whether it was the last stream, if it has ended.
     ended: Option<bool>,
 }
 
@@ -102,7 +110,7 @@ impl<'a> Incoming<'a> {
         }
     }
 
-    /// Reads up to the end of the stream, of which its reader may have left the very end. Returns whether it was the last.
+    /// Reads the rest of the stream up to its end. Returns whether it was the last one.
     pub fn end(mut self) -> Result<bool> {
         let rest_bytes =
             io::copy(&mut (&mut self).take(MAX_REST_BYTES), &mut io::sink()).map_err(|source| {
@@ -114,7 +122,7 @@ impl<'a> Incoming<'a> {
         match self.ended {
             Some(is_last) if rest_bytes < MAX_REST_BYTES => Ok(is_last),
             _ => Err(RootfsError::Invalid {
-                reason: "a stream goes on behind its end",
+                reason: "a stream that continues after its end",
             }),
         }
     }

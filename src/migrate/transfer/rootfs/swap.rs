@@ -1,4 +1,4 @@
-//! What happens to the destination's file system, and how it is undone.
+//! Changes of the destination's file system by a migration, and their undoing.
 
 use std::fs::{self, DirBuilder, File, Permissions};
 use std::io;
@@ -19,17 +19,18 @@ use crate::sys::beneath::Dir;
 use crate::sys::file::Failed;
 use crate::sys::file::write_atomic;
 
-/// A bundle and a tree that are not in their places before they are whole, and that make way again for what was there before unless they are kept.
+/// The new bundle and tree of a container. They are prepared beside the old ones, put into their
+/// places when they are complete, and replaced by the old ones again unless they are kept.
 ///
-/// What is changed is in a record beside the journal before it is changed: who comes after a crash undoes it, or finishes it where the container is this host's
-/// ([`settle`]).
+/// Every change is in a record beside the journal before it is made. After a crash [`settle`]
+/// undoes the changes by this record, or finishes them if the container belongs to this host.
 #[derive(Debug)]
-pub struct Placement {
+pub struct TreeSwap {
     record_path: PathBuf,
     record: Record,
     tree: Option<Staging>,
     config: Option<Staging>,
-    /// The directory of what is carried.
+    /// The directory of the carried files.
     files: Option<Staging>,
     is_diff: bool,
     config_place: PathBuf,
@@ -37,13 +38,13 @@ pub struct Placement {
     kept: bool,
 }
 
-/// Where what comes is written.
+/// Paths to which the arriving data is written.
 #[derive(Debug, Clone)]
 pub(super) struct Targets {
     pub(super) tree: PathBuf,
-    /// The source is told what is there before it sends anything.
+    /// Whether the source first gets an inventory of the tree that is there.
     pub(super) is_diff: bool,
-    /// What a diff builds on.
+    /// Path of the tree that a diff builds on.
     pub(super) base: Option<PathBuf>,
     pub(super) config: Option<PathBuf>,
     pub(super) config_place: PathBuf,
@@ -60,15 +61,16 @@ impl Targets {
 struct Record {
     migration: MigrationId,
     places: Vec<Slot>,
-    /// Directories that did not exist, each above the next one.
+    /// Directories that were created, each above the next one.
     made: Vec<PathBuf>,
 }
 
-impl Placement {
-    /// Prepares for the container's tree at `rootfs` and its `config.json` in `bundle`, beside which what is `carried` is put. `root` is rcm's state directory.
+impl TreeSwap {
+    /// Prepares for the container's tree at `rootfs` and its `config.json` in `bundle`, with the
+    /// `carried` files beside it. `root` is rcm's state directory.
     ///
     /// # Errors
-    /// [`RootfsError`]; nothing is left then.
+    /// [`RootfsError`]. Everything is undone then.
     pub fn prepare(
         root: &Path,
         container: &str,
@@ -81,14 +83,16 @@ impl Placement {
         let id = migration.to_string();
         let config_place = bundle.join(CONFIG);
         let tree = Slot::new(rootfs, &id)?;
-        // A diff goes to a host that has been prepared for the container: its own spec stays.
-        let config = match way == RootfsWay::Diff && config_place.exists() {
-            true => None,
-            false => Some(Slot::new(&config_place, &id)?),
+        // A host with a tree for a diff was prepared for the container: its own spec stays.
+        let config = if way == RootfsWay::Diff && config_place.exists() {
+            None
+        } else {
+            Some(Slot::new(&config_place, &id)?)
         };
-        let files = match config.is_some() && !carried.is_empty() {
-            true => Some(Slot::new(&bundle.join(CarriedFile::DIR), &id)?),
-            false => None,
+        let files = if config.is_some() && !carried.is_empty() {
+            Some(Slot::new(&bundle.join(CarriedFile::DIR), &id)?)
+        } else {
+            None
         };
         let mut made = missing(bundle);
         for dir in missing(rootfs.parent().unwrap_or(rootfs)) {
@@ -106,13 +110,13 @@ impl Placement {
                 .collect(),
             made,
         };
-        // A later rcm could undo nothing by an empty record.
+        // The record is on the disk before the first change.
         serde_json::to_vec_pretty(&record)
             .map_err(io::Error::from)
             .and_then(|text| write_atomic(&record_path, &text, 0o600))
             .map_err(Failed::to("write", &record_path))?;
-        // Dropped, it undoes what was done of the rest.
-        let mut placement = Self {
+        // From here on an error drops this value, which undoes everything that was done.
+        let mut swap = Self {
             record_path,
             is_diff: way == RootfsWay::Diff,
             record,
@@ -123,20 +127,21 @@ impl Placement {
             changed: None,
             kept: false,
         };
-        for dir in &placement.record.made {
-            // Set-user-ID programs of a container are for nobody who does not know where they are; its user namespace must get through.
+        for dir in &swap.record.made {
+            // Other users must not find the container's set-user-ID programs here, but its user
+            // namespace must get through.
             DirBuilder::new()
                 .mode(0o711)
                 .create(dir)
                 .map_err(Failed::to("create", dir))?;
         }
-        placement.tree = Some(Staging::create_tree(tree)?);
-        placement.config = config.map(Staging::create).transpose()?;
+        swap.tree = Some(Staging::create_tree(tree)?);
+        swap.config = config.map(Staging::create).transpose()?;
         if let Some(place) = files {
-            let staging = placement.files.insert(Staging::create_tree(place)?);
+            let staging = swap.files.insert(Staging::create_tree(place)?);
             unpack(carried, &staging.path())?;
         }
-        Ok(placement)
+        Ok(swap)
     }
 
     pub(super) fn targets(&self) -> Targets {
@@ -155,7 +160,8 @@ impl Placement {
         }
     }
 
-    /// Puts everything into its place. All but `changed`, the last changes, is on the disk already.
+    /// Puts everything into its place. Everything but the last changes, `changed`, is on the disk
+    /// already.
     ///
     /// # Errors
     /// [`RootfsError::Tree`].
@@ -170,7 +176,8 @@ impl Placement {
         Ok(())
     }
 
-    /// Waits until the last changes are on the disk. In the freeze: to wait for everything that anybody has written to the file system could take long.
+    /// Waits until the last changes are on the disk. This is in the freeze, so only these files are
+    /// synced: a sync of the whole file system would wait for the data of all other programs, too.
     ///
     /// # Errors
     /// [`RootfsError`].
@@ -182,7 +189,7 @@ impl Placement {
         let paths = tree
             .into_iter()
             .flat_map(|tree| changed.iter().map(|path| path.below(tree)));
-        // Their new names are in these.
+        // The directories above have the new names.
         let above = self
             .record
             .places
@@ -196,11 +203,12 @@ impl Placement {
         Ok(())
     }
 
-    /// It stays: the container is this host's. Removes what was there before.
+    /// Keeps the new tree, since the container belongs to this host, and removes the old one.
     ///
     /// # Errors
-    /// [`RootfsError`]: something of the latter is left, until [`settle`].
+    /// [`RootfsError`] if a part of the old one is left, until [`settle`] removes it.
     pub fn keep(&mut self) -> Result<()> {
+        // First: an error below must not bring the old tree back under a running container.
         self.kept = true;
         let all = [self.tree.take(), self.config.take(), self.files.take()];
         for staging in all.into_iter().flatten() {
@@ -210,7 +218,7 @@ impl Placement {
     }
 }
 
-impl Drop for Placement {
+impl Drop for TreeSwap {
     fn drop(&mut self) {
         if self.kept {
             return;
@@ -228,7 +236,7 @@ impl Record {
             place.undo()?;
         }
         for dir in self.made.iter().rev() {
-            // Somebody may have put something into it meanwhile.
+            // Another program may have put a file into it meanwhile. Then it stays.
             let _ = fs::remove_dir(dir);
         }
         forget(path)
@@ -242,7 +250,8 @@ impl Record {
     }
 }
 
-/// Undoes what a receiver has left that was killed before the commit, or clears up behind it, by what its journal says. Only under the container's lock.
+/// Undoes the changes of a receiver that was killed before the commit, or finishes those of one
+/// that was killed after it, as its journal says. The caller must hold the container's lock.
 ///
 /// # Errors
 /// [`RootfsError`].
@@ -254,25 +263,27 @@ pub fn settle(root: &Path, journal: &JournalRecord) -> Result<()> {
         Err(error) => return Err(Failed::to("read", &path)(error).into()),
     };
     let record: Record = serde_json::from_slice(&text).map_err(|_| RootfsError::Invalid {
-        reason: "the record of what was placed is damaged",
+        reason: "the record of the placed files is damaged",
     })?;
-    // Where anything is doubtful, a container may run in the new tree.
+    // The changes are undone only if no commit can have arrived. In any other case a container may
+    // run in the new tree.
     let is_undone = journal.side == Side::Destination
         && journal.phase.may_roll_back()
         && journal.migration == record.migration;
-    match is_undone {
-        true => record.undo(&path),
-        false => record.clear(&path),
+    if is_undone {
+        record.undo(&path)
+    } else {
+        record.clear(&path)
     }
 }
 
-/// Puts what is carried into `dir`.
+/// Writes the carried files into `dir`.
 fn unpack(carried: &[CarriedFile], dir: &Path) -> Result<()> {
     for one in carried {
         let mut parts = Path::new(&one.name).components();
         let (Some(Component::Normal(name)), None) = (parts.next(), parts.next()) else {
             return Err(RootfsError::Invalid {
-                reason: "a file for the bundle is no file name",
+                reason: "a file for the bundle without a valid name",
             });
         };
         let path = dir.join(name);
@@ -288,7 +299,7 @@ fn unpack(carried: &[CarriedFile], dir: &Path) -> Result<()> {
         .map_err(|error| Failed::to("create", dir)(error).into())
 }
 
-/// The directories up to `path` that do not exist, from above.
+/// Returns the directories up to `path` that do not exist, the uppermost first.
 fn missing(path: &Path) -> Vec<PathBuf> {
     let mut missing: Vec<PathBuf> = path
         .ancestors()

@@ -9,16 +9,16 @@ fn owner(dir: &Path) -> u32 {
 fn who_reads_the_store_finds_the_secret() {
     let store = tempfile::tempdir().unwrap();
     let trust = Trust::fresh().unwrap();
-    let one = Rendezvous::leave(store.path(), "web", &trust).unwrap();
-    let two = Rendezvous::leave(store.path(), "web", &trust).unwrap();
+    let one = Rendezvous::create(store.path(), "web", &trust).unwrap();
+    let two = Rendezvous::create(store.path(), "web", &trust).unwrap();
     let receiver = one.acquaintance().receiver;
-    let found = find(store.path(), "web", &receiver, owner(store.path())).unwrap();
+    let found = read(store.path(), "web", &receiver, owner(store.path())).unwrap();
     assert_eq!(found.secret, one.acquaintance().secret);
     assert_eq!(found.fingerprint, trust.fingerprint());
     assert_ne!(found.secret, two.acquaintance().secret);
     drop(one);
     assert!(matches!(
-        find(store.path(), "web", &receiver, owner(store.path())),
+        read(store.path(), "web", &receiver, owner(store.path())),
         Err(RendezvousError::NotShared { .. })
     ));
 }
@@ -27,15 +27,15 @@ fn who_reads_the_store_finds_the_secret() {
 fn a_file_that_others_could_read_or_plant_proves_nothing() {
     let store = tempfile::tempdir().unwrap();
     let trust = Trust::fresh().unwrap();
-    let left = Rendezvous::leave(store.path(), "web", &trust).unwrap();
+    let left = Rendezvous::create(store.path(), "web", &trust).unwrap();
     let me = owner(store.path());
     assert!(matches!(
-        find(store.path(), "web", &left.acquaintance().receiver, me + 1),
+        read(store.path(), "web", &left.acquaintance().receiver, me + 1),
         Err(RendezvousError::NotPrivate { .. })
     ));
     fs::set_permissions(&left.path, fs::Permissions::from_mode(0o640)).unwrap();
     assert!(matches!(
-        find(store.path(), "web", &left.acquaintance().receiver, me),
+        read(store.path(), "web", &left.acquaintance().receiver, me),
         Err(RendezvousError::NotPrivate { mode: 0o640, .. })
     ));
 }
@@ -44,30 +44,30 @@ fn a_file_that_others_could_read_or_plant_proves_nothing() {
 fn links_and_nonsense_prove_nothing() {
     let store = tempfile::tempdir().unwrap();
     let trust = Trust::fresh().unwrap();
-    let left = Rendezvous::leave(store.path(), "web", &trust).unwrap();
+    let left = Rendezvous::create(store.path(), "web", &trust).unwrap();
     let me = owner(store.path());
     fs::write(&left.path, "x".repeat(5000)).unwrap();
     assert!(matches!(
-        find(store.path(), "web", &left.acquaintance().receiver, me),
+        read(store.path(), "web", &left.acquaintance().receiver, me),
         Err(RendezvousError::Damaged { .. })
     ));
     let elsewhere = store.path().join("elsewhere");
     fs::rename(&left.path, &elsewhere).unwrap();
     std::os::unix::fs::symlink(&elsewhere, &left.path).unwrap();
     assert!(matches!(
-        find(store.path(), "web", &left.acquaintance().receiver, me),
+        read(store.path(), "web", &left.acquaintance().receiver, me),
         Err(RendezvousError::File(_))
     ));
 }
 
 #[test]
 fn only_both_lines_are_a_rendezvous() {
-    let left = Left {
+    let left = ReceiverFile {
         secret: Bytes32([1; 32]),
         fingerprint: Bytes32([2; 32]),
     };
     let text = left.encode();
-    assert_eq!(Left::decode(&text), Some(left));
+    assert_eq!(ReceiverFile::decode(&text), Some(left));
     for bad in [
         "",
         "\n",
@@ -76,7 +76,7 @@ fn only_both_lines_are_a_rendezvous() {
         &text[..129],
         &format!("{text}\n"),
     ] {
-        assert_eq!(Left::decode(bad), None, "{bad:?}");
+        assert_eq!(ReceiverFile::decode(bad), None, "{bad:?}");
     }
 }
 

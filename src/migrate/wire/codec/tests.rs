@@ -75,7 +75,7 @@ fn bad_magic() {
         decode_opening(b"GET / HTTP/1.1\r\n"),
         Err(CodecError::BadMagic)
     ));
-    // With the first wrong byte: nobody waits for more of a stranger's.
+    // An error with the first wrong byte: rcm does not wait for more from a stranger.
     assert!(matches!(decode_opening(b"S"), Err(CodecError::BadMagic)));
 }
 
@@ -251,7 +251,7 @@ fn ten_thousand_hostile_inputs() {
             Err(_) => refused += 1,
         }
     }
-    // Both ways were taken, or the inputs test nothing.
+    // Both outcomes occurred, or the inputs test nothing.
     assert!(accepted > 500, "{accepted}");
     assert!(refused > 500, "{refused}");
 }

@@ -1,4 +1,4 @@
-//! Where the cgroup file systems are mounted, and which of their groups a process is in.
+//! Mounted cgroup file systems, and the groups of a process in them.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -8,28 +8,28 @@ use std::path::{Path, PathBuf};
 use super::Result;
 use crate::sys::file::Failed;
 
-/// The text of `/proc/PROCESS/cgroup`.
+/// Reads the text of `/proc/PROCESS/cgroup`.
 pub(super) fn membership(process: &str) -> Result<String> {
     let path = Path::new("/proc").join(process).join("cgroup");
     fs::read_to_string(&path).map_err(|error| Failed::to("read", &path)(error).into())
 }
 
-/// The key of cgroup v2 where it is mounted beside the controllers of v1, without any of its own.
+/// Key of cgroup v2 that is mounted beside the controllers of v1, without any of its own.
 pub(super) const UNIFIED: &str = "unified";
-/// The one hierarchy without controllers of v1 that runc puts containers into.
+/// The only named hierarchy of v1 that runc puts containers into.
 const SYSTEMD: &str = "name=systemd";
 
-/// One mounted hierarchy.
+/// Mounted hierarchy.
 #[derive(Debug)]
 pub(super) struct Hierarchy {
     pub mount_point: PathBuf,
-    /// The group that is mounted: `/` unless this host is a container itself.
+    /// The group that is mounted: `/`, unless this host is a container itself.
     root: PathBuf,
     /// Controllers, or `name=...`; one empty name for cgroup v2.
     pub controllers: BTreeSet<String>,
 }
 
-/// All that are mounted here.
+/// Returns all hierarchies that are mounted in this mount namespace.
 pub(super) fn hierarchies() -> Result<Vec<Hierarchy>> {
     let path = Path::new("/proc/self/mountinfo");
     let mounts = procfs::process::Process::myself()
@@ -65,7 +65,8 @@ pub(super) fn hierarchies() -> Result<Vec<Hierarchy>> {
         .collect())
 }
 
-/// Directories from the text of `/proc/PID/cgroup` (cgroups(7)): `id:controllers:path` lines.
+/// Returns the directories for the text of `/proc/PID/cgroup` (cgroups(7)), which has
+/// `id:controllers:path` lines.
 pub(super) fn resolve(membership: &str, hierarchies: &[Hierarchy]) -> BTreeMap<String, PathBuf> {
     let has_v1_controllers = membership
         .lines()
@@ -90,11 +91,13 @@ pub(super) fn resolve(membership: &str, hierarchies: &[Hierarchy]) -> BTreeMap<S
                 .or_else(|_| Path::new(path).strip_prefix("/"))
                 .unwrap_or(Path::new(path));
             let dir = hierarchy.mount_point.join(below);
-            // A process in the root group of a hierarchy was never put anywhere there: that group is not the container's.
+            // A process in the root group of a hierarchy was never moved there, so that group is
+            // not the container's.
             if dir != hierarchy.mount_point {
-                let key = match controller.is_empty() && has_v1_controllers {
-                    true => UNIFIED,
-                    false => controller,
+                let key = if controller.is_empty() && has_v1_controllers {
+                    UNIFIED
+                } else {
+                    controller
                 };
                 paths.insert(key.to_owned(), dir);
             }
@@ -103,7 +106,7 @@ pub(super) fn resolve(membership: &str, hierarchies: &[Hierarchy]) -> BTreeMap<S
     paths
 }
 
-/// The directories of the group `path` in every hierarchy that a container joins.
+/// Returns the directories of the group `path` in every hierarchy that a container joins.
 pub(super) fn places(path: &Path, hierarchies: Vec<Hierarchy>) -> BTreeMap<String, PathBuf> {
     let relative = path.strip_prefix("/").unwrap_or(path);
     let has_v1_controllers = hierarchies
@@ -120,15 +123,17 @@ pub(super) fn places(path: &Path, hierarchies: Vec<Hierarchy>) -> BTreeMap<Strin
                 named if named.starts_with("name=") => continue,
                 _ => controller,
             };
-            // The first mount of a hierarchy counts, as everywhere.
+            // A hierarchy may be mounted several times; the first mount counts, as everywhere.
             paths.entry(key).or_insert_with(|| dir.clone());
         }
     }
     paths
 }
 
-/// Where a user's container goes on cgroup v2 if its spec does not say: beside this process, in what may be delegated to the user. As runc: the
-/// own group has processes, so that none of its subgroups can have controllers.
+/// Returns the path of an unprivileged user's container on cgroup v2, if its spec has none: beside
+/// this process's own group, as runc does. That is inside the group that may be delegated to the
+/// user. A group below this process's would get no controllers, because this process's group has
+/// processes.
 pub(crate) fn delegated_path(id: &str) -> Option<PathBuf> {
     let own = membership("self").ok()?;
     let own = own.lines().find_map(|line| line.strip_prefix("0::"))?;

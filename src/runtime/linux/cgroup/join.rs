@@ -1,4 +1,4 @@
-//! Putting processes into groups.
+//! Moving processes into groups.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -16,25 +16,29 @@ use super::{Cgroup, CgroupError, Result};
 use crate::error::chain;
 use crate::sys::file::Failed;
 
-/// Groups below a container's, for a process that joins it: paths by controller, or one path with an empty key for all of them.
+/// Groups below a container's group, for a process that joins the container: paths by controller,
+/// or one path with an empty key for all of them.
 pub type SubCgroups = BTreeMap<String, PathBuf>;
 
-/// The file that takes processes.
+/// File of a group that takes processes.
 const PROCS_FILE: &str = "cgroup.procs";
 
 impl Cgroup {
-    /// The group below this one that `subs` name; where they name no controller, this group's directory stays.
+    /// Returns the group below this one that `subs` name. Controllers that they do not name keep
+    /// this group's directory.
     ///
     /// # Errors
-    /// [`CgroupError::BadSubCgroup`], [`CgroupError::UnknownController`]. Whether it exists is not looked at.
+    /// [`CgroupError::BadSubCgroup`], [`CgroupError::UnknownController`]. It does not check that
+    /// the group exists.
     pub fn below(&self, subs: &SubCgroups) -> Result<Self> {
         let mut paths = self.paths.clone();
         for (controller, sub) in subs {
             let unknown = || CgroupError::UnknownController {
                 controller: controller.clone(),
-                known: match self.is_v2() {
-                    true => String::new(),
-                    false => self.paths.keys().cloned().collect::<Vec<_>>().join(","),
+                known: if self.is_v2() {
+                    String::new()
+                } else {
+                    self.paths.keys().cloned().collect::<Vec<_>>().join(",")
                 },
             };
             if controller.is_empty() {
@@ -50,38 +54,38 @@ impl Cgroup {
     }
 }
 
-/// How a process gets into its container's groups.
+/// Way of a process into its container's groups.
 pub(crate) enum Entry<'a> {
-    /// It is the first: the groups are made, with the limits.
+    /// The container's first process: the groups are made, with the limits.
     Make(Making<'a>),
-    /// It joins the others.
+    /// A process that joins the container.
     Join {
-        /// The groups, of which none is made.
+        /// The groups, which must exist.
         target: Cgroup,
-        /// Where it goes instead if cgroup v2 does not let it in.
+        /// Group to join instead, if cgroup v2 refuses the process.
         otherwise: Option<Cgroup>,
-        /// Whether groups that this user may not join are left out.
+        /// Whether to skip groups that this user may not join.
         rootless: bool,
     },
 }
 
-/// The groups of a container's first process.
+/// Groups that are made for a container's first process.
 pub(crate) struct Making<'a> {
-    /// What the engine's manager, which makes groups of cgroup v2 and sets limits, is told.
+    /// Configuration of `libcgroups`' manager, which makes groups of cgroup v2 and sets limits.
     pub config: CgroupConfig,
-    /// The groups of cgroup v1; empty on v2 and where systemd makes them.
+    /// The groups of cgroup v1; empty on v2, and if systemd makes them.
     pub groups: Cgroup,
     /// The limits.
     pub resources: Option<&'a LinuxResources>,
-    /// Whether groups that this user may not make are left out.
+    /// Whether to skip groups that this user may not make.
     pub lenient: bool,
 }
 
 impl Entry<'_> {
-    /// Puts the process `pid` where it belongs. [`Making::limit`] sets the limits.
+    /// Moves the process `pid` into its groups. [`Making::limit`] sets the limits.
     ///
     /// # Errors
-    /// [`CgroupError`]; the process may be in some of the groups then.
+    /// [`CgroupError`]; the process may already be in some of the groups.
     pub fn enter(&self, pid: Pid) -> Result<()> {
         match self {
             Self::Make(making) => making.enter(pid),
@@ -90,8 +94,9 @@ impl Entry<'_> {
                 otherwise,
                 rootless,
             } => match (target.join(pid, *rootless), otherwise) {
-                // A container may have moved its processes to groups below its own. If these have controllers, its own takes no process
-                // any longer (cgroups(7), "no internal processes"): then this one goes where the first is.
+                // A container may have moved its processes to groups below its own. If these have
+                // controllers, its own group takes no process any more (cgroups(7), "no internal
+                // processes"). In that case, join the group of the first process.
                 (Err(_), Some(group)) => group.join(pid, *rootless),
                 (joined, _) => joined,
             },
@@ -100,7 +105,7 @@ impl Entry<'_> {
 }
 
 impl Making<'_> {
-    /// As [`Entry::enter`].
+    /// Makes the groups, and moves the process `pid` into them.
     ///
     /// # Errors
     /// [`CgroupError`].
@@ -114,7 +119,8 @@ impl Making<'_> {
                 .add_task(pid)
                 .map_err(|error| manager_error(&error))?;
         } else {
-            // One after another and not the engine's manager: it makes all or fails, and does not know all hierarchies.
+            // rcm makes them one by one. The manager of `libcgroups` makes all or fails, and does
+            // not know all hierarchies.
             for (hierarchy, dir) in &self.groups.paths {
                 let Err(error) = make(dir).and_then(|()| add(dir, pid)) else {
                     continue;
@@ -122,14 +128,16 @@ impl Making<'_> {
                 if !(is_optional(hierarchy) || self.lenient && is_permission(&error)) {
                     return Err(error);
                 }
-                // It may be made and let nobody in: a user has to have rights over what is above both groups, on cgroup v2.
+                // The group may exist and yet refuse the process: on cgroup v2 a user needs write
+                // access to the common ancestor of the old and the new group.
                 let _ = fs::remove_dir(dir);
             }
         }
         Ok(())
     }
 
-    /// Sets the limits. A limit of one task leaves no room for a process that only forks the container's, so this is for later.
+    /// Sets the limits. Call it after the container's process was forked: a limit of one task would
+    /// make that fork fail.
     ///
     /// # Errors
     /// [`CgroupError::Manager`].
@@ -160,7 +168,7 @@ impl Making<'_> {
 }
 
 impl Cgroup {
-    /// Puts a process into the group, which must exist.
+    /// Moves a process into the group, which must exist.
     fn join(&self, pid: Pid, rootless: bool) -> Result<()> {
         for dir in self.distinct_dirs() {
             match add(dir, pid) {
@@ -172,8 +180,9 @@ impl Cgroup {
     }
 }
 
-/// Hierarchies without limits. Being in them helps systemd in a container, and those who look for its processes; as with runc, a container
-/// does without where there is none.
+/// Returns whether containers run without this hierarchy if it refuses them, as with runc. These
+/// hierarchies have no limits. They only help a systemd in the container, and tools that look for
+/// its processes.
 fn is_optional(hierarchy: &str) -> bool {
     hierarchy == UNIFIED || hierarchy == "misc" || hierarchy.starts_with("name=")
 }
@@ -189,23 +198,25 @@ fn is_permission(error: &CgroupError) -> bool {
     )
 }
 
-/// Whether this user may make the directory, or put processes into it if it exists.
+/// Returns whether this user may make the directory, or move processes into it if it exists.
 fn may_make(dir: &Path) -> bool {
     let procs = dir.join(PROCS_FILE);
-    let changed = match procs.exists() {
-        true => Some(procs.as_path()),
-        false => dir.ancestors().find(|dir| dir.exists()),
+    let changed = if procs.exists() {
+        Some(procs.as_path())
+    } else {
+        dir.ancestors().find(|dir| dir.exists())
     };
     changed.is_some_and(|path| nix::unistd::access(path, AccessFlags::W_OK).is_ok())
 }
 
-/// Makes a group of cgroup v1, and groups above it that are missing.
+/// Makes a group of cgroup v1, and the missing groups above it.
 fn make(dir: &Path) -> Result<()> {
     fs::create_dir_all(dir).map_err(Failed::to("create", dir))?;
     fill_cpuset(dir)
 }
 
-/// A fresh cpuset takes no process before it has processors and memory nodes (cpuset(7)): those of the group above it.
+/// Gives a new cpuset the processors and memory nodes of the group above it. Without them it takes
+/// no process (cpuset(7)).
 fn fill_cpuset(dir: &Path) -> Result<()> {
     for name in ["cpuset.cpus", "cpuset.mems"] {
         let path = dir.join(name);
@@ -217,7 +228,7 @@ fn fill_cpuset(dir: &Path) -> Result<()> {
                     fs::read_to_string(&inherited).map_err(Failed::to("read", &inherited))?;
                 fs::write(&path, value.trim()).map_err(Failed::to("write", &path))?;
             }
-            // Filled already, or of another controller.
+            // The file has a value already, or it is another controller's group.
             _ => {}
         }
     }
@@ -235,7 +246,8 @@ fn manager_error(error: &dyn std::error::Error) -> CgroupError {
     }
 }
 
-/// `dir/sub` where this is at or below `dir`. The kernel has no links there, so the names alone decide.
+/// Returns `dir/sub`, and refuses a path that leads out of `dir`. The cgroup file system has no
+/// symbolic links, so the names alone decide.
 fn descend(dir: &Path, sub: &Path) -> Result<PathBuf> {
     let mut below = PathBuf::new();
     for component in sub.components() {
@@ -249,7 +261,7 @@ fn descend(dir: &Path, sub: &Path) -> Result<PathBuf> {
             _ => {}
         }
     }
-    // Joining an empty path would add a slash, and the directory would not be the same as before.
+    // Joining an empty path would add a slash, and the path would differ from the group's own.
     if below.as_os_str().is_empty() {
         return Ok(dir.to_path_buf());
     }

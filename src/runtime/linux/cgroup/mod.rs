@@ -1,7 +1,7 @@
-//! A container's control group: what is in it, freezing and killing it, taking it away.
+//! A container's control group: its processes, the freezer, killing and removing it.
 //!
-//! Limits are the engine's business (`libcgroups`). Here is what must be exact and fast: the freezer that fences a container
-//! and stops it for a checkpoint, and cleaning up.
+//! Limits are left to `libcgroups`. rcm itself does the parts that must be exact and fast: the
+//! freezer, which fences a container and freezes it for a checkpoint, and removal.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -24,43 +24,45 @@ pub(crate) use hierarchy::delegated_path;
 pub use join::SubCgroups;
 pub(crate) use join::{Entry, Making};
 
-/// How often the freezer is asked. FROZEN is reached within 0.2 ms as a rule; a longer step would be downtime.
+/// Interval at which the freezer's state is read. A group is frozen within 0.2 ms as a rule, and a
+/// longer interval would add to the downtime.
 const POLL_INTERVAL_DUR: Duration = Duration::from_micros(100);
-/// How long [`Cgroup::freeze`] waits: tasks in uninterruptible sleep (a dead NFS server) freeze only when they wake.
+/// Limit of [`Cgroup::freeze`]. Tasks in uninterruptible sleep (a dead NFS server) freeze only when
+/// they wake.
 const FREEZE_LIMIT_DUR: Duration = Duration::from_secs(10);
-/// How long [`Cgroup::remove`] waits for killed tasks to leave.
+/// Limit of [`Cgroup::remove`] for killed tasks to leave the group.
 const REMOVE_LIMIT_DUR: Duration = Duration::from_secs(10);
 
-/// A control group refused.
+/// Failure of an operation on a control group.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum CgroupError {
     /// Reading or writing one of its files failed.
     #[error(transparent)]
     File(#[from] Failed),
-    /// It has no freezer: neither cgroup v2 nor the v1 controller.
+    /// The group has no freezer: neither cgroup v2 nor the v1 controller.
     #[error(
         "the cgroup has no freezer: neither cgroup v2 nor the v1 freezer controller is mounted"
     )]
     NoFreezer,
-    /// Its tasks did not freeze.
+    /// The group's tasks did not freeze in time.
     #[error(
         "{path} was not frozen within {limit_dur:?}: a task may sleep in the kernel, see /proc/PID/stack of those in cgroup.procs"
     )]
     NotFrozen {
-        /// The freezer's directory.
+        /// Directory of the freezer.
         path: PathBuf,
-        /// How long was waited.
+        /// How long rcm waited.
         limit_dur: Duration,
     },
-    /// A process could not be put into a group; the beginning is runc's.
+    /// A process could not be moved into a group; the beginning of the sentence is runc's.
     #[error("error adding pid {pid} to cgroups: cannot write {path}")]
     Join {
-        /// The process.
+        /// Id of the process.
         pid: Pid,
-        /// The file that takes it.
+        /// File of the group that takes processes.
         path: PathBuf,
-        /// Why.
+        /// Error of the write.
         #[source]
         source: io::Error,
     },
@@ -70,51 +72,55 @@ pub enum CgroupError {
         /// The path.
         path: PathBuf,
     },
-    /// A group was asked for in a hierarchy that the container is not in.
+    /// A group was requested in a hierarchy that the container is not in.
     #[error(
         "unknown controller {controller} in --cgroup: {}",
-        match known.is_empty() {
-            true => "on cgroup v2 one path for all controllers can be given, without a prefix".to_owned(),
-            false => format!("the container's are {known}"),
+        if known.is_empty() {
+            "on cgroup v2 one path for all controllers can be given, without a prefix".to_owned()
+        } else {
+            format!("the container's are {known}")
         }
     )]
     UnknownController {
-        /// The controller.
+        /// Name of the controller.
         controller: String,
-        /// Those of the container, separated by commas; none on cgroup v2.
+        /// The container's controllers, separated by commas; empty on cgroup v2.
         known: String,
     },
-    /// The engine's manager refused.
+    /// The manager of `libcgroups` failed.
     #[error("{reason}")]
     Manager {
-        /// Its sentence.
+        /// Error chain of the manager.
         reason: String,
     },
 }
 
 type Result<T> = std::result::Result<T, CgroupError>;
 
-/// The directories of one control group.
+/// Directories of one control group.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cgroup {
     paths: BTreeMap<String, PathBuf>,
 }
 
 impl Cgroup {
-    /// A group from its directories by controller: `memory` and so on, `name=systemd` for a named hierarchy of cgroup v1, `unified` for
-    /// cgroup v2 beside v1, an empty key for cgroup v2 alone.
+    /// Creates a group from its directories by controller: `memory` and so on, `name=systemd` for a
+    /// named hierarchy of cgroup v1, `unified` for cgroup v2 beside v1, an empty key for cgroup v2
+    /// alone.
     #[must_use]
     pub fn new(paths: BTreeMap<String, PathBuf>) -> Self {
         Self { paths }
     }
 
-    /// The group that the container's process `pid` is in, from `/proc/PID/cgroup` and the mounts of the cgroup file systems.
+    /// Returns the group of the container's process `pid`, from `/proc/PID/cgroup` and the mounts
+    /// of the cgroup file systems.
     ///
-    /// Where it is in the same group as this process, it only inherited that: such a group is the caller's session, not the
-    /// container's, and must never be killed or removed with it.
+    /// Hierarchies in which it is in the same group as this process are left out. Such a group was
+    /// only inherited: it belongs to the caller's session, and must never be killed or removed with
+    /// the container.
     ///
     /// # Errors
-    /// Where `/proc` cannot be read.
+    /// If `/proc` cannot be read.
     pub fn of_process(pid: Pid) -> Result<Self> {
         let hierarchies = hierarchies()?;
         let mut paths = resolve(&membership(&pid.to_string())?, &hierarchies);
@@ -123,34 +129,34 @@ impl Cgroup {
         Ok(Self::new(paths))
     }
 
-    /// The group `path`, absolute in every hierarchy, whether it exists or not.
+    /// Returns the group `path`, absolute in every hierarchy, whether it exists or not.
     ///
     /// # Errors
-    /// Where the mounts cannot be read.
+    /// If the mount table cannot be read.
     pub fn at(path: &Path) -> Result<Self> {
         Ok(Self::new(places(path, hierarchies()?)))
     }
 
-    /// The directories by controller.
+    /// Returns the directories by controller.
     #[must_use]
     pub fn paths(&self) -> &BTreeMap<String, PathBuf> {
         &self.paths
     }
 
-    /// Whether this is a group of cgroup v2.
+    /// Returns whether this is a group of cgroup v2.
     #[must_use]
     pub fn is_v2(&self) -> bool {
         self.paths.keys().all(String::is_empty) && !self.paths.is_empty()
     }
 
-    /// The directory of a v1 controller, or the v2 directory.
+    /// Returns the directory of a v1 controller, or the v2 directory.
     #[must_use]
     pub fn dir(&self, controller: &str) -> Option<&Path> {
         let key = if self.is_v2() { "" } else { controller };
         self.paths.get(key).map(PathBuf::as_path)
     }
 
-    /// The directory that has the freezer's files.
+    /// Returns the directory that has the freezer's files.
     ///
     /// # Errors
     /// [`CgroupError::NoFreezer`].
@@ -158,18 +164,19 @@ impl Cgroup {
         self.dir("freezer").ok_or(CgroupError::NoFreezer)
     }
 
-    /// Whether any of its directories exists.
+    /// Returns whether any of its directories exists.
     #[must_use]
     pub fn exists(&self) -> bool {
         self.paths.values().any(|path| path.exists())
     }
 
-    /// The processes in the group and below it.
+    /// Returns the processes in the group and below it. A group that does not exist has none.
     ///
     /// # Errors
-    /// Where a file cannot be read; a group that does not exist has none.
+    /// If a file cannot be read.
     pub fn pids(&self) -> Result<Vec<Pid>> {
-        // All controllers hold the same processes. The freezer's list is the one that matters: it is what a fence covers.
+        // All controllers have the same processes. Prefer the freezer's list, because a fence
+        // covers exactly these.
         let dir = match self.dir("freezer").or_else(|| self.dir("devices")) {
             Some(dir) => dir,
             None => match self.paths.values().next() {
@@ -184,10 +191,10 @@ impl Cgroup {
         Ok(pids.into_iter().map(Pid::from_raw).collect())
     }
 
-    /// Stops every task of the group and waits until all are stopped.
+    /// Freezes every task of the group, and waits until all are frozen.
     ///
     /// # Errors
-    /// [`CgroupError::NotFrozen`] after ten seconds: the group is thawed again then.
+    /// [`CgroupError::NotFrozen`] after ten seconds; the group is thawed again in that case.
     pub fn freeze(&self) -> Result<()> {
         self.set_frozen(true)?;
         let deadline = Instant::now() + FREEZE_LIMIT_DUR;
@@ -200,7 +207,8 @@ impl Cgroup {
                 });
             }
             if !self.is_v2() {
-                // The v1 freezer may stay in FREEZING when a task was forked meanwhile; asking again completes it
+                // The v1 freezer may stay in FREEZING if a task was forked meanwhile. Writing
+                // FROZEN again completes it
                 // (Documentation/admin-guide/cgroup-v1/freezer-subsystem.rst).
                 self.set_frozen(true)?;
             }
@@ -209,10 +217,10 @@ impl Cgroup {
         Ok(())
     }
 
-    /// Lets the tasks go on.
+    /// Lets the tasks run again.
     ///
     /// # Errors
-    /// Where the freezer's file cannot be written.
+    /// If the freezer's file cannot be written.
     pub fn thaw(&self) -> Result<()> {
         self.set_frozen(false)
     }
@@ -228,7 +236,7 @@ impl Cgroup {
         write(&dir.join(name), value)
     }
 
-    /// Whether all tasks are stopped by this group's own freezer.
+    /// Returns whether all tasks are frozen by this group's own freezer.
     #[must_use]
     pub fn is_frozen(&self) -> bool {
         let Ok(dir) = self.freezer_dir() else {
@@ -243,45 +251,48 @@ impl Cgroup {
         }
     }
 
-    /// Sends SIGKILL to every process of the group. Frozen ones of cgroup v1 die when they are thawed, which this does.
+    /// Sends SIGKILL to every process of the group. Frozen processes of cgroup v1 die when they are
+    /// thawed, so this thaws the group at the end.
     ///
     /// # Errors
-    /// Where the group's files cannot be used.
+    /// If the group's files cannot be read.
     pub fn kill_all(&self) -> Result<()> {
         if !self.exists() {
             return Ok(());
         }
         if self.is_v2()
             && let Some(dir) = self.dir("")
-            // Linux 5.14.
+            // Exists since Linux 5.14.
             && fs::write(dir.join("cgroup.kill"), "1").is_ok()
         {
             return Ok(());
         }
-        // Freezing closes the race with processes that fork; a group that cannot be frozen is killed all the same.
+        // Freezing stops processes from forking faster than they are killed. A group that cannot be
+        // frozen is killed all the same.
         let _ = self.set_frozen(true);
         let mut pids = BTreeSet::new();
-        // A creation that was cut off has put its process into some of the hierarchies only.
+        // A creation that was interrupted may have moved its process into some of the hierarchies
+        // only.
         for top in self.distinct_dirs() {
             for dir in subtree(top) {
                 read_procs(&dir, &mut pids)?;
             }
         }
         for pid in pids {
-            // A process that is gone is what is wanted.
+            // `ESRCH` is fine: the process is gone.
             let _ = nix::sys::signal::kill(Pid::from_raw(pid), nix::sys::signal::Signal::SIGKILL);
         }
         let _ = self.set_frozen(false);
         Ok(())
     }
 
-    /// Controllers that are mounted together share a directory.
+    /// Returns the directories without duplicates: controllers that are mounted together share one.
     fn distinct_dirs(&self) -> BTreeSet<&PathBuf> {
         self.paths.values().collect()
     }
 
-    /// Removes the group if nobody is in it and no group is below it, which needs one system call per hierarchy. Returns whether nothing
-    /// of it is left.
+    /// Removes the group if it has no processes and no groups below it. This needs one system call
+    /// per hierarchy. Returns whether nothing of the group is left.
     #[must_use]
     pub fn remove_unused(&self) -> bool {
         self.distinct_dirs()
@@ -292,10 +303,11 @@ impl Cgroup {
             })
     }
 
-    /// Removes the group with all groups below it, waiting up to ten seconds for killed processes to leave.
+    /// Removes the group with all groups below it, and waits up to ten seconds for killed processes
+    /// to leave.
     ///
     /// # Errors
-    /// Where a directory cannot be removed, `EBUSY` when processes are left.
+    /// If a directory cannot be removed; `EBUSY` if processes are left.
     pub fn remove(&self) -> Result<()> {
         let deadline = Instant::now() + REMOVE_LIMIT_DUR;
         for top in self.distinct_dirs() {
@@ -325,7 +337,8 @@ fn remove_dir_until(dir: &Path, deadline: Instant) -> Result<()> {
     }
 }
 
-/// The directory and all below it, parents before children. What cannot be read is left out.
+/// Returns the directory and all directories below it, parents before children. Unreadable ones are
+/// left out.
 fn subtree(top: &Path) -> Vec<PathBuf> {
     walkdir::WalkDir::new(top)
         .into_iter()
@@ -342,7 +355,8 @@ fn read_procs(dir: &Path, pids: &mut BTreeSet<i32>) -> Result<()> {
             pids.extend(text.lines().filter_map(|line| line.parse::<i32>().ok()));
             Ok(())
         }
-        // Gone meanwhile, or a threaded group of cgroup v2, whose processes its domain lists.
+        // The group is gone, or it is a threaded group of cgroup v2, whose processes its domain
+        // lists.
         Err(error)
             if error.kind() == io::ErrorKind::NotFound
                 || error.raw_os_error() == Some(Errno::ENODEV as i32)

@@ -11,11 +11,12 @@ use crate::criu::{External, JoinNamespace};
 use crate::runtime::error::{Error, Result};
 use crate::runtime::spec::namespaces::Namespaces;
 
-/// The namespaces that are left out of a dump because the spec names existing ones, as runc calls them; not that of the network with
-/// `leave_network`, because CRIU does not get to see it.
+/// Returns the namespaces that are left out of a dump because the spec names existing ones, with
+/// runc's names for them. With `leave_network` the network's is not among them, because CRIU does
+/// not get to see it.
 ///
 /// # Errors
-/// Where `/proc` cannot be read.
+/// If `/proc` cannot be read.
 pub fn dumped_namespaces(
     init: Pid,
     namespaces: &Namespaces,
@@ -25,7 +26,7 @@ pub fn dumped_namespaces(
     for (typ, kind, name) in OUTER_NAMESPACES {
         let exists = namespaces.joined(*typ).is_some();
         if exists && !(leave_network && *typ == LinuxNamespaceType::Network) {
-            // Not by the spec's path, where another one may be by now.
+            // Not by the spec's path: it may lead to another namespace by now.
             let path = format!("/proc/{init}/ns/{kind}");
             let inode = fs::metadata(&path)
                 .map_err(Error::file("use the namespace", path))?
@@ -36,7 +37,7 @@ pub fn dumped_namespaces(
     Ok(found)
 }
 
-/// What CRIU calls the network namespace that a dump has left out, as with runc.
+/// CRIU's name for the network namespace that a dump has left out, as with runc.
 pub const OUTER_NETWORK: &str = "extRootNetNS";
 
 /// Kinds of namespaces that CRIU can leave out, with CRIU's and runc's names.
@@ -45,11 +46,13 @@ const OUTER_NAMESPACES: &[(LinuxNamespaceType, &str, &str)] = &[
     (LinuxNamespaceType::Pid, "pid", "extRootPidNS"),
 ];
 
-/// Namespaces by CRIU's key for a descriptor of theirs, and those that CRIU joins by path.
+/// Namespaces that CRIU gets by a descriptor (with their keys), and namespaces that CRIU joins by
+/// path.
 pub type RestoredNamespaces = (Vec<(&'static str, PathBuf)>, Vec<JoinNamespace>);
 
-/// The existing namespaces that a restore enters: those of [`dumped_namespaces`] by descriptor, and others that CRIU joins by path. That of the
-/// network is the business of [`crate::runtime::linux::network`].
+/// Returns the existing namespaces that a restore enters: those of [`dumped_namespaces`] by
+/// descriptor, and others that CRIU joins by path. The network's is left to
+/// [`crate::runtime::linux::network`].
 ///
 /// # Errors
 /// [`Error::UnsupportedNamespace`] for a cgroup namespace, which CRIU cannot join.

@@ -1,4 +1,4 @@
-//! What belongs to the host, when a container is restored.
+//! Host mounts of a container that is restored.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -14,7 +14,7 @@ use crate::runtime::linux::mounts::{is_bind, place};
 use crate::sys::rooted::{FileKind, Root};
 use crate::sys::tree::Tree;
 
-/// Makes an empty directory below a container's own for each mask among the mounts.
+/// Makes an empty directory for each mask among the mounts, below the container's own directory.
 ///
 /// # Errors
 /// Errors of the file system.
@@ -31,18 +31,18 @@ pub fn make_masks(mounts: &[HostMount], container_dir: &Path) -> Result<Vec<Path
         .collect()
 }
 
-/// A bind mount of a spec.
+/// Bind mount of a spec.
 #[derive(Debug)]
 pub(in crate::runtime) struct Bind<'a> {
-    /// Where it is in the container, symbolic links resolved.
+    /// Path in the container, symbolic links resolved.
     pub path: PathBuf,
-    /// What the host has there.
+    /// Path on the host.
     pub source: PathBuf,
-    /// The spec's words.
+    /// The mount as the spec declares it.
     pub mount: &'a Mount,
 }
 
-/// The bind mounts of a spec.
+/// Returns the bind mounts of a spec.
 pub(in crate::runtime) fn declared_binds<'a>(
     spec: &'a Spec,
     bundle: &Path,
@@ -63,25 +63,25 @@ pub(in crate::runtime) fn declared_binds<'a>(
         .collect()
 }
 
-/// What decides where the host mounts of a restored container come from.
+/// Inputs that decide where the host mounts of a restored container come from.
 #[derive(Debug, Clone, Copy)]
 pub struct RestoredHost<'a> {
     /// The mounts that the checkpoint found.
     pub found: &'a [HostMount],
-    /// The spec that is restored; its sources count more than those of the checkpoint.
+    /// The spec that is restored; its sources take precedence over those of the checkpoint.
     pub spec: &'a Spec,
     /// Directory to which sources of the spec are relative.
     pub bundle: &'a Path,
     /// The container's root file system.
     pub rootfs: &'a Root,
-    /// The directories of [`make_masks`].
+    /// The directories that [`make_masks`] made.
     pub masks: &'a [PathBuf],
 }
 
 impl RestoredHost<'_> {
-    /// Returns the sources on the host by their paths in the container: those of the checkpoint, those of
-    /// the spec, and those that runc's images name. `host` is the mount table of this process, `cgroups`
-    /// the directories of the container's cgroup.
+    /// Returns the sources on the host by their paths in the container: those of the checkpoint,
+    /// those of the spec, and those that runc's images name. `host` is the mount table of this
+    /// process, `cgroups` has the directories of the container's cgroup.
     #[must_use]
     pub fn sources(
         &self,
@@ -108,7 +108,8 @@ impl RestoredHost<'_> {
         );
         let linux = self.spec.linux().as_ref();
         let masked = linux.is_some_and(|linux| linux.masked_paths().is_some());
-        // runc's images know masked files as binds of this, and devices as binds of themselves.
+        // runc's images have masked files as binds of `/dev/null`, and devices as binds of
+        // themselves.
         let runc = masked
             .then(|| PathBuf::from("/dev/null"))
             .into_iter()
@@ -129,20 +130,21 @@ impl RestoredHost<'_> {
     }
 }
 
-/// What CRIU is told about host mounts at a restore, from their paths and sources.
+/// Returns CRIU's options for host mounts at a restore, from their paths and sources.
 #[must_use]
 pub fn restored_mounts(sources: BTreeMap<PathBuf, PathBuf>) -> Vec<External> {
     sources
         .into_iter()
         .map(|(path, source)| External::Mount {
             path: text(&path),
-            // CRIU does not follow a symbolic link at the end.
+            // CRIU does not follow a symbolic link at the end of the path.
             name: text(&source.canonicalize().unwrap_or(source)),
         })
         .collect()
 }
 
-/// What runc binds of cgroup v1 where the spec has a mount of the type `cgroup`: a directory per hierarchy, called as on the host.
+/// Returns the binds that runc makes on cgroup v1 for a mount of type `cgroup`: a directory for
+/// each hierarchy, with its name on the host.
 fn runc_cgroup_mounts(
     spec: &Spec,
     host: &[MountInfo],
@@ -169,8 +171,8 @@ fn runc_cgroup_mounts(
         .collect()
 }
 
-/// Makes the mount points that a container's mounts need and its root file system (or the source of a bind below which they lie) lacks: creating a
-/// container makes them, so restoring one into a fresh copy must, too.
+/// Makes the mount points that the root file system lacks (or the source of a bind, for mounts
+/// below it). Creating a container makes them, so restoring one into a fresh copy must, too.
 ///
 /// # Errors
 /// Errors of the file system.
@@ -178,7 +180,7 @@ pub fn make_mount_points(spec: &Spec, bundle: &Path, rootfs: &Path) -> Result<()
     let mounts = spec.mounts().as_deref().unwrap_or_default();
     for (index, mount) in mounts.iter().enumerate() {
         if mount.typ().as_deref() == Some("cgroup") {
-            // In sysfs, or in a tmpfs whose contents are in the images.
+            // These mount points are in sysfs, or in a tmpfs whose contents are in the images.
             continue;
         }
         let kind = if is_bind(mount)
@@ -189,7 +191,8 @@ pub fn make_mount_points(spec: &Spec, bundle: &Path, rootfs: &Path) -> Result<()
         } else {
             FileKind::Directory
         };
-        // What is in a tmpfs is in the images; other file systems have their own.
+        // No mount points are made in a tmpfs, whose contents are in the images, nor in other file
+        // systems, which have their own.
         let Some((base, below)) = place(mounts, index, bundle, rootfs) else {
             continue;
         };
@@ -200,10 +203,11 @@ pub fn make_mount_points(spec: &Spec, bundle: &Path, rootfs: &Path) -> Result<()
     Ok(())
 }
 
-/// Makes each tmpfs that was saved among the `images`, mounted nowhere yet, by its place in the container.
+/// Makes each tmpfs whose contents were saved among the `images`, by its path in the container.
+/// None of them is mounted yet.
 ///
 /// # Errors
-/// As [`Error::Tmpfs`], and where one cannot be made.
+/// [`Error::Tmpfs`], or if a tmpfs cannot be made.
 pub fn make_tmpfs(mounts: &[HostMount], images: &Path) -> Result<Vec<(PathBuf, Tree)>> {
     mounts
         .iter()

@@ -1,7 +1,8 @@
-//! The tmpfs mounts of a container that goes to another host.
+//! tmpfs mounts of a container that goes to another host.
 //!
-//! CRIU starts tar for each of them, while the tasks stand still: 5 ms of the dump and 4 ms of the restore, and most containers have three (`/dev`, `/dev/shm`
-//! and `/sys/fs/cgroup`). So rcm saves and makes them itself. To CRIU they are mounts of the host, as bind mounts are.
+//! CRIU starts tar for each of them while the tasks are frozen. That takes 5 ms of the dump and 4
+//! ms of the restore, and most containers have three (`/dev`, `/dev/shm` and `/sys/fs/cgroup`). So
+//! rcm saves and restores them itself. To CRIU they are mounts of the host, as bind mounts are.
 
 use std::collections::BTreeMap;
 use std::fs::{File, OpenOptions};
@@ -22,23 +23,23 @@ use crate::sys::file::Failed;
 use crate::sys::namespace::within_mounts_of;
 use crate::sys::tree::{Scope, Tree};
 
-/// Options that are given to the new one (tmpfs(5)).
+/// Options that the new tmpfs is mounted with (tmpfs(5)).
 const GIVEN: [&str; 6] = ["gid", "huge", "mode", "nr_inodes", "size", "uid"];
-/// Options that need not be given.
+/// Options that the new tmpfs has by default.
 const PLAIN: [&str; 3] = ["inode32", "inode64", "rw"];
 
 /// A tmpfs that rcm saves.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tmpfs {
-    /// What the table of mounts has for its device, such as `shm`.
+    /// Name in the mount table's column for the device, such as `shm`.
     pub name: String,
-    /// Its options (tmpfs(5)).
+    /// Options that the tmpfs is mounted with (tmpfs(5)).
     pub options: BTreeMap<String, String>,
-    /// The file with its contents, among the images.
+    /// Name of the file among the images that has the contents.
     pub image: String,
 }
 
-/// A tmpfs of a container that is about to be dumped. What is mounted in it does not show.
+/// tmpfs of a container that is about to be dumped, without the mounts below it.
 #[derive(Debug)]
 pub struct Opened {
     path: PathBuf,
@@ -47,11 +48,13 @@ pub struct Opened {
 }
 
 impl Tmpfs {
-    /// What there is to know of `mount`, one of the mounts `all`. Nothing where CRIU has to look after it, because it is no tmpfs, or an unusual one: with labels,
-    /// covered, or shared with other namespaces.
+    /// Describes `mount`, which is one of the mounts `all`. Returns `None` if CRIU has to dump it:
+    /// it is no tmpfs, or an unusual one (with labels, covered by another mount, or shared with
+    /// other namespaces).
     ///
-    /// What is bound from it to elsewhere, such as `/dev/null` over a masked file, CRIU binds from a mount of the host, too (criu/mount.c,
-    /// `mnt_get_external_bind`).
+    /// A directory of it may be bound to elsewhere, such as its `/dev/null` over a masked file.
+    /// CRIU can bind from a mount of the host, too (criu/mount.c, `mnt_get_external_bind`, CRIU
+    /// 4.2).
     pub(super) fn of(mount: &MountInfo, all: &[MountInfo]) -> Option<Self> {
         let is_known =
             |option: &String| GIVEN.contains(&option.as_str()) || PLAIN.contains(&option.as_str());
@@ -74,17 +77,17 @@ impl Tmpfs {
         })
     }
 
-    /// A new one with what the file among the `images` has.
+    /// Makes a new tmpfs, and fills it from the file among the `images`.
     ///
     /// # Errors
-    /// Where it cannot be made, and [`Error::Tmpfs`].
+    /// [`Error::Tmpfs`], or if the tmpfs cannot be made.
     pub(super) fn make(&self, path: &Path, images: &Path) -> Result<Tree> {
         let options = (self.options.iter())
             .filter(|(name, _)| GIVEN.contains(&name.as_str()))
             .map(|(name, value)| (name.as_str(), value.as_str()));
         let tree = Tree::tmpfs(&self.name, options)
             .map_err(|errno| Error::file("make a tmpfs for", path)(errno.into()))?;
-        // The options say how much there can be.
+        // The tmpfs's own options limit its contents.
         let limits = Limits {
             entries: u64::MAX,
             content_bytes: u64::MAX,
@@ -100,10 +103,11 @@ impl Tmpfs {
     }
 }
 
-/// Opens those among the mounts of a running container. One that cannot be opened is no more among the mounts then: CRIU looks after it.
+/// Opens each tmpfs among the mounts of a running container. A tmpfs that cannot be opened is
+/// removed from `mounts`, so that CRIU dumps it.
 ///
 /// # Errors
-/// Where `/proc` cannot be read.
+/// If `/proc` cannot be read.
 pub fn open_tmpfs(init: Pid, mounts: &mut Vec<HostMount>) -> Result<Vec<Opened>> {
     let found = mount_table(Some(init))?;
     let wanted: Vec<(PathBuf, String)> = mounts
@@ -120,7 +124,7 @@ pub fn open_tmpfs(init: Pid, mounts: &mut Vec<HostMount>) -> Result<Vec<Opened>>
         let tree = Tree::copy(&path, Scope::Top).ok()?;
         let device = tree.device().ok()?;
         let device = format!("{}:{}", major(device), minor(device));
-        // The path leads elsewhere where a directory above it is covered.
+        // If a directory above it is covered, the path leads elsewhere.
         let is_it = |mount: &&MountInfo| mount.mount_point == path && mount.majmin == device;
         found.iter().find(is_it)?;
         Some(Opened { path, tree, image })
@@ -136,7 +140,8 @@ pub fn open_tmpfs(init: Pid, mounts: &mut Vec<HostMount>) -> Result<Vec<Opened>>
     Ok(opened)
 }
 
-/// Saves the contents among the `images`. CRIU has finished: it may have given names to deleted files.
+/// Saves the contents among the `images`. Call it after CRIU's dump, because CRIU may give names to
+/// deleted files in the tmpfs.
 ///
 /// # Errors
 /// [`Error::Tmpfs`].

@@ -1,4 +1,4 @@
-//! A tmpfs that begins with what it covers.
+//! A tmpfs that begins with a copy of the directory that it covers.
 
 use std::fs;
 use std::io::{self, pipe};
@@ -9,10 +9,11 @@ use std::thread;
 use crate::image::tree::{Base, Compression, Limits, TreeError, apply, pack};
 use crate::sys::file::Failed;
 
-/// Copies what is in the directory `from` to `to`, with owners, modes, times and attributes. The directory `to` itself keeps its own.
+/// Copies the contents of the directory `from` to `to`, with owners, modes, times and attributes.
+/// The directory `to` itself keeps its own.
 ///
 /// # Errors
-/// What cannot be read or written.
+/// If a file cannot be read or written.
 pub fn copy_up(from: &Path, to: &Path) -> Result<(), TreeError> {
     let own = fs::metadata(to).map_err(at(to))?;
     let (reader, writer) = pipe().map_err(at(to))?;
@@ -31,14 +32,16 @@ pub fn copy_up(from: &Path, to: &Path) -> Result<(), TreeError> {
             )
         });
         let applied = apply(to, &reader, unbounded);
-        // Where writing failed, reading goes on to its end: a broken pipe would end this process.
+        // If writing fails, drain the pipe to its end: the packing thread must not get a broken
+        // pipe, whose signal would end this process.
         let _ = io::copy(&mut &reader, &mut io::sink());
         let packed = packing
             .join()
             .unwrap_or_else(|_| Err(at(from)(io::Error::other("the thread panicked"))));
         (packed, applied)
     });
-    // What cannot be read cuts the stream short, so that it is the cause of both errors.
+    // If packing fails, the stream is cut short and unpacking fails, too. So the first error is the
+    // cause.
     packed.and(applied)?;
     chown(to, Some(own.uid()), Some(own.gid()))
         .and_then(|()| fs::set_permissions(to, fs::Permissions::from_mode(own.mode())))

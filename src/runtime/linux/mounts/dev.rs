@@ -1,9 +1,11 @@
-//! A `/dev` that is no fresh file system.
+//! A `/dev` that is not a new file system.
 //!
-//! The engine makes devices and links in any `/dev` and replaces its `ptmx`: in one of the host's, too, which runc leaves alone where it is bound. So the
-//! engine gets a file system of its own there, and what the spec wants is put on it when the engine is done, with what is mounted below.
+//! libcontainer creates devices and links in any `/dev` and replaces its `ptmx`. It does so in the
+//! host's own, too, which runc leaves alone if it is bound. So libcontainer gets a tmpfs there.
+//! When it is done, rcm mounts the spec's `/dev` over it, with all mounts below.
 //!
-//! And it insists on making them: in the image's own directory it finds those of the time before.
+//! libcontainer also fails if a device exists already. In the image's own `/dev` it would find
+//! those of an earlier container.
 
 use std::fs;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
@@ -23,9 +25,9 @@ use crate::sys::rooted::{FileKind, Root};
 use crate::sys::tree::{Scope, Tree};
 
 const DEV: &str = "/dev";
-/// Where the engine mounts a container's terminal.
+/// Path at which libcontainer mounts a container's terminal.
 const CONSOLE: &str = "/dev/console";
-/// Links that the engine makes.
+/// Links that libcontainer creates.
 const LINKS: [(&str, &str); 5] = [
     ("fd", "/proc/self/fd"),
     ("stdin", "/proc/self/fd/0"),
@@ -33,7 +35,7 @@ const LINKS: [(&str, &str); 5] = [
     ("stderr", "/proc/self/fd/2"),
     ("kcore", "/proc/kcore"),
 ];
-/// Devices that it makes, by their numbers.
+/// Devices that libcontainer creates, with their numbers.
 const DEVICES: [(&str, u64, u64); 6] = [
     ("null", 1, 3),
     ("zero", 1, 5),
@@ -43,19 +45,20 @@ const DEVICES: [(&str, u64, u64); 6] = [
     ("tty", 5, 0),
 ];
 
-/// What goes on `/dev` when the engine is done.
+/// Mount of the spec that goes over `/dev` when libcontainer is done.
 #[derive(Debug)]
 pub struct BoundDev {
     tree: Tree,
-    /// What is mounted below, in its order.
+    /// Paths of the mounts below it, in their order.
     below: Vec<PathBuf>,
 }
 
 impl BoundDev {
-    /// Takes the bind out of `spec`. None where `/dev` is not bound, or nothing can be prepared.
+    /// Takes the bind out of `spec`. `None` if `/dev` is not bound, or if this process cannot
+    /// prepare mounts.
     ///
     /// # Errors
-    /// Where it cannot be bound.
+    /// If the bind cannot be made.
     pub fn take(spec: &mut Spec, namespaces: &Namespaces) -> Result<Option<Self>> {
         let mut mounts = spec.mounts().clone().unwrap_or_default();
         let is_bound = |mount: &Mount| is_bind(mount) && mount.destination() == Path::new(DEV);
@@ -82,7 +85,7 @@ impl BoundDev {
         if has_terminal.unwrap_or(false) {
             below.push(CONSOLE.into());
             if !has_pts {
-                // The terminal comes from there.
+                // The terminal is allocated in the host's /dev/pts.
                 mounts.insert(index + 1, bind(host_pts, pts));
             }
         }
@@ -93,7 +96,7 @@ impl BoundDev {
         Ok(Some(Self { tree, below }))
     }
 
-    /// Puts it on `/dev` of a container whose first process waits to be started.
+    /// Mounts it over `/dev` of a container whose first process waits for the start.
     ///
     /// # Errors
     /// [`StageError::Finish`].
@@ -102,14 +105,16 @@ impl BoundDev {
             destination: DEV.into(),
             source,
         };
-        // From outside: the container's /proc does not know this process.
+        // Opened outside of the container's mount namespace: the container's /proc does not have
+        // this process.
         let root = Root::open(Path::new(&format!("/proc/{init}/root"))).map_err(failed)?;
         let attach = || {
             let mut below = Vec::with_capacity(self.below.len());
             for path in self.below {
-                let kind = match path.is_dir() {
-                    true => FileKind::Directory,
-                    false => FileKind::File,
+                let kind = if path.is_dir() {
+                    FileKind::Directory
+                } else {
+                    FileKind::File
                 };
                 below.push((Tree::copy(&path, Scope::Recursive)?, path, kind));
             }
@@ -124,7 +129,8 @@ impl BoundDev {
     }
 }
 
-/// Takes away what an earlier container has left in the image's own `/dev` and the engine makes again, if that is what it would make.
+/// Removes devices and links that an earlier container has left in the image's own `/dev`, if they
+/// are the ones that libcontainer would create.
 pub fn clear_image_dev(spec: &Spec) {
     let mut mounts = spec.mounts().iter().flatten();
     if mounts.any(|mount| mount.destination() == Path::new(DEV)) {
@@ -139,7 +145,7 @@ pub fn clear_image_dev(spec: &Spec) {
         if let Ok(dir) = root.directory(dir)
             && is_same(&dir.entry(name))
         {
-            // One that stays is an error of the engine's.
+            // If one cannot be removed, libcontainer reports it.
             let _ = fs::remove_file(dir.entry(name));
         }
     };
@@ -171,7 +177,8 @@ pub fn clear_image_dev(spec: &Spec) {
     }
 }
 
-/// Makes the mount a tmpfs for the engine; the propagation, which is set later, stays.
+/// Turns the mount into a tmpfs for libcontainer. The propagation options stay, because they are
+/// applied later.
 fn stand_in(mount: &mut Mount) {
     let is_propagation = |option: &String| !Options::parse([option]).propagation.is_empty();
     let mut words = mount.options().clone().unwrap_or_default();

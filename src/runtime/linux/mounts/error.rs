@@ -1,4 +1,4 @@
-//! What can go wrong while mounts are prepared.
+//! Errors of preparing mounts.
 
 use std::io;
 use std::path::PathBuf;
@@ -10,91 +10,93 @@ use oci_spec::runtime::Mount;
 use crate::image::tree::TreeError;
 use crate::sys::namespace::NamespaceError;
 
-/// A mount of a spec is invalid. The sentences are runc's.
+/// Reason why a mount of a spec is invalid. The sentences are runc's.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum InvalidMount {
-    /// Only a path can be mounted again with other ids.
+    /// The mount is no bind: only a path can be mounted again with other ids.
     #[error("id-mapped mounts are only supported for bind-mounts")]
     MappedFileSystem,
-    /// The kernel wants the rights of the one who mounted the file system.
+    /// The kernel requires privileges over the file system's owner.
     #[error("id-mapped mounts are not supported for rootless containers")]
     MappedRootless,
-    /// User ids without group ids, or none and no user namespace whose ids could be meant.
+    /// There are user ids without group ids, or neither, and no user namespace of which they could
+    /// be taken.
     #[error("id-mapped mounts must have both uid and gid mappings specified")]
     IncompleteMapping,
-    /// The mount would have to be made on the host.
+    /// The mount would have to be made in the host's mount namespace.
     #[error("id-mapped mounts need a mount namespace of the container")]
     MappedOnHost,
-    /// The kernel would ignore it.
+    /// The kernel would ignore the options.
     #[error("bind mounts cannot have any filesystem-specific options applied")]
     BindData,
 }
 
-/// A mount could not be prepared.
+/// Failure to prepare a mount.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum StageError {
-    /// A step on the way to a mount failed.
+    /// A step of preparing a mount failed.
     #[error("error mounting {source_path} to rootfs at {destination}: cannot {action}")]
     Mount {
-        /// What shall be mounted.
+        /// Source of the mount.
         source_path: PathBuf,
-        /// Where.
+        /// Destination in the container.
         destination: PathBuf,
-        /// What was tried.
+        /// The failed action.
         action: &'static str,
-        /// Why it failed.
+        /// Error of the system call.
         #[source]
         source: io::Error,
     },
-    /// The file system, or the kernel for it, does not have idmapped mounts.
+    /// The file system, or the kernel for it, does not support idmapped mounts.
     #[error(
         "failed to set MOUNT_ATTR_IDMAP on {source_path}: its file system does not support idmapped mounts on this kernel, or it is idmapped already"
     )]
     NotMappable {
-        /// What shall be mounted.
+        /// Source of the mount.
         source_path: PathBuf,
-        /// Why it failed.
+        /// Error of mount_setattr(2).
         #[source]
         source: Errno,
     },
-    /// The kernel does not take the ids of an idmapped mount.
+    /// The kernel refuses the ids of an idmapped mount.
     #[error("failed to create userns for {source_path} id-mapping")]
     Mapping {
-        /// What shall be mounted.
+        /// Source of the mount.
         source_path: PathBuf,
-        /// Why it failed.
+        /// Failure of the user namespace.
         #[source]
         source: NamespaceError,
     },
-    /// The host has these flags on the mount, and a user namespace cannot take them away.
+    /// The host has these flags on the mount, and a user namespace cannot clear them.
     #[error(
         "error mounting {source_path} to rootfs at {destination}: cannot clear locked flags {flags:?}: operation not permitted"
     )]
     Locked {
-        /// What shall be mounted.
+        /// Source of the mount.
         source_path: PathBuf,
-        /// Where it shall be mounted.
+        /// Destination in the container.
         destination: PathBuf,
-        /// Which.
+        /// The locked flags.
         flags: MsFlags,
     },
-    /// A tmpfs could not be filled.
+    /// A tmpfs could not be filled (`tmpcopyup`).
     #[error("tmpcopyup: failed to copy {source_path} to {destination}")]
     CopyUp {
-        /// What was copied.
+        /// Directory that was to be copied.
         source_path: PathBuf,
-        /// Where the tmpfs shall be mounted.
+        /// Destination of the tmpfs.
         destination: PathBuf,
-        /// Why it failed.
+        /// Failure of the copy.
         #[source]
         source: TreeError,
     },
-    /// A mount lies where only the kernel's own files may be. The end of the sentence is runc's.
+    /// A mount lies in a place where only the kernel's own files may be. The end of the sentence is
+    /// runc's.
     #[error("{destination:?} cannot be mounted because it is inside /proc")]
     InsideProc {
-        /// Where.
+        /// Destination in the container.
         destination: PathBuf,
     },
     /// Another file system than proc is mounted on `/proc`. The end of the sentence is runc's.
@@ -103,45 +105,45 @@ pub enum StageError {
     /// The mounts of a process that is being set up cannot be read.
     #[error("cannot check the container's mounts: {reason}")]
     Unchecked {
-        /// Why.
+        /// Error chain of reading them.
         reason: String,
     },
-    /// What is set when everything is mounted could not be.
+    /// Propagation or attributes, which are set after all mounts are made, could not be set.
     #[error("cannot set the propagation or the attributes of the mount {destination}")]
     Finish {
-        /// Where it is.
+        /// Destination in the container.
         destination: PathBuf,
-        /// Why it failed.
+        /// Error of the system call.
         #[source]
         source: io::Error,
     },
-    /// A restored mount could not be completed.
+    /// Attributes of a restored mount could not be set.
     #[error("cannot set the options of the restored mount {destination}")]
     Restored {
-        /// Where it is.
+        /// Destination in the container.
         destination: PathBuf,
-        /// Why it failed.
+        /// Error of the system call.
         #[source]
         source: io::Error,
     },
     /// A namespace that the spec names cannot be used.
     #[error("cannot use the namespace {path}")]
     Namespace {
-        /// Its path.
+        /// Path of the namespace.
         path: PathBuf,
-        /// Why.
+        /// Error of opening it.
         #[source]
         source: io::Error,
     },
-    /// A namespace could not be made, or not filled.
+    /// A namespace could not be made, or the mounts in it could not.
     #[error(transparent)]
     Made(#[from] NamespaceError),
-    /// The place for the mounts cannot be had.
+    /// The directory for prepared mounts could not be made.
     #[error("cannot use the directory {path}, where mounts are prepared")]
     Place {
-        /// The directory.
+        /// Path of the directory.
         path: PathBuf,
-        /// Why.
+        /// Error of the file system.
         #[source]
         source: io::Error,
     },
@@ -149,7 +151,7 @@ pub enum StageError {
 
 pub(super) type Result<T> = std::result::Result<T, StageError>;
 
-/// For `map_err` on a step of preparing a mount.
+/// Converts the error of a step of preparing a mount, for `map_err`.
 pub(super) fn failed<E: Into<io::Error>>(
     mount: &Mount,
     action: &'static str,

@@ -14,21 +14,21 @@ use crate::runtime::spec::namespaces::{Namespace, Namespaces};
 use crate::sys::namespace::{IdRange, user_namespace};
 use crate::sys::tree::{Attributes, Scope, Tree};
 
-/// The ids of an idmapped mount.
+/// Ids of an idmapped mount.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(super) enum Mapping {
-    /// These.
+    /// Ranges from the mount or the spec.
     Ranges {
         /// User ids.
         uids: Vec<IdRange>,
         /// Group ids.
         gids: Vec<IdRange>,
     },
-    /// Those of the existing user namespace that the container joins.
+    /// Those of the existing user namespace that the container joins, at this path.
     Joined(PathBuf),
 }
 
-/// The ids of a mount, if it is idmapped.
+/// Returns the ids of a mount; `None` if it is not idmapped.
 ///
 /// # Errors
 /// [`InvalidMount::IncompleteMapping`].
@@ -75,9 +75,10 @@ pub(super) fn ranges(mappings: Option<&Vec<LinuxIdMapping>>) -> Vec<IdRange> {
 }
 
 pub(super) fn scope(recursive: bool) -> Scope {
-    match recursive {
-        true => Scope::Recursive,
-        false => Scope::Top,
+    if recursive {
+        Scope::Recursive
+    } else {
+        Scope::Top
     }
 }
 
@@ -85,7 +86,8 @@ pub(super) fn source(mount: &Mount) -> &Path {
     mount.source().as_deref().unwrap_or(Path::new(""))
 }
 
-/// A tree that takes rights which the container's user namespace does not have: an idmapped one, over its file system; any, over the way to it.
+/// Makes a mount that needs rights which the container's user namespace does not have: an idmapped
+/// one needs them over its file system, any other over the directories on the way to it.
 pub(super) fn made(
     mount: &Mount,
     options: &Options,
@@ -99,7 +101,8 @@ pub(super) fn made(
         map(&tree, mount, ids, scope(options.id_mapped == Some(true)))?;
     }
     set_attributes(&tree, mount, options, options.attributes())?;
-    // A copy is a peer of the host's mount; what is mounted in the container must not be seen there, see the engine's treatment of `/`.
+    // The copy is a peer of the host's mount. Mounts made in the container must not appear on the
+    // host, as with libcontainer's treatment of `/`.
     let linux = spec.linux().as_ref();
     let propagation = linux.and_then(|linux| linux.rootfs_propagation().as_deref());
     let own_user = namespaces.has(LinuxNamespaceType::User);
@@ -132,7 +135,7 @@ pub(super) fn open_namespace(path: &Path) -> Result<OwnedFd> {
     Ok(file.into())
 }
 
-/// Gives a tree the ids of a mount.
+/// Applies the ids of a mount to a tree.
 pub(super) fn map(tree: &Tree, mount: &Mount, ids: &Mapping, scope: Scope) -> Result<()> {
     let user = match ids {
         Mapping::Ranges { uids, gids } => {

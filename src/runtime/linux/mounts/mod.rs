@@ -1,7 +1,9 @@
-//! Mounts that the engine cannot make: what it mounts otherwise than runc is prepared here, so that a plain bind is left to it.
+//! Mounts that libcontainer cannot make, or makes otherwise than runc. rcm prepares them, so that
+//! only a plain bind is left to libcontainer.
 //!
-//! Idmapped mounts, the attributes of bind mounts and file systems that are filled first become trees in a mount namespace of their own,
-//! the [`Stage`], which the engine then enters instead of making one. The propagation of mounts is set when everything is mounted.
+//! Idmapped mounts, the attributes of bind mounts, and file systems that are filled first are
+//! prepared in a mount namespace of their own, the [`Stage`]. libcontainer then enters this
+//! namespace instead of making one. The propagation of mounts is set when everything is mounted.
 
 mod copy_up;
 mod dev;
@@ -32,13 +34,13 @@ pub(in crate::runtime) use table::mount_table;
 pub(crate) use restored::{Prepared, complete};
 
 use crate::error::chain;
-use crate::runtime::process::launch::{LaunchError, run_inside};
+use crate::runtime::process::launch::{LaunchError, run_in_namespaces};
 use crate::runtime::spec::namespaces::Namespaces;
 use crate::sys::namespace::within_mounts_of;
 use crate::sys::tree::{Attributes, Scope, change_at};
 use idmap::mapping;
 
-/// The options of a mount.
+/// Parses the options of a mount.
 #[must_use]
 pub fn options(mount: &Mount) -> Options {
     Options::parse(mount.options().iter().flatten())
@@ -67,14 +69,16 @@ pub fn validate(mount: &Mount, spec: &Spec, namespaces: &Namespaces) -> Result<(
         return Err(InvalidMount::MappedRootless);
     }
     mapping(mount, &options, spec, namespaces)?;
-    match namespaces.has(LinuxNamespaceType::Mount) {
-        true => Ok(()),
-        false => Err(InvalidMount::MappedOnHost),
+    if namespaces.has(LinuxNamespaceType::Mount) {
+        Ok(())
+    } else {
+        Err(InvalidMount::MappedOnHost)
     }
 }
 
-/// Where the mount point of `mounts[index]` lies: a directory on the host, and the path below it. None where an earlier mount covers it with a file system
-/// of its own, whose contents are not the host's.
+/// Returns the mount point of `mounts[index]` as a directory on the host and the path below it.
+/// `None` if an earlier mount covers it with a file system of its own, whose contents are not the
+/// host's.
 pub(crate) fn place(
     mounts: &[Mount],
     index: usize,
@@ -97,10 +101,11 @@ pub(crate) fn place(
     }
 }
 
-/// Puts the options of a mount that is left to the engine into words that it knows.
+/// Translates the options of a mount that is left to libcontainer into options that it knows.
 ///
-/// It passes what it does not know to the file system, and what is about a file system and not about a mount it forgets. fsconfig(2) takes these as
-/// parameters of any file system, whatever type and value they have, so that they pass as unknown ones.
+/// libcontainer passes unknown options to the file system. It drops options that concern a file
+/// system and not a mount. fsconfig(2) takes these as parameters of any file system, whatever their
+/// type and value, so they are rewritten to look unknown.
 pub(crate) fn translate(mount: &mut Mount) {
     let binds = is_bind(mount);
     let Some(given) = mount.options() else {
@@ -109,14 +114,16 @@ pub(crate) fn translate(mount: &mut Mount) {
     let mut translated = Vec::with_capacity(given.len());
     for option in given {
         match option.as_str() {
-            // Inode versions are counted without being asked for (ext4 since Linux 6.1, others always), messages of the kernel stay as they are.
+            // Inode versions are always counted (ext4 since Linux 6.1, others before), and the
+            // kernel's messages stay as they are.
             "iversion" | "noiversion" | "silent" | "loud" | "tmpcopyup" => {}
             "lazytime" | "nolazytime" | "sync" | "async" | "dirsync" | "mand" | "nomand"
                 if binds => {}
             "sync" | "async" | "dirsync" | "mand" | "nomand" => {
                 translated.push(format!("{option}="));
             }
-            // The engine knows these for a tree of mounts, and a new one has no mounts below.
+            // libcontainer knows these for a tree of mounts only. A new mount has no mounts below,
+            // so that is the same.
             "nosymfollow" => translated.push("rnosymfollow".to_owned()),
             "symfollow" => translated.retain(|option| option != "rnosymfollow"),
             _ => translated.push(option.clone()),
@@ -125,11 +132,11 @@ pub(crate) fn translate(mount: &mut Mount) {
     mount.set_options(Some(translated));
 }
 
-/// What is done to a mount when everything is mounted.
+/// Change to a mount after everything is mounted.
 enum Finish {
-    /// Its propagation.
+    /// Changes its propagation.
     Propagation(MsFlags),
-    /// Its attributes, and those of the mounts below.
+    /// Sets its attributes, and possibly those of the mounts below.
     Attributes(Attributes, Scope),
 }
 
@@ -141,7 +148,7 @@ impl Finish {
             Self::Attributes(attributes, scope) => change_at(destination, attributes, scope),
         };
         match done {
-            // A later mount has covered it.
+            // A later mount has covered it, or its path.
             Ok(()) | Err(Errno::EINVAL | Errno::ENOENT | Errno::ENOTDIR) => Ok(()),
             Err(errno) => Err(StageError::Finish {
                 destination: destination.to_path_buf(),
@@ -151,7 +158,8 @@ impl Finish {
     }
 }
 
-/// What the engine leaves undone: it keeps `/dev` writable, and mounts the hierarchies of cgroup v1 without the options of their mount.
+/// Returns the changes that libcontainer omits: it keeps `/dev` writable, and mounts the
+/// hierarchies of cgroup v1 without the options of their mount.
 fn finishes(mount: &Mount) -> Vec<Finish> {
     let options = options(mount);
     let propagation = options.propagation.iter();
@@ -173,10 +181,11 @@ fn finishes(mount: &Mount) -> Vec<Finish> {
     found
 }
 
-/// Gives the mounts of a container whose first process waits to be started what they get when everything is mounted.
+/// Applies propagation and late attributes to the mounts of a container whose first process waits
+/// for the start.
 ///
 /// # Errors
-/// The mount that cannot have what its options say.
+/// [`StageError::Finish`] for the first mount that fails.
 pub(crate) fn finish(init: Pid, spec: &Spec, namespaces: &Namespaces) -> Result<(), StageError> {
     let changes: Vec<(&Path, Finish)> = spec
         .mounts()
@@ -203,9 +212,9 @@ pub(crate) fn finish(init: Pid, spec: &Spec, namespaces: &Namespaces) -> Result<
             source,
         })?;
     }
-    // The right to it comes with the user namespace only.
+    // Without root, only a process in the container's user namespace may do this.
     let inside = || apply().map_err(LaunchError::Mounts);
-    run_inside(init, Path::new("/"), inside).map_err(|error| StageError::Finish {
+    run_in_namespaces(init, Path::new("/"), inside).map_err(|error| StageError::Finish {
         destination: "/".into(),
         source: io::Error::other(chain(&error)),
     })

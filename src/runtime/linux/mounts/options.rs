@@ -1,24 +1,24 @@
-//! The options of a mount, as runc understands them.
+//! Mount options as runc understands them.
 
 use nix::mount::MsFlags;
 use oci_spec::runtime::Mount;
 
 use crate::sys::tree::Attributes;
 
-/// What an option does.
+/// Effect of an option.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Effect {
     /// Sets flags of mount(2).
     Set(MsFlags),
-    /// Clears them.
+    /// Clears flags of mount(2).
     Clear(MsFlags),
-    /// Sets the propagation once it is mounted.
+    /// Sets the propagation, after the mount is made.
     Propagate(MsFlags),
-    /// Sets attributes here and on all mounts below.
+    /// Sets attributes on this mount and all mounts below.
     SetAll(u64),
-    /// Clears them.
+    /// Clears attributes on this mount and all mounts below.
     ClearAll(u64),
-    /// Fills a tmpfs with what it covers.
+    /// Fills a tmpfs with a copy of the directory that it covers.
     CopyUp,
 }
 
@@ -27,7 +27,7 @@ use Effect::{Clear, ClearAll, CopyUp, Propagate, Set, SetAll};
 /// `MS_NOSYMFOLLOW` of `<linux/mount.h>`, Linux 5.10.
 const NOSYMFOLLOW: MsFlags = MsFlags::from_bits_retain(256);
 
-/// Every option that is no data of a file system, sorted by name. `acl` and `noacl` are data.
+/// Every option that is no file system's data, sorted by name. `acl` and `noacl` are data.
 const OPTIONS: &[(&str, Effect)] = &[
     ("async", Clear(MsFlags::MS_SYNCHRONOUS)),
     ("atime", Clear(MsFlags::MS_NOATIME)),
@@ -103,12 +103,12 @@ const OPTIONS: &[(&str, Effect)] = &[
     ("unbindable", Propagate(MsFlags::MS_UNBINDABLE)),
 ];
 
-/// Every option that is no data of a file system, sorted.
+/// Returns the name of every option that is no file system's data, sorted.
 pub fn names() -> impl Iterator<Item = &'static str> {
     OPTIONS.iter().map(|(name, _)| *name)
 }
 
-/// Tells whether a mount of a spec binds a path of the host.
+/// Returns whether a mount of a spec binds a path of the host.
 #[must_use]
 pub fn is_bind(mount: &Mount) -> bool {
     mount.typ().as_deref() == Some("bind")
@@ -119,26 +119,27 @@ pub fn is_bind(mount: &Mount) -> bool {
             .any(|option| option == "bind" || option == "rbind")
 }
 
-/// The options of one mount.
+/// Options of one mount.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Options {
-    /// Flags of mount(2) that shall be set.
+    /// Flags of mount(2) that are set.
     pub set: MsFlags,
-    /// Flags that shall not.
+    /// Flags of mount(2) that are cleared explicitly.
     pub cleared: MsFlags,
     /// Changes of the propagation, in their order.
     pub propagation: Vec<MsFlags>,
-    /// What applies to all mounts below, too.
+    /// Attributes that apply to all mounts below, too.
     pub recursive: Attributes,
     /// `idmap` (false) or `ridmap` (true).
     pub id_mapped: Option<bool>,
-    /// `tmpcopyup`.
+    /// Whether `tmpcopyup` is given.
     pub copy_up: bool,
-    /// What only the file system understands.
+    /// Options for the file system.
     pub data: Vec<String>,
 }
 
-/// The flags of mount(2) that are attributes of a mount and not of a file system, with their names in mount_setattr(2).
+/// Flags of mount(2) that are attributes of a mount and not of a file system, with their values for
+/// mount_setattr(2).
 const ATTRIBUTES: [(MsFlags, u64); 5] = [
     (MsFlags::MS_RDONLY, libc::MOUNT_ATTR_RDONLY),
     (MsFlags::MS_NOSUID, libc::MOUNT_ATTR_NOSUID),
@@ -147,14 +148,14 @@ const ATTRIBUTES: [(MsFlags, u64); 5] = [
     (NOSYMFOLLOW, libc::MOUNT_ATTR_NOSYMFOLLOW),
 ];
 
-/// Those that say when the time of the last access is written.
+/// Flags that decide when the time of the last access is written.
 const ACCESS_TIMES: MsFlags = MsFlags::MS_NOATIME
     .union(MsFlags::MS_NODIRATIME)
     .union(MsFlags::MS_RELATIME)
     .union(MsFlags::MS_STRICTATIME);
 
 impl Options {
-    /// Reads a list of options; a later one wins.
+    /// Parses a list of options; a later one wins.
     pub fn parse<S: AsRef<str>>(options: impl IntoIterator<Item = S>) -> Self {
         let mut all = Self {
             set: MsFlags::empty(),
@@ -202,20 +203,21 @@ impl Options {
         }
     }
 
-    /// The access times are one value of several bits, which mount_setattr(2) wants to be cleared as a whole. `MOUNT_ATTR_RELATIME` is none of the bits.
+    /// Clears the whole field if one of the access times is changed. They are one value of several
+    /// bits, and mount_setattr(2) requires that. `MOUNT_ATTR_RELATIME` is 0.
     fn replace_access_times(&mut self, attributes: u64) {
         if attributes & libc::MOUNT_ATTR__ATIME == attributes {
             self.recursive.clear |= libc::MOUNT_ATTR__ATIME;
         }
     }
 
-    /// Whether all mounts below a path are bound.
+    /// Returns whether all mounts below a path are bound, too.
     #[must_use]
     pub fn is_recursive_bind(&self) -> bool {
         self.set.contains(MsFlags::MS_REC)
     }
 
-    /// Whether options say something about the attributes of a mount.
+    /// Returns whether options concern the attributes of a mount.
     #[must_use]
     pub fn has_attributes(&self) -> bool {
         let mut known = ACCESS_TIMES;
@@ -225,7 +227,7 @@ impl Options {
         (self.set | self.cleared).intersects(known)
     }
 
-    /// The attributes that shall be set, but for access times.
+    /// Returns the attributes to set, without access times.
     #[must_use]
     pub fn set_attributes(&self) -> u64 {
         ATTRIBUTES
@@ -234,8 +236,9 @@ impl Options {
             .fold(0, |all, (_, attribute)| all | attribute)
     }
 
-    /// What makes the attributes of a bind mount those of the options: as with `mount --bind -o remount`, those that its source has and the options
-    /// lack go, while the access times stay where no option is about them.
+    /// Returns the change that gives a bind mount exactly the attributes of its options, as with
+    /// `mount --bind -o remount`. Attributes that its source has and the options lack are cleared.
+    /// Access times stay if no option concerns them.
     #[must_use]
     pub fn attributes(&self) -> Attributes {
         let mut attributes = Attributes::default();
@@ -253,7 +256,7 @@ impl Options {
         attributes
     }
 
-    /// The access times, with the precedence that mount(2) has.
+    /// Returns the access times, with mount(2)'s precedence.
     fn access_times(&self) -> u64 {
         let time = if self.set.contains(MsFlags::MS_STRICTATIME) {
             libc::MOUNT_ATTR_STRICTATIME
@@ -262,17 +265,18 @@ impl Options {
         } else {
             libc::MOUNT_ATTR_RELATIME
         };
-        match self.set.contains(MsFlags::MS_NODIRATIME) {
-            true => time | libc::MOUNT_ATTR_NODIRATIME,
-            false => time,
+        if self.set.contains(MsFlags::MS_NODIRATIME) {
+            time | libc::MOUNT_ATTR_NODIRATIME
+        } else {
+            time
         }
     }
 
-    /// What [`Self::attributes`] comes down to for a mount whose `present` flags are locked, because it belongs to a more privileged user namespace: they
-    /// stay.
+    /// Returns the change like [`Self::attributes`] for a mount whose `present` flags are locked,
+    /// because it belongs to a more privileged user namespace. The locked flags stay.
     ///
     /// # Errors
-    /// The flags that cannot be had otherwise.
+    /// The locked flags that the options would change.
     pub fn locked_attributes(&self, present: MsFlags) -> Result<Attributes, MsFlags> {
         let lasting = present & self.cleared;
         if !lasting.is_empty() {
@@ -284,7 +288,7 @@ impl Options {
         }
         Ok(Attributes {
             set: self.attributes().set & !(libc::MOUNT_ATTR__ATIME | libc::MOUNT_ATTR_NODIRATIME),
-            // The kernel locks all but this one.
+            // The kernel locks all attributes but this one.
             clear: libc::MOUNT_ATTR_NOSYMFOLLOW,
         })
     }

@@ -1,4 +1,4 @@
-//! Where prepared mounts are attached.
+//! The directory in which prepared mounts are attached.
 
 use std::fs::{self, DirBuilder, Permissions};
 use std::io;
@@ -11,22 +11,22 @@ use super::error::{Result, StageError};
 use super::place;
 use crate::sys::rooted::Root;
 
-/// An empty directory that is mounted on in mount namespaces only. The root of any user namespace must be able to reach it, which it need not be with the
-/// container's own directory.
+/// Empty directory on which only mount namespaces of containers have mounts. The root of any user
+/// namespace must be able to reach it. The container's own directory may not be reachable.
 pub(super) const STAGE: &str = "/run/rcm-mounts";
 
-/// Where a mount is attached.
+/// Returns the path of a prepared mount.
 pub(super) fn point(number: usize) -> PathBuf {
     Path::new(STAGE).join(number.to_string())
 }
 
-/// Makes the directory where it is missing.
+/// Makes the directory if it is missing.
 pub(super) fn make_place() -> Result<()> {
     DirBuilder::new()
         .recursive(true)
         .mode(0o755)
         .create(STAGE)
-        // Whatever the umask is.
+        // The mode must not depend on the umask.
         .and_then(|()| fs::set_permissions(STAGE, Permissions::from_mode(0o755)))
         .map_err(place_error)
 }
@@ -38,8 +38,11 @@ pub(super) fn place_error(source: io::Error) -> StageError {
     }
 }
 
-/// Follows the symbolic links in the destination of `mounts[index]`, also those that lead to what does not exist yet: it is made then, as with
-/// runc. The engine refuses them. `/proc` and `/sys` it refuses where they are any link, which a masked path could be led astray by.
+/// Follows the symbolic links in the destination of `mounts[index]`. A link may lead to a path that
+/// does not exist yet: the path is created later, as with runc. libcontainer refuses such links.
+///
+/// `/proc` and `/sys` are left alone, so that libcontainer refuses any link there: it could lead a
+/// masked path astray.
 pub(super) fn settle(mounts: &mut [Mount], index: usize, spec: &Spec) {
     if let Some("proc" | "sysfs") = mounts[index].typ().as_deref() {
         return;
@@ -53,12 +56,13 @@ pub(super) fn settle(mounts: &mut [Mount], index: usize, spec: &Spec) {
     if root.resolve(&below).is_ok() {
         return;
     }
-    // The destination of what covers the base: what remains of the mount's own.
+    // The prefix of the destination that corresponds to `base`: the destination without `below`.
     let destination = Path::new("/").join(mounts[index].destination());
     let depth = below.components().filter(is_name).count();
-    let cover = match base == *rootfs {
-        true => Path::new("/"),
-        false => destination.ancestors().nth(depth).unwrap_or(Path::new("/")),
+    let cover = if base == *rootfs {
+        Path::new("/")
+    } else {
+        destination.ancestors().nth(depth).unwrap_or(Path::new("/"))
     };
     if let Ok(settled) = root.resolve_missing(&below) {
         let settled = cover.join(settled.strip_prefix("/").unwrap_or(&settled));

@@ -1,8 +1,9 @@
-//! `/proc` of a container is the kernel's.
+//! Check that a container's `/proc` has only the kernel's files.
 //!
-//! Labels and kernel parameters are written to files there, and the rights to them are what masks and read-only paths leave. A mount of the spec that lies in
-//! it, be it by a link of the image or by one that appears while the container is made, would take them away (CVE-2019-16884, CVE-2025-52881). So what counts
-//! is what is mounted in the end, not what the spec says.
+//! libcontainer writes labels and kernel parameters to files there, and masks and read-only paths
+//! protect them. A mount of the spec below `/proc` would defeat both. It can get there by a link of
+//! the image, or by a link that appears while the container is created (CVE-2019-16884,
+//! CVE-2025-52881). So rcm checks the finished mount table, and not the spec.
 
 use std::path::Path;
 
@@ -15,7 +16,7 @@ use super::options::is_bind;
 use super::table::mount_table;
 use crate::error::chain;
 
-/// Files that may be something else than the kernel's, as with runc: lxcfs provides them.
+/// Files of `/proc` that another file system may provide, as with runc: lxcfs does.
 const REPLACED: [&str; 10] = [
     "cpuinfo",
     "diskstats",
@@ -29,7 +30,8 @@ const REPLACED: [&str; 10] = [
     "sys/crypto/fips_enabled",
 ];
 
-/// Checks the mounts of the process that sets the container up: all of the spec are made, none of its masks, and the root is still the host's.
+/// Checks the mounts of the process that sets the container up. At that time all mounts of the spec
+/// are made, none of its masks is, and the root is still the host's.
 ///
 /// # Errors
 /// [`StageError::InsideProc`], [`StageError::NotProc`].
@@ -37,7 +39,7 @@ pub fn check_proc(init: Pid, spec: &Spec, rootfs: &Path) -> Result<()> {
     let mounts = mount_table(Some(init)).map_err(|error| StageError::Unchecked {
         reason: chain(&error),
     })?;
-    // A proc file system of the host's brings along what is mounted in it.
+    // If the host's /proc is bound, the mounts below it are bound, too.
     let is_hosts = spec
         .mounts()
         .iter()
@@ -58,11 +60,12 @@ fn check(mount: &MountInfo, proc: &Path, is_hosts: bool) -> Result<()> {
             _ => Err(StageError::NotProc),
         };
     }
-    match is_hosts || REPLACED.iter().any(|name| below == Path::new(name)) {
-        true => Ok(()),
-        false => Err(StageError::InsideProc {
+    if is_hosts || REPLACED.iter().any(|name| below == Path::new(name)) {
+        Ok(())
+    } else {
+        Err(StageError::InsideProc {
             destination: Path::new("/proc").join(below),
-        }),
+        })
     }
 }
 

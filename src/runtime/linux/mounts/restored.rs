@@ -1,6 +1,6 @@
 //! Mounts for a container that CRIU restores.
 //!
-//! CRIU binds what comes from the host once more, mount by mount, and knows neither mapped ids nor all attributes.
+//! CRIU binds each host mount again, one by one. It knows neither mapped ids nor all attributes.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -19,18 +19,20 @@ use crate::sys::namespace::within_mounts_of;
 use crate::sys::rooted::Root;
 use crate::sys::tree::{Attributes, Scope, Tree, change_at};
 
-/// Mounts that only CRIU sees.
+/// Mounts that only CRIU's mount namespace has.
 #[derive(Debug, Default)]
 pub(crate) struct Prepared {
     /// The mounts themselves.
     pub trees: Option<Trees>,
-    /// Where CRIU sees what, by the place in the container.
+    /// Paths at which CRIU sees the mounts, by their paths in the container.
     pub sources: BTreeMap<PathBuf, PathBuf>,
 }
 
 impl Prepared {
-    /// Prepares the mounts that CRIU could not bind from the host: idmapped ones with what is mounted in them and, for a container with a user namespace, all.
-    /// There, what is mounted below a mount is locked to it, and CRIU, which binds each alone, were refused (open_tree(2), `EINVAL`).
+    /// Prepares the mounts that CRIU cannot bind from the host. These are idmapped ones with the
+    /// mounts below them and, for a container with a user namespace, all. There, the mounts below a
+    /// mount are locked to it. CRIU binds each one alone, which the kernel refuses (open_tree(2),
+    /// `EINVAL`).
     ///
     /// # Errors
     /// [`StageError`].
@@ -58,9 +60,10 @@ impl Prepared {
             if ids.is_none() && !own_user {
                 continue;
             }
-            let source = match below.as_os_str().is_empty() {
-                true => bind.source.clone(),
-                false => bind.source.join(below),
+            let source = if below.as_os_str().is_empty() {
+                bind.source.clone()
+            } else {
+                bind.source.join(below)
             };
             let tree =
                 Tree::copy(&source, Scope::Top).map_err(failed(bind.mount, "copy the mount"))?;
@@ -74,10 +77,10 @@ impl Prepared {
         Ok(prepared)
     }
 
-    /// Adds a mount for the place `path` in the container.
+    /// Adds a mount for `path` in the container.
     ///
     /// # Errors
-    /// Where there is no place for it on the host.
+    /// If the directory for prepared mounts cannot be made.
     pub fn add(&mut self, path: PathBuf, tree: Tree) -> Result<()> {
         let trees = match &mut self.trees {
             Some(trees) => trees,
@@ -95,7 +98,8 @@ impl Prepared {
     }
 }
 
-/// The bind that a path belongs to, and the path below it. Of binds with the same destination the last is what is seen.
+/// Returns the bind that a path belongs to, and the path below it. Of several binds with the same
+/// destination the last one is visible.
 fn nearest<'a, 'b>(binds: &'a [Bind<'a>], path: &'b Path) -> Option<(&'a Bind<'a>, &'b Path)> {
     binds
         .iter()
@@ -104,10 +108,11 @@ fn nearest<'a, 'b>(binds: &'a [Bind<'a>], path: &'b Path) -> Option<(&'a Bind<'a
         .min_by_key(|(_, below)| below.components().count())
 }
 
-/// Gives the mounts of a restored container, of which nothing executes yet, the attributes that CRIU does not know.
+/// Sets the attributes that CRIU does not know on the mounts of a restored container. None of its
+/// tasks has executed yet.
 ///
 /// # Errors
-/// The mount that cannot have them.
+/// [`StageError::Restored`] for the first mount that fails.
 pub(crate) fn complete(init: Pid, spec: &Spec, namespaces: &Namespaces) -> Result<()> {
     let attributes = Attributes {
         set: libc::MOUNT_ATTR_NOSYMFOLLOW,

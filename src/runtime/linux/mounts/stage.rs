@@ -1,8 +1,10 @@
-//! A mount namespace with what the engine is to bind, for the container to live in.
+//! A mount namespace with prepared mounts, for the container to live in.
 //!
-//! The engine finds the source of a bind by its path in the container's mount namespace, which it makes itself. A detached mount has no path, and one that
-//! were attached on the host would be there for everybody. So the namespace is made here, as a copy of this process's and owned by the container's user
-//! namespace; the prepared mounts are attached in it; and the engine is told to enter it. Hooks that run on the host are not affected.
+//! libcontainer finds the source of a bind by its path in the container's mount namespace, which it
+//! makes itself. A detached mount has no path, and a mount attached on the host would be visible to
+//! everybody. So rcm makes the namespace, as a copy of this process's and owned by the container's
+//! user namespace. It attaches the prepared mounts there, and makes libcontainer enter it. Hooks
+//! that run on the host are not affected.
 
 use std::ffi::OsStr;
 use std::fs;
@@ -30,30 +32,31 @@ use crate::sys::namespace::{mount_namespace, user_namespace};
 use crate::sys::rooted::{Directory, Root};
 use crate::sys::tree::{Scope, Tree};
 
-/// The namespaces of a container to be, with its prepared mounts. They are needed until the engine has entered them.
+/// Namespaces of a container that is being created, with its prepared mounts. Keep it until
+/// libcontainer has entered them.
 #[derive(Debug)]
 pub struct Stage {
     _mount: OwnedFd,
     _user: Option<OwnedFd>,
 }
 
-/// What is attached below [`STAGE`].
+/// Mount that is attached below [`STAGE`].
 #[derive(Debug)]
-enum Prop {
-    /// What only this process has the rights to make.
+enum Staged {
+    /// A mount that only this process has the rights to make.
     Made(Tree),
-    /// A bind that the container's own rights suffice for.
+    /// A bind for which the container's own rights suffice.
     Bind,
-    /// A tmpfs with what is in this directory.
+    /// A tmpfs, filled with the contents of this directory.
     Filled(Option<Covered>),
 }
 
-/// A directory that a mount will cover. It is held: where it is in a volume that another container has, too, its name may lead elsewhere by the time it
-/// is read, even out of the volume.
+/// Directory that a mount will cover, as an open descriptor. If another container shares the
+/// volume, the path may lead elsewhere by the time it is read, even out of the volume.
 #[derive(Debug)]
 struct Covered {
     dir: Directory,
-    /// What it was found by, for messages.
+    /// Path by which it was found, for messages.
     path: PathBuf,
 }
 
@@ -64,14 +67,15 @@ impl Covered {
 }
 
 impl Stage {
-    /// Prepares what the engine cannot mount, replaces it in `spec` with binds and the namespaces with those that have the prepared mounts.
-    /// None where the engine can do it all. Makes children; see fork(2) about threads.
+    /// Prepares the mounts that libcontainer cannot make. Replaces them in `spec` with binds, and
+    /// the namespaces with the prepared ones. Returns `None` if libcontainer can make all mounts.
+    /// Forks; see fork(2) about threads.
     ///
     /// # Errors
     /// [`StageError`].
     pub fn prepare(spec: &mut Spec, namespaces: &Namespaces) -> Result<Option<Self>> {
         let mut mounts = spec.mounts().clone().unwrap_or_default();
-        let mut props = Vec::new();
+        let mut all = Vec::new();
         for index in 0..mounts.len() {
             settle(&mut mounts, index, spec);
             let covered = match mounts[index].typ().as_deref() {
@@ -82,12 +86,14 @@ impl Stage {
                 inherit_mode(&mut mounts[index], covered);
             }
             let options = options(&mounts[index]);
-            if let Some(prop) = prop(&mounts[index], &options, covered, spec, namespaces)? {
-                props.push((index, mounts[index].clone(), options, prop));
+            if let Some(staged) = stage_of(&mounts[index], &options, covered, spec, namespaces)? {
+                all.push((index, mounts[index].clone(), options, staged));
             }
         }
-        let is_needed = props.iter().any(|(.., prop)| matches!(prop, Prop::Made(_)));
-        if !props.is_empty()
+        let is_needed = all
+            .iter()
+            .any(|(.., staged)| matches!(staged, Staged::Made(_)));
+        if !all.is_empty()
             && let Err(error) = make_place()
         {
             if is_needed {
@@ -97,18 +103,19 @@ impl Stage {
                 "{}: attributes of bind mounts stay as on the host, and no tmpfs is filled (tmpcopyup)",
                 chain(&error)
             );
-            props.clear();
+            all.clear();
         }
-        for (number, (index, _, options, _)) in props.iter().enumerate() {
+        for (number, (index, _, options, _)) in all.iter().enumerate() {
             bind(&mut mounts[*index], options, &point(number));
         }
-        let props: Vec<_> = props
+        let all: Vec<_> = all
             .into_iter()
-            .map(|(_, mount, options, prop)| (mount, options, prop))
+            .map(|(_, mount, options, staged)| (mount, options, staged))
             .collect();
-        let stage = match props.is_empty() {
-            true => None,
-            false => Some(Self::build(spec, namespaces, props)?),
+        let stage = if all.is_empty() {
+            None
+        } else {
+            Some(Self::build(spec, namespaces, all)?)
         };
         mounts.iter_mut().for_each(translate);
         spec.set_mounts(Some(mounts));
@@ -118,7 +125,7 @@ impl Stage {
     fn build(
         spec: &mut Spec,
         namespaces: &Namespaces,
-        props: Vec<(Mount, Options, Prop)>,
+        all: Vec<(Mount, Options, Staged)>,
     ) -> Result<Self> {
         let user = container_user(spec, namespaces)?;
         let existing = match namespaces.joined(LinuxNamespaceType::Mount) {
@@ -128,7 +135,7 @@ impl Stage {
         let user_fd = user.as_ref().map(AsFd::as_fd);
         let existing = existing.as_ref().map(AsFd::as_fd);
         let mount = mount_namespace(user_fd, existing, || {
-            furnish(props).map_err(|error| chain(&error))
+            attach_all(all).map_err(|error| chain(&error))
         })?;
         enter(spec, LinuxNamespaceType::Mount, &mount);
         if let Some(user) = &user {
@@ -141,7 +148,7 @@ impl Stage {
     }
 }
 
-/// The directory that a mount will cover, if it is there already and the host can see it.
+/// Returns the directory that a mount will cover, if it exists already and is the host's.
 fn covered(mounts: &[Mount], index: usize, spec: &Spec) -> Option<Covered> {
     let rootfs = spec.root().as_ref()?.path();
     let (base, below) = place(mounts, index, Path::new("/"), rootfs)?;
@@ -152,7 +159,7 @@ fn covered(mounts: &[Mount], index: usize, spec: &Spec) -> Option<Covered> {
     covered.itself().is_dir().then_some(covered)
 }
 
-/// Without a mode in its options a tmpfs has that of the directory which it covers.
+/// Gives a tmpfs without a mode in its options the mode of the directory that it covers.
 fn inherit_mode(mount: &mut Mount, covered: &Covered) {
     if let Ok(metadata) = fs::metadata(covered.itself()) {
         let mut options = mount.options().clone().unwrap_or_default();
@@ -161,36 +168,37 @@ fn inherit_mode(mount: &mut Mount, covered: &Covered) {
     }
 }
 
-/// What must be prepared for a mount, if the engine is not up to it.
-fn prop(
+/// Returns the preparation for a mount; `None` if libcontainer can make it.
+fn stage_of(
     mount: &Mount,
     options: &Options,
     covered: Option<Covered>,
     spec: &Spec,
     namespaces: &Namespaces,
-) -> Result<Option<Prop>> {
+) -> Result<Option<Staged>> {
     let possible = geteuid().is_root() && namespaces.has(LinuxNamespaceType::Mount);
     if !possible {
         return Ok(None);
     }
     if !is_bind(mount) {
         let copies = options.copy_up && mount.typ().as_deref() == Some("tmpfs");
-        return Ok(copies.then_some(Prop::Filled(covered)));
+        return Ok(copies.then_some(Staged::Filled(covered)));
     }
     if let Ok(Some(ids)) = mapping(mount, options, spec, namespaces) {
         return made(mount, options, Some(&ids), spec, namespaces)
-            .map(|tree| Some(Prop::Made(tree)));
+            .map(|tree| Some(Staged::Made(tree)));
     }
     if namespaces.has(LinuxNamespaceType::User) && !reachable_by_all(source(mount)) {
-        // As runc, which opens what is mounted with the rights of the one who makes the container.
-        return made(mount, options, None, spec, namespaces).map(|tree| Some(Prop::Made(tree)));
+        // As runc, which opens the source with the rights of its caller.
+        return made(mount, options, None, spec, namespaces).map(|tree| Some(Staged::Made(tree)));
     }
-    // The engine makes devices in /dev, and takes `ro` from it until they are made.
+    // libcontainer creates devices in /dev, and clears `ro` until that is done.
     let plain = !options.has_attributes() || mount.destination() == Path::new("/dev");
-    Ok((!plain).then_some(Prop::Bind))
+    Ok((!plain).then_some(Staged::Bind))
 }
 
-/// Whether anybody may search the directories on the way to `path`; also for what does not exist.
+/// Returns whether everybody may search the directories on the way to `path`; true if the path does
+/// not exist.
 fn reachable_by_all(path: &Path) -> bool {
     let Ok(path) = path.canonicalize() else {
         return true;
@@ -201,7 +209,7 @@ fn reachable_by_all(path: &Path) -> bool {
     })
 }
 
-/// Makes a mount a bind of what is prepared for it. The propagation is set later.
+/// Turns a mount into a bind of the prepared one. The propagation is set later.
 fn bind(mount: &mut Mount, options: &Options, source: &Path) {
     let mut words = vec!["rbind".to_owned()];
     let is_propagation = |option: &&String| !Options::parse([option]).propagation.is_empty();
@@ -214,7 +222,7 @@ fn bind(mount: &mut Mount, options: &Options, source: &Path) {
             .cloned(),
     );
     if options.copy_up && options.set.contains(MsFlags::MS_RDONLY) {
-        // It had to be written to.
+        // The tmpfs is mounted writable, to be filled.
         words.push("ro".to_owned());
     }
     mount.set_typ(Some("bind".to_owned()));
@@ -224,7 +232,7 @@ fn bind(mount: &mut Mount, options: &Options, source: &Path) {
     mount.set_gid_mappings(None);
 }
 
-/// The user namespace of the container, made now where the spec wants a new one.
+/// Returns the user namespace of the container, and makes it if the spec wants a new one.
 fn container_user(spec: &Spec, namespaces: &Namespaces) -> Result<Option<OwnedFd>> {
     match namespaces.get(LinuxNamespaceType::User) {
         Namespace::Host => return Ok(None),
@@ -237,7 +245,8 @@ fn container_user(spec: &Spec, namespaces: &Namespaces) -> Result<Option<OwnedFd
     Ok(Some(user_namespace(&uids, &gids)?))
 }
 
-/// Makes the spec's namespace of this kind the one of a descriptor, which the processes of the engine inherit.
+/// Makes the spec's namespace of this kind the one of a descriptor. libcontainer's processes
+/// inherit the descriptor.
 fn enter(spec: &mut Spec, kind: LinuxNamespaceType, fd: &OwnedFd) {
     let namespaces = spec
         .linux_mut()
@@ -251,25 +260,26 @@ fn enter(spec: &mut Spec, kind: LinuxNamespaceType, fd: &OwnedFd) {
     }
 }
 
-/// Attaches everything, in the namespace that this is for.
-fn furnish(props: Vec<(Mount, Options, Prop)>) -> Result<()> {
+/// Attaches all mounts; called in the new mount namespace.
+fn attach_all(all: Vec<(Mount, Options, Staged)>) -> Result<()> {
     cover_place().map_err(place_error)?;
-    for (number, (mount, options, prop)) in props.into_iter().enumerate() {
+    for (number, (mount, options, staged)) in all.into_iter().enumerate() {
         let point = point(number);
-        match prop {
-            Prop::Made(tree) => attach(tree, &mount, &point)?,
-            Prop::Bind => attach(bound(&mount, &options)?, &mount, &point)?,
-            Prop::Filled(from) => fill(&mount, &options, from.as_ref(), &point)?,
+        match staged {
+            Staged::Made(tree) => attach(tree, &mount, &point)?,
+            Staged::Bind => attach(bound(&mount, &options)?, &mount, &point)?,
+            Staged::Filled(from) => fill(&mount, &options, from.as_ref(), &point)?,
         }
     }
     Ok(())
 }
 
-/// Mounts a tmpfs on the place. The mount that the place is on must not pass this on to its peers on the host, nor to those in other containers.
+/// Mounts a tmpfs on the directory. First the mount that has the directory becomes private, so that
+/// it does not propagate to peers on the host or in other containers.
 fn cover_place() -> io::Result<()> {
     let none = None::<&str>;
     for dir in Path::new(STAGE).ancestors() {
-        // Fails where no mount begins.
+        // `EINVAL` means that no mount begins at this directory.
         match mount(none, dir, none, MsFlags::MS_PRIVATE, none) {
             Err(Errno::EINVAL) => {}
             Err(errno) => return Err(errno.into()),
@@ -284,7 +294,7 @@ fn attach(tree: Tree, mount: &Mount, point: &Path) -> Result<()> {
         .map_err(failed(mount, "attach the mount"))
 }
 
-/// A bind with the attributes of its options, as far as they are not locked.
+/// Makes a bind with the attributes of its options, as far as they are not locked.
 fn bound(mount: &Mount, options: &Options) -> Result<Tree> {
     let tree = Tree::copy(source(mount), scope(options.is_recursive_bind()))
         .map_err(failed(mount, "copy the mount"))?;
@@ -306,7 +316,7 @@ fn bound(mount: &Mount, options: &Options) -> Result<Tree> {
     Ok(tree)
 }
 
-/// The flags of statvfs(3) as those of mount(2).
+/// Converts flags of statvfs(3) to flags of mount(2).
 fn mount_flags(flags: FsFlags) -> MsFlags {
     let mut found = MsFlags::empty();
     for (flag, same) in [
@@ -325,10 +335,10 @@ fn mount_flags(flags: FsFlags) -> MsFlags {
     found
 }
 
-/// Mounts a tmpfs at `point` and copies to it what it will cover.
+/// Mounts a tmpfs at `point` and copies the directory's contents to it.
 fn fill(spec_mount: &Mount, options: &Options, from: Option<&Covered>, point: &Path) -> Result<()> {
     fs::create_dir(point).map_err(failed(spec_mount, "make a mount point"))?;
-    // It must be written to first.
+    // Writable for now, because it is filled next.
     mount(
         Some(source(spec_mount)),
         point,

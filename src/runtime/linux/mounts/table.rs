@@ -1,4 +1,4 @@
-//! The mounts of a process, as the kernel lists them.
+//! Mount table of a process.
 
 use std::io;
 
@@ -11,7 +11,7 @@ use crate::sys::file::Failed;
 /// Reads `/proc/PID/mountinfo`; `None` stands for this process.
 ///
 /// # Errors
-/// The process is gone, or its mounts may not be read.
+/// If the process is gone, or its mounts may not be read.
 pub(in crate::runtime) fn mount_table(process: Option<Pid>) -> Result<Vec<MountInfo>, Failed> {
     let read = || -> ProcResult<Vec<MountInfo>> {
         let process = match process {

@@ -1,4 +1,4 @@
-//! The formats of a cgroup's files (Documentation/admin-guide/cgroup-v2.rst, "Interface Files").
+//! Formats of a cgroup's files (Documentation/admin-guide/cgroup-v2.rst, "Interface Files").
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -13,13 +13,13 @@ use crate::sys::file::Failed;
 
 pub(super) type Result<T> = std::result::Result<T, CgroupError>;
 
-/// The text of a file; `None` where this kernel does not have it, or the group is gone.
+/// Reads a file; `None` if this kernel does not have it, or the group is gone.
 pub(super) fn text(path: &Path) -> Result<Option<String>> {
     match fs::read_to_string(path) {
         Ok(text) => Ok(Some(text)),
         Err(error)
             if error.kind() == io::ErrorKind::NotFound
-                // A group that is being removed, and statistics that are turned off.
+                // The group is being removed, or these statistics are turned off.
                 || [Errno::ENODEV, Errno::EOPNOTSUPP]
                     .map(|errno| Some(errno as i32))
                     .contains(&error.raw_os_error()) =>
@@ -43,7 +43,7 @@ fn malformed(path: &Path, line: &str) -> CgroupError {
     failed(path, io::Error::new(io::ErrorKind::InvalidData, what))
 }
 
-/// A file with one number; `max` is the largest.
+/// Reads a file with one number; `max` is the largest number.
 pub(super) fn number(path: &Path) -> Result<Option<u64>> {
     let Some(text) = text(path)? else {
         return Ok(None);
@@ -53,14 +53,14 @@ pub(super) fn number(path: &Path) -> Result<Option<u64>> {
         return Ok(Some(u64::MAX));
     }
     match word.parse::<i128>() {
-        // Some v1 files show "no limit" as -1, which runc takes for 0.
+        // Some v1 files have -1 for "no limit", which runc reads as 0.
         Ok(value) if value < 0 => Ok(Some(0)),
         Ok(value) => Ok(Some(u64::try_from(value).unwrap_or(u64::MAX))),
         Err(_) => Err(malformed(path, word)),
     }
 }
 
-/// A file with numbers in a row.
+/// Reads a file with numbers in a row.
 pub(super) fn numbers(path: &Path) -> Result<Vec<u64>> {
     text(path)?
         .unwrap_or_default()
@@ -69,7 +69,7 @@ pub(super) fn numbers(path: &Path) -> Result<Vec<u64>> {
         .collect()
 }
 
-/// A file of `name number` lines.
+/// Reads a file of `name number` lines.
 pub(super) fn keyed(path: &Path) -> Result<BTreeMap<String, u64>> {
     text(path)?
         .unwrap_or_default()
@@ -82,7 +82,7 @@ pub(super) fn keyed(path: &Path) -> Result<BTreeMap<String, u64>> {
         .collect()
 }
 
-/// A file with a list such as `0-2,5` (cpuset(7), "List format").
+/// Reads a file with a list such as `0-2,5` (cpuset(7), "List format").
 pub(super) fn ranges(path: &Path) -> Result<Vec<u16>> {
     let text = text(path)?.unwrap_or_default();
     let mut members = Vec::new();
@@ -96,7 +96,7 @@ pub(super) fn ranges(path: &Path) -> Result<Vec<u16>> {
     Ok(members)
 }
 
-/// A `*.pressure` file.
+/// Reads a `*.pressure` file.
 pub(super) fn pressure(path: &Path) -> Result<Option<Pressure>> {
     let Some(text) = text(path)? else {
         return Ok(None);

@@ -1,7 +1,8 @@
-//! What a container uses: runc's statistics document, read from the files of its cgroup.
+//! Resource use of a container: runc's statistics document, read from the files of its cgroup.
 //!
-//! `libcgroups` has statistics, too, but it fails where a kernel lacks a file (those of swap accounting, for one) and knows no cpuset. A
-//! controller or a file that this host does not have leaves its part of the document empty here, as with runc.
+//! `libcgroups` has statistics, too, but it fails if the kernel lacks a file (those of swap
+//! accounting, for one) and does not know cpusets. Here, a controller or a file that the host does
+//! not have leaves its part of the document empty, as with runc.
 
 use std::collections::BTreeMap;
 
@@ -17,7 +18,8 @@ mod files;
 mod v1;
 mod v2;
 
-/// The statistics of one moment. Times are in nanoseconds and memory is in bytes, counted since the container was created.
+/// Statistics of one moment. Times are in nanoseconds and memory is in bytes, counted since the
+/// container was created.
 #[derive(Debug, Default, Serialize)]
 pub struct Stats {
     /// Processor time.
@@ -34,18 +36,19 @@ pub struct Stats {
     pub hugetlb: BTreeMap<String, HugeTlb>,
     /// Intel RDT: cache and memory bandwidth.
     pub intel_rdt: resctrl::Stats,
-    /// Always null: runc counts only interfaces that it made itself, and no OCI spec can ask for such.
+    /// Always null: runc counts only interfaces that it made itself, and no OCI spec can request
+    /// such.
     pub network_interfaces: (),
 }
 
 /// Processor time.
 #[derive(Debug, Default, Serialize)]
 pub struct Cpu {
-    /// What was used.
+    /// Time that was used.
     pub usage: CpuUsage,
-    /// How often a quota held the tasks back.
+    /// Throttling by a quota.
     pub throttling: Throttling,
-    /// How long tasks waited for a processor.
+    /// Time that tasks waited for a processor.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub psi: Option<Pressure>,
 }
@@ -81,7 +84,7 @@ pub struct Throttling {
     /// Periods in which the quota was used up.
     #[serde(skip_serializing_if = "go_json::is_zero")]
     pub throttled_periods: u64,
-    /// How long tasks were held back.
+    /// Time for which tasks were throttled.
     #[serde(skip_serializing_if = "go_json::is_zero")]
     pub throttled_time: u64,
 }
@@ -123,7 +126,7 @@ pub struct Memory {
     /// The counters of `memory.stat`.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
     pub raw: BTreeMap<String, u64>,
-    /// How long tasks waited for memory.
+    /// Time that tasks waited for memory.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub psi: Option<Pressure>,
 }
@@ -131,25 +134,25 @@ pub struct Memory {
 /// One kind of memory.
 #[derive(Debug, Default, Clone, PartialEq, Eq, Serialize)]
 pub struct MemoryEntry {
-    /// The limit; the largest number where there is none.
+    /// The limit; the largest number if there is none.
     pub limit: u64,
-    /// What is used now.
+    /// Use now.
     #[serde(skip_serializing_if = "go_json::is_zero")]
     pub usage: u64,
-    /// The most that was used.
+    /// Highest use so far.
     #[serde(skip_serializing_if = "go_json::is_zero")]
     pub max: u64,
-    /// How often the limit was hit; cgroup v1 only.
+    /// Number of times that the limit was hit; cgroup v1 only.
     pub failcnt: u64,
 }
 
 /// Tasks.
 #[derive(Debug, Default, Serialize)]
 pub struct Pids {
-    /// How many there are.
+    /// Number of tasks.
     #[serde(skip_serializing_if = "go_json::is_zero")]
     pub current: u64,
-    /// The limit, 0 for none.
+    /// The limit; 0 if there is none.
     #[serde(skip_serializing_if = "go_json::is_zero")]
     pub limit: u64,
 }
@@ -164,7 +167,7 @@ pub struct BlockIo {
     /// Operations.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub io_serviced_recursive: Vec<BlockIoEntry>,
-    /// Requests waiting. The rest needs a scheduler that counts it, and cgroup v1.
+    /// Requests waiting. This and the following need cgroup v1, and a scheduler that counts them.
     #[serde(rename = "ioQueueRecursive", skip_serializing_if = "Vec::is_empty")]
     pub io_queued_recursive: Vec<BlockIoEntry>,
     /// Time from dispatch to completion.
@@ -176,30 +179,30 @@ pub struct BlockIo {
     /// Requests merged into others.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub io_merged_recursive: Vec<BlockIoEntry>,
-    /// Time that the device was given to the group.
+    /// Time for which the device served the group.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub io_time_recursive: Vec<BlockIoEntry>,
     /// Sectors transferred.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub sectors_recursive: Vec<BlockIoEntry>,
-    /// How long tasks waited for devices.
+    /// Time that tasks waited for devices.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub psi: Option<Pressure>,
 }
 
-/// A counter of one device.
+/// Counter of one device.
 #[derive(Debug, Default, PartialEq, Eq, Serialize)]
 pub struct BlockIoEntry {
-    /// The device's numbers.
+    /// Major number of the device.
     #[serde(skip_serializing_if = "go_json::is_zero")]
     pub major: u64,
     #[serde(skip_serializing_if = "go_json::is_zero")]
     #[allow(missing_docs)]
     pub minor: u64,
-    /// `Read`, `Write`, ...
+    /// Operation: `Read`, `Write`, ...
     #[serde(skip_serializing_if = "String::is_empty")]
     pub op: String,
-    /// The count.
+    /// Value of the counter.
     #[serde(skip_serializing_if = "go_json::is_zero")]
     pub value: u64,
 }
@@ -207,13 +210,13 @@ pub struct BlockIoEntry {
 /// Huge pages of one size.
 #[derive(Debug, Default, Serialize)]
 pub struct HugeTlb {
-    /// What is used now.
+    /// Use now.
     #[serde(skip_serializing_if = "go_json::is_zero")]
     pub usage: u64,
-    /// The most that was used; cgroup v1 only.
+    /// Highest use so far; cgroup v1 only.
     #[serde(skip_serializing_if = "go_json::is_zero")]
     pub max: u64,
-    /// How often the limit was hit.
+    /// Number of times that the limit was hit.
     pub failcnt: u64,
 }
 
@@ -242,7 +245,7 @@ pub struct PressureLine {
     pub total: u64,
 }
 
-/// Reads one container's statistics, any number of times.
+/// Reader of one container's statistics, for any number of times.
 #[derive(Debug)]
 pub struct Reader {
     id: String,
@@ -251,10 +254,10 @@ pub struct Reader {
 }
 
 impl Reader {
-    /// Finds the places to read.
+    /// Finds the directories to read.
     ///
     /// # Errors
-    /// Where the container's spec cannot be read.
+    /// If the container's spec cannot be read.
     pub fn new(container: &Container) -> Result<Self> {
         Ok(Self {
             id: container.id().to_owned(),
@@ -263,10 +266,10 @@ impl Reader {
         })
     }
 
-    /// Takes the numbers of this moment.
+    /// Reads the numbers of this moment.
     ///
     /// # Errors
-    /// [`crate::runtime::Error::Cgroup`] where a file is there and cannot be read.
+    /// [`crate::runtime::Error::Cgroup`] if a file exists but cannot be read.
     pub fn read(&self) -> Result<Stats> {
         self.collect()
             .map_err(Error::cgroup("read the statistics of", &self.id))

@@ -77,7 +77,7 @@ fn cpu_usage(dir: &Path) -> Result<CpuUsage> {
         user: mode("user"),
         ..CpuUsage::default()
     };
-    // A line `cpu user system` with the names, then one with the numbers for each processor.
+    // The first line is `cpu user system`; one line with numbers follows for each processor.
     let text = files::text(&dir.join("cpuacct.usage_all"))?.unwrap_or_default();
     for line in text.lines().skip(1) {
         let mut fields = line.split_whitespace().skip(1);
@@ -93,7 +93,7 @@ fn cpu_usage(dir: &Path) -> Result<CpuUsage> {
 }
 
 fn cpuset(dir: &Path) -> Result<CpuSet> {
-    // Without the prefix where the controller is mounted with `noprefix`, as Android does.
+    // The files have no prefix if the controller is mounted with `noprefix`, as on Android.
     let file = |name: &str| {
         let prefixed = dir.join(format!("cpuset.{name}"));
         if prefixed.exists() {
@@ -134,8 +134,8 @@ fn memory(dir: &Path, prefix: &str) -> Result<MemoryEntry> {
     })
 }
 
-/// The counter from the first place that counts anything: the BFQ scheduler, the CFQ scheduler that it replaced, the throttling layer with
-/// and without the groups below.
+/// Returns the counter from the first file that has any numbers: of the BFQ scheduler, of its
+/// predecessor CFQ, and of the throttling layer, each with and without the groups below.
 fn device_counters(dir: &Path, name: &str) -> Result<Vec<BlockIoEntry>> {
     for file in [
         format!("blkio.bfq.{name}_recursive"),
@@ -152,7 +152,8 @@ fn device_counters(dir: &Path, name: &str) -> Result<Vec<BlockIoEntry>> {
     Ok(Vec::new())
 }
 
-/// `major:minor [operation] number`. Other lines, such as the sum over all devices, are none.
+/// Parses `major:minor [operation] number`. Other lines, such as the sum over all devices, are
+/// skipped.
 fn device_counter(line: &str) -> Option<BlockIoEntry> {
     let mut fields = line.split_whitespace();
     let (major, minor) = fields.next()?.split_once(':')?;
@@ -170,7 +171,8 @@ fn device_counter(line: &str) -> Option<BlockIoEntry> {
     })
 }
 
-/// Reservations are what counts where the kernel has them (Linux 5.7).
+/// Names of the files, with reservations first: limits apply to them if the kernel has them (Linux
+/// 5.7).
 fn hugetlb(dir: &Path, size: &str) -> Result<Option<HugeTlb>> {
     for prefix in [format!("hugetlb.{size}.rsvd"), format!("hugetlb.{size}")] {
         let number = |name: &str| files::number(&dir.join(format!("{prefix}.{name}")));
@@ -219,7 +221,7 @@ mod tests {
         assert_eq!(stats.usage.percpu, [10, 20]);
         assert_eq!(stats.usage.percpu_user, [4, 8]);
         assert_eq!(stats.usage.percpu_kernel, [6, 12]);
-        // Ticks of 10 ms, everywhere that Linux runs today.
+        // Ticks of 10 ms, on every architecture that Linux runs on today.
         assert_eq!(
             (stats.usage.user, stats.usage.kernel),
             (30_000_000, 70_000_000)
@@ -277,7 +279,7 @@ mod tests {
     fn no_controller_is_no_error() {
         let stats = read(&Cgroup::new(BTreeMap::new())).unwrap();
         assert_eq!(stats.memory.usage.usage, 0);
-        // A group that is gone.
+        // The group is gone.
         let (dir, cgroup) = group(&[]);
         drop(dir);
         assert!(read(&cgroup).is_ok());

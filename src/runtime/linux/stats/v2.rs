@@ -43,14 +43,15 @@ fn memory(dir: &Path) -> Result<Memory> {
         Ok(MemoryEntry {
             limit: number("max")?,
             usage: number("current")?,
-            // Linux 5.19, for swap 6.5.
+            // Since Linux 5.19; for swap since 6.5.
             max: number("peak")?,
             failcnt: 0,
         })
     };
     let usage = entry("memory")?;
     let only_swap = entry("memory.swap")?;
-    // Readers expect the sum with memory, as cgroup v1 counts it. The peaks did not happen at the same time: there is no sum of them.
+    // Readers expect the sum with memory, as cgroup v1 counts it. The peaks need not have been at
+    // the same time, so they have no sum.
     let swap = MemoryEntry {
         limit: only_swap.limit.saturating_add(usage.limit),
         usage: only_swap.usage.saturating_add(usage.usage),
@@ -69,7 +70,7 @@ fn memory(dir: &Path) -> Result<Memory> {
 
 fn pids(dir: &Path) -> Result<Pids> {
     let Some(current) = files::number(&dir.join("pids.current"))? else {
-        // Without the controller the processes can be counted all the same.
+        // Without the controller the processes can still be counted.
         let processes = files::text(&dir.join("cgroup.procs"))?.unwrap_or_default();
         return Ok(Pids {
             current: processes.lines().count() as u64,
@@ -82,7 +83,7 @@ fn pids(dir: &Path) -> Result<Pids> {
     Ok(Pids { current, limit })
 }
 
-/// `io.stat` as the two tables that cgroup v1 has of it.
+/// Parses `io.stat` into the two tables that cgroup v1 has of it.
 fn block_io(dir: &Path) -> Result<BlockIo> {
     let mut stats = BlockIo {
         psi: files::pressure(&dir.join("io.pressure"))?,

@@ -15,7 +15,8 @@ use crate::sys;
 use crate::sys::file::Failed;
 use crate::sys::fork::{Parent, fork};
 
-/// As `/proc/PID/ns` calls them. A process changes into a time namespace with its next program only, and hooks need none.
+/// Names in `/proc/PID/ns`. A process enters a time namespace only with its next program, and hooks
+/// do not need one.
 const NAMESPACES: [(&str, CloneFlags); 6] = [
     ("cgroup", CloneFlags::CLONE_NEWCGROUP),
     ("ipc", CloneFlags::CLONE_NEWIPC),
@@ -29,8 +30,12 @@ const USER: (&str, CloneFlags) = ("user", CloneFlags::CLONE_NEWUSER);
 /// Does `work` in the namespaces of the process `pid`, as root there, in the directory `dir`.
 ///
 /// # Errors
-/// [`LaunchError::Inside`].
-pub(crate) fn run_inside(pid: Pid, dir: &Path, work: impl FnOnce() -> Result<()>) -> Result<()> {
+/// [`LaunchError::InNamespaces`].
+pub(crate) fn run_in_namespaces(
+    pid: Pid,
+    dir: &Path,
+    work: impl FnOnce() -> Result<()>,
+) -> Result<()> {
     let pipe = |source: io::Error| {
         LaunchError::File(Failed {
             action: "make",
@@ -59,22 +64,25 @@ pub(crate) fn run_inside(pid: Pid, dir: &Path, work: impl FnOnce() -> Result<()>
     if status.success() && read.is_ok() {
         return Ok(());
     }
-    Err(LaunchError::Inside { reason })
+    Err(LaunchError::InNamespaces { reason })
 }
 
 fn enter(pid: Pid, dir: &Path) -> Result<()> {
-    // The one that owns the others gives the rights over them, which root has without it and loses in it.
-    let kinds = match geteuid().is_root() {
-        true => [&NAMESPACES[..], &[USER]].concat(),
-        false => [&[USER], &NAMESPACES[..]].concat(),
+    // The user namespace that owns the others gives rights over them. Root has these rights before
+    // it enters the user namespace, and loses them in it; so it enters it last. Others gain them
+    // there, and enter it first.
+    let kinds = if geteuid().is_root() {
+        [&NAMESPACES[..], &[USER]].concat()
+    } else {
+        [&[USER], &NAMESPACES[..]].concat()
     };
-    // All are opened before one is entered: then /proc may be another.
+    // All are opened before one is entered, because the container's /proc may be another one.
     let mut others = Vec::with_capacity(kinds.len());
     for (name, kind) in kinds {
         let path = format!("/proc/{pid}/ns/{name}");
         let own = fs::read_link(format!("/proc/self/ns/{name}"));
         match fs::read_link(&path) {
-            // The same, or a kind that this kernel does not have.
+            // It is the same namespace, or a kind that this kernel does not have.
             Ok(theirs) if own.is_ok_and(|own| own == theirs) => continue,
             Err(error) if error.raw_os_error() == Some(Errno::ENOENT as i32) => continue,
             _ => {}

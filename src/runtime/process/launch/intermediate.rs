@@ -1,4 +1,5 @@
-//! The process between rcm and the container's: it takes on what children inherit, and forks.
+//! The intermediate process, between rcm and the container's process. It takes on the properties
+//! that children inherit, and forks.
 
 use caps::CapSet;
 use libcontainer::capabilities::CapabilityExt;
@@ -16,8 +17,8 @@ use super::{LaunchError, Outer, Result, system, time_offsets};
 use crate::error::chain;
 use crate::sys::fork::{Parent, fork};
 
-/// Its ends of the channels, and those that its child gets.
-pub(super) struct Between<'a> {
+/// The intermediate process's ends of the channels, and those that its child gets.
+pub(super) struct Intermediate<'a> {
     pub outer: &'a Outer<'a>,
     pub to_us: &'a mut channel::MainSender,
     pub from_us: &'a mut channel::IntermediateReceiver,
@@ -25,9 +26,11 @@ pub(super) struct Between<'a> {
     pub init_from_us: &'a mut channel::InitReceiver,
 }
 
-impl Between<'_> {
+impl Intermediate<'_> {
+    /// Sets this process up, and forks the container's process.
+    ///
     /// # Errors
-    /// [`LaunchError`] of what failed in this process; the child reports its own.
+    /// [`LaunchError`] for a failure in this process; the child reports its own.
     pub fn run(&mut self) -> Result<()> {
         let args = self.outer.args;
         let syscall = args.syscall.create_syscall();
@@ -42,7 +45,7 @@ impl Between<'_> {
         if let Some(processors) = affinity.and_then(|one| one.initial().as_ref()) {
             set_cpuset_affinity_from_string(Pid::this(), processors)?;
         }
-        // Two records under the names that runc's users know.
+        // Two log records with runc's names, which runc's users know.
         let own = Pid::this();
         tracing::debug!("nsexec[{own}]: => nsexec container setup");
         if let Ok(processors) = sched_getaffinity(own) {
@@ -51,10 +54,12 @@ impl Between<'_> {
                 first_processors(&processors)
             );
         }
-        // Before all namespaces: the group becomes the root of a cgroup namespace, and in a user namespace the right to join it is lost.
-        self.outer.entry.enter(Pid::this()).map_err(match is_init {
-            true => LaunchError::Cgroup,
-            false => LaunchError::JoinCgroup,
+        // The cgroup comes before all namespaces. The group becomes the root of a cgroup namespace,
+        // and in a user namespace this process may not join it any more.
+        self.outer.entry.enter(Pid::this()).map_err(if is_init {
+            LaunchError::Cgroup
+        } else {
+            LaunchError::JoinCgroup
         })?;
         match affinity {
             Some(affinity) => {
@@ -70,7 +75,7 @@ impl Between<'_> {
         }
         if let Some(user) = namespaces.get(LinuxNamespaceType::User)? {
             self.enter_user_namespace(&namespaces, user)?;
-            // Whoever this was outside, in here it sets up a container.
+            // Become root in the user namespace, to set up the container.
             syscall.set_id(Uid::from_raw(0), Gid::from_raw(0))?;
         }
         let limits = process.and_then(|process| process.rlimits().as_ref());
@@ -86,7 +91,7 @@ impl Between<'_> {
                 set_dumpable(false)?;
             }
         }
-        // Only children are in it: hence the second fork.
+        // Only children of this process are in the PID namespace: hence the second fork.
         if let Some(pids) = namespaces.get(LinuxNamespaceType::Pid)? {
             namespaces.unshare_or_setns(pids)?;
         }
@@ -105,7 +110,9 @@ impl Between<'_> {
     ) -> Result<()> {
         namespaces.unshare_or_setns(user)?;
         if user.path().is_none() {
-            // Without privileges rcm may write the mappings of its like only, and this is not one while it is not dumpable.
+            // Without privileges, rcm may write the mappings only of processes that it may look
+            // into. A process that is not dumpable is none of these, so it is dumpable for this
+            // moment.
             set_dumpable(true)?;
             self.to_us.identifier_mapping_request()?;
             self.from_us.wait_for_mapping_ack()?;
@@ -114,7 +121,7 @@ impl Between<'_> {
         Ok(())
     }
 
-    /// The child: the engine's work. Returns only where that fails.
+    /// Becomes the container's process: libcontainer's part. Returns only if that fails.
     fn become_init(&mut self) -> i32 {
         let _ = prctl::set_name(c"rcm:[2:INIT]");
         let _ = self.to_us.close();
@@ -133,7 +140,7 @@ impl Between<'_> {
                 if let Some(pipe) = self.outer.errors {
                     let _ = nix::unistd::write(pipe, text.as_bytes());
                 }
-                // runc's, whatever it is that fails.
+                // runc's exit status for every failure.
                 255
             }
         }
@@ -144,9 +151,10 @@ fn set_dumpable(dumpable: bool) -> Result<()> {
     prctl::set_dumpable(dumpable).map_err(system("change who may look into a process"))
 }
 
-impl Between<'_> {
-    /// Sets the inheritable capabilities while all are permitted. Then the engine's own setting, after it has dropped others, adds none:
-    /// without being permitted they may stay, but not come (capabilities(7)).
+impl Intermediate<'_> {
+    /// Sets the inheritable capabilities while all are permitted. libcontainer drops capabilities
+    /// first and sets these afterwards. By then a capability that is not permitted may stay
+    /// inheritable, but cannot become so (capabilities(7)).
     fn keep_inheritable(&self) -> Result<()> {
         let process = self.outer.args.spec.process().as_ref();
         let Some(sets) = process.and_then(|process| process.capabilities().as_ref()) else {
@@ -159,11 +167,12 @@ impl Between<'_> {
     }
 }
 
-/// Where rcm may run says nothing of where the container may: it is left to its group's cpuset, which the kernel applies to the mask.
+/// Allows all processors. rcm's own affinity must not limit the container: the kernel applies the
+/// cpuset of the container's group to the mask.
 fn reset_affinity() {
     let mut all = CpuSet::new();
     for processor in 0..CpuSet::count() {
-        // Cannot fail below the count.
+        // Cannot fail for a number below the count.
         let _ = all.set(processor);
     }
     if let Err(errno) = sched_setaffinity(Pid::this(), &all) {
@@ -171,7 +180,7 @@ fn reset_affinity() {
     }
 }
 
-/// A mask of as many processors as it has room for.
+/// Returns a mask of the first processors, as many as fit.
 fn first_processors(processors: &CpuSet) -> usize {
     (0..usize::BITS as usize)
         .filter(|processor| processors.is_set(*processor).unwrap_or(false))

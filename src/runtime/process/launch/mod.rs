@@ -1,19 +1,22 @@
-//! The processes around a container's: the one that stays outside, and the one between that forks the container's.
+//! The processes that start a container's process: rcm, which stays outside, and the intermediate
+//! one, which forks the container's.
 //!
 //! ```text
-//! rcm ──fork──▶ between ──fork (a sibling)──▶ inside: libcontainer's container_init_process
-//!  │               │                             │
-//!  │               joins the cgroup              │
-//!  │◀── mappings? ─makes the user namespace      │
-//!  │ writes them ─▶│                             │
-//!  │◀── pid ───────ends                          makes the namespaces, mounts
-//!  │◀── now? ────────────────────────────────────│
-//!  │ hooks ─────────────────────────────────────▶│ changes the root, ...
-//!  │◀── ready ───────────────────────────────────│ waits to be started
+//! rcm --fork--> intermediate --fork (a sibling)--> libcontainer's container_init_process
+//!  |               |                                |
+//!  |               joins the cgroup                 |
+//!  |<-- mappings? -makes the user namespace         |
+//!  | writes them ->|                                |
+//!  |<-- pid -------ends                             makes the namespaces, mounts
+//!  |<-- now? ---------------------------------------|
+//!  | hooks ---------------------------------------->| changes the root, ...
+//!  |<-- ready --------------------------------------| waits for the start
 //! ```
 //!
-//! `libcontainer` has all three. Only the inner one is used, which does nearly all of the work: its outer ones join every cgroup or fail, know one path
-//! for all hierarchies, and leave out of a hook's failure which one it was and what it said. The channels between the three are its own.
+//! libcontainer has all three processes. rcm uses only the inner one, which does nearly all of the
+//! work. libcontainer's outer processes join every cgroup or fail, know only one path for all
+//! hierarchies, and do not report which hook failed, nor its output. The channels are
+//! libcontainer's.
 
 use std::fs;
 use std::io;
@@ -41,18 +44,18 @@ use crate::sys;
 use crate::sys::error_capture;
 use crate::sys::file::Failed;
 use crate::sys::fork::{Parent, fork};
-use intermediate::Between;
+use intermediate::Intermediate;
 
 mod in_namespaces;
 mod intermediate;
 
-pub(crate) use in_namespaces::run_inside;
+pub(crate) use in_namespaces::run_in_namespaces;
 
-/// A process could not be set up.
+/// Failure to set a process up.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub(crate) enum LaunchError {
-    /// One of the processes ended, or said why it fails.
+    /// One of the processes ended, or reported its failure.
     #[error(transparent)]
     Channel(#[from] ChannelError),
     /// A file operation failed.
@@ -61,16 +64,16 @@ pub(crate) enum LaunchError {
     /// A system call failed.
     #[error("cannot {action}")]
     System {
-        /// What was tried.
+        /// The failed action.
         action: &'static str,
-        /// Why it failed.
+        /// Error of the system call.
         #[source]
         source: Errno,
     },
-    /// runc's sentence.
+    /// The process cannot join its cgroup; the sentence is runc's.
     #[error("unable to apply cgroup configuration")]
     Cgroup(#[source] CgroupError),
-    /// A process cannot join the container's cgroup.
+    /// A process that joins cannot join the container's cgroup.
     #[error(transparent)]
     JoinCgroup(CgroupError),
     /// The ids could not be mapped.
@@ -82,83 +85,87 @@ pub(crate) enum LaunchError {
     /// A limit or an id could not be set.
     #[error(transparent)]
     Syscall(#[from] SyscallError),
-    /// The process could not be bound to processors.
+    /// The process's CPU affinity could not be set.
     #[error(transparent)]
     Affinity(#[from] CPUAffinityError),
     /// A network device could not be moved into the container.
     #[error(transparent)]
     Network(#[from] NetworkError),
-    /// The listener of a seccomp filter did not take its descriptor.
+    /// The listener of a seccomp filter did not take the filter's descriptor.
     #[error("failed to connect with seccomp agent at {path} (`linux.seccomp.listenerPath`)")]
     SeccompListener {
-        /// Its socket, `linux.seccomp.listenerPath`.
+        /// Path of the listener's socket, `linux.seccomp.listenerPath`.
         path: PathBuf,
-        /// Why.
+        /// Error of the socket.
         #[source]
         source: io::Error,
     },
-    /// The loopback interface stays down.
+    /// The loopback interface could not be brought up.
     #[error("cannot bring the loopback interface up")]
     Loopback(#[source] io::Error),
     /// A hook failed.
     #[error(transparent)]
     Hook(#[from] HookError),
-    /// The container's mounts cannot get what they are to have.
+    /// The container's mounts are invalid, or could not be completed.
     #[error(transparent)]
     Mounts(StageError),
-    /// What was done in the container's namespaces failed.
+    /// Work in the container's namespaces failed.
     #[error("{reason}")]
-    Inside {
-        /// One of these errors, from another process.
+    InNamespaces {
+        /// Error chain, from another process.
         reason: String,
     },
 }
 
 type Result<T> = std::result::Result<T, LaunchError>;
 
-/// For `map_err` on a system call.
+/// Converts the error of a system call, for `map_err`.
 fn system(action: &'static str) -> impl FnOnce(Errno) -> LaunchError {
     move |source| LaunchError::System { action, source }
 }
 
-/// What the outer processes need to know.
+/// Inputs of the outer processes.
 pub(crate) struct Outer<'a> {
-    /// What the engine sets up. The spec of a container's first process must have `hooks`, if only empty ones.
+    /// Arguments for libcontainer. The spec of a container's first process must have `hooks`, even
+    /// if these are empty.
     pub args: &'a ContainerArgs,
-    /// Done first of all, before there are namespaces.
+    /// The groups of the process, which it enters before any namespace is made.
     pub entry: &'a Entry<'a>,
     /// Namespaces that are joined before the user namespace. They are not in the spec.
     pub foreign: &'a [LinuxNamespace],
-    /// Where a process that joins says why it does not begin after it was started.
+    /// Pipe to which a joining process reports a failure after the start.
     pub errors: Option<&'a OwnedFd>,
-    /// Whether rcm has no rights over a process that is not dumpable but needs to enter its namespaces. Nobody else may be in these.
+    /// Whether the process must be dumpable, because rcm has no rights over it otherwise and needs
+    /// to enter its namespaces. In that case nobody else may be in these namespaces.
     pub visible: bool,
 }
 
-/// Forks a process and waits until it can be started.
+/// Forks a process, and waits until it can be started.
 ///
-/// The first process of a container lets `at_hooks` run when its namespaces and mounts are there and its root is still the host's.
+/// For the first process of a container, `at_hooks` runs when its namespaces and mounts are made
+/// and its root is still the host's.
 ///
 /// # Errors
-/// [`LaunchError`]. What failed in one of the other processes is in the [error capture](error_capture).
+/// [`LaunchError`]. Failures in the other processes are in the [error capture](error_capture).
 pub(crate) fn launch(outer: &Outer, at_hooks: impl FnOnce(Pid) -> Result<()>) -> Result<Pid> {
     let args = outer.args;
-    let (mut to_us, mut from_between) = channel::main_channel()?;
+    let (mut to_us, mut from_intermediate) = channel::main_channel()?;
     let (mut init_to_us, mut from_init) = channel::main_channel()?;
-    let (mut to_between, mut between_from_us) = channel::intermediate_channel()?;
+    let (mut to_intermediate, mut intermediate_from_us) = channel::intermediate_channel()?;
     let (mut to_init, mut init_from_us) = channel::init_channel()?;
 
-    let between = fork(Parent::This, || {
-        let mut ends = Between {
+    let intermediate = fork(Parent::This, || {
+        let mut ends = Intermediate {
             outer,
             to_us: &mut to_us,
-            from_us: &mut between_from_us,
+            from_us: &mut intermediate_from_us,
             init_to_us: &mut init_to_us,
             init_from_us: &mut init_from_us,
         };
-        // rcm's ends: while they are open here, too, nobody learns that rcm was killed.
-        let _ = (to_between.close(), to_init.close());
-        let _ = (from_between.close(), from_init.close());
+        // Close rcm's ends. As long as they are open in this process, too, nobody would notice that
+        // rcm was killed.
+        let _ = (to_intermediate.close(), to_init.close());
+        let _ = (from_intermediate.close(), from_init.close());
         let _ = prctl::set_name(c"rcm:[1:CHILD]");
         match ends.run() {
             Ok(()) => 0,
@@ -173,27 +180,28 @@ pub(crate) fn launch(outer: &Outer, at_hooks: impl FnOnce(Pid) -> Result<()>) ->
     .map_err(system("fork"))?;
     to_us.close()?;
     init_to_us.close()?;
-    between_from_us.close()?;
+    intermediate_from_us.close()?;
     init_from_us.close()?;
 
     let linux = args.spec.linux().as_ref();
     if let Some(mapping) = &args.user_ns_config {
-        from_between.wait_for_mapping_request()?;
+        from_intermediate.wait_for_mapping_request()?;
         if !mapping.privileged {
-            // Without privileges the mapping of groups needs this (user_namespaces(7); CVE-2014-8989).
-            write(&format!("/proc/{between}/setgroups"), "deny")?;
+            // Without privileges, the kernel requires this before groups are mapped
+            // (user_namespaces(7); CVE-2014-8989).
+            write(&format!("/proc/{intermediate}/setgroups"), "deny")?;
         }
-        mapping.write_uid_mapping(between)?;
-        mapping.write_gid_mapping(between)?;
-        to_between.mapping_written()?;
+        mapping.write_uid_mapping(intermediate)?;
+        mapping.write_gid_mapping(intermediate)?;
+        to_intermediate.mapping_written()?;
     }
     if let Some(offsets) = linux.and_then(time_offsets) {
-        from_between.wait_for_time_offset_request()?;
-        write(&format!("/proc/{between}/timens_offsets"), &offsets)?;
-        to_between.time_offsets_written()?;
+        from_intermediate.wait_for_time_offset_request()?;
+        write(&format!("/proc/{intermediate}/timens_offsets"), &offsets)?;
+        to_intermediate.time_offsets_written()?;
     }
-    to_between.close()?;
-    let pid = from_between.wait_for_intermediate_ready()?;
+    to_intermediate.close()?;
+    let pid = from_intermediate.wait_for_intermediate_ready()?;
 
     if matches!(args.container_type, ContainerType::InitContainer) {
         from_init.wait_for_hook_request()?;
@@ -206,10 +214,10 @@ pub(crate) fn launch(outer: &Outer, at_hooks: impl FnOnce(Pid) -> Result<()>) ->
     }
     to_init.close()?;
     from_init.wait_for_init_ready()?;
-    from_between.close()?;
+    from_intermediate.close()?;
     from_init.close()?;
-    // Its status tells nothing that the messages have not.
-    let _ = sys::process::wait(between);
+    // The messages have said everything that its exit status could.
+    let _ = sys::process::wait(intermediate);
     Ok(pid)
 }
 
@@ -223,7 +231,8 @@ fn write(path: &str, text: &str) -> Result<()> {
     })
 }
 
-/// What `/proc/PID/timens_offsets` takes (time_namespaces(7)), where a time namespace is made and has offsets.
+/// Returns the text for `/proc/PID/timens_offsets` (time_namespaces(7)), if a time namespace is
+/// made and has offsets.
 fn time_offsets(linux: &Linux) -> Option<String> {
     let offsets = linux.time_offsets().as_ref()?;
     let made = linux
@@ -283,7 +292,8 @@ fn move_network_devices(
     Ok(())
 }
 
-/// A filter that asks a listener in user space: the kernel's descriptor for it goes to the listener's socket, with the container's state.
+/// Passes on a filter that asks a listener in user space: sends the kernel's descriptor to the
+/// listener's socket, with the container's state.
 fn pass_seccomp_listener(
     args: &ContainerArgs,
     linux: &Linux,

@@ -1,4 +1,4 @@
-//! Why a spec is refused.
+//! Reasons for refusing a spec.
 
 use std::path::PathBuf;
 
@@ -7,11 +7,11 @@ use oci_spec::runtime::LinuxNamespaceType;
 use crate::runtime::linux::mounts::InvalidMount;
 use crate::runtime::linux::seccomp::InvalidSeccomp;
 
-/// A spec asks for what no runtime can do, or for what this host cannot.
+/// Reason why a spec is refused: no runtime can run it, or this host cannot.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum InvalidSpec {
-    /// Another major version.
+    /// The spec has another major version.
     #[error(
         "ociVersion {version:?} is not supported: rcm implements version 1 of the OCI runtime specification"
     )]
@@ -19,77 +19,78 @@ pub enum InvalidSpec {
         /// The version in the spec.
         version: String,
     },
-    /// Something is not there.
+    /// A required property is missing.
     #[error("{property} property must not be empty")]
     Missing {
-        /// What.
+        /// Name of the property.
         property: &'static str,
     },
     /// The working directory is relative.
     #[error("Cwd must be an absolute path")]
     RelativeCwd,
-    /// The root file system is not there.
+    /// The root file system is missing.
     #[error("invalid rootfs {path}: it is the `root.path` of config.json, relative to the bundle")]
     Rootfs {
-        /// The path.
+        /// Path of the root file system.
         path: PathBuf,
-        /// Why it cannot be used.
+        /// Error of the file system.
         #[source]
         source: std::io::Error,
     },
     /// The root file system is a file.
     #[error("invalid rootfs {path}: not a directory")]
     RootfsNotDirectory {
-        /// The path.
+        /// Path of the root file system.
         path: PathBuf,
     },
-    /// The root file system has a link where devices are made.
+    /// `/dev` of the root file system is a link.
     #[error(
-        "invalid rootfs {path}: its /dev is a symbolic link, through which devices would be made outside of it: make it a directory"
+        "invalid rootfs {path}: its /dev is a symbolic link, and devices would be made outside of the root file system: make /dev a directory"
     )]
     DevIsLink {
-        /// The path.
+        /// Path of the root file system.
         path: PathBuf,
     },
-    /// AppArmor is asked for and not there.
+    /// The spec has an AppArmor profile, and the host has no AppArmor.
     #[error(
         "apparmor profile {profile:?} is specified in config, but apparmor is disabled or not supported"
     )]
     AppArmor {
-        /// The profile.
+        /// Name of the profile.
         profile: String,
     },
-    /// SELinux is asked for and not there.
+    /// The spec has an SELinux label, and the host has no SELinux.
     #[error("selinux label is specified in config, but selinux is disabled or not supported")]
     SeLinux,
     /// A namespace occurs twice.
     #[error("malformed spec file: duplicated ns {kind:?}")]
     DuplicateNamespace {
-        /// Which.
+        /// Kind of the namespace.
         kind: LinuxNamespaceType,
     },
-    /// A mount that cannot be made.
+    /// A mount is invalid.
     #[error("invalid mount {destination}")]
     Mount {
-        /// Where it would be mounted.
+        /// Destination in the container.
         destination: PathBuf,
-        /// What is wrong with it.
+        /// Reason why the mount is invalid.
         #[source]
         source: InvalidMount,
     },
-    /// A seccomp filter that cannot work.
+    /// A seccomp filter is invalid.
     #[error(transparent)]
     Seccomp(#[from] InvalidSeccomp),
-    /// A deadline is kept only where all processors may be used (sched_setattr(2), EPERM). runc's sentence.
+    /// Deadline scheduling requires that the process may use all processors (sched_setattr(2),
+    /// EPERM). The sentence is runc's.
     #[error("process scheduler can't be used together with AllowedCPUs")]
     DeadlineOnSomeProcessors,
-    /// `unified` names files of cgroup v2; the engine would ignore it.
+    /// `unified` names files of cgroup v2; libcontainer would ignore it.
     #[error("invalid configuration: cannot use unified on cgroup v1")]
     UnifiedOnV1,
-    /// The engine's own validation refused.
+    /// libcontainer's own validation refused the spec.
     #[error("{reason}")]
-    Engine {
-        /// Its sentence.
+    Libcontainer {
+        /// Error chain of libcontainer.
         reason: String,
     },
 }

@@ -1,4 +1,4 @@
-//! The `process` of a spec.
+//! Validation and lowering of a spec's `process`.
 
 use std::path::Path;
 
@@ -39,10 +39,10 @@ pub fn validate_process(process: &Process) -> Result<()> {
     Ok(())
 }
 
-/// Turns a process into the one that the engine runs: that of a spec, or one that joins a container.
+/// Turns a process, of a spec or one that joins a container, into the one that libcontainer runs.
 ///
-/// The engine asks whether `noNewPrivileges` is there, not what it says, to decide when the seccomp filter is loaded. And an empty AppArmor profile is a
-/// profile to it.
+/// libcontainer decides by the presence of `noNewPrivileges`, and not by its value, when it loads
+/// the seccomp filter. It also takes an empty AppArmor profile for a profile.
 pub fn normalize_process(process: &mut Process) {
     if process.no_new_privileges() == Some(false) {
         process.set_no_new_privileges(None);
@@ -54,7 +54,7 @@ pub fn normalize_process(process: &mut Process) {
     drop_unreachable_ambient(process);
 }
 
-/// A set that is left out is empty. The engine would leave it as it is, which is full.
+/// Makes absent capability sets empty. libcontainer would leave such a set as it is, which is full.
 fn complete_capabilities(process: &mut Process) {
     let Some(mut sets) = process.capabilities().clone() else {
         return;
@@ -71,7 +71,8 @@ fn complete_capabilities(process: &mut Process) {
     process.set_capabilities(Some(sets));
 }
 
-/// An ambient capability is an inheritable and a permitted one (capabilities(7)). The engine fails over others, runc warns.
+/// Drops ambient capabilities that are not inheritable and permitted (capabilities(7)).
+/// libcontainer would fail; runc warns.
 fn drop_unreachable_ambient(process: &mut Process) {
     let Some(mut sets) = process.capabilities().clone() else {
         return;

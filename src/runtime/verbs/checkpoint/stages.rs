@@ -1,4 +1,4 @@
-//! What rcm does while CRIU dumps a container.
+//! rcm's part while CRIU dumps a container.
 
 use std::fs::File;
 use std::io::Write;
@@ -18,7 +18,7 @@ use crate::runtime::linux::{host_file, quiesce};
 use crate::runtime::process::criu_process;
 use crate::sys::thaw_guard::ThawGuard;
 
-/// What rcm does at the stages of a dump.
+/// State of a dump, and its reactions to CRIU's notifications.
 #[derive(Debug)]
 pub(super) struct Stages {
     pub(super) container: Container,
@@ -28,16 +28,17 @@ pub(super) struct Stages {
     /// Whether the container was paused before the dump.
     pub(super) paused: bool,
     pub(super) details: Details,
-    /// Whether CRIU asks for files that are not to be saved. One that does not can save none that lies outside the container's mounts.
+    /// Whether CRIU asks for files that are not to be saved. Older versions do not, and fail on
+    /// files outside the container's mounts.
     pub(super) asks_for_files: bool,
-    /// As long as this is open CRIU finds the freezer.
+    /// Freezer's directory. CRIU finds it only as long as this is open.
     pub(super) freezer: Option<File>,
     pub(super) guard: Option<ThawGuard>,
-    /// Lets no packet through from the freeze on.
+    /// Network lock, which drops packets from the freeze on.
     pub(super) departure: Option<Departure>,
-    /// Just before the first task stops, as far as rcm stops them.
+    /// Time just before the first task is frozen, if rcm freezes them.
     pub(super) stopped_at: Instant,
-    /// When rcm had stopped all of them.
+    /// Time at which rcm had frozen all of them.
     pub(super) frozen_at: Instant,
     pub(super) status_fd: Option<OwnedFd>,
 }
@@ -48,9 +49,11 @@ impl Stages {
             return Ok(());
         }
         let dir = self.cgroup.freezer_dir()?;
-        self.guard = Some(match self.cgroup.is_v2() {
-            true => ThawGuard::start(&dir.join("cgroup.freeze"), b"0")?,
-            false => ThawGuard::start(&dir.join("freezer.state"), b"THAWED")?,
+        // The guard comes before the freeze, so that rcm's death cannot leave the cgroup frozen.
+        self.guard = Some(if self.cgroup.is_v2() {
+            ThawGuard::start(&dir.join("cgroup.freeze"), b"0")?
+        } else {
+            ThawGuard::start(&dir.join("freezer.state"), b"THAWED")?
         });
         self.stopped_at = quiesce::freeze(&self.cgroup)?;
         self.frozen_at = Instant::now();
@@ -58,29 +61,32 @@ impl Stages {
     }
 
     fn find_files(&mut self) -> Result<Reply, CallbackError> {
-        // CRIU has stopped the tasks itself and thawed the cgroup.
+        // CRIU has stopped the tasks itself and thawed the cgroup, so the guard has no purpose any
+        // more.
         self.guard = None;
-        let processes = self.bar_ends()?;
+        // The tasks are stopped: their sockets can be locked, and their open files do not change.
+        let processes = self.lock_ends()?;
         let (external, files) = host_file::find(self.init, &processes)?;
         self.details.files = files;
         self.details.write(&self.images)?;
         Ok(Reply { external })
     }
 
-    /// Returns the processes, which stand still.
-    fn bar_ends(&mut self) -> Result<Vec<Pid>, CallbackError> {
+    /// Locks the processes' sockets in the host's network. Returns the processes, which are
+    /// stopped.
+    fn lock_ends(&mut self) -> Result<Vec<Pid>, CallbackError> {
         let processes = match self.cgroup.pids()? {
             none if none.is_empty() => vec![self.init],
             processes => processes,
         };
         if let Some(departure) = &mut self.departure {
-            self.details.tcp_ends = departure.bar_ends(&processes)?;
+            self.details.tcp_ends = departure.lock_ends(&processes)?;
         }
         Ok(processes)
     }
 }
 
-/// A conversation of which nothing but its worker matters.
+/// Reactions to the notifications of a pre-dump: rcm only records CRIU's process.
 pub(super) struct Recorded<'a>(pub(super) &'a Container);
 
 impl Notify for Recorded<'_> {
@@ -101,12 +107,14 @@ impl Notify for Stages {
     fn on(&mut self, notification: Notification) -> Result<Reply, CallbackError> {
         match notification {
             Notification::PreDump => {
+                // Lock, then freeze. A connection that arrives in a frozen container is not
+                // accepted, and CRIU would fail on it.
                 if let Some(departure) = &self.departure {
-                    departure.bar()?;
+                    departure.lock()?;
                 }
                 self.freeze()?;
                 if !self.asks_for_files {
-                    self.bar_ends()?;
+                    self.lock_ends()?;
                     self.details.write(&self.images)?;
                 }
             }
@@ -122,7 +130,7 @@ impl Notify for Stages {
     }
 }
 
-/// Thaws what a failed or refused dump may have left frozen.
+/// Thaws a cgroup that a failed or rolled-back dump may have left frozen.
 pub(super) fn thaw_after(cgroup: &Cgroup, paused: bool, id: &str) {
     if paused || cgroup.freezer_dir().is_err() {
         return;

@@ -1,4 +1,4 @@
-//! The control group of a container that is restored.
+//! Control group of a container that is restored.
 
 use std::fs;
 use std::path::PathBuf;
@@ -13,7 +13,8 @@ use crate::runtime::linux::cgroup::{Cgroup, Making};
 use crate::runtime::process::libcontainer;
 use crate::runtime::spec::lower;
 
-/// Puts CRIU into the container's cgroup, with the container's limits, so that what it restores is born there.
+/// Puts CRIU into the container's cgroup, with the container's limits, so that the tasks that it
+/// restores start there.
 pub(super) fn enter(container: &Container, spec: &Spec, criu: Pid) -> Result<Cgroup> {
     let making = Making {
         config: libcontainer::cgroup_config(container.record()),
@@ -28,7 +29,8 @@ pub(super) fn enter(container: &Container, spec: &Spec, criu: Pid) -> Result<Cgr
     Cgroup::of_process(criu).map_err(Error::cgroup("find", container.id()))
 }
 
-/// CRIU restores the dumped groups below the ones that it is in itself, hierarchy by hierarchy (cgroups(7), `/proc/PID/cgroup`).
+/// Returns the groups of CRIU in each hierarchy (cgroups(7), `/proc/PID/cgroup`). CRIU restores the
+/// dumped groups below them.
 pub(super) fn roots(criu: Pid) -> Result<Vec<CgroupRoot>> {
     let path = PathBuf::from(format!("/proc/{criu}/cgroup"));
     let text = fs::read_to_string(&path).map_err(Error::file("read", &path))?;

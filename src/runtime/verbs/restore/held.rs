@@ -1,4 +1,4 @@
-//! The decision about a restored container.
+//! Resume and rollback of a restored container.
 
 use std::path::PathBuf;
 
@@ -18,37 +18,37 @@ use crate::runtime::verbs::delete;
 use crate::sys::announce::Announcement;
 use crate::sys::process::ProcessId;
 
-/// A restored container that executes.
+/// Restored container that executes.
 #[derive(Debug)]
 pub struct Restored {
     /// The container.
     pub container: Container,
-    /// Its first process, a child of this one.
+    /// First process, a child of this process.
     pub pid: Pid,
-    /// The terminal, if it has one and nobody else got it.
+    /// Master of the terminal, if there is one and no socket got it.
     pub terminal: Option<Master>,
-    /// What tells its link where its addresses are now, if it came from another host.
+    /// Announcement of its addresses on the link, if it came from another host.
     pub announcement: Option<Announcement>,
 }
 
-/// A restored container of which nothing has executed. Dropping this takes it away.
+/// Restored container of which nothing has executed. Dropping this removes it.
 #[derive(Debug)]
 #[must_use = "dropping a held restore kills what was restored"]
 pub struct HeldRestore {
     pub(super) container: Container,
-    /// Taken by the decision.
+    /// `None` after the resume or the rollback.
     pub(super) held: Option<criu::PausedRestore<Stages>>,
     pub(super) pid_file: Option<PathBuf>,
 }
 
 impl HeldRestore {
-    /// The container.
+    /// Returns the container.
     #[must_use]
     pub fn container(&self) -> &Container {
         &self.container
     }
 
-    /// The restored first process, a child of this one.
+    /// Returns the restored first process, a child of this process.
     #[must_use]
     pub fn pid(&self) -> Pid {
         self.held
@@ -56,10 +56,11 @@ impl HeldRestore {
             .map_or(Pid::from_raw(-1), criu::PausedRestore::pid)
     }
 
-    /// Lets the container execute and registers it as one that was created and started.
+    /// Lets the container execute, and registers it like one that was created and started.
     ///
     /// # Errors
-    /// Where the record cannot be written or CRIU fails; nothing is left of the container then.
+    /// If the record cannot be written or CRIU fails. Nothing is left of the container in these
+    /// cases.
     pub fn resume(self) -> Result<Restored> {
         (self.resume_after(|| Ok(()))).map_err(|failed: NotResumed<Error>| failed.source)
     }
@@ -88,22 +89,26 @@ impl HeldRestore {
             return Err(NotResumed::before(Error::NotRunning.into()));
         };
         let pid = held.pid();
-        // Before anything executes: were rcm killed now, the container would be known for what it is; and what fails may be tried again.
+        // Register before anything executes. If rcm is killed after this, the record already names
+        // the container's process. If registering fails, nothing has executed, and the restore may
+        // be tried again.
         self.register(pid)
             .and_then(|()| write_pid_file(self.pid_file.as_deref(), pid))
             .map_err(|error| NotResumed::before(error.into()))?;
-        // Before the network is unlocked: a container that is not announced has to go.
+        // Announce before the network is unlocked: a container that is not announced has to go.
         announce().map_err(NotResumed::before)?;
-        // Before CRIU lets the sockets go: each then asks its peer what it has missed.
+        // Unlock before CRIU releases the sockets: each one then asks its peer for the packets that
+        // it has missed, and these must pass.
         let announcement = held.notify_mut().arrival.complete(pid);
         let resumed = held.resume();
         let stages = resumed.map_err(|failed| failed.map(|error| Error::from(error).into()))?;
         let cgroup = self.container.cgroup();
         if cgroup.freezer_dir().is_ok() {
-            // CRIU restores the freezer of cgroup v1 as it found it: frozen, by rcm for the dump or by an engine that pauses before it. As with runc, a
-            // container that is restored runs.
+            // CRIU restores the freezer of cgroup v1 with the state that it had in the dump:
+            // frozen, by rcm or by an engine that pauses first. As with runc, a restored container
+            // runs.
             if let Err(error) = cgroup.thaw() {
-                // It executes or has executed: no reason to take it away.
+                // The container executes or has executed, so it must not be removed any more.
                 let id = self.container.id();
                 tracing::error!(
                     "cannot resume the restored container {id}: {}",
@@ -112,7 +117,7 @@ impl HeldRestore {
             }
         }
         if let Some(announcement) = &announcement {
-            // The source unlocks its end when it hears that the container runs here.
+            // The source removes its network lock when it hears that the container runs here.
             announcement.begun();
         }
         Ok(Restored {
@@ -136,7 +141,7 @@ impl HeldRestore {
         self.container.save()
     }
 
-    /// Takes away what was restored. Returns when it is gone.
+    /// Rolls back: removes the restored container. Returns when it is gone.
     pub fn refuse(mut self) {
         self.roll_back();
     }

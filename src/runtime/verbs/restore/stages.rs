@@ -1,4 +1,4 @@
-//! What rcm does while CRIU restores a container.
+//! rcm's part while CRIU restores a container.
 
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
@@ -16,7 +16,7 @@ use crate::runtime::verbs::start;
 use crate::sys;
 use crate::sys::process::ProcessId;
 
-/// What rcm does at the stages of a restore.
+/// State of a restore, and its reactions to CRIU's notifications.
 #[derive(Debug)]
 pub(super) struct Stages {
     pub(super) container: Container,
@@ -24,18 +24,19 @@ pub(super) struct Stages {
     pub(super) wants_terminal: bool,
     pub(super) terminal: Option<Master>,
     pub(super) arrival: Arrival,
-    /// Whether the network namespace is the container's own and was made for it now.
+    /// Whether the network namespace was made for the container now.
     pub(super) own_network: bool,
 }
 
 impl Stages {
-    /// The first process exists, its namespaces too; nothing is in them yet. The hooks that runc runs on a restore run here.
+    /// Prepares the namespaces. The first process and its namespaces exist, and nothing is restored
+    /// in them yet. Also runs the hooks that runc runs at a restore.
     fn set_up(&mut self, pid: i32) -> Result<(), CallbackError> {
         if self.own_network {
             sys::network::bring_loopback_up(Pid::from_raw(pid))?;
         }
-        // Before the hooks, which may connect it.
-        self.arrival.bar(Pid::from_raw(pid))?;
+        // Lock before the hooks run, which may connect the namespace to the network.
+        self.arrival.lock(Pid::from_raw(pid))?;
         let mut container = self.container.clone();
         container.record_mut().init = Some(ProcessId::of(Pid::from_raw(pid))?);
         for kind in ["prestart", "createRuntime"] {

@@ -1,4 +1,4 @@
-//! Control files of cgroups: changes that can be taken back.
+//! Control files of cgroups, with changes that can be rolled back.
 
 use std::fs::{self, OpenOptions};
 use std::io::{self, Write};
@@ -9,20 +9,21 @@ use crate::error::chain;
 
 type Result<T> = std::result::Result<T, UpdateError>;
 
-/// Writes control files and remembers what was in them.
+/// Changes to control files, with the former contents.
 #[derive(Debug, Default)]
 pub(super) struct ControlFiles {
     undo: Vec<(PathBuf, String)>,
 }
 
 impl ControlFiles {
-    /// Writes a file that shows what was written to it.
+    /// Writes a file that reads back as the value that was written.
     pub(super) fn write(&mut self, path: &Path, value: &str) -> Result<()> {
         let former = read(path)?;
         self.replace(path, value, former.trim())
     }
 
-    /// Writes the weight of all devices, which reads `default 100`, or is the first line of several.
+    /// Writes the weight of all devices. The file reads `default 100`, or has this as the first of
+    /// several lines.
     pub(super) fn write_weight(&mut self, path: &Path, value: &str) -> Result<()> {
         let former = read(path)?;
         let former = former
@@ -33,7 +34,8 @@ impl ControlFiles {
         self.replace(path, value, former)
     }
 
-    /// Writes a file that has a line for each device. `unset` is what makes a device have none.
+    /// Writes a file that has a line for each device. `unset` is the value of a device without a
+    /// setting.
     pub(super) fn write_device(
         &mut self,
         path: &Path,
@@ -50,7 +52,7 @@ impl ControlFiles {
         self.replace(path, &format!("{device} {value}"), &former)
     }
 
-    /// Remembers a file that another one changes.
+    /// Remembers a file that changes along with another one.
     pub(super) fn remember(&mut self, path: &Path) -> Result<()> {
         let former = read(path)?;
         self.undo
@@ -64,12 +66,12 @@ impl ControlFiles {
         Ok(())
     }
 
-    /// Takes all changes back, the last first. What cannot be taken back is warned of.
+    /// Rolls all changes back, the last one first. A failure is logged as a warning.
     pub(super) fn roll_back(self) {
         for (path, former) in self.undo.into_iter().rev() {
             if let Err(error) = write(&path, &former) {
                 tracing::warn!(
-                    "the container's limits are neither the old nor the new ones: {}",
+                    "a limit of the container could not be rolled back: {}",
                     chain(&error)
                 );
             }
@@ -77,7 +79,7 @@ impl ControlFiles {
     }
 }
 
-/// The text of a control file.
+/// Reads a control file.
 pub(super) fn read(path: &Path) -> Result<String> {
     fs::read_to_string(path).map_err(|source| UpdateError::Read {
         path: path.to_path_buf(),
@@ -86,11 +88,11 @@ pub(super) fn read(path: &Path) -> Result<String> {
 }
 
 fn write(path: &Path, value: &str) -> Result<()> {
-    // An empty list is written as an empty line: a write of no bytes does nothing.
+    // Write an empty list as an empty line: a write of no bytes has no effect.
     let text = if value.is_empty() { "\n" } else { value };
     let written = OpenOptions::new()
         .write(true)
-        // A no-op in a cgroup; tests use ordinary files.
+        // This has no effect in a cgroup; tests use ordinary files.
         .truncate(true)
         .open(path)
         .and_then(|mut file: fs::File| file.write_all(text.as_bytes()));

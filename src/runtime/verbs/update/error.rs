@@ -3,78 +3,78 @@
 use std::io;
 use std::path::PathBuf;
 
-/// Limits could not be changed.
+/// Reason why limits could not be changed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum UpdateError {
     /// The kernel refused a value.
     #[error("cannot write {value:?} to {path}")]
     Write {
-        /// What was written.
+        /// The value.
         value: String,
-        /// The control file.
+        /// Path of the control file.
         path: PathBuf,
-        /// Why.
+        /// Error of the write.
         #[source]
         source: io::Error,
     },
     /// A control file cannot be read.
     #[error("cannot read {path}")]
     Read {
-        /// The control file.
+        /// Path of the control file.
         path: PathBuf,
-        /// Why.
+        /// Error of the read.
         #[source]
         source: io::Error,
     },
-    /// The controller is not there.
+    /// The container's cgroup does not have the controller.
     #[error("cannot set {setting}: the container's cgroup has no {controller} controller")]
     NoController {
-        /// The setting, as `config.json` calls it.
+        /// Name of the setting in `config.json`.
         setting: &'static str,
-        /// Its controller.
+        /// Name of the controller.
         controller: &'static str,
     },
-    /// The kernel could not reclaim enough.
+    /// The kernel could not reclaim enough memory.
     #[error(
         "unable to set memory limit to {limit_bytes} (current usage: {usage_bytes}, peak usage: {peak_bytes})"
     )]
     MemoryInUse {
         /// The limit.
         limit_bytes: i64,
-        /// What is used now.
+        /// Use now.
         usage_bytes: String,
-        /// The most that was used.
+        /// Highest use so far.
         peak_bytes: String,
     },
-    /// `checkBeforeUpdate` says not to try.
+    /// The limit is below the use, and `checkBeforeUpdate` forbids that.
     #[error(
         "memory limit {limit_bytes} is below the current usage of {usage_bytes} and checkBeforeUpdate is set"
     )]
     BelowUsage {
         /// The limit.
         limit_bytes: i64,
-        /// What is used now.
+        /// Use now.
         usage_bytes: u64,
     },
-    /// A limit for swap on cgroup v2 follows from that of memory.
+    /// The limit on swap needs a limit on memory: cgroup v2 limits the difference.
     #[error("unable to set swap limit without memory limit")]
     SwapWithoutLimit,
-    /// The sum cannot be below a part.
+    /// The limit on memory and swap together is below the limit on memory.
     #[error("memory+swap limit should be >= memory limit")]
     SwapBelowLimit,
-    /// The kernel took another value than was written.
+    /// The kernel accepted another value than the given one.
     #[error("the {bound} allowed cpu-shares is {accepted}")]
     Shares {
         /// "maximum" or "minimum".
         bound: &'static str,
-        /// What it took.
+        /// The accepted value.
         accepted: u64,
     },
-    /// `unified` names files of cgroup v2.
+    /// `unified` names files of cgroup v2, and this is v1.
     #[error("invalid configuration: cannot use unified on cgroup v1")]
     UnifiedOnV1,
-    /// `unified` names no file.
+    /// A name in `unified` is no file name.
     #[error("unified resource {name:?} must be a file name without slashes")]
     UnifiedName {
         /// The name.
@@ -86,13 +86,13 @@ pub enum UpdateError {
     /// The processor cannot divide its memory bandwidth.
     #[error("Intel RDT/MBA: memory bandwidth schema is not enabled")]
     NoBandwidthAllocation,
-    /// The container was created without.
+    /// The container was created without Intel RDT.
     #[error("updating a non-existent Intel RDT configuration is not supported")]
     NoRdt,
-    /// systemd refused.
-    #[error("systemd does not take the new limits: {reason}")]
+    /// systemd refused the limits.
+    #[error("systemd refuses the new limits: {reason}")]
     Systemd {
-        /// Its sentence.
+        /// Error chain of systemd.
         reason: String,
     },
 }

@@ -1,7 +1,8 @@
 //! Changing the limits of a container that executes.
 //!
-//! The control files are written here and not by the engine's manager: that would apply the whole of `linux.resources` again, device rules included,
-//! writes period and quota in an order that the kernel may refuse, and could not take back what it did before it failed.
+//! rcm writes the control files itself. The manager of `libcgroups` would apply all of
+//! `linux.resources` again, device rules included. It writes period and quota in an order that the
+//! kernel may refuse. And it could not roll back a change that failed halfway.
 
 use libcgroups::common::{CgroupManager, ControllerOpt, create_cgroup_manager};
 use oci_spec::runtime::Spec;
@@ -25,7 +26,7 @@ mod v2;
 pub use error::UpdateError;
 pub use resources::{BlockIo, Cpu, Memory, Pids, Resources, ThrottleDevice, WeightDevice};
 
-/// What is to be changed.
+/// Input of `update`.
 #[derive(Debug, Default, Clone)]
 pub struct Request {
     /// Limits of the cgroup.
@@ -36,7 +37,7 @@ pub struct Request {
     pub mem_bw_schema: Option<String>,
 }
 
-/// Changes the limits and enters them into the container's spec. All or none is changed.
+/// Changes the limits, and stores them in the container's spec. It changes all or none.
 ///
 /// # Errors
 /// [`Error::NotRunning`], [`Error::Update`].
@@ -74,7 +75,8 @@ pub fn update(container: &Container, request: Request) -> Result<()> {
     changed
 }
 
-/// Sets the limits of the container's spec that this module can set, in the groups that it has. A failure leaves some of them set.
+/// Sets the limits of the container's spec that this module can set, in the groups that the
+/// container has. A failure leaves some of them set.
 ///
 /// # Errors
 /// [`Error::Update`].
@@ -92,10 +94,10 @@ pub(crate) fn set_limits(container: &Container) -> Result<()> {
     )
 }
 
-/// Writes the weights for single devices, which the engine leaves out.
+/// Writes the weights of single devices, which libcontainer ignores.
 ///
 /// # Errors
-/// As [`update`].
+/// Those of [`update`].
 pub(crate) fn set_device_weights(container: &Container) -> Result<()> {
     let recorded = on_record(container, &read_config(container)?)?;
     let mut limits = Request::default();
@@ -108,20 +110,21 @@ pub(crate) fn set_device_weights(container: &Container) -> Result<()> {
     )
 }
 
-/// The first limit of the container's spec, as a member of `linux.resources`. Device rules are none.
+/// Returns the name of the first limit in the container's spec, as a member of `linux.resources`.
+/// Device rules do not count.
 ///
 /// # Errors
-/// Where the spec cannot be read.
+/// If the spec cannot be read.
 pub(crate) fn first_limit(container: &Container) -> Result<Option<String>> {
-    /// Zero and what is empty mean that nothing is asked for.
-    fn says_something(value: &Value) -> bool {
+    /// Returns whether the value is a limit: zero and empty values are none.
+    fn is_limit(value: &Value) -> bool {
         match value {
             Value::Null => false,
             Value::Bool(value) => *value,
             Value::Number(number) => number.as_f64() != Some(0.0),
             Value::String(text) => !text.is_empty(),
-            Value::Array(values) => values.iter().any(says_something),
-            Value::Object(members) => members.values().any(says_something),
+            Value::Array(values) => values.iter().any(is_limit),
+            Value::Object(members) => members.values().any(is_limit),
         }
     }
     let config = read_config(container)?;
@@ -129,7 +132,7 @@ pub(crate) fn first_limit(container: &Container) -> Result<Option<String>> {
     Ok(members
         .into_iter()
         .flatten()
-        .find(|(name, value)| *name != "devices" && says_something(value))
+        .find(|(name, value)| *name != "devices" && is_limit(value))
         .map(|(name, _)| name.clone()))
 }
 
@@ -150,8 +153,9 @@ fn apply(
     apply_rdt(container, request, files)?;
     if container.record().systemd_cgroup {
         tell_systemd(container, config)?;
-        // By now systemd has written what it knows of over it: its own weight for block devices, and a weight for a group that is idle. So all that
-        // is on record is written again.
+        // By now systemd has overwritten some files with its own values: a weight for block
+        // devices, and a weight for a group that is idle. So all limits of the spec are written
+        // again.
         apply_limits(container, &on_record(container, config)?, stored, files)?;
     }
     Ok(())
@@ -193,14 +197,14 @@ fn apply_rdt(container: &Container, request: &Request, files: &mut ControlFiles)
     Ok(files.write(&group.schemata_path(), &text)?)
 }
 
-/// All limits of a spec that this module can set.
+/// Returns all limits of a spec that this module can set.
 fn on_record(container: &Container, config: &Value) -> Result<Request> {
     let mut resources: Resources = serde_json::from_value(config["linux"]["resources"].clone())
         .map_err(|source| Error::InvalidConfig {
             path: container.spec_path(),
             source,
         })?;
-    // A question about a change, and this is none.
+    // This member concerns only the change of a limit.
     resources.memory.check_before_update = None;
     Ok(Request {
         resources: resources.normalized(),
@@ -208,7 +212,7 @@ fn on_record(container: &Container, config: &Value) -> Result<Request> {
     })
 }
 
-/// Enters the changes into the text of a spec.
+/// Stores the changes in the JSON of a spec.
 fn enter(config: &mut Value, request: &Request) -> serde_json::Result<()> {
     if !config["linux"].is_object() {
         config["linux"] = json!({});
@@ -229,7 +233,8 @@ fn enter(config: &mut Value, request: &Request) -> serde_json::Result<()> {
     Ok(())
 }
 
-/// systemd writes the properties of a unit into the control files whenever it pleases: it has to know them.
+/// Tells systemd the limits. It may write the properties of a unit into the control files at any
+/// time, so it must know them.
 fn tell_systemd(container: &Container, config: &Value) -> Result<()> {
     let path = container.spec_path();
     let text = serde_json::to_vec(config).map_err(|source| Error::InvalidConfig {
@@ -256,8 +261,9 @@ fn tell_systemd(container: &Container, config: &Value) -> Result<()> {
             freezer_state: None,
         })
         .map_err(|error| refused(&error))?;
-    // systemd answers first and writes the control files before it takes the next request (manager_loop() in its src/core/manager.c). A second
-    // manager asks it something: when it is there, the files are written.
+    // systemd answers first, and writes the control files before it takes the next request
+    // (src/core/manager.c, `manager_loop`). A second manager sends it a request: when
+    // this has its answer, the files are written.
     manager()?;
     Ok(())
 }

@@ -1,12 +1,12 @@
-//! What `update` can change, and how it becomes part of a spec.
+//! Limits that `update` can change, and their storage in a spec.
 
 use std::collections::BTreeMap;
 
 use serde::{Deserialize, Deserializer, Serialize};
 use serde_json::{Map, Value};
 
-/// The part of `linux.resources` that can change while a container executes. Absent means unchanged. Members that are not here (devices,
-/// huge pages, network, RDMA) are ignored, as by runc.
+/// The part of `linux.resources` that can change while a container executes. Absent means
+/// unchanged. Other members (devices, huge pages, network, RDMA) are ignored, as with runc.
 #[derive(Debug, Default, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Resources {
@@ -34,19 +34,20 @@ pub struct Memory {
     /// The limit.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub limit: Option<i64>,
-    /// What reclaim should leave to the container.
+    /// Memory that reclaim should leave to the container.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub reservation: Option<i64>,
-    /// The limit of memory and swap together.
+    /// The limit on memory and swap together.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub swap: Option<i64>,
-    /// Obsolete: warned of and ignored.
+    /// Obsolete: ignored, with a warning.
     #[serde(skip_serializing)]
     pub kernel: Option<i64>,
-    /// Obsolete: warned of and ignored.
+    /// Obsolete: ignored, with a warning.
     #[serde(rename = "kernelTCP", skip_serializing)]
     pub kernel_tcp: Option<i64>,
-    /// Refuse a limit below what is used instead of reclaiming and killing (cgroup v1 always refuses what it cannot reclaim).
+    /// Whether to refuse a limit below the current use, instead of reclaiming and killing. cgroup
+    /// v1 always refuses if it cannot reclaim enough.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub check_before_update: Option<bool>,
 }
@@ -55,10 +56,10 @@ pub struct Memory {
 #[derive(Debug, Default, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct Cpu {
-    /// The weight against other groups, on the scale of cgroup v1: 2 to 262,144.
+    /// Weight against other groups, on the scale of cgroup v1: 2 to 262,144.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub shares: Option<u64>,
-    /// Time per period; negative for no limit.
+    /// Time in each period; negative for no limit.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub quota: Option<i64>,
     /// Unused time that may be saved up.
@@ -67,19 +68,19 @@ pub struct Cpu {
     /// The period.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub period: Option<u64>,
-    /// Time per period of realtime tasks; cgroup v1 only.
+    /// Time of realtime tasks in each period; cgroup v1 only.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub realtime_runtime: Option<i64>,
     /// The period of realtime tasks; cgroup v1 only.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub realtime_period: Option<u64>,
-    /// Which processors, as a list.
+    /// List of the allowed processors.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cpus: Option<String>,
-    /// Which memory nodes, as a list.
+    /// List of the allowed memory nodes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub mems: Option<String>,
-    /// 1: execute only when nothing else does.
+    /// Whether (1) the group executes only if no other does.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub idle: Option<i64>,
 }
@@ -88,10 +89,10 @@ pub struct Cpu {
 #[derive(Debug, Default, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", default)]
 pub struct BlockIo {
-    /// The weight against other groups, 10 to 1,000.
+    /// Weight against other groups, 10 to 1,000.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub weight: Option<u16>,
-    /// The weight of the group's own tasks against groups below it; cgroup v1 only.
+    /// Weight of the group's own tasks against groups below it; cgroup v1 only.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub leaf_weight: Option<u16>,
     /// Weights by device.
@@ -128,7 +129,7 @@ pub struct BlockIo {
     pub throttle_write_iops_device: Vec<ThrottleDevice>,
 }
 
-/// The weight for one device.
+/// Weight for one device.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 #[allow(missing_docs)]
@@ -141,7 +142,7 @@ pub struct WeightDevice {
     pub leaf_weight: Option<u16>,
 }
 
-/// A limit for one device; 0 takes it away.
+/// Limit for one device; 0 removes it.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[allow(missing_docs)]
 pub struct ThrottleDevice {
@@ -154,12 +155,12 @@ pub struct ThrottleDevice {
 #[derive(Debug, Default, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Pids {
-    /// The limit; negative for none.
+    /// The limit; negative for no limit.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub limit: Option<i64>,
 }
 
-/// Go reads null as the empty value.
+/// Reads null as the empty value, as Go does.
 fn null_is_empty<'de, D, T>(deserializer: D) -> Result<T, D::Error>
 where
     D: Deserializer<'de>,
@@ -169,7 +170,7 @@ where
 }
 
 impl Resources {
-    /// Drops what says nothing: runc takes zero for "unchanged" where zero makes no sense.
+    /// Drops values without a meaning: runc takes zero for "unchanged" if zero makes no sense.
     #[must_use]
     pub(super) fn normalized(mut self) -> Self {
         let Self {
@@ -194,13 +195,13 @@ impl Resources {
             weight.take_if(|weight| *weight == 0);
         }
         if memory.limit == Some(-1) && memory.swap.is_none() {
-            // No limit on memory but one on memory and swap together makes no sense.
+            // No limit on memory, but one on memory and swap together, makes no sense.
             memory.swap = Some(-1);
         }
         self
     }
 
-    /// Enters these resources into the `linux.resources` of a spec, `target`.
+    /// Stores these resources in `target`, the `linux.resources` of a spec.
     pub(super) fn merge_into(&self, target: &mut Value) -> serde_json::Result<()> {
         merge(target, serde_json::to_value(self)?);
         Ok(())
@@ -225,14 +226,14 @@ fn merge(target: &mut Value, update: Value) {
                 }
             }
         }
-        // Lists of devices: each stands for itself.
+        // Lists of devices are merged device by device.
         Value::Array(devices) => {
             if !target.is_array() {
                 *target = Value::Array(Vec::new());
             }
             if let Value::Array(target) = target {
                 for device in devices {
-                    // Of two entries for one device the last is in force.
+                    // Of two entries for one device, the last one applies.
                     let same = target.iter_mut().rfind(|one| {
                         one.get("major") == device.get("major")
                             && one.get("minor") == device.get("minor")

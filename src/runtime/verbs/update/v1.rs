@@ -1,4 +1,4 @@
-//! The control files of cgroup v1.
+//! Control files of cgroup v1.
 
 use std::path::{Path, PathBuf};
 
@@ -59,7 +59,8 @@ pub(super) fn apply(
     Ok(())
 }
 
-/// The word for a limit on tasks: none at all is what no container can have, so that 0 means 1, as systemd insists.
+/// Returns the text for a limit on tasks. A container cannot have 0 tasks, so 0 becomes 1, as
+/// systemd requires.
 pub(super) fn pids_max(limit: i64) -> String {
     match limit {
         ..0 => "max".into(),
@@ -71,7 +72,7 @@ pub(super) fn pids_max(limit: i64) -> String {
 fn apply_memory(files: &mut ControlFiles, dir: &Path, memory: &Memory) -> Result<()> {
     let limit_path = dir.join("memory.limit_in_bytes");
     let swap_path = dir.join("memory.memsw.limit_in_bytes");
-    // No limit on swap needs no swap accounting.
+    // Without a limit on swap, swap accounting is not needed.
     let swap = memory.swap.filter(|swap| *swap != -1 || swap_path.exists());
     let set_limit = |files: &mut ControlFiles| match memory.limit {
         Some(limit) => write_limit(files, dir, &limit_path, limit),
@@ -79,11 +80,12 @@ fn apply_memory(files: &mut ControlFiles, dir: &Path, memory: &Memory) -> Result
     };
     match swap {
         Some(swap) => {
-            // The kernel's "invalid argument" would not say which.
+            // The kernel's "invalid argument" would not tell which limit is wrong.
             if swap > 0 && memory.limit.is_some_and(|limit| limit > swap) {
                 return Err(UpdateError::SwapBelowLimit);
             }
-            // At any moment the limit of the sum must not be below that of memory: raised first, or lowered last.
+            // The limit of the sum must never be below the limit of memory: raise it first, or
+            // lower it last.
             let current: i64 = read(&limit_path)?.trim().parse().unwrap_or(i64::MAX);
             if swap == -1 || current < swap {
                 files.write(&swap_path, &swap.to_string())?;
@@ -124,14 +126,14 @@ fn apply_cpu(files: &mut ControlFiles, dir: &Path, cpu: &Cpu) -> Result<()> {
     let idle_path = dir.join("cpu.idle");
     let shares_path = dir.join("cpu.shares");
     if cpu.idle == Some(0) {
-        // An idle group takes no weight.
+        // An idle group takes no weight, so end that first.
         files.write(&idle_path, "0")?;
     }
     if let Some(shares) = cpu.shares
         && takes_weight(cpu, &idle_path)?
     {
         files.write(&shares_path, &shares.to_string())?;
-        // The kernel clamps silently.
+        // The kernel clamps the value without an error.
         let accepted = read(&shares_path)?.trim().parse().unwrap_or(shares);
         if accepted != shares {
             let bound = if accepted < shares {
@@ -171,13 +173,13 @@ fn apply_cpu(files: &mut ControlFiles, dir: &Path, cpu: &Cpu) -> Result<()> {
     Ok(())
 }
 
-/// Whether the kernel takes a weight now: not from a group that is idle and stays so.
+/// Returns whether the kernel takes a weight now. A group that is idle and stays so takes none.
 pub(super) fn takes_weight(cpu: &Cpu, idle_path: &Path) -> Result<bool> {
     let stays_idle = cpu.idle.is_some_and(|idle| idle != 0) && read(idle_path)?.trim() != "0";
     Ok(!stays_idle)
 }
 
-/// Makes a group idle, which also changes its weight: going back has to bring that back, too.
+/// Makes a group idle. This also changes its weight, which a rollback has to restore.
 pub(super) fn set_idle(
     files: &mut ControlFiles,
     idle_path: &Path,
@@ -190,8 +192,9 @@ pub(super) fn set_idle(
     files.write(idle_path, &idle.to_string())
 }
 
-/// Writes values of which the kernel takes some only before and some only after `main`, depending on what is in force: a shorter period, for
-/// one, may not let the old quota exceed the parent's.
+/// Writes values of which the kernel takes some only before `main`, and some only after it,
+/// depending on the current values. For example, with a shorter period the old quota may exceed the
+/// parent's.
 pub(super) fn write_around(
     files: &mut ControlFiles,
     first: Vec<(PathBuf, String)>,
@@ -213,7 +216,7 @@ pub(super) fn write_around(
 }
 
 fn apply_block_io(files: &mut ControlFiles, dir: &Path, block_io: &BlockIo) -> Result<()> {
-    // The CFQ scheduler's name of old kernels, or that of BFQ.
+    // Name with the CFQ scheduler of old kernels, or with BFQ.
     let name = if dir.join("blkio.weight").exists() {
         "blkio.weight"
     } else {
@@ -300,7 +303,7 @@ mod tests {
             );
             assert_eq!(error.unwrap_err().to_string(), sentence);
         }
-        // What is not asked for needs no controller.
+        // A limit that is absent needs no controller.
         apply(&mut files, &cgroup(&[], dir.path()), &Resources::default()).unwrap();
     }
 

@@ -1,4 +1,4 @@
-//! The control files of cgroup v2 (Documentation/admin-guide/cgroup-v2.rst).
+//! Control files of cgroup v2 (Documentation/admin-guide/cgroup-v2.rst).
 
 use std::path::Path;
 
@@ -9,7 +9,7 @@ use super::v1::{pids_max, set_idle, takes_weight, write_around};
 
 type Result<T> = std::result::Result<T, UpdateError>;
 
-/// The kernel's default period in microseconds.
+/// The kernel's default period, in microseconds.
 const DEFAULT_PERIOD: &str = "100000";
 
 pub(super) fn apply(
@@ -38,7 +38,7 @@ pub(super) fn apply(
     Ok(())
 }
 
-/// -1 is no limit.
+/// Converts a number of bytes; -1 means no limit.
 fn bytes(value: i64) -> String {
     if value < 0 {
         "max".into()
@@ -67,7 +67,7 @@ fn apply_memory(
             });
         }
     }
-    // A limit of the sum stays what it was when memory's changes.
+    // If the limit on memory changes, the limit on the sum stays the same.
     let positive = |bytes: Option<i64>| bytes.filter(|bytes| *bytes > 0);
     let total = memory
         .swap
@@ -76,7 +76,7 @@ fn apply_memory(
         let limit = memory.limit.or(stored.limit.filter(|limit| *limit != 0));
         let swap = bytes(swap_part(total, limit)?);
         let path = dir.join("memory.swap.max");
-        // Without swap there is nothing to limit.
+        // Without swap in the kernel there is nothing to limit.
         if path.exists() || (swap != "max" && swap != "0") {
             files.write(&path, &swap)?;
         }
@@ -90,7 +90,7 @@ fn apply_memory(
     Ok(())
 }
 
-/// What of a limit of memory and swap together is left for swap.
+/// Returns the part for swap of a limit on memory and swap together.
 fn swap_part(total: i64, limit: Option<i64>) -> Result<i64> {
     match limit {
         _ if total < 0 => Ok(-1),
@@ -105,7 +105,7 @@ fn apply_cpu(files: &mut ControlFiles, dir: &Path, cpu: &Cpu) -> Result<()> {
     let idle_path = dir.join("cpu.idle");
     let weight_path = dir.join("cpu.weight");
     if cpu.idle == Some(0) {
-        // An idle group takes no weight.
+        // An idle group takes no weight, so end that first.
         files.write(&idle_path, "0")?;
     }
     if let Some(shares) = cpu.shares
@@ -130,7 +130,8 @@ fn apply_cpu(files: &mut ControlFiles, dir: &Path, cpu: &Cpu) -> Result<()> {
     Ok(())
 }
 
-/// Quota and period are one file: what is not given keeps its current value.
+/// Returns the text for the file of quota and period. If one of them is absent, it keeps its
+/// current value.
 fn cpu_max(cpu: &Cpu, current: &str) -> String {
     let mut current = current.split_whitespace();
     let quota = current.next().unwrap_or("max").to_owned();
@@ -140,8 +141,9 @@ fn cpu_max(cpu: &Cpu, current: &str) -> String {
     format!("{quota} {period}")
 }
 
-/// The weight of cgroup v2 for shares of v1: a curve through the smallest, default and largest of both (2, 1,024 and 262,144; 1, 100 and
-/// 10,000). The same that the engine uses when a container is created.
+/// Converts shares of v1 to a weight of v2. The curve goes through the smallest, default and
+/// largest values of both (2, 1,024 and 262,144; 1, 100 and 10,000). libcontainer uses the same
+/// when a container is created.
 fn weight_of_shares(shares: u64) -> u64 {
     match shares {
         ..=2 => 1,
@@ -198,7 +200,7 @@ fn apply_block_io(files: &mut ControlFiles, dir: &Path, block_io: &BlockIo) -> R
     Ok(())
 }
 
-/// From the scale 10 to 1,000 to 1 to 10,000, linearly.
+/// Converts a weight linearly from the scale of 10 to 1,000 to the scale of 1 to 10,000.
 fn io_weight(weight: u16) -> u64 {
     1 + u64::from(weight.saturating_sub(10)) * 9999 / 990
 }
@@ -311,7 +313,7 @@ mod tests {
         apply(&mut files, dir.path(), &update, &Resources::default()).unwrap();
         assert_eq!(content(&dir, "cpu.idle"), "1");
         assert_eq!(content(&dir, "cpu.weight"), "1");
-        // Again: the kernel would refuse a weight now.
+        // At the second time the kernel would refuse a weight.
         fs::write(dir.path().join("cpu.weight"), "0").unwrap();
         apply(&mut files, dir.path(), &update, &Resources::default()).unwrap();
         assert_eq!(content(&dir, "cpu.weight"), "0");

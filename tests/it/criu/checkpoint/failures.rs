@@ -99,7 +99,7 @@ fn nothing_is_left_whenever_a_restore_is_killed() {
             running.signal(Signal::SIGKILL);
         }
         let _ = running.wait();
-        // It either never ran, or rcm knows it.
+        // Either the container never ran, or rcm has a record of it.
         wait_until("CRIU has finished", || {
             matches!(host.status("web").as_str(), "gone" | "stopped" | "running")
         });

@@ -140,7 +140,8 @@ fn a_paused_container_stays_paused_and_runs_when_restored() {
     assert_stands_still(&bundle);
     let images = images(&host, "images");
     checkpoint(&host, &bundle, &images).run().ok();
-    // As with runc; containerd pauses before it asks for a checkpoint, and does not resume what it restores.
+    // As with runc, the restored container runs: containerd pauses a container before a checkpoint,
+    // and does not resume it after the restore.
     restore_detached(&host, &bundle, &images).run().ok();
     assert_eq!(host.status("web"), "running");
     assert_counts(&bundle);
@@ -223,7 +224,7 @@ fn images_of_runc_are_restored() {
         "/sys/fs/cgroup",
         &["ro"],
     );
-    // runc cannot dump a container whose output is a file of the host.
+    // runc cannot dump a container that writes its output to a file of the host.
     let run = format!(
         "exec runc --root {} run --detach --bundle {} web > /dev/null 2>&1",
         host.dir().join("runc").display(),
@@ -232,7 +233,8 @@ fn images_of_runc_are_restored() {
     Cmd::new("sh").args(["-c", &run]).run().ok();
     assert_counts(&bundle);
     let images = images(&host, "images");
-    // It may find the dead process unreaped and then fails to delete the container, but the images are complete.
+    // runc may find the dead process unreaped and then fails to delete the container, but the
+    // images are complete.
     runc("checkpoint")
         .arg("--image-path")
         .arg(&images)

@@ -95,7 +95,7 @@ while True:
     });
     let images = images(&host, "images");
 
-    // Without the flag it fails, says why, and goes on.
+    // Without the flag the checkpoint fails with a reason, and the container runs on.
     let output = checkpoint(&host, &bundle, &images).run();
     assert_eq!(output.code(), 1);
     let message = output.stderr();
@@ -185,7 +185,8 @@ while True:
     assert!(rounds().unwrap().1, "its memory has changed");
 }
 
-/// A shell that calls vfork for every command is at any moment likely to wait for a child that has not executed its program yet.
+/// A shell that calls vfork for every command is at any moment likely to wait for a child that has
+/// not executed its program yet.
 #[test]
 fn a_container_that_starts_programs_all_the_time() {
     let host = Host::new();

@@ -136,7 +136,8 @@ fn the_host_s_network_namespace() {
 #[test]
 fn an_existing_pid_namespace_is_entered_again() {
     let host = Host::new();
-    // An init that leaves no zombies, not even those of before it was ready: they would keep the pids of the restored processes taken.
+    // An init that leaves no zombies, not even those of before it was ready: they would keep the
+    // pids of the restored processes taken.
     let init = r"
 import os, time
 while True:

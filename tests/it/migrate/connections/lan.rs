@@ -31,7 +31,7 @@ pub const ECHO_PORT: u16 = 5001;
 
 pub const DATAGRAM_PORT: u16 = 5002;
 
-/// How often an address is announced.
+/// Number of announcements of an address.
 pub const ANNOUNCEMENTS: u32 = 5;
 
 /// A switch with three ports: the client's own, and one for the container's namespace at each host.
@@ -87,7 +87,8 @@ impl Lan {
         words.next().unwrap_or_default().to_owned()
     }
 
-    /// A pair whose container is in the source's namespace, by its path, with an echo server and one that sends numbers in datagrams.
+    /// A pair with a container in the source's namespace, by its path, with an echo server and a
+    /// server that sends numbers in datagrams.
     pub fn pair(&self, id: &str) -> Pair {
         let script = format!(
             "exec </dev/null >/dev/null 2>&1
@@ -199,7 +200,7 @@ impl Stream {
         });
     }
 
-    /// Every byte that was sent came back.
+    /// Asserts that every byte was echoed.
     pub fn finish(self) {
         self.stop.store(true, Ordering::Relaxed);
         self.socket
@@ -209,7 +210,7 @@ impl Stream {
     }
 }
 
-/// What crosses the switch.
+/// Frames that cross the switch.
 pub struct Capture {
     pub stop: Arc<AtomicBool>,
     pub ends: Arc<AtomicU32>,
@@ -260,7 +261,8 @@ impl Capture {
         Self { thread, ..capture }
     }
 
-    /// No connection was reset or closed; each address was announced several times (the switch shows a broadcast at each port).
+    /// No connection was reset or closed; each address was announced several times (the switch
+    /// shows a broadcast at each port).
     pub fn finish(self, announces: bool) {
         if announces {
             for count in &self.announced {
@@ -293,7 +295,8 @@ pub fn ends_connection(frame: &[u8]) -> bool {
     protocol == 6 && frame.len() > segment + 13 && frame[segment + 13] & 0b101 != 0
 }
 
-/// An ARP request for the sender's own address, or an advertisement to all nodes, from the destination.
+/// An ARP request for the sender's own address, or an advertisement to all nodes, from the
+/// destination.
 pub fn announces(frame: &[u8], address: IpAddr) -> bool {
     let mac = MAC_AT_DESTINATION.split(':');
     let mac: Vec<u8> = mac

@@ -1,5 +1,6 @@
-//! Connections that move: a client on a third host streams in both directions, over IPv4 and IPv6, while the container changes its place. The container's
-//! address is in a prepared network namespace at each end, behind different hardware addresses.
+//! Connections that move: a client on a third host streams in both directions, over IPv4 and IPv6,
+//! while the container changes its place. The container's address is in a prepared network
+//! namespace at each end, behind different hardware addresses.
 
 mod lan;
 
@@ -19,7 +20,7 @@ use lan::{
     CLIENT, CONTAINER, Capture, DATAGRAM_PORT, Lan, MAC_AT_DESTINATION, MAC_AT_SOURCE, Stream,
 };
 
-/// Datagrams come on, and none twice.
+/// Datagrams still arrive, and none twice.
 fn assert_datagrams(socket: &UdpSocket, last: &mut u64) {
     let until = *last + 10;
     wait_until("datagrams come", || {
@@ -103,7 +104,7 @@ fn connections_go_on_at_the_source_when_it_fails() {
         gate.wait();
         assert_eq!(lan.destination.tables().len(), 2);
         assert_eq!(lan.source.tables().len(), 1);
-        // Who asks now is told the old place: the new one is not heard.
+        // A client that asks now gets the old place: the network lock silences the new one.
         lan.client.ip("neigh flush dev lan");
         wait_until("the client has asked", || {
             let told = CONTAINER.map(|address| lan.neighbour(address));
@@ -120,7 +121,7 @@ fn connections_go_on_at_the_source_when_it_fails() {
                 sender.signal(Signal::SIGKILL);
                 sender.wait();
                 gate.open();
-                // It would wait for a source that asks.
+                // The receiver would wait for a source that asks.
                 wait_until("nothing locks the destination", || {
                     lan.destination.tables().is_empty()
                 });
@@ -142,7 +143,8 @@ fn connections_go_on_at_the_source_when_it_fails() {
     streams.into_iter().for_each(Stream::finish);
 }
 
-/// The source does not hear that the container runs elsewhere, and is killed. Its sockets must not say a word, now and when it is settled.
+/// The source does not learn that the container runs at the destination, and is killed. The sockets
+/// of its copy must not send a packet, neither now nor when the migration is settled.
 #[test]
 fn a_source_that_does_not_know_is_silent() {
     let lan = Lan::new();
@@ -172,7 +174,8 @@ fn a_source_that_does_not_know_is_silent() {
     streams.into_iter().for_each(Stream::finish);
 }
 
-/// In the host's network only what the container's sockets say is held back, and no rule stays.
+/// In the host's network rcm drops only the packets of the container's sockets, and no rule is
+/// left.
 #[test]
 fn connections_in_the_host_s_network_leave_no_rules() {
     let lan = Lan::new();

@@ -1,4 +1,4 @@
-//! Two hosts with a link between them, on which something goes wrong.
+//! Two hosts with a link between them, for the injection of faults.
 
 use std::fs;
 use std::io::Write;
@@ -17,7 +17,7 @@ use super::case::dismiss;
 use crate::common::pair::{Pair, Receiver, restore_by_hand, send, wait_until_empty};
 use crate::common::{Cmd, Host, Running, is_alive, wait_until};
 
-/// How the images get to the destination.
+/// Way of the images to the destination.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Store {
     Shared,
@@ -57,7 +57,7 @@ impl Drop for Disk {
     }
 }
 
-/// What of a host is a [`Disk`].
+/// Part of a host that is a [`Disk`].
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Place {
     Store,
@@ -82,7 +82,7 @@ fn name(side: Side) -> &'static str {
     }
 }
 
-/// A host in `namespace`, whose CRIU fails when it shall.
+/// A host in `namespace` with a CRIU that can be made to fail.
 fn host(namespace: &Path, broken: &Path, side: Side) -> Host {
     let criu = broken.join(format!("criu-{}", name(side)));
     let flag = broken.join(name(side));
@@ -173,7 +173,7 @@ impl Bench {
         Receiver::start(self.host(side), self.pair.id(), &self.store(side), &flags)
     }
 
-    /// Sends the container from `side` to the other end, or what stands for that.
+    /// Sends the container from `side` to the other end.
     pub fn send(&self, side: Side, to: Option<&str>, flags: &[&str]) -> Running {
         let address = to.map_or_else(|| Self::address(other(side)), str::to_owned);
         let flags = [&["--token-file", &*self.token][..], flags].concat();
@@ -187,7 +187,7 @@ impl Bench {
         )
     }
 
-    /// The record beside the container, which a source has.
+    /// The source's record, beside the container.
     pub fn record(&self) -> Option<serde_json::Value> {
         let path = self.pair.source.root().join(self.pair.id());
         json(&path.join("migration.json"))
@@ -213,7 +213,7 @@ impl Bench {
         self.disk.as_ref().unwrap().fill();
     }
 
-    /// Nothing is in the way any more.
+    /// Removes the fault.
     pub fn recover(&self) {
         if let Some(disk) = &self.disk {
             disk.make_room();
@@ -254,7 +254,7 @@ impl Bench {
         restore_by_hand(&self.pair.destination, self.pair.id(), &resolved.stdout());
     }
 
-    /// Whether no record there is of an open migration.
+    /// Returns whether that side has no record of an open migration.
     pub fn is_settled_at(&self, side: Side) -> bool {
         let beside = (side == Side::Source).then(|| self.record()).flatten();
         [beside, self.kept(side)]
@@ -267,7 +267,8 @@ impl Bench {
         self.is_settled_at(Side::Source) && self.is_settled_at(Side::Destination)
     }
 
-    /// There is one copy, on `side`, which has missed and repeated nothing, and nothing else is left of any migration.
+    /// Asserts that there is one copy, on `side`, which has missed and repeated nothing, and that
+    /// nothing else is left of any migration.
     #[track_caller]
     pub fn assert_at(&self, side: Side) {
         let (here, there) = (self.host(side), self.host(other(side)));
@@ -306,7 +307,7 @@ impl Bench {
                     .map(|entry| format!("{entry:?}")),
             );
         }
-        // What rcm has started is in its network namespace: CRIU, guards.
+        // All processes that rcm has started are in its network namespace: CRIU, guards.
         for namespace in [self.link.source.path(), self.link.destination.path()] {
             left.extend(inside(namespace));
             left.extend(rules(namespace));
@@ -316,7 +317,7 @@ impl Bench {
         left
     }
 
-    /// Sends the container from `side` to the other end, where nothing is in the way.
+    /// Asserts that the container moves from `side` to the other end.
     #[track_caller]
     pub fn assert_moves_from(&self, side: Side) {
         let receiver = self.receive(other(side));

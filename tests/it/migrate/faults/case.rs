@@ -17,7 +17,7 @@ use crate::common::pair::Receiver;
 use crate::common::{COMMAND_LIMIT_DUR, Output, Running, stop_when, wait_until};
 use Fault::{CriuFails, CriuKilled, Cut, Flip, Full, Kill, Terminate};
 
-/// What happens.
+/// A fault.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum Fault {
     /// SIGKILL for rcm.
@@ -36,7 +36,7 @@ pub enum Fault {
     CriuKilled,
 }
 
-/// One case: what happens to which end at which point.
+/// One case: a fault at one end, at one point.
 #[derive(Debug, Clone, Copy)]
 pub struct Case {
     pub point: Point,
@@ -55,14 +55,14 @@ pub const fn case(point: Point, end: Side, fault: Fault, store: Store) -> Case {
 }
 
 impl Case {
-    /// Whose the container is in the end.
+    /// Returns the owner of the container at the end.
     pub fn outcome(self) -> Side {
         let moves = match (self.point, self.fault, self.end) {
             // A signal to the source comes too late.
             (Commit, Terminate, Source) => true,
             // The fence holds without CRIU.
             (Commit, CriuKilled, Source) => true,
-            // The restored tasks are gone, the images are not.
+            // The restored tasks are gone, but the images are there.
             (PeerReady, CriuKilled, Destination) => true,
             (point, ..) => point >= Committed,
         };
@@ -112,13 +112,14 @@ impl Case {
                 let stderr = receiver.running.stderr();
                 stderr.matches("restoring again").count()
             };
-            // What a failed try leaves may be the room that the next one needs.
+            // A failed try may free the room that the next one needs.
             let runs = |receiver: &Receiver| receiver.running.stderr().contains("runs here");
             wait_until("it has tried again", || {
                 tries(&receiver) == 2 || runs(&receiver)
             });
             if !runs(&receiver) {
-                // It would say for a while that it has the container. What makes it start is room, and `--resolve`.
+                // Kill it, because it would answer for a while that it owns the container. With
+                // more room, `--resolve` can start the container.
                 receiver.running.signal(Signal::SIGKILL);
                 killed = Some(Destination);
             }
@@ -126,7 +127,7 @@ impl Case {
         }
         if killed == Some(Source) {
             assert!(sender.ends_within(COMMAND_LIMIT_DUR));
-            // As long as the destination is at work, or a guard of the dead one, it says so.
+            // `--resolve` refuses as long as the destination, or a guard of a dead one, is at work.
             wait_until("it is settled", || {
                 bench.resolve(Source).run();
                 bench.is_settled_at(Source)
@@ -139,7 +140,8 @@ impl Case {
             resolving = Some(bench.resolve(Destination).spawn());
         }
         let sent = sender.wait();
-        // A destination that the source's last word has not reached waits for questions, and so does `--resolve` in its place.
+        // If the last message of the source was lost, the destination waits for questions, and so
+        // does `--resolve` in its place.
         let received = dismiss(receiver.running);
         let resolved = resolving.map(dismiss);
         bench.recover();
@@ -154,7 +156,7 @@ impl Case {
             }
         }
         if !bench.is_settled() {
-            // Where not even that could be written.
+            // There was not even room for the final record.
             let full = matches!(self.fault, Full(Place::State));
             assert!(full, "{sent:?}\n{received:?}");
             dismiss(bench.resolve(Destination).spawn());
@@ -185,7 +187,8 @@ impl Case {
         }
     }
 
-    /// The link is there again when what is lost by then comes too late: one end has noticed that it was cut, and decided.
+    /// Mends the link after one end has noticed the cut and has decided, so that delayed packets
+    /// arrive too late.
     pub fn mend(self, bench: &Bench, sender: &Running) {
         match self.outcome() {
             Source => wait_until("the destination has given up", || {
@@ -201,7 +204,7 @@ impl Case {
     }
 }
 
-/// Who needs to stay no longer.
+/// Ends a process that needs to stay no longer.
 pub fn dismiss(mut running: Running) -> Output {
     if !running.ends_within(Duration::from_secs(2)) {
         running.signal(Signal::SIGTERM);

@@ -1,7 +1,8 @@
-//! The fault matrix: at every point of a migration, everything that can happen to either end.
+//! The fault matrix: every fault of either end at every point of a migration.
 //!
-//! One end is stopped exactly at the point ([`stop_when`]), something happens to one of the ends, and it goes on. Afterwards there is one copy,
-//! nothing is left over, and the next attempt succeeds.
+//! One end is stopped exactly at the point ([`stop_when`]), a fault is injected at one of the ends,
+//! and the stopped end continues. Afterwards there is one copy, nothing is left over, and the next
+//! attempt succeeds.
 
 mod bench;
 mod case;
@@ -34,7 +35,7 @@ use Point::{
 
 use Fault::{CriuFails, CriuKilled, Cut, Flip, Full, Kill, Terminate};
 
-/// Plays them, a few at a time, and says all that fail.
+/// Plays the cases, a few at a time, and reports all failures.
 fn play(cases: &[Case], at_once: usize) {
     let next = AtomicUsize::new(0);
     let failed = Mutex::new(Vec::new());
@@ -111,7 +112,7 @@ mod either_end_is_asked_to_stop {
     ));
 }
 
-/// It takes some seconds until it is noticed, in which there is nothing to do.
+/// It takes some idle seconds until the cut is noticed.
 mod the_link_is_cut {
     use super::*;
     at_every_point!(Cut, |points, fault| {
@@ -199,7 +200,7 @@ fn a_round_of_pre_copy_is_interrupted() {
     play(&cases, 2);
 }
 
-/// A network that changes one byte of what the source sends on a connection for images.
+/// A network that changes one byte from the source on a connection for images.
 #[test]
 fn a_byte_is_changed_on_the_way() {
     let bench = Bench::new("wire", Streamed, None);
@@ -214,7 +215,7 @@ fn a_byte_is_changed_on_the_way() {
         for (index, near) in listener.incoming().enumerate() {
             let (near, far) = (near.unwrap(), TcpStream::connect(target).unwrap());
             let (from, to) = (near.try_clone().unwrap(), far.try_clone().unwrap());
-            // The first is for messages.
+            // The first connection is for messages.
             std::thread::spawn(move || forward(from, to, (index > 0).then_some(20_000)));
             std::thread::spawn(move || forward(far, near, None));
         }

@@ -1,4 +1,4 @@
-//! The points of a migration at which something happens.
+//! Points of a migration at which faults are injected.
 
 use std::fs;
 
@@ -12,7 +12,7 @@ use Point::{
     Resume, Resuming, Ship, Verify,
 };
 
-/// Where in the migration.
+/// A point of a migration.
 #[derive(Debug, Clone, Copy, PartialEq, PartialOrd)]
 pub enum Point {
     /// Both ends agreed.
@@ -21,7 +21,7 @@ pub enum Point {
     PreCopy,
     /// The source is about to freeze the container.
     Freeze,
-    /// CRIU has the tasks in its hands.
+    /// CRIU has seized the tasks.
     Dump,
     /// The images are written.
     Ship,
@@ -33,7 +33,7 @@ pub enum Point {
     PeerReady,
     /// The source's cgroup is frozen, and its journal does not say "committing".
     Fence,
-    /// It does, and the commit has not left.
+    /// The source's journal says "committing", and the commit has not left.
     Commit,
     /// The commit is in the destination's journal, and nothing has executed.
     Committed,

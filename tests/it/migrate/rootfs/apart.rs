@@ -1,4 +1,4 @@
-//! Two hosts whose containers have trees of their own.
+//! Two hosts that do not share the trees of their containers.
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -18,7 +18,8 @@ pub const WRITER: &str = "exec </dev/null >/dev/null 2>&1 3>>/numbers
 mkdir -p /made; number=0
 while true; do number=$((number + 1)); echo $number >&3; echo $number >/made/$number; usleep 5000; done";
 
-/// Two hosts, and a container that writes to its tree at the first. The bundle's place at the second is another one.
+/// Two hosts, and a container that writes to its tree at the first. The bundle is at another place
+/// on the second host.
 pub struct Apart {
     pub source: Host,
     pub destination: Host,
@@ -92,7 +93,8 @@ impl Apart {
         serde_json::from_slice(&fs::read(self.report_path()).unwrap()).unwrap()
     }
 
-    /// It runs at the destination, with the tree as it was at the source when it stopped, and goes on from there.
+    /// Asserts that the container runs at the destination, with the tree as it was at the source
+    /// when it stopped.
     #[track_caller]
     pub fn assert_moved(&self) {
         assert_eq!(self.destination.status(self.id()), "running");
@@ -104,10 +106,10 @@ impl Apart {
         assert_same(&there.join("data"), &here.join("data"));
         let (there, here) = (describe(&there), describe(&here));
         let mut made = 0;
-        // It may have stopped before it wrote into its last file.
+        // The container may have been frozen before it wrote into its last file.
         let last_made = format!("/made/{stopped_at}");
         for (path, line) in &there {
-            // The container goes on with these.
+            // The container continues to write to these.
             if ![&b""[..], b"/made", b"/numbers", last_made.as_bytes()].contains(&&path[..]) {
                 assert_eq!(Some(line), here.get(path), "{}", path.escape_ascii());
             }
@@ -117,7 +119,7 @@ impl Apart {
         self.assert_nothing_left();
     }
 
-    /// Neither beside the tree at the destination nor in it.
+    /// Asserts that no temporary files are left beside the tree at the destination or in it.
     #[track_caller]
     pub fn assert_nothing_left(&self) {
         wait_until("the store is empty", || {
@@ -146,11 +148,12 @@ impl Apart {
         self.assert_nothing_left();
     }
 
-    /// What the destination has in the bundle's place.
+    /// Inventory of the tree that the destination has in the bundle's place.
     pub fn at_place(&self) -> Option<BTreeMap<Vec<u8>, String>> {
         self.place.exists().then(|| {
             let mut lines = describe(&self.place);
-            // Something was beside the tree meanwhile, which changes the times of the directory above.
+            // Something was beside the tree meanwhile, which changes the times of the directory
+            // above.
             lines.remove(&b""[..]);
             lines
         })
@@ -175,7 +178,7 @@ pub fn copy_tree(from: &Path, to: &Path) {
     apply(to, &changes[..], limits).unwrap();
 }
 
-/// Files that begin with a dot, which nobody but rcm makes there.
+/// Files with a leading dot, which only rcm makes there.
 pub fn hidden(dir: &Path) -> Vec<String> {
     fs::read_dir(dir)
         .into_iter()

@@ -5,17 +5,17 @@ use std::io::{Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
 
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::sys::signal::Signal;
 
 use super::apart::{Apart, WRITER, assert_gapless};
-use crate::common::COMMAND_LIMIT_DUR;
 use crate::common::pair::{Gate, Receiver, runs_on};
+use crate::common::{COMMAND_LIMIT_DUR, wait_within};
 use crate::tree::sample;
 
-/// A network that cuts the connection of the tree, the second one, when `is_time` says so of the bytes that it has carried.
+/// A network that cuts the connection of the tree, the second one, as soon as `is_time` returns
+/// true for the number of bytes that it has carried.
 fn cutting(target: SocketAddr, is_time: impl Fn(usize) -> bool + Send + 'static) -> SocketAddr {
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let address = listener.local_addr().unwrap();
@@ -48,7 +48,7 @@ fn forward(mut from: TcpStream, mut to: TcpStream, is_time: impl Fn(usize) -> bo
 }
 
 fn a_cut_link_leaves_both_trees(id: &str, has_tree: bool) {
-    // Something for every pass, that does not shrink on its way.
+    // Data for every pass, which cannot be compressed.
     let noise = "(while true; do head -c 600000 /dev/urandom >/noise; usleep 50000; done) &";
     let apart = Apart::with(id, 10, |bundle, _| {
         bundle.script(&WRITER.replacen("mkdir", &format!("{noise}\nmkdir"), 1))
@@ -69,10 +69,7 @@ fn a_cut_link_leaves_both_trees(id: &str, has_tree: bool) {
         let sender = apart.sending(&receiver, &slow);
         if in_the_freeze {
             let dumped = format!("{id}: dump ");
-            let until = Instant::now() + 2 * COMMAND_LIMIT_DUR;
-            while !sender.stderr().contains(&dumped) && Instant::now() < until {
-                std::thread::sleep(Duration::from_millis(20));
-            }
+            let _ = wait_within(2 * COMMAND_LIMIT_DUR, || sender.stderr().contains(&dumped));
             frozen.store(true, Ordering::Relaxed);
         }
         runs_on(sender.wait(), "the root file system cannot be sent");
@@ -129,7 +126,7 @@ fn a_full_disk_at_the_destination_is_known_before_or_told() {
     apart.assert_stayed(&None);
 }
 
-/// What nobody sees is not replaced.
+/// A tree in use is not replaced: its processes would not see the new one.
 #[test]
 fn a_tree_in_use_is_not_replaced() {
     let apart = Apart::new("inuse", 2);
@@ -145,7 +142,7 @@ fn a_tree_in_use_is_not_replaced() {
     apart.assert_moved();
 }
 
-/// In the middle of the restore, the new tree is in its place.
+/// Fails in the middle of the restore, when the new tree is in its place.
 fn a_failed_restore_leaves_both_trees(has_tree: bool) {
     let apart = Apart::with("undone", 10, Gate::hook);
     if has_tree {
@@ -163,7 +160,7 @@ fn a_failed_restore_leaves_both_trees(has_tree: bool) {
     gate.open();
     receiver.running.wait().exits_with(1);
     apart.assert_stayed(&before);
-    // Killed, it leaves that to the next one.
+    // A killed receiver leaves the cleanup to the next one.
     let gate = Gate::close(apart.source.dir());
     let receiver = apart.receiver();
     let sender = apart.sending(&receiver, &[]);

@@ -1,4 +1,5 @@
-//! Root file systems that are copied: what arrives is what was there when the container stopped, and a failure leaves both trees as they were.
+//! Copies of root file systems: the destination gets the tree as it was when the container stopped,
+//! and a failure leaves both trees unchanged.
 
 mod apart;
 mod failures;
@@ -13,7 +14,8 @@ use crate::tree::compare::describe;
 use crate::tree::sample;
 use apart::{Apart, WRITER, assert_gapless, copy_tree, hidden, last};
 
-/// What the container sees is a merged tree; what it has deleted of the lower one is gone at the destination.
+/// The container sees a merged tree. Files that it has deleted from the lower layer do not arrive
+/// at the destination.
 #[test]
 fn an_overlay_arrives_as_the_container_sees_it() {
     let apart = Apart::with("overlaid", 20, |bundle, _| {
@@ -21,7 +23,7 @@ fn an_overlay_arrives_as_the_container_sees_it() {
     });
     apart.source.delete("overlaid");
     let rootfs = apart.bundle.rootfs();
-    // What would be marks of an overlay in a lower layer.
+    // In a lower layer these would be marks of an overlay.
     fs::remove_file(rootfs.join("data/dev/whiteout-like")).unwrap();
     fs::remove_dir_all(rootfs.join("data/var/lib/nested")).unwrap();
     let layer = |name: &str| apart.source.dir().join(name);
@@ -137,7 +139,7 @@ fn only_what_differs_crosses() {
         let passes = report["rootfsPasses"].as_array().unwrap().iter();
         passes.map(|pass| pass[field].as_u64().unwrap()).sum()
     };
-    // Beside what changed, what the container has written meanwhile.
+    // Besides the changes above, the container has written its own files meanwhile.
     let written = fs::metadata(apart.bundle.rootfs().join("numbers")).unwrap();
     let most_bytes = new_bytes + 10 * written.len() + 4096;
     assert!(sent("contentBytes") < most_bytes, "{report}");
@@ -146,7 +148,8 @@ fn only_what_differs_crosses() {
     assert!(sent("entries") < all / 2, "{all}: {report}");
 }
 
-/// The bundle of a host that has been prepared keeps its own spec; one that gets everything has the source's.
+/// A bundle that was prepared at the destination keeps its own spec. Without one, the destination
+/// gets that of the source.
 #[test]
 fn whose_spec_it_is() {
     for (rootfs, is_kept) in [("diff", true), ("full", false)] {
@@ -164,7 +167,7 @@ fn whose_spec_it_is() {
     }
 }
 
-/// CRIU gives an open file without a name one in the tree, in the freeze.
+/// During the freeze CRIU links an open file without a name into the tree.
 #[test]
 fn what_criu_links_into_the_tree_comes_too() {
     let apart = Apart::with("linked", 2, |bundle, _| {

@@ -42,7 +42,7 @@ fn a_group_below_the_container() {
     for outside in ["..", "../web", "sub/../.."] {
         exec(outside).fails_with(255, "bad sub cgroup path");
     }
-    // What failed has left no process behind.
+    // The failed commands have left no process behind.
     let procs = host.cgroup_file("web", "cgroup.procs", "cgroup.procs");
     assert_eq!(procs, host.pid("web").to_string());
 }

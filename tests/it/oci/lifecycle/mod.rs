@@ -1,4 +1,5 @@
-//! A container's life through the command line: create, start, state, kill, pause, resume, delete, run, list.
+//! A container's life through the command line: create, start, state, kill, pause, resume, delete,
+//! run, list.
 
 mod foreground;
 mod service_manager;
@@ -321,7 +322,7 @@ fn a_created_container_can_be_paused() {
     wait_until("it starts", || output.stdout() == "started\n");
 }
 
-/// Those without limits, too: systemd looks there for what belongs together.
+/// Also the hierarchies without limits: systemd uses one of them to track processes.
 #[test]
 fn every_hierarchy_has_the_container() {
     let host = Host::new();
@@ -332,7 +333,7 @@ fn every_hierarchy_has_the_container() {
     for line in text.lines() {
         let (_, hierarchy) = line.split_once(':').unwrap();
         let (controllers, path) = hierarchy.split_once(':').unwrap();
-        // As runc: others without controllers are their makers'.
+        // As with runc, other hierarchies without controllers are left to their owners.
         if !controllers.starts_with("name=") || controllers == "name=systemd" {
             assert_eq!(path, group, "{line}");
         }

@@ -1,4 +1,4 @@
-//! A container that tells a service manager when it is ready, see sd_notify(3).
+//! A container that notifies a service manager when it is ready, see sd_notify(3).
 
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixDatagram;
@@ -6,7 +6,7 @@ use std::os::unix::net::UnixDatagram;
 use crate::common::{Host, wait_until};
 use nix::sys::signal::Signal;
 
-/// Says that it is ready, as sd_notify(3) does, between things that are not passed on.
+/// Sends "ready" as sd_notify(3) does, between messages that are not passed on.
 const NOTIFIER: &str = "
 import os, socket, sys, time
 manager = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
@@ -20,7 +20,7 @@ if 'STAYS' in os.environ:
 time.sleep(1000)
 ";
 
-/// Receives what a service manager is told until the barrier, at which it lets the sender go.
+/// Receives the messages for a service manager up to the barrier, then releases the sender.
 fn notifications(manager: &UnixDatagram) -> Vec<String> {
     let mut told = Vec::new();
     loop {
@@ -61,7 +61,7 @@ fn a_service_manager_is_told_that_a_container_is_ready() {
     let heard = notifications(&manager);
     running.wait().ok();
     assert_eq!(heard, told(host.pid("web")));
-    // Only the container's own process is told.
+    // Only the container's first process has the variable.
     let env = host.exec("web", ["env"]).ok();
     assert!(!env.stdout().contains("NOTIFY_SOCKET"), "{env:?}");
     host.delete("web");
@@ -82,7 +82,7 @@ fn a_service_manager_is_told_that_a_container_is_ready() {
     assert_eq!(heard, told(pid));
     host.delete("web");
 
-    // Where rcm stays, so does the socket.
+    // The socket stays as long as rcm.
     let bundle = bundle.env("STAYS=1");
     let running = host
         .cmd("run")
@@ -95,7 +95,7 @@ fn a_service_manager_is_told_that_a_container_is_ready() {
     running.wait();
     host.delete("web");
 
-    // One that ends without a word is waited for by nobody.
+    // rcm does not wait for a message of a container that has ended.
     let bundle = host.bundle("web").args(["true"]);
     for flags in [&[][..], &["-d"]] {
         let cmd = host.cmd("run").args(flags);

@@ -1,4 +1,4 @@
-//! Idmapped mounts: whose files they are inside and outside of the container.
+//! Idmapped mounts: owners of files inside and outside of the container.
 
 use std::fs;
 use std::os::unix::fs::symlink;
@@ -21,7 +21,8 @@ fn files_of_an_idmapped_mount_have_other_owners() {
         &["bind"],
         &ids(0, BASE, 10),
     );
-    // Other ids for users and for groups, from another source, through a symbolic link and without a slash.
+    // Other ids for users and for groups, from another source, through a symbolic link and without
+    // a slash.
     let bundle = with_mount(
         bundle,
         json!({
@@ -106,7 +107,7 @@ fn the_mapping_of_the_user_namespace_is_the_default() {
     let bundle = with_mount(host.bundle("web").user_namespace(BASE), mapped.clone());
     assert_eq!(prints(&host, bundle, "stat -c %u:%g /mapped/file"), "9:9\n");
 
-    // Joined, it has mappings that the spec does not tell.
+    // A user namespace that is joined has mappings that are not in the spec.
     let first = host.bundle("first").user_namespace(BASE);
     let first = first.args(["sleep", "1000"]);
     host.run_detached(&first);

@@ -1,4 +1,4 @@
-//! Mounts of containers: ids, attributes, propagation and contents are what runc's would be.
+//! Mounts of containers: ids, attributes, propagation and contents are as with runc.
 
 mod idmapped;
 mod tmpfs;
@@ -15,7 +15,7 @@ use tmpfs::seed;
 /// The first id on the host of containers with a user namespace.
 const BASE: u32 = 100_000;
 
-/// What an id that has no name in a user namespace looks like there (`/proc/sys/kernel/overflowuid`).
+/// The id that a user namespace shows for ids without a mapping (`/proc/sys/kernel/overflowuid`).
 const NOBODY: &str = "65534:65534";
 
 /// A directory with a file that belongs to `owner`, user and group.
@@ -50,7 +50,7 @@ fn run(host: &Host, bundle: &Bundle) -> Output {
     host.run(bundle)
 }
 
-/// What a script prints in the container.
+/// Returns the output of a script in the container.
 #[track_caller]
 fn prints(host: &Host, bundle: Bundle, script: &str) -> String {
     let bundle = bundle.script(script);
@@ -91,7 +91,8 @@ impl Drop for HostMount {
     }
 }
 
-/// The options of a mount as `/proc/self/mountinfo` has them: of the mount, its propagation and of the file system.
+/// The options of a mount as `/proc/self/mountinfo` has them: of the mount, its propagation and of
+/// the file system.
 fn mountinfo(text: &str, point: &str) -> (String, String, String) {
     let line = text
         .lines()
@@ -282,7 +283,7 @@ fn a_restored_container_has_its_mounts() {
         let before = look();
         assert!(before.contains("/mapped/file 1001:1001"), "{before}");
         assert!(before.contains("/mapped/below/file 1002:1002"), "{before}");
-        // How access times are kept comes from the host's mount.
+        // The policy for access times comes from the host's mount.
         let mapped = before.lines().find(|line| line.starts_with("/mapped rw,"));
         assert!(
             mapped.is_some_and(|line| line.ends_with(",nosymfollow,idmapped")),

@@ -78,7 +78,7 @@ fn a_tmpfs_begins_with_what_a_bind_brought() {
         .bundle("web")
         .bind(&dir, "/mnt", "rw")
         .mount("tmpfs", Path::new("tmpfs"), "/mnt/below", &["tmpcopyup"])
-        // What is not there cannot be copied.
+        // A missing directory cannot be copied.
         .mount("tmpfs", Path::new("tmpfs"), "/mnt/new", &["tmpcopyup"]);
     let printed = prints(&host, bundle, "cat /mnt/below/file; ls /mnt/new");
     assert_eq!(printed, "below");

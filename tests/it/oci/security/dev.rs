@@ -16,7 +16,8 @@ pub fn without_dev(host: &Host, id: &str) -> Bundle {
     })
 }
 
-/// CVE-2026-41579. Links and devices are made in `/dev`, whatever the image calls so, while the host's root is still there.
+/// CVE-2026-41579. Links and devices are made in the image's `/dev`, which may be a link, while the
+/// host's root is still mounted.
 #[test]
 fn nothing_is_made_where_an_image_s_dev_leads() {
     let host = Host::new();
@@ -51,7 +52,8 @@ fn nothing_is_made_where_an_image_s_dev_leads() {
     }
 }
 
-/// CVE-2025-52565. The terminal is mounted on `/dev/console`, and on nothing else that the image names so.
+/// CVE-2025-52565. The terminal is mounted on `/dev/console`, and never on the target of a link
+/// that the image has there.
 #[test]
 fn a_terminal_is_mounted_on_no_other_file() {
     const LOOK: &str = "grep devpts /proc/mounts | cut -d' ' -f2; stat -c %t /dev/console";
@@ -82,7 +84,8 @@ fn a_terminal_is_mounted_on_no_other_file() {
     assert!(made > 0, "a file may be there");
 }
 
-/// CVE-2025-52565. What makes terminals is looked at, also when a container has put something else there.
+/// CVE-2025-52565. `/dev/ptmx` must be the real one, even if a container has put something else
+/// there.
 #[test]
 fn a_terminal_comes_from_no_other_device() {
     let host = Host::new();

@@ -12,11 +12,12 @@ use crate::common::{Cmd, Host, make_rootfs, wait_until};
 use nix::fcntl::{RenameFlags, renameat2};
 use serde_json::json;
 
-/// CVE-2019-5736. What enters the container is rcm until it executes the container's program, and the container may open it then.
+/// CVE-2019-5736. A process that enters the container is rcm until it executes the container's
+/// program, and until then the container may open its binary.
 #[test]
 fn the_binary_cannot_be_overwritten_from_the_container() {
     let host = Host::new();
-    // Should it be possible, other tests must not suffer.
+    // If the attack succeeds, other tests must not suffer.
     let binary = host.dir().join("rcm");
     fs::copy(env!("CARGO_BIN_EXE_rcm"), &binary).unwrap();
     let host = host.with_program(&binary);
@@ -37,7 +38,7 @@ fn the_binary_cannot_be_overwritten_from_the_container() {
     let opened = bundle.rootfs().join("opened");
     wait_until("the container has opened rcm", || {
         host.exec("web", ["/trap"]);
-        // What rcm executes itself from.
+        // The file from which rcm executes itself.
         fs::read_to_string(&opened)
             .is_ok_and(|names| names.contains("sealed") || names.contains("rcm"))
     });
@@ -84,7 +85,8 @@ fn no_descriptor_leads_out_of_the_container() {
     }
 }
 
-/// CVE-2024-21626, too. The program itself is reached by a descriptor that only execve(2) closes: it would be one of the host's.
+/// CVE-2024-21626, too. The program itself is reached by a descriptor that only execve(2) closes:
+/// it would be one of the host's.
 #[test]
 fn no_descriptor_leads_to_a_program_of_the_host() {
     let host = Host::new();
@@ -117,7 +119,8 @@ fn no_descriptor_leads_to_a_program_of_the_host() {
     }
 }
 
-/// What a container's first process has open, as the host sees it: numbers, and whether each is closed by execve(2).
+/// Open descriptors of a container's first process, as the host sees them: numbers, and whether
+/// execve(2) closes each.
 fn descriptors(host: &Host, id: &str) -> Vec<(u32, bool)> {
     let dir = format!("/proc/{}/fdinfo", host.pid(id));
     let mut found: Vec<_> = fs::read_dir(dir)
@@ -135,7 +138,8 @@ fn descriptors(host: &Host, id: &str) -> Vec<(u32, bool)> {
     found
 }
 
-/// CVE-2024-21626, CVE-2016-9962. As above, where the container's first process is rcm's until it is started, or comes back from images.
+/// CVE-2024-21626, CVE-2016-9962. As above, for a first process that is rcm until the start, and
+/// for one that is restored from images.
 #[test]
 fn no_descriptor_is_left_to_a_created_or_restored_container() {
     const STREAMS: [(u32, bool); 3] = [(0, false), (1, false), (2, false)];
@@ -151,7 +155,7 @@ fn no_descriptor_is_left_to_a_created_or_restored_container() {
     let open = descriptors(&host, "web");
     assert_eq!(open[..3], STREAMS);
     assert!(open[3..].iter().all(|(_, closes)| *closes), "{open:?}");
-    // Root of the container cannot reach what is open until then.
+    // Root of the container cannot reach the descriptors that are open until then.
     let look = [
         "sh",
         "-c",
@@ -172,7 +176,8 @@ fn no_descriptor_is_left_to_a_created_or_restored_container() {
     assert_eq!(descriptors(&host, "web"), STREAMS);
 }
 
-/// What rcm knows of containers, environments with passwords included, is root's, whatever the umask.
+/// rcm's records of containers may contain passwords in environments. Only root can read them, even
+/// with an open umask.
 #[test]
 fn state_is_closed_to_others() {
     let host = Host::new();
@@ -188,7 +193,7 @@ fn state_is_closed_to_others() {
         for entry in walkdir::WalkDir::new(host.root()) {
             let entry = entry.unwrap();
             let mode = entry.metadata().unwrap().permissions().mode() & 0o777;
-            // What others could do with a socket depends on the directory only.
+            // For sockets only the mode of the directory counts.
             if !entry.file_type().is_file() && !entry.file_type().is_dir() {
                 continue;
             }
@@ -215,7 +220,8 @@ fn state_is_closed_to_others() {
     assert_eq!(mode, 0o700, "the memory of the container: {mode:o}");
 }
 
-/// CVE-2019-16884, CVE-2021-30465, CVE-2023-27561. The image says where its links lead, and the host has something there.
+/// CVE-2019-16884, CVE-2021-30465, CVE-2023-27561. Links of the image lead to a place that exists
+/// on the host.
 #[test]
 fn links_of_the_image_do_not_lead_mounts_out() {
     let host = Host::new();
@@ -288,7 +294,8 @@ fn bundle_passwd(host: &Host, id: &str) -> std::path::PathBuf {
     host.bundle(id).rootfs().join("etc/passwd")
 }
 
-/// CVE-2021-30465. A container that shares a volume exchanges a directory and a link there while others with mounts below it are made.
+/// CVE-2021-30465. A container that shares a volume exchanges a directory and a link there while
+/// others with mounts below it are made.
 #[test]
 fn a_race_in_a_volume_leads_no_mount_out() {
     const CREATIONS: u32 = 50;
@@ -327,7 +334,8 @@ fn a_race_in_a_volume_leads_no_mount_out() {
     });
 }
 
-/// Runs a container with mounts below what changes. Returns whether it could be made.
+/// Runs a container with mounts below the directory that is exchanged. Returns whether the
+/// container could be made.
 fn race(host: &Host, volume: &Path, outside: &Path, number: u32) -> bool {
     let copied: &[&str] = if number.is_multiple_of(2) {
         &[]
@@ -340,7 +348,7 @@ fn race(host: &Host, volume: &Path, outside: &Path, number: u32) -> bool {
         .mount("tmpfs", "tmpfs".as_ref(), "/volume/dir/below", copied)
         .mount("tmpfs", "tmpfs".as_ref(), "/volume/dir/new", &[])
         .mount("bind", "/dev/null".as_ref(), "/volume/dir/file", &["bind"])
-        // A mount that had gone there would hide what is there.
+        // A mount that went astray would hide these files.
         .bind(outside, "/outside", "ro")
         .script("cat /outside/below/file; cat /volume/*/below/file /volume/link/below/file 2>/dev/null; true");
     let output = host.run(&bundle);
@@ -358,7 +366,8 @@ fn race(host: &Host, volume: &Path, outside: &Path, number: u32) -> bool {
     true
 }
 
-/// CVE-2025-52881, CVE-2019-19921. What is written to files of `/proc` must be the kernel's: nothing else is mounted there.
+/// CVE-2025-52881, CVE-2019-19921. rcm writes only to the kernel's own files of `/proc`: nothing
+/// else may be mounted there.
 #[test]
 fn nothing_is_mounted_in_proc() {
     let host = Host::new();
@@ -382,7 +391,7 @@ fn nothing_is_mounted_in_proc() {
             assert_eq!(output.stdout(), "");
         }
     }
-    // In a container whose own root has put something there, too.
+    // The same if the container's own root has mounted something there.
     let bundle = host.bundle("web").edit(|config| {
         let all = json!(["CAP_SYS_ADMIN", "CAP_DAC_OVERRIDE"]);
         config["process"]["capabilities"] =

@@ -102,7 +102,7 @@ fn chunks_round_trip_and_impossible_ones_are_refused() {
     assert!(Chunk::decode(&unknown, 1000).is_err());
 }
 
-/// Whatever comes, there is an answer, and what it says stays within bounds.
+/// Any bytes are decoded or refused, and every decoded number stays within its bounds.
 #[test]
 fn any_bytes_get_an_answer() {
     let mut seed = [0_u8; 32];
@@ -114,7 +114,7 @@ fn any_bytes_get_an_answer() {
             state = state
                 .wrapping_mul(6_364_136_223_846_793_005)
                 .wrapping_add(1);
-            // Half of them small, so that the deeper checks are reached.
+            // Half of them are small, so that the deeper checks are reached.
             *byte = (state >> 56) as u8 & if state >> 32 & 1 == 0 { 3 } else { 0xff };
         }
         if let Ok(Header::Piece {
