@@ -1,4 +1,4 @@
-//! SocketNames of a container's Unix sockets, which a restore on the same file system takes from it.
+//! Names of a container's Unix sockets. A restore on the same file system takes them away.
 //!
 //! A restore binds each socket anew. To do so it first removes the file that has the socket's name
 //! (`unlink_sk` in criu/sk-unix.c, CRIU 4.2). If both ends share the root file system or a
@@ -170,7 +170,7 @@ impl SocketNames {
         while self.taken < self.names.len() && Instant::now() < deadline {
             self.put_back();
             // There is no descriptor to wait for: the restore is on another host, and inotify(7)
-            // does not see what that does to a file system that both share.
+            // does not report changes that another host makes to a shared file system.
             thread::sleep(PAUSE_DUR);
         }
         let own = self.own_files();

@@ -2,9 +2,9 @@
 //!
 //! Anybody can connect to the port. Until the proof of [`crate::migrate::trust::rendezvous`] a
 //! connection is pending. It gets no process, no thread, and no memory beyond that of a TLS
-//! handshake. It may send [`PENDING_LIMIT_BYTES`], within [`HANDSHAKE_LIMIT_DUR`]. It takes no place
-//! from others: when all [`MAX_PENDING`] places are taken, the connection that has waited longest is
-//! closed. One thread polls them all, so a silent peer delays nobody.
+//! handshake. It may send [`PENDING_LIMIT_BYTES`], within [`HANDSHAKE_LIMIT_DUR`]. It takes no
+//! place from others: when all [`MAX_PENDING`] places are taken, the connection that has waited
+//! longest is closed. One thread polls them all, so a silent peer delays nobody.
 
 use std::collections::VecDeque;
 use std::io::{ErrorKind, Read};

@@ -8,7 +8,7 @@
 //! with the container. Just before that the source moves it to `ROOT/@migrations/ID.json`. The
 //! destination's record lies there from the beginning, because the container does not exist there
 //! at first. A final phase is entered when nothing is left to do. A process that is killed before
-//! leaves a record with which [`resolve`](crate::migrate::ops::resolve) does the rest.
+//! leaves a record with which [`resolve`](mod@crate::migrate::ops::resolve) does the rest.
 //!
 //! A record also names the process that writes it, so that a reader can tell whether that is still
 //! alive. The `flock` on `ROOT/@migrations/ID.lock` keeps two migrations of one container apart.
@@ -34,7 +34,7 @@ use crate::sys::file::write_atomic;
 use crate::sys::process::{Liveness, ProcessId};
 
 /// Version of the format that this release writes. A release refuses records of newer versions,
-/// because it would lose what it does not know.
+/// because it would lose the fields that it does not know.
 const VERSION: u32 = 1;
 
 /// Contents of the file.
