@@ -74,16 +74,43 @@ pub struct PausedDump<N> {
 #[derive(Debug)]
 #[must_use = "dropping a held restore kills the restored tasks"]
 pub struct PausedRestore<N> {
-    session: CriuSession,
-    notify: N,
-    pid: i32,
+    pub(super) session: CriuSession,
+    pub(super) notify: N,
+    pub(super) pid: i32,
 }
 
-/// Whether the last restore that logged to `work_dir` reached the point at which the tasks execute.
-/// To be asked only after that CRIU has ended.
+/// A restore that failed after it was complete. Nothing is left of the restored tasks.
+#[derive(Debug)]
+pub struct NotResumed<E> {
+    /// Whether a task may have executed. If not, the same images can be restored again.
+    pub may_have_run: bool,
+    /// The failure.
+    pub source: E,
+}
+
+impl<E> NotResumed<E> {
+    /// A failure before CRIU had its yes.
+    pub const fn before(source: E) -> Self {
+        Self {
+            may_have_run: false,
+            source,
+        }
+    }
+
+    /// The same failure as an error of another layer.
+    pub fn map<F>(self, change: impl FnOnce(E) -> F) -> NotResumed<F> {
+        NotResumed {
+            may_have_run: self.may_have_run,
+            source: change(self.source),
+        }
+    }
+}
+
+/// Whether the log of the last restore in `work_dir` says that the tasks execute. To be asked only
+/// after that CRIU has ended.
 ///
-/// The sentence is from criu/cr-restore.c, CRIU 4.2. rcm's restores have a log level that includes
-/// it.
+/// CRIU writes the sentence after the tasks have been released (criu/cr-restore.c, CRIU 4.2), so its
+/// absence proves nothing. It is only for journals of releases that had nothing better.
 #[must_use]
 pub fn has_resumed(work_dir: &Path) -> bool {
     const SENTENCE: &[u8] = b"Restore finished successfully. Tasks resumed.";
@@ -270,12 +297,31 @@ impl<N: Notify> PausedRestore<N> {
     /// Answers yes, and returns when the tasks execute.
     ///
     /// # Errors
-    /// If CRIU fails or dies on the way; it then kills the restored tasks.
-    pub fn resume(mut self) -> Result<N, Error> {
-        self.session.send(&rpc::answer(true, &[]))?;
-        self.session.talk(&mut self.notify, None)?;
-        self.session.keep_restored();
-        Ok(self.notify)
+    /// If CRIU fails or dies on the way. The restored tasks are killed then, possibly after they
+    /// have executed.
+    pub fn resume(mut self) -> Result<N, NotResumed<Error>> {
+        // The restored tasks have copies of CRIU's end of the socket, so that sending to a dead CRIU
+        // succeeds.
+        (self.session.check_alive())
+            .and_then(|()| self.session.send(&rpc::answer(true, &[])))
+            .map_err(NotResumed::before)?;
+        // From here on CRIU needs nobody any more (criu/cr-restore.c, CRIU 4.2): it ignores that the
+        // answer to `pre-resume` is missing, and if it dies, the tasks that it traces are released.
+        match self.session.talk(&mut self.notify, None) {
+            Ok(_) => {
+                self.session.keep_restored();
+                Ok(self.notify)
+            }
+            Err(source) => {
+                // CRIU reports a failure after it has killed the tasks. None of them had executed if
+                // it did not get as far as `pre-resume`, behind which it releases them.
+                let was_killed = matches!(source, Error::Failed { .. });
+                Err(NotResumed {
+                    may_have_run: !was_killed || self.session.pre_resume,
+                    source,
+                })
+            }
+        }
     }
 
     /// Answers no, and returns when CRIU has killed the restored tasks. The first process is waited

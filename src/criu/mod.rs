@@ -47,7 +47,7 @@ pub mod version;
 pub use binary::Criu;
 pub use choices::{CriuChoices, ManageCgroups};
 pub use error::{Action, Error};
-pub use held::{PausedDump, PausedRestore, has_resumed};
+pub use held::{NotResumed, PausedDump, PausedRestore, has_resumed};
 pub use notify::{Notification, Notify, Reply};
 pub use options::{
     CgroupRoot, Common, DumpOptions, External, InheritedFd, JoinNamespace, NetworkLockMethod,

@@ -100,6 +100,8 @@ pub(super) struct CriuSession {
     worker: Option<Worker>,
     /// The restored first process, our child, as long as it may have to be killed.
     restored: Option<Pid>,
+    /// Whether CRIU has reported `pre-resume`, after which nothing keeps it from releasing the tasks.
+    pub(super) pre_resume: bool,
 }
 
 /// The result of [`CriuSession::talk`].
@@ -163,6 +165,7 @@ impl CriuSession {
                 stderr,
             }),
             restored: None,
+            pre_resume: false,
         })
     }
 
@@ -217,6 +220,7 @@ impl CriuSession {
                 return Ok(Pause::Finished);
             };
             tracing::debug!(stage, "criu reports");
+            self.pre_resume |= stage == "pre-resume";
             if self.job.action == Action::Restore
                 && let Some(pid) = pid
             {
@@ -251,12 +255,25 @@ impl CriuSession {
         }
     }
 
+    /// Checks that CRIU has not ended. If it has, the restored tasks are killed.
+    pub(super) fn check_alive(&mut self) -> Result<(), Error> {
+        let has_ended = self.worker.as_ref().is_some_and(|worker| {
+            let mut ended = [PollFd::new(worker.pidfd.as_fd(), PollFlags::POLLIN)];
+            matches!(poll(&mut ended, PollTimeout::ZERO), Ok(1..))
+        });
+        if has_ended { Err(self.died()) } else { Ok(()) }
+    }
+
     /// Keeps the restored tasks alive: from now on they belong to the caller.
     pub(super) fn keep_restored(&mut self) {
         self.restored = None;
     }
 
     pub(super) fn send(&mut self, packet: &[u8]) -> Result<(), Error> {
+        // The encoding has failed (`rpc::bytes`), and CRIU would take it for the end.
+        if packet.is_empty() {
+            return Err(socket_error("encode a message for")(Errno::EINVAL));
+        }
         let Some(socket) = &self.socket else {
             return Err(self.died());
         };

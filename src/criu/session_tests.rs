@@ -7,7 +7,7 @@ use nix::sys::socket::recv;
 
 use super::rpc::fake;
 use super::*;
-use crate::criu::{External, PausedDump, Reply};
+use crate::criu::{External, PausedDump, PausedRestore, Reply};
 
 fn job(answer_limit_dur: Option<Duration>) -> Job {
     Job {
@@ -35,6 +35,7 @@ fn with_peer<T: Send + 'static>(
         socket: Some(ours),
         worker: None,
         restored: None,
+        pre_resume: false,
     };
     (session, thread::spawn(move || play(Peer(theirs))))
 }
@@ -218,4 +219,40 @@ fn a_restore_without_a_process_is_no_restore() {
     let error = session.talk(&mut (), Some("post-restore")).unwrap_err();
     assert!(matches!(error, Error::Protocol { .. }), "{error}");
     assert!(!peer.join().unwrap());
+}
+
+/// Answers yes to a held restore whose CRIU then does this. Returns whether the tasks may have executed.
+fn may_have_run(play: impl FnOnce(&Peer) + Send + 'static) -> bool {
+    let (mut session, peer) = with_peer(move |peer| {
+        assert_eq!(peer.ask("post-restore"), (true, vec![]));
+        play(&peer);
+    });
+    session.talk(&mut (), Some("post-restore")).unwrap();
+    let restore = PausedRestore {
+        session,
+        notify: (),
+        pid: 1,
+    };
+    let may_have_run = restore.resume().unwrap_err().may_have_run;
+    peer.join().unwrap();
+    may_have_run
+}
+
+#[test]
+fn a_restore_that_criu_gives_up_before_it_releases_the_tasks_has_not_run() {
+    assert!(!may_have_run(|peer| peer.say(&fake::finished(false, None))));
+}
+
+#[test]
+fn a_restore_whose_criu_may_have_released_the_tasks_may_have_run() {
+    // It dies: the kernel releases what it has traced.
+    assert!(may_have_run(|_| {}));
+    assert!(may_have_run(|peer| {
+        assert_eq!(peer.ask("pre-resume"), (true, vec![]));
+    }));
+    // It cannot detach from a task that has ended, because the container has.
+    assert!(may_have_run(|peer| {
+        assert_eq!(peer.ask("pre-resume"), (true, vec![]));
+        peer.say(&fake::finished(false, None));
+    }));
 }

@@ -16,6 +16,7 @@ use super::trust::rendezvous::Rendezvous;
 use super::wire::payload::Running;
 use super::wire::protocol::Message;
 use super::wire::state::{Phase, Verdict};
+use crate::criu::NotResumed;
 use crate::error::chain;
 use crate::sys::interrupt::Interrupt;
 use crate::text::milliseconds;
@@ -24,6 +25,7 @@ mod agree;
 mod error;
 mod host;
 mod rehearsal;
+mod resuming;
 mod session;
 mod settlement;
 
@@ -107,8 +109,8 @@ pub struct Arrived<R> {
 /// A signal in `interrupt` ends the migration until the commit.
 ///
 /// # Errors
-/// [`DestinationError::NotStarted`] after the commit. After every other error the container is not
-/// here.
+/// [`DestinationError::NotStarted`] and [`DestinationError::MayHaveRun`] after the commit. After every
+/// other error the container is not here.
 pub fn receive<H: Host>(
     prepared: Prepared<H>,
     progress: &mut Progress,
@@ -212,41 +214,32 @@ impl<H: Host> Committed<H> {
     /// its images again.
     ///
     /// # Errors
-    /// [`DestinationError::NotStarted`].
+    /// [`DestinationError::NotStarted`], [`DestinationError::MayHaveRun`].
     pub fn resume(self, progress: &mut Progress) -> Result<Arrived<<H::Held as Held>::Running>> {
         let Self {
             mut session,
             held,
             committed_at,
         } = self;
-        let mut resumed = held.resume();
+        let mut resumed = session.resume(held);
         for _ in 1..RESUME_ATTEMPTS {
-            let Err(error) = &resumed else { break };
+            // What may have run would do the same work twice.
+            let Err(NotResumed {
+                may_have_run: false,
+                source,
+            }) = &resumed
+            else {
+                break;
+            };
             progress.say(&format!(
                 "could not be resumed ({}), restoring again",
-                chain(&**error)
+                chain(&**source)
             ));
-            resumed = session
-                .host
-                .restore(&session.preamble, &session.dump())
-                .and_then(Held::resume);
+            resumed = session.restore_again();
         }
         let running = match resumed {
             Ok(running) => running,
-            Err(source) => {
-                session.images.keep = true;
-                session.keep_tree();
-                let error = DestinationError::NotStarted {
-                    container: session.preamble.container.clone(),
-                    images: session.dump(),
-                    source,
-                };
-                let linger_dur = session.setup.linger_dur;
-                session
-                    .settlement(Verdict::Committed)
-                    .answer(linger_dur, None);
-                return Err(error);
-            }
+            Err(failed) => return Err(session.not_running(failed)),
         };
         let resume_dur = committed_at.elapsed();
         let message = Message::Running(Running {

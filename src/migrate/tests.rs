@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
@@ -45,6 +46,8 @@ struct Outcome {
     destination_phase: Option<Phase>,
     /// Names of the files that are left in the image store.
     left: Vec<String>,
+    /// How many times the container has begun to execute at the destination.
+    executions: u32,
 }
 
 impl Outcome {
@@ -140,11 +143,13 @@ fn play(
         cut,
         pre_copy.map_or(0, |limits| limits.max_rounds as usize),
     );
+    let executions = Arc::default();
     let host = PlayedHost {
         world: Arc::clone(&world),
         fault: at_destination,
         id_in_use: false,
         failed_resumes: Arc::default(),
+        executions: Arc::clone(&executions),
     };
     let setup = Setup {
         root: destination_root.clone(),
@@ -227,6 +232,7 @@ fn play(
         source_phase: phase(&source_root),
         destination_phase: phase(&destination_root),
         left,
+        executions: executions.load(Ordering::Relaxed),
     }
 }
 
@@ -384,4 +390,29 @@ fn a_rest_that_cannot_be_removed_is_reported_and_does_not_run() {
     let outcome = migrate(Fault::Finish, Fault::None, Cut::None);
     assert_eq!(outcome.states(), (State::Absent, State::Running));
     assert!(matches!(outcome.source, Some(Err(Failure::Remains { .. }))));
+}
+
+/// What has executed may not be restored again: it would do the same work twice.
+#[test]
+fn a_container_that_may_have_run_is_not_restored_again() {
+    let outcome = migrate_within(
+        Fault::None,
+        Fault::DieInResume,
+        Cut::None,
+        Duration::from_secs(1),
+    );
+    assert_eq!(outcome.executions, 1);
+    assert_eq!(outcome.states(), (State::Fenced, State::Absent));
+    assert!(
+        matches!(outcome.source, Some(Err(Failure::NotSettled { .. }))),
+        "{:?}",
+        outcome.source
+    );
+    assert!(matches!(
+        outcome.destination,
+        Some(Err(DestinationError::MayHaveRun { .. }))
+    ));
+    assert_eq!(outcome.source_phase, Some(Phase::Committing));
+    assert_eq!(outcome.destination_phase, Some(Phase::Resuming));
+    assert_eq!(outcome.left.len(), 1, "the images: {:?}", outcome.left);
 }

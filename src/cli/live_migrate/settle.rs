@@ -1,10 +1,10 @@
 //! `--status`, `--resolve` and `--cancel`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use super::show::lines;
-use super::{Args, Failed, Result};
+use super::{Args, Failed, NOT_SETTLED, Result};
 use crate::cli::{Globals, absolute};
 use crate::error::chain;
 use crate::migrate::fate::Fate;
@@ -54,6 +54,9 @@ fn describe(known: &MigrationStatus) -> String {
                 "was left in an unfinished migration to {peer} ({phase} since {at}); --resolve rolls it back"
             )
         }
+        (_, Phase::Resuming) => format!(
+            "came from {peer} and may have run here (resuming since {at}); --resolve tells whether it runs, and never starts it again"
+        ),
         (_, phase) => format!("is not settled ({peer}, {phase} since {at}); --resolve settles it"),
     };
     let reason = known
@@ -83,6 +86,49 @@ pub fn cancel(globals: &Globals, id: &str) -> Result<i32> {
     Ok(0)
 }
 
+/// What the operator has to decide, and how.
+fn may_have_run(id: &str, peer: &str, images: &Path, command: &str) -> String {
+    let images = images.display();
+    format!(
+        "container {id} came from {peer} and may have run here, but does not run now. rcm does not start it again: it could do the same work twice. Its images are kept.
+to run it from its images: rcm delete --force {id}; {command}
+to accept that it has ended: rm -r {images}/[0-9]*
+afterwards: rcm live-migrate {id} --resolve"
+    )
+}
+
+/// The sentence for the operator, and the exit status.
+fn outcome(id: &str, resolution: &Resolution) -> (String, i32) {
+    match resolution {
+        Resolution::Moved { peer } => (format!("container {id} runs at {peer}"), 0),
+        Resolution::Arrived { peer } => (
+            format!("container {id} came from {peer} and belongs to this host"),
+            0,
+        ),
+        Resolution::Restored { peer } => (
+            format!("container {id} came from {peer}, was restored from its images and runs here"),
+            0,
+        ),
+        Resolution::MayHaveRun {
+            peer,
+            images,
+            command,
+        } => (
+            may_have_run(id, peer, images, command),
+            i32::from(NOT_SETTLED),
+        ),
+        Resolution::RolledBack { side: Side::Source } => {
+            (format!("container {id} was not moved and runs on here"), 1)
+        }
+        Resolution::RolledBack {
+            side: Side::Destination,
+        } => (
+            format!("container {id} did not come here; it belongs to the source"),
+            1,
+        ),
+    }
+}
+
 /// Finishes a migration or rolls it back. The exit statuses are those of a migration: 0 moved, 1
 /// the container belongs to the source, 3 still open.
 ///
@@ -102,34 +148,24 @@ pub fn settle(globals: &Globals, args: &Args) -> Result<i32> {
         },
     };
     let resolved = ops::resolve(&request).map_err(|error| Failed::of(error, Fate::AsBefore))?;
-    let (text, status) = match &resolved.resolution {
-        Resolution::Moved { peer } => (format!("container {id} runs at {peer}"), 0),
-        Resolution::Arrived { peer } => (
-            format!("container {id} came from {peer} and belongs to this host"),
-            0,
-        ),
-        Resolution::Restored { peer } => (
-            format!("container {id} came from {peer}, was restored from its images and runs here"),
-            0,
-        ),
-        Resolution::RolledBack { side: Side::Source } => {
-            (format!("container {id} was not moved and runs on here"), 1)
-        }
-        Resolution::RolledBack {
-            side: Side::Destination,
-        } => (
-            format!("container {id} did not come here; it belongs to the source"),
-            1,
-        ),
-    };
+    let (text, status) = outcome(id, &resolved.resolution);
     println!("{text}");
     if resolved.is_unanswered() {
-        eprintln!(
-            "the source may not know yet: run `rcm live-migrate {id} --resolve` there within {} s",
-            TELL_DUR.as_secs()
-        );
+        let is_settled = !matches!(resolved.resolution, Resolution::MayHaveRun { .. });
+        let limit_s = TELL_DUR.as_secs();
+        if is_settled {
+            eprintln!(
+                "the source may not know yet: run `rcm live-migrate {id} --resolve` there within {limit_s} s"
+            );
+        } else {
+            eprintln!(
+                "a source that asks within the next {limit_s} s hears that this host has the container"
+            );
+        }
         let interrupt = Interrupt::install().ok();
-        if let Err(error) = resolved.answer_source(TELL_DUR, interrupt.as_ref()) {
+        if let Err(error) = resolved.answer_source(TELL_DUR, interrupt.as_ref())
+            && is_settled
+        {
             tracing::warn!(
                 "the source of container {id} was not told: {}; run --resolve here again to wait once more",
                 chain(&error)

@@ -111,22 +111,25 @@ impl EngineBundle {
     }
 
     /// Returns the bundle that the destination makes.
-    #[must_use]
-    pub fn bundle(&self) -> Bundle {
-        Bundle {
+    ///
+    /// # Errors
+    /// The spec has a path that is not UTF-8, and so no JSON form.
+    pub fn bundle(&self) -> serde_json::Result<Bundle> {
+        Ok(Bundle {
             path: self.bundle.clone(),
             rootfs: self.bundle.join(ROOTFS),
-            // A spec that was parsed can be written.
-            spec: serde_json::to_value(&self.spec).unwrap_or_default(),
+            spec: serde_json::to_value(&self.spec)?,
             bind_mounts: bind_mounts(&self.spec, &self.bundle),
             carried: self.files.clone(),
-        }
+        })
     }
 
-    /// The bundle's `config.json`.
-    #[must_use]
-    pub fn config(&self) -> Vec<u8> {
-        serde_json::to_vec_pretty(&self.spec).unwrap_or_default()
+    /// Returns the bundle's `config.json`.
+    ///
+    /// # Errors
+    /// As [`Self::bundle`].
+    pub fn config(&self) -> serde_json::Result<Vec<u8>> {
+        serde_json::to_vec_pretty(&self.spec)
     }
 }
 
@@ -175,6 +178,8 @@ fn restarts(source: &Path) -> Option<Finding> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::ffi::OsStr;
+    use std::os::unix::ffi::OsStrExt;
 
     #[test]
     fn nothing_of_the_engine_is_left_in_the_spec() {
@@ -202,7 +207,7 @@ mod tests {
         }))
         .unwrap();
         let packed = EngineBundle::pack("abc", Path::new("/bundle"), spec);
-        let spec: Value = serde_json::from_slice(&packed.config()).unwrap();
+        let spec: Value = serde_json::from_slice(&packed.config().unwrap()).unwrap();
         assert_eq!(spec["root"]["path"], "rootfs");
         assert_eq!(spec.get("hooks"), None);
         assert_eq!(spec.pointer("/linux/cgroupsPath"), None);
@@ -222,5 +227,16 @@ mod tests {
         assert_eq!(findings.len(), 2, "{findings:?}");
         assert!(findings[0].contains("(ipc)"), "{findings:?}");
         assert!(findings[1].contains("--restart always"), "{findings:?}");
+    }
+
+    /// The destination would judge, and write, another spec than the container's.
+    #[test]
+    fn a_spec_without_a_json_form_is_an_error() {
+        let mut spec = Spec::default();
+        let root = spec.root_mut().as_mut().unwrap();
+        root.set_path(OsStr::from_bytes(b"rootfs\xff").into());
+        let mut packed = EngineBundle::pack("abc", Path::new("/bundle"), Spec::default());
+        packed.spec = spec;
+        assert!(packed.config().is_err());
     }
 }

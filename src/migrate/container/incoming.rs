@@ -6,8 +6,7 @@ use std::path::{Path, PathBuf};
 use oci_spec::runtime::{LinuxNamespaceType, Spec};
 
 use super::restore_request::restore_request;
-use crate::criu::Criu;
-use crate::criu::CriuChoices;
+use crate::criu::{Criu, CriuChoices, NotResumed};
 use crate::error::{Cause, chain};
 use crate::migrate::agreement::{Local, plan};
 use crate::migrate::destination::{Held, Host};
@@ -318,8 +317,11 @@ fn same_spec(mut ours: Spec, theirs: &serde_json::Value) -> bool {
 impl Held for HeldRestore {
     type Running = Restored;
 
-    fn resume(self) -> Result<Restored, Cause> {
-        Ok(Self::resume(self)?)
+    fn resume(
+        self,
+        announce: impl FnOnce() -> Result<(), Cause>,
+    ) -> Result<Restored, NotResumed<Cause>> {
+        self.resume_after(announce)
     }
 
     fn discard(self) -> Result<(), Cause> {

@@ -64,16 +64,17 @@ pub fn flags(choices: &CriuChoices, images: &Path, work_path: &Path) -> CriuFlag
 }
 
 /// Returns the bundle of a container, for a destination that has the same one.
-#[must_use]
-pub fn bundle(container: &Container, spec: &Spec) -> Bundle {
-    Bundle {
+///
+/// # Errors
+/// The spec has a path that is not UTF-8, and so no JSON form.
+pub fn bundle(container: &Container, spec: &Spec) -> serde_json::Result<Bundle> {
+    Ok(Bundle {
         path: container.bundle().to_path_buf(),
         rootfs: container.rootfs().to_path_buf(),
-        // A spec that was parsed can be written.
-        spec: serde_json::to_value(spec).unwrap_or_default(),
+        spec: serde_json::to_value(spec)?,
         bind_mounts: bind_mounts(spec, container.bundle()),
         carried: Vec::new(),
-    }
+    })
 }
 
 /// Returns the files and directories of the host that the container mounts, without those in the

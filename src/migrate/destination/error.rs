@@ -60,6 +60,11 @@ pub enum DestinationError {
         /// Number of the images that were expected.
         expected: u32,
     },
+    /// The thread that syncs the images or the root file system to the disk has panicked.
+    #[error(
+        "cannot tell whether the images and the root file system are on the disk here: the thread that syncs them panicked, which is a bug of rcm"
+    )]
+    Sync,
     /// The restore failed.
     #[error("container \"{container}\" cannot be restored here")]
     Restore {
@@ -89,12 +94,28 @@ pub enum DestinationError {
         #[source]
         source: Cause,
     },
+    /// The container was about to run when CRIU failed. It is gone, and may have executed.
+    #[error(
+        "container \"{container}\" belongs to this host now and may have run here, but does not run now; rcm does not start it again by itself, and its images are kept in {}: `{command}` restores it by hand",
+        images.display()
+    )]
+    MayHaveRun {
+        /// Id of the container.
+        container: String,
+        /// Directory of the final dump.
+        images: PathBuf,
+        /// Command that restores the container from it.
+        command: String,
+        /// CRIU's failure.
+        #[source]
+        source: Cause,
+    },
 }
 
 impl Fated for DestinationError {
     fn fate(&self) -> Fate {
         match self {
-            Self::NotStarted { .. } => Fate::Stands,
+            Self::NotStarted { .. } | Self::MayHaveRun { .. } => Fate::Stands,
             // Every other failure ends the migration before the commit.
             _ => Fate::RunsThere,
         }

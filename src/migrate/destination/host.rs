@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use crate::criu::NotResumed;
 use crate::error::Cause;
 use crate::migrate::agreement::Local;
 use crate::migrate::record::restore_spec::RestoreSpec;
@@ -49,11 +50,14 @@ pub trait Held: Sized {
     /// The container after [`Self::resume`].
     type Running;
 
-    /// Resumes the container.
+    /// Resumes the container. `announce` is called right before CRIU gets its yes, and can refuse.
     ///
     /// # Errors
-    /// If it cannot run. It is destroyed then.
-    fn resume(self) -> Result<Self::Running, Cause>;
+    /// If it cannot run, or `announce` refuses. It is destroyed then, but may have run before.
+    fn resume(
+        self,
+        announce: impl FnOnce() -> Result<(), Cause>,
+    ) -> Result<Self::Running, NotResumed<Cause>>;
 
     /// Destroys the container.
     ///

@@ -3,6 +3,7 @@
 use std::fs::DirBuilder;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::PathBuf;
+use std::thread::ScopedJoinHandle;
 use std::time::{Duration, Instant};
 
 use super::settlement::answer;
@@ -77,6 +78,11 @@ impl Drop for Images {
 
 pub(super) fn micros(dur: Duration) -> u64 {
     u64::try_from(dur.as_micros()).unwrap_or(u64::MAX)
+}
+
+/// Waits for a thread that syncs something to the disk. One that has panicked has synced nothing for sure.
+fn join_sync(sync: ScopedJoinHandle<'_, Result<()>>) -> Result<()> {
+    sync.join().unwrap_or(Err(DestinationError::Sync))
 }
 
 impl<H: Host> Session<H> {
@@ -237,13 +243,16 @@ impl<H: Host> Session<H> {
         let (restored, synced, tree_synced) = std::thread::scope(|scope| {
             let sync = self.images.owned.then(|| {
                 let (last, dump) = (&self.last, &dump);
-                scope.spawn(move || last.sync(dump))
+                scope.spawn(move || {
+                    let synced = last.sync(dump);
+                    synced.map_err(|source| DestinationError::Images { source })
+                })
             });
             let tree = self.tree.as_ref().map(rootfs::Receiver::swap);
-            let tree_sync = tree.map(|swap| scope.spawn(|| swap.sync()));
+            let tree_sync = tree.map(|swap| scope.spawn(|| Ok(swap.sync()?)));
             let restored = self.host.restore(&self.preamble, &dump);
-            let synced = sync.map_or(Ok(()), |sync| sync.join().unwrap_or(Ok(())));
-            let tree_synced = tree_sync.map_or(Ok(()), |sync| sync.join().unwrap_or(Ok(())));
+            let synced = sync.map_or(Ok(()), join_sync);
+            let tree_synced = tree_sync.map_or(Ok(()), join_sync);
             (restored, synced, tree_synced)
         });
         let held = match restored {
@@ -257,14 +266,11 @@ impl<H: Host> Session<H> {
         // The images and the tree must be on the disk before "ready" is sent. A shared store is
         // synced by the source, but these copies exist only here: a crash of this host after the
         // commit must not lose them.
-        let told = synced
-            .map_err(|source| DestinationError::Images { source })
-            .and_then(|()| Ok(tree_synced?))
-            .and_then(|()| {
-                let restore_dur = began.elapsed();
-                progress.lap_of("restore", restore_dur);
-                self.tell_ready(verify_dur, restore_dur)
-            });
+        let told = synced.and(tree_synced).and_then(|()| {
+            let restore_dur = began.elapsed();
+            progress.lap_of("restore", restore_dur);
+            self.tell_ready(verify_dur, restore_dur)
+        });
         match told {
             Ok(()) => Ok(held),
             Err(error) => {
@@ -368,5 +374,19 @@ impl<H: Host> Session<H> {
             verdict,
             _rendezvous: self.rendezvous,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The source commits on *ready*: everything must be on the disk then.
+    #[test]
+    fn a_sync_that_panics_is_no_success() {
+        std::thread::scope(|scope| {
+            assert!(join_sync(scope.spawn(|| Ok(()))).is_ok());
+            assert!(join_sync(scope.spawn(|| panic!("played: the sync panics"))).is_err());
+        });
     }
 }

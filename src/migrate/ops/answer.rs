@@ -50,6 +50,8 @@ pub fn answer(
 ) -> Result<Option<bool>, AnsweringError> {
     let verdict = match record.phase {
         Phase::Done => Verdict::Running,
+        // The source must never run it, and must not remove the images either.
+        Phase::Resuming => Verdict::Committed,
         Phase::RolledBack => Verdict::RolledBack,
         _ => return Ok(None),
     };

@@ -1,5 +1,6 @@
 //! Settling what a crash, or a silent peer, has left open.
 
+mod destination;
 mod error;
 
 use std::io;
@@ -8,11 +9,9 @@ use std::time::Duration;
 
 use chrono::Utc;
 
-use crate::criu::{self, Criu};
-use crate::error::{Cause, chain};
+use crate::error::chain;
 use crate::image;
 use crate::migrate::container::fence::Fence;
-use crate::migrate::container::restore_request::restore_request;
 use crate::migrate::link::address::Destination;
 use crate::migrate::link::channel::Patience;
 use crate::migrate::record::boot_stamp::{self, Boot};
@@ -29,11 +28,13 @@ use crate::migrate::wire::id::Side;
 use crate::migrate::wire::payload::Settled;
 use crate::migrate::wire::protocol::Message;
 use crate::migrate::wire::state::{Phase, Verdict};
-use crate::runtime::container::{Container, Status};
+use crate::runtime::container::Container;
 use crate::runtime::linux::cgroup::CgroupError;
 use crate::runtime::linux::network;
 use crate::runtime::process::criu_process;
-use crate::runtime::verbs::{delete, restore};
+use crate::runtime::verbs::delete;
+
+use destination::at_destination;
 
 /// How a migration ended.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -53,6 +54,15 @@ pub enum Resolution {
     Restored {
         /// From where it came.
         peer: String,
+    },
+    /// It came here and may have run, but nothing of it runs. It stays open until somebody has decided.
+    MayHaveRun {
+        /// The other end.
+        peer: String,
+        /// This migration's directory in the image store.
+        images: PathBuf,
+        /// Command that restores the container from it.
+        command: String,
     },
     /// It stayed at the source.
     RolledBack {
@@ -134,7 +144,7 @@ pub fn tidy_up(root: &Path, container: &str, known: Known, _lock: &Lock) -> Resu
     };
     if left {
         settle(root, record, &Means::default())?;
-    } else if record.side == Side::Destination && record.phase == Phase::Committed {
+    } else if record.side == Side::Destination && !record.phase.is_final() {
         return Err(ResolveError::Open {
             container: container.to_owned(),
         });
@@ -278,129 +288,6 @@ fn roll_back_source(root: &Path, record: JournalRecord, reason: &str) -> Result<
 fn cgroup_error(container: &str) -> impl FnOnce(CgroupError) -> ResolveError {
     let container = container.to_owned();
     move |source| ResolveError::Cgroup { container, source }
-}
-
-fn at_destination(root: &Path, record: JournalRecord, means: &Means) -> Result<Resolution> {
-    let (images, migration) = (record.images.clone(), record.migration);
-    let owned = record.owns_images;
-    // Until CRIU has ended, a container that it is about to kill looks like one that runs.
-    criu_process::wait_for_end(root, &record.container)?;
-    // Before the commit the old tree comes back, when nothing of the container is left in the new
-    // one.
-    if !record.phase.may_roll_back() {
-        rootfs::settle(root, &record)?;
-    }
-    match record.phase {
-        Phase::Done => {
-            leave_word(&images, owned, migration, Verdict::Running)?;
-            Ok(Resolution::Arrived { peer: record.peer })
-        }
-        Phase::Committed => {
-            let resolution = take_over(root, &record, means)?;
-            Journal::adopt(root, record)?.enter(Phase::Done)?;
-            leave_word(&images, owned, migration, Verdict::Running)?;
-            Ok(resolution)
-        }
-        Phase::RolledBack => {
-            rootfs::settle(root, &record)?;
-            leave_word(&images, owned, migration, Verdict::RolledBack)?;
-            Ok(Resolution::RolledBack {
-                side: Side::Destination,
-            })
-        }
-        // The receiver died before the commit; CRIU killed what it had restored when nobody
-        // answered any more.
-        _ => {
-            delete::delete(root, &record.container, true)?;
-            rootfs::settle(root, &record)?;
-            Journal::adopt(root, record)?.roll_back("rcm ended before the commit")?;
-            leave_word(&images, owned, migration, Verdict::RolledBack)?;
-            Ok(Resolution::RolledBack {
-                side: Side::Destination,
-            })
-        }
-    }
-}
-
-/// The container is this host's. Lets it run, unless it has run: then it is what it is now.
-fn take_over(root: &Path, record: &JournalRecord, means: &Means) -> Result<Resolution> {
-    let loaded = Container::load(root, &record.container).ok();
-    match loaded
-        .as_ref()
-        .map(|container| (container, container.status()))
-    {
-        Some((container, Status::Paused)) => {
-            // CRIU restores the freezer of cgroup v1 as the dump found it; a paused container is
-            // not migrated.
-            let thawed = container.cgroup().thaw();
-            thawed.map_err(cgroup_error(container.id()))?;
-        }
-        Some((_, Status::Running)) => {}
-        _ if has_run(record) => {}
-        _ => return restore_again(root, record, means),
-    }
-    Ok(Resolution::Arrived {
-        peer: record.peer.clone(),
-    })
-}
-
-fn restore_again(root: &Path, record: &JournalRecord, means: &Means) -> Result<Resolution> {
-    delete::delete(root, &record.container, true)?;
-    // For a source that looks into the store meanwhile.
-    let owned = record.owns_images;
-    leave_word(&record.images, owned, record.migration, Verdict::Committed)?;
-    let dump = image::rounds::last(&record.images).unwrap_or_else(|| record.images.clone());
-    restore(root, record, &dump, means).map_err(|source| ResolveError::NotRestored {
-        container: record.container.clone(),
-        images: dump.display().to_string(),
-        source,
-    })?;
-    Ok(Resolution::Restored {
-        peer: record.peer.clone(),
-    })
-}
-
-/// Whether something of the container has executed here. It may have ended, and must not be
-/// restored then: what it has done it would do twice.
-fn has_run(record: &JournalRecord) -> bool {
-    let restore_spec = record.restore_spec.as_ref();
-    restore_spec.is_some_and(|restore_spec| criu::has_resumed(&restore_spec.work_path))
-}
-
-fn restore(root: &Path, record: &JournalRecord, dump: &Path, means: &Means) -> Result<(), Cause> {
-    let restore_spec =
-        (record.restore_spec.as_ref()).ok_or("the migration record does not say how")?;
-    let mut request = restore_request(restore_spec, root, &record.container, dump);
-    if means.console_socket.is_some() {
-        request.console_socket.clone_from(&means.console_socket);
-    }
-    let criu = Criu::find(means.criu.as_deref())?;
-    let restored = restore::begin(&criu, &request)?.resume()?;
-    if let Some(announcement) = restored.announcement {
-        announcement.finish();
-    }
-    Ok(())
-}
-
-/// For a source that looks into the store. One that knows how the migration ended has removed the
-/// directory; one that this end owns, nobody else looks into, and it goes unless it is still
-/// needed.
-fn leave_word(
-    images: &Path,
-    owned: bool,
-    migration: crate::migrate::wire::id::MigrationId,
-    word: Verdict,
-) -> Result<()> {
-    if owned {
-        return match word {
-            Verdict::Committed => Ok(()),
-            _ => image::remove_dir_for_good(images).map_err(images_error(images)),
-        };
-    }
-    if images.is_dir() {
-        verdict::write(images, migration, word)?;
-    }
-    Ok(())
 }
 
 fn remove_images(images: &Path) -> Result<()> {

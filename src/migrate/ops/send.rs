@@ -142,6 +142,15 @@ pub enum SendError {
     /// The secrets or certificates cannot be used.
     #[error(transparent)]
     Trust(#[from] TrustError),
+    /// The spec cannot be sent, because it has a path that is not UTF-8.
+    #[error("cannot write the spec of container \"{container}\" as JSON for the destination")]
+    Spec {
+        /// Id of the container.
+        container: String,
+        /// The failure of the serializer.
+        #[source]
+        source: serde_json::Error,
+    },
     /// The destination cannot be asked. This end's findings are in the report.
     #[error(transparent)]
     Unasked(SourceError),
@@ -154,6 +163,11 @@ impl From<crate::runtime::Error> for SendError {
     fn from(error: crate::runtime::Error) -> Self {
         Self::Subject(error.into())
     }
+}
+
+fn spec_error(container: &Container) -> impl FnOnce(serde_json::Error) -> SendError + use<> {
+    let container = container.id().to_owned();
+    move |source| SendError::Spec { container, source }
 }
 
 impl Fated for SendError {
@@ -250,14 +264,16 @@ fn prepare(request: &SendRequest, container: &Container) -> Result<Prepared, Sen
     if let Some(engine_bundle) = &engine_bundle {
         survey.findings.extend_from_slice(&engine_bundle.findings);
     }
+    let bundle = match &engine_bundle {
+        Some(engine_bundle) => engine_bundle.bundle(),
+        None => bundle(container, &spec),
+    };
+    let config = engine_bundle.as_ref().map(EngineBundle::config).transpose();
     let offer = Offer {
         migration: MigrationId::new(random()?),
         container: container.id().to_owned(),
         facts: host.facts,
-        bundle: match &engine_bundle {
-            Some(engine_bundle) => engine_bundle.bundle(),
-            None => bundle(container, &spec),
-        },
+        bundle: bundle.map_err(spec_error(container))?,
         image_path: request.image_path.clone(),
         criu: choices.clone(),
         observed: survey.observed,
@@ -272,7 +288,7 @@ fn prepare(request: &SendRequest, container: &Container) -> Result<Prepared, Sen
             trust: Trust::of(&request.trust)?,
             offer,
             rootfs: container.rootfs().to_path_buf(),
-            config: engine_bundle.as_ref().map(EngineBundle::config),
+            config: config.map_err(spec_error(container))?,
             findings: survey.findings,
             pre_copy,
             streams: request.streams,

@@ -35,6 +35,8 @@ pub struct MigrationStatus {
     pub in_progress: bool,
     /// Whether nothing is left to do.
     pub settled: bool,
+    /// At a destination: whether the container may have run here, although nobody has seen it run.
+    pub may_have_run: bool,
     /// Reason of a rollback, one line.
     pub reason: Option<String>,
     /// Status of the container on this host, if it is known here.
@@ -76,6 +78,7 @@ pub fn status(root: &Path, container: &str) -> Result<MigrationStatus, StatusErr
     Ok(MigrationStatus {
         in_progress: record.is_driven(),
         settled: record.phase.is_final(),
+        may_have_run: record.phase == Phase::Resuming,
         container: record.container,
         side: record.side,
         migration: record.migration,

@@ -210,13 +210,16 @@ impl Report {
     /// # Errors
     /// [`ReportError`].
     pub fn write(&self, path: &Path) -> Result<(), ReportError> {
-        // Serializing plain data cannot fail.
-        let mut text = serde_json::to_vec_pretty(self).unwrap_or_default();
-        text.push(b'\n');
-        write_atomic(path, &text, 0o644).map_err(|source| ReportError {
-            path: path.to_path_buf(),
-            source,
-        })
+        serde_json::to_vec_pretty(self)
+            .map_err(io::Error::from)
+            .and_then(|mut text| {
+                text.push(b'\n');
+                write_atomic(path, &text, 0o644)
+            })
+            .map_err(|source| ReportError {
+                path: path.to_path_buf(),
+                source,
+            })
     }
 
     /// Returns the sentence at the end of a migration that succeeded.

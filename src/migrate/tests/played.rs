@@ -8,6 +8,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 
+use crate::criu::NotResumed;
 use crate::criu::stats::DumpStats;
 use crate::error::Cause;
 use crate::migrate::agreement::Local;
@@ -81,6 +82,8 @@ pub(super) enum Fault {
     DieInFence,
     /// This many attempts to resume it fail.
     Resume(u32),
+    /// It executes, and CRIU dies before it has said so.
+    DieInResume,
     /// Removing the container at the source fails.
     Finish,
 }
@@ -230,12 +233,16 @@ pub(super) struct PlayedHost {
     pub(super) fault: Fault,
     pub(super) id_in_use: bool,
     pub(super) failed_resumes: Arc<AtomicU32>,
+    /// How many times it has begun to execute here.
+    pub(super) executions: Arc<AtomicU32>,
 }
 
 pub(super) struct HeldRestore {
     pub(super) world: Shared,
     pub(super) fault: Fault,
     pub(super) failed_resumes: Arc<AtomicU32>,
+    /// How many times it has begun to execute here.
+    pub(super) executions: Arc<AtomicU32>,
     decided: bool,
 }
 
@@ -274,6 +281,7 @@ impl Host for PlayedHost {
             world: Arc::clone(&self.world),
             fault: self.fault,
             failed_resumes: Arc::clone(&self.failed_resumes),
+            executions: Arc::clone(&self.executions),
             decided: false,
         };
         match self.fault {
@@ -296,14 +304,26 @@ impl Drop for HeldRestore {
 impl destination::Held for HeldRestore {
     type Running = ();
 
-    fn resume(mut self) -> Result<(), Cause> {
+    fn resume(
+        mut self,
+        announce: impl FnOnce() -> Result<(), Cause>,
+    ) -> Result<(), NotResumed<Cause>> {
+        announce().map_err(NotResumed::before)?;
         if let Fault::Resume(times) = self.fault
             && self.failed_resumes.fetch_add(1, Ordering::Relaxed) < times
         {
-            return Err("CRIU died".into());
+            return Err(NotResumed::before("CRIU died".into()));
         }
         self.decided = true;
         set(&self.world, Side::Destination, State::Running);
+        self.executions.fetch_add(1, Ordering::Relaxed);
+        if self.fault == Fault::DieInResume {
+            set(&self.world, Side::Destination, State::Absent);
+            return Err(NotResumed {
+                may_have_run: true,
+                source: "CRIU died".into(),
+            });
+        }
         Ok(())
     }
 

@@ -23,8 +23,12 @@ pub enum Phase {
     /// The source has given the container away and waits for the destination's answer. It never
     /// runs here by itself again.
     Committing,
-    /// The destination owns the container and lets it run.
+    /// Source: the destination has answered that the container runs there. Destination: it owns the
+    /// container, and CRIU has no yes yet: nothing has executed.
     Committed,
+    /// Destination: CRIU is about to get its yes, or has it. The container may have run, even if nothing of
+    /// it is there any more: rcm never restores it again by itself.
+    Resuming,
     /// The container runs at the destination, and the source has removed it.
     Done,
     /// The migration ended before the commit. The container runs at the source, never at the
@@ -36,7 +40,10 @@ impl Phase {
     /// Whether the source may still resume the container by itself.
     #[must_use]
     pub const fn may_roll_back(self) -> bool {
-        !matches!(self, Self::Committing | Self::Committed | Self::Done)
+        !matches!(
+            self,
+            Self::Committing | Self::Committed | Self::Resuming | Self::Done
+        )
     }
 
     /// Whether the migration has ended and nothing is left to do.
@@ -57,6 +64,7 @@ impl fmt::Display for Phase {
             Self::Fenced => "fenced",
             Self::Committing => "committing",
             Self::Committed => "committed",
+            Self::Resuming => "resuming",
             Self::Done => "done",
             Self::RolledBack => "rolled-back",
         })
@@ -69,7 +77,8 @@ impl fmt::Display for Phase {
 pub enum Verdict {
     /// The destination owns the container and lets it run, or the container has ended there since.
     Running,
-    /// The destination owns the container but could not let it run yet. Its images are kept.
+    /// The destination owns the container but could not let it run yet, or cannot tell whether it has run
+    /// (phase `resuming`). Its images are kept. The source keeps its frozen copy and never resumes it.
     Committed,
     /// The destination ended the migration without a commit and will never accept one. The source
     /// may resume the container.

@@ -119,6 +119,18 @@ impl Pair {
         self.destination.resolve(self.id())
     }
 
+    /// As [`Self::resolve_destination`], by an operator who knows that a container that may have run has not.
+    /// (It is known here: a copy that has run runs on.)
+    #[track_caller]
+    pub fn settle_destination(&self) -> Output {
+        let resolved = self.resolve_destination();
+        if resolved.code() != 3 || !resolved.stdout().contains("may have run") {
+            return resolved;
+        }
+        restore_by_hand(&self.destination, self.id(), &resolved.stdout());
+        self.resolve_destination()
+    }
+
     pub fn receiver(&self, flags: &[&str]) -> Receiver {
         Receiver::start(&self.destination, self.id(), &self.store(), flags)
     }
@@ -153,6 +165,24 @@ pub fn send(host: &Host, id: &str, store: &Path, address: SocketAddr, flags: &[&
         .args(flags)
         .limit(Duration::from_secs(90))
         .spawn()
+}
+
+/// Follows the advice of a `--resolve` that does not restore what may have run.
+#[track_caller]
+pub fn restore_by_hand(host: &Host, id: &str, advice: &str) {
+    let line = advice.lines().find(|line| line.starts_with("to run it"));
+    let (_, command) = line.unwrap().split_once("; ").unwrap();
+    let words: Vec<&str> = command.split(' ').collect();
+    let root = host.root();
+    assert_eq!(words[..3], ["rcm", "--root", root.to_str().unwrap()]);
+    // Where the receiver was told to put it, and `restore` is not.
+    let bundle = words.iter().position(|word| *word == "--bundle").unwrap() + 1;
+    let config = Path::new(words[bundle]).join("config.json");
+    let mut spec: serde_json::Value = serde_json::from_slice(&fs::read(&config).unwrap()).unwrap();
+    spec["linux"]["cgroupsPath"] = format!("{}/{id}", host.cgroup_parent()).into();
+    fs::write(&config, spec.to_string()).unwrap();
+    host.cmd("delete").args(["--force", id]).run().ok();
+    host.cmd(words[3]).args(&words[4..]).run().ok();
 }
 
 pub struct Receiver {

@@ -18,6 +18,7 @@ mod mode;
 mod moves;
 mod names;
 mod network;
+mod once;
 mod operator;
 mod ops;
 mod preflight;

@@ -148,14 +148,15 @@ fn a_receiver_killed_at_the_commit_is_continued_by_resolve() {
         let receiver = pair.receiver(&["--detach"]);
         let sender = pair.send_with(receiver.address, &WITHOUT_ROUNDS);
         wait_closely(|| {
-            phase(&pair.destination, "committed").is_some_and(|phase| phase == "committed")
+            phase(&pair.destination, "committed")
+                .is_some_and(|phase| ["committed", "resuming"].contains(&&*phase))
                 || !sender.stderr().is_empty() && sender.stderr().contains("moved to")
         });
         std::thread::sleep(delay_dur);
         // It may have ended already.
         let _ = kill(Pid::from_raw(receiver.running.pid()), Signal::SIGKILL);
         receiver.running.wait();
-        pair.resolve_destination().ok();
+        pair.settle_destination().ok();
         sender.wait().ok();
         pair.assert_at_destination();
     }
@@ -192,15 +193,15 @@ fn one_copy_is_left(victim: Side) {
             if !survivor.ends_within(Duration::from_secs(3)) {
                 survivor.signal(Signal::SIGTERM);
             }
-            pair.resolve_destination();
+            pair.settle_destination();
             survivor
         } else {
             // A source that asks a dead receiver finds the answer in the store.
-            pair.resolve_destination();
+            pair.settle_destination();
             survivor
         };
         survivor.wait();
-        pair.resolve_destination();
+        pair.settle_destination();
         let _ = pair.source.resolve("killed");
         let (at_source, at_destination) = (
             pair.source.status("killed"),

@@ -111,8 +111,10 @@ impl TreeSwap {
             made,
         };
         // The record is on the disk before the first change.
-        let text = serde_json::to_vec_pretty(&record).unwrap_or_default();
-        write_atomic(&record_path, &text, 0o600).map_err(Failed::to("write", &record_path))?;
+        serde_json::to_vec_pretty(&record)
+            .map_err(io::Error::from)
+            .and_then(|text| write_atomic(&record_path, &text, 0o600))
+            .map_err(Failed::to("write", &record_path))?;
         // From here on an error drops this value, which undoes everything that was done.
         let mut swap = Self {
             record_path,

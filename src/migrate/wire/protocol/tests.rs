@@ -36,9 +36,20 @@ fn only_what_precedes_the_commit_rolls_back() {
     ] {
         assert!(phase.may_roll_back(), "{phase}");
     }
-    for phase in [Committing, Committed, Done] {
+    for phase in [Committing, Committed, Resuming, Done] {
         assert!(!phase.may_roll_back(), "{phase}");
     }
+}
+
+/// A journal of a destination goes through them in this order.
+#[test]
+fn resuming_comes_between_the_commit_and_the_end() {
+    assert!(Phase::Committed < Phase::Resuming && Phase::Resuming < Phase::Done);
+    assert!(!Phase::Resuming.is_final());
+    assert_eq!(
+        serde_json::to_string(&Phase::Resuming).unwrap(),
+        r#""resuming""#
+    );
 }
 
 #[test]

@@ -6,7 +6,7 @@ use chrono::Utc;
 use nix::unistd::Pid;
 
 use super::stages::Stages;
-use crate::criu;
+use crate::criu::{self, NotResumed};
 use crate::error::chain;
 use crate::runtime::container::Container;
 use crate::runtime::error::{Error, Result};
@@ -61,28 +61,47 @@ impl HeldRestore {
     /// # Errors
     /// If the record cannot be written or CRIU fails. Nothing is left of the container in these
     /// cases.
-    pub fn resume(mut self) -> Result<Restored> {
-        let result = self.try_resume();
+    pub fn resume(self) -> Result<Restored> {
+        (self.resume_after(|| Ok(()))).map_err(|failed: NotResumed<Error>| failed.source)
+    }
+
+    /// As [`Self::resume`]. `announce` is called when nothing but CRIU's yes is missing: it has its
+    /// last chance to refuse.
+    ///
+    /// # Errors
+    /// As [`Self::resume`], and the error of `announce`.
+    pub fn resume_after<E: From<Error>>(
+        mut self,
+        announce: impl FnOnce() -> Result<(), E>,
+    ) -> Result<Restored, NotResumed<E>> {
+        let result = self.try_resume(announce);
         if result.is_err() {
             discard(&self.container);
         }
         result
     }
 
-    fn try_resume(&mut self) -> Result<Restored> {
+    fn try_resume<E: From<Error>>(
+        &mut self,
+        announce: impl FnOnce() -> Result<(), E>,
+    ) -> Result<Restored, NotResumed<E>> {
         let Some(mut held) = self.held.take() else {
-            return Err(Error::NotRunning);
+            return Err(NotResumed::before(Error::NotRunning.into()));
         };
         let pid = held.pid();
         // Register before anything executes. If rcm is killed after this, the record already names
         // the container's process. If registering fails, nothing has executed, and the restore may
         // be tried again.
-        self.register(pid)?;
-        write_pid_file(self.pid_file.as_deref(), pid)?;
+        self.register(pid)
+            .and_then(|()| write_pid_file(self.pid_file.as_deref(), pid))
+            .map_err(|error| NotResumed::before(error.into()))?;
+        // Announce before the network is unlocked: a container that is not announced has to go.
+        announce().map_err(NotResumed::before)?;
         // Unlock before CRIU releases the sockets: each one then asks its peer for the packets that
         // it has missed, and these must pass.
         let announcement = held.notify_mut().arrival.complete(pid);
-        let stages = held.resume()?;
+        let resumed = held.resume();
+        let stages = resumed.map_err(|failed| failed.map(|error| Error::from(error).into()))?;
         let cgroup = self.container.cgroup();
         if cgroup.freezer_dir().is_ok() {
             // CRIU restores the freezer of cgroup v1 with the state that it had in the dump:

@@ -13,7 +13,8 @@ use nix::unistd::Pid;
 use rcm::migrate::wire::id::Side;
 
 use super::super::link::{self, Link};
-use crate::common::pair::{Pair, Receiver, send, wait_until_empty};
+use super::case::dismiss;
+use crate::common::pair::{Pair, Receiver, restore_by_hand, send, wait_until_empty};
 use crate::common::{Cmd, Host, Running, is_alive, wait_until};
 
 /// Way of the images to the destination.
@@ -242,6 +243,15 @@ impl Bench {
         let command = self.host(side).cmd("live-migrate");
         let limit_dur = Duration::from_secs(90);
         command.args([self.pair.id(), "--resolve"]).limit(limit_dur)
+    }
+
+    /// The receiver was killed when the container may have run: it is not restored by itself, and an operator
+    /// who knows that it has not run does that.
+    #[track_caller]
+    pub fn restore_by_hand(&self) {
+        let resolved = dismiss(self.resolve(Side::Destination).spawn()).exits_with(3);
+        assert!(resolved.stdout().contains("may have run"), "{resolved:?}");
+        restore_by_hand(&self.pair.destination, self.pair.id(), &resolved.stdout());
     }
 
     /// Returns whether that side has no record of an open migration.

@@ -12,7 +12,7 @@ use super::super::network::WITHOUT_ROUNDS;
 use super::bench::Store::{self};
 use super::bench::{Bench, Place};
 use super::point::Point;
-use super::point::Point::{CleanUp, Commit, Committed, PeerReady, PreCopy};
+use super::point::Point::{CleanUp, Commit, Committed, PeerReady, PreCopy, Resuming};
 use crate::common::pair::Receiver;
 use crate::common::{COMMAND_LIMIT_DUR, Output, Running, stop_when, wait_until};
 use Fault::{CriuFails, CriuKilled, Cut, Flip, Full, Kill, Terminate};
@@ -134,6 +134,9 @@ impl Case {
             });
         } else if killed == Some(Destination) {
             assert!(receiver.running.ends_within(COMMAND_LIMIT_DUR));
+            if self.point == Resuming {
+                bench.restore_by_hand();
+            }
             resolving = Some(bench.resolve(Destination).spawn());
         }
         let sent = sender.wait();

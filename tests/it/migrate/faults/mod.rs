@@ -29,7 +29,8 @@ use case::{Case, Fault, case};
 use point::{POINTS, Point};
 
 use Point::{
-    Commit, Committed, Dump, Fence, Freeze, Negotiate, PeerReady, PreCopy, Restore, Ship, Verify,
+    Commit, Committed, Dump, Fence, Freeze, Negotiate, PeerReady, PreCopy, Restore, Resuming, Ship,
+    Verify,
 };
 
 use Fault::{CriuFails, CriuKilled, Cut, Flip, Full, Kill, Terminate};
@@ -162,6 +163,22 @@ fn criu_fails_or_is_killed() {
         case(Restore, Destination, CriuKilled, Shared),
         case(PeerReady, Destination, CriuKilled, Streamed),
         case(Committed, Destination, CriuKilled, Shared),
+    ];
+    play(&cases, 2);
+}
+
+/// The journal says that the container may run, and nobody knows yet whether it does.
+#[test]
+fn something_happens_while_it_resumes() {
+    let cases = [
+        case(Resuming, Destination, Kill, Shared),
+        case(Resuming, Destination, Kill, Streamed),
+        case(Resuming, Source, Kill, Streamed),
+        case(Resuming, Destination, Terminate, Shared),
+        case(Resuming, Source, Terminate, Streamed),
+        case(Resuming, Destination, Cut, Streamed),
+        case(Resuming, Destination, Full(Place::State), Shared),
+        case(Resuming, Destination, CriuKilled, Streamed),
     ];
     play(&cases, 2);
 }

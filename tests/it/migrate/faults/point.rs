@@ -9,7 +9,7 @@ use crate::common::Running;
 use crate::common::pair::Receiver;
 use Point::{
     CleanUp, Commit, Committed, Dump, Fence, Freeze, Negotiate, PeerReady, PreCopy, Restore,
-    Resume, Ship, Verify,
+    Resume, Resuming, Ship, Verify,
 };
 
 /// A point of a migration.
@@ -37,13 +37,15 @@ pub enum Point {
     Commit,
     /// The commit is in the destination's journal, and nothing has executed.
     Committed,
+    /// The destination's journal says that CRIU gets its yes, and CRIU does not have it.
+    Resuming,
     /// The container runs, and the source does not know it yet.
     Resume,
     /// The source knows it, and its copy is still there.
     CleanUp,
 }
 
-/// Without rounds of pre-copy.
+/// Those of every fault, without rounds of pre-copy.
 pub const POINTS: [Point; 12] = [
     Negotiate, Freeze, Dump, Ship, Verify, Restore, PeerReady, Fence, Commit, Committed, Resume,
     CleanUp,
@@ -54,7 +56,7 @@ impl Point {
     pub fn end(self) -> Side {
         match self {
             Negotiate | PreCopy | Freeze | Dump | Ship | Fence | Commit | CleanUp => Source,
-            Verify | Restore | PeerReady | Committed | Resume => Destination,
+            Verify | Restore | PeerReady | Committed | Resuming | Resume => Destination,
         }
     }
 
@@ -92,9 +94,10 @@ impl Point {
             }
             Commit => source("committing"),
             Committed => destination("committed"),
+            Resuming => destination("resuming"),
             Resume => {
                 let text = "Restore finished successfully. Tasks resumed.";
-                destination("committed") && bench.log_has(Destination, "restore.log", text)
+                destination("resuming") && bench.log_has(Destination, "restore.log", text)
             }
             CleanUp => phase(bench.kept(Source), "committed"),
         }
