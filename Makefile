@@ -70,11 +70,12 @@ deps: ## Install system packages and a CRIU that works on the running kernel
 	@scripts/deps.sh
 
 .PHONY: check
-check: ## Formatting, clippy, rustdoc and the rules of the source tree; needs no root
+check: ## Formatting, clippy, rustdoc, the rules of the source tree and its prose; needs no root
 	$(CARGO) fmt --check
 	$(CARGO) clippy --locked --all-targets -- -D warnings
 	RUSTDOCFLAGS='-D warnings' $(CARGO) doc --locked --no-deps
 	$(UNPRIVILEGED) $(CARGO) test --locked --test house
+	scripts/prose.sh
 
 .PHONY: test
 test: deps example-rootfs ## Build and run all tests, those that need root and CRIU included

@@ -50,6 +50,6 @@ esac
 
 echo "migrate: $container runs at $(field .peer): downtime $(field .downtimeMs) ms, total $(field .totalMs) ms"
 if ! field ".downtimeMs <= ${MAX_DOWNTIME_MS:-1e9}" | grep -qx true; then
-    echo "migrate: it stood still for longer than $MAX_DOWNTIME_MS ms" >&2
+    echo "migrate: it was frozen for longer than $MAX_DOWNTIME_MS ms" >&2
     exit 4
 fi

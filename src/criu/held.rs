@@ -109,8 +109,8 @@ impl<E> NotResumed<E> {
 /// Whether the log of the last restore in `work_dir` says that the tasks execute. To be asked only
 /// after that CRIU has ended.
 ///
-/// CRIU writes the sentence after the tasks have been released (criu/cr-restore.c, CRIU 4.2), so its
-/// absence proves nothing. It is only for journals of releases that had nothing better.
+/// CRIU writes the sentence after the tasks have been released (criu/cr-restore.c, CRIU 4.2), so
+/// its absence proves nothing. It is only for journals of releases that had nothing better.
 #[must_use]
 pub fn has_resumed(work_dir: &Path) -> bool {
     const SENTENCE: &[u8] = b"Restore finished successfully. Tasks resumed.";
@@ -300,21 +300,22 @@ impl<N: Notify> PausedRestore<N> {
     /// If CRIU fails or dies on the way. The restored tasks are killed then, possibly after they
     /// have executed.
     pub fn resume(mut self) -> Result<N, NotResumed<Error>> {
-        // The restored tasks have copies of CRIU's end of the socket, so that sending to a dead CRIU
-        // succeeds.
+        // The restored tasks have copies of CRIU's end of the socket, so that sending to a dead
+        // CRIU succeeds.
         (self.session.check_alive())
             .and_then(|()| self.session.send(&rpc::answer(true, &[])))
             .map_err(NotResumed::before)?;
-        // From here on CRIU needs nobody any more (criu/cr-restore.c, CRIU 4.2): it ignores that the
-        // answer to `pre-resume` is missing, and if it dies, the tasks that it traces are released.
+        // From here on CRIU needs nobody any more (criu/cr-restore.c, CRIU 4.2): it ignores that
+        // the answer to `pre-resume` is missing, and if it dies, the tasks that it traces are
+        // released.
         match self.session.talk(&mut self.notify, None) {
             Ok(_) => {
                 self.session.keep_restored();
                 Ok(self.notify)
             }
             Err(source) => {
-                // CRIU reports a failure after it has killed the tasks. None of them had executed if
-                // it did not get as far as `pre-resume`, behind which it releases them.
+                // CRIU reports a failure after it has killed the tasks. None of them had executed
+                // if it did not get as far as `pre-resume`, behind which it releases them.
                 let was_killed = matches!(source, Error::Failed { .. });
                 Err(NotResumed {
                     may_have_run: !was_killed || self.session.pre_resume,

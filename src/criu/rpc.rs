@@ -45,8 +45,8 @@ fn request(kind: pb::Criu_req_type) -> pb::Criu_req {
 }
 
 fn bytes(request: &pb::Criu_req) -> Vec<u8> {
-    // Encoding fails only if a required field is missing, and each is set above. `CriuSession::send`
-    // refuses the empty packet.
+    // Encoding fails only if a required field is missing, and each is set above.
+    // `CriuSession::send` refuses the empty packet.
     request.write_to_bytes().unwrap_or_default()
 }
 

@@ -100,7 +100,8 @@ pub(super) struct CriuSession {
     worker: Option<Worker>,
     /// The restored first process, our child, as long as it may have to be killed.
     restored: Option<Pid>,
-    /// Whether CRIU has reported `pre-resume`, after which nothing keeps it from releasing the tasks.
+    /// Whether CRIU has reported `pre-resume`, after which nothing keeps it from releasing the
+    /// tasks.
     pub(super) pre_resume: bool,
 }
 

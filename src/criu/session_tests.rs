@@ -221,7 +221,8 @@ fn a_restore_without_a_process_is_no_restore() {
     assert!(!peer.join().unwrap());
 }
 
-/// Answers yes to a held restore whose CRIU then does this. Returns whether the tasks may have executed.
+/// Answers yes to a held restore whose CRIU then does this. Returns whether the tasks may have
+/// executed.
 fn may_have_run(play: impl FnOnce(&Peer) + Send + 'static) -> bool {
     let (mut session, peer) = with_peer(move |peer| {
         assert_eq!(peer.ask("post-restore"), (true, vec![]));

@@ -109,8 +109,8 @@ pub struct Arrived<R> {
 /// A signal in `interrupt` ends the migration until the commit.
 ///
 /// # Errors
-/// [`DestinationError::NotStarted`] and [`DestinationError::MayHaveRun`] after the commit. After every
-/// other error the container is not here.
+/// [`DestinationError::NotStarted`] and [`DestinationError::MayHaveRun`] after the commit. After
+/// every other error the container is not here.
 pub fn receive<H: Host>(
     prepared: Prepared<H>,
     progress: &mut Progress,

@@ -7,7 +7,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::rules::{Findings, FoundPath, module_of};
+use crate::tokens::{Findings, FoundPath, module_of};
 
 /// Files of a source tree, by path relative to `src/`, with their text.
 pub type Tree = BTreeMap<String, String>;

@@ -4,6 +4,7 @@
 
 mod circles;
 mod rules;
+mod tokens;
 
 use std::fs;
 use std::path::Path;

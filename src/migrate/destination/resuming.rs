@@ -11,11 +11,11 @@ type Running<H> = <<H as Host>::Held as Held>::Running;
 impl<H: Host> Session<H> {
     /// Resumes the held container.
     ///
-    /// The phase `resuming` is on the disk before CRIU gets its yes at `post-restore`, which is its last
-    /// question that counts. Later ones do not keep it: if this process dies, CRIU ignores that nobody
-    /// answers `pre-resume`; if CRIU dies, the kernel releases the tasks that it traces
-    /// (criu/cr-restore.c, CRIU 4.2). Whoever finds `committed` knows that nothing has executed, and
-    /// whoever finds `resuming` does not know it.
+    /// The phase `resuming` is on the disk before CRIU gets its yes at `post-restore`, which is its
+    /// last question that counts. Later ones do not keep it: if this process dies, CRIU ignores
+    /// that nobody answers `pre-resume`; if CRIU dies, the kernel releases the tasks that it traces
+    /// (criu/cr-restore.c, CRIU 4.2). Whoever finds `committed` knows that nothing has executed,
+    /// and whoever finds `resuming` does not know it.
     pub(super) fn resume(&mut self, held: H::Held) -> Result<Running<H>, NotResumed<Cause>> {
         let journal = &mut self.journal;
         let resumed = held.resume(|| Ok(journal.enter(Phase::Resuming)?));

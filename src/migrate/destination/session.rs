@@ -80,7 +80,8 @@ pub(super) fn micros(dur: Duration) -> u64 {
     u64::try_from(dur.as_micros()).unwrap_or(u64::MAX)
 }
 
-/// Waits for a thread that syncs something to the disk. One that has panicked has synced nothing for sure.
+/// Waits for a thread that syncs something to the disk. One that has panicked has synced nothing
+/// for sure.
 fn join_sync(sync: ScopedJoinHandle<'_, Result<()>>) -> Result<()> {
     sync.join().unwrap_or(Err(DestinationError::Sync))
 }

@@ -373,7 +373,7 @@ fn keep(
 
 fn say(progress: &mut Progress, would_run_dur: Duration, stood_still_dur: Duration) {
     progress.say(&format!(
-        "can be dumped and restored here: a copy could have run after {}; it stood still for {} and runs on",
+        "can be dumped and restored here: a copy could have run after {}; it was frozen for {} and runs on",
         milliseconds(would_run_dur),
         milliseconds(stood_still_dur)
     ));

@@ -7,13 +7,13 @@
 //!
 //! | operation | function |
 //! | --- | --- |
-//! | move a container, rehearse that, or ask whether it could move | [`send`] |
-//! | take one container | [`receive`] |
-//! | take one container after the other | [`serve`] |
+//! | move a container, rehearse that, or ask whether it could move | [`send()`] |
+//! | take one container | [`receive()`] |
+//! | take one container after the other | [`serve()`] |
 //! | dump and restore on this host, as a test | [`local_test()`] |
 //! | settle a migration that was left open, and answer its source | [`resolve()`], [`Resolved::answer_source`] |
 //! | end a migration that is under way | [`cancel()`] |
-//! | tell how the last migration went | [`status`] |
+//! | tell how the last migration went | [`status()`] |
 //! | find the container of an engine | [`locate`] |
 
 pub mod answer;

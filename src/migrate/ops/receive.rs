@@ -367,7 +367,7 @@ impl Arrival {
             container,
             pid,
             terminal,
-            // It goes on by itself.
+            // The container runs on without this process.
             announcement: _,
         } = self.restored;
         let (root, mut settlement) = (self.root, self.settlement);

@@ -1,4 +1,4 @@
-//! Settling what a crash, or a silent peer, has left open.
+//! Settles a migration that a crash or a silent peer has left open.
 
 mod destination;
 mod error;
@@ -36,7 +36,7 @@ use crate::runtime::verbs::delete;
 
 use destination::at_destination;
 
-/// How a migration ended.
+/// Outcome of a migration.
 #[derive(Debug, Clone, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Resolution {
@@ -45,17 +45,18 @@ pub enum Resolution {
         /// The other end.
         peer: String,
     },
-    /// It came here. It may have ended since.
+    /// The container arrived on this host. It may have ended since.
     Arrived {
-        /// From where.
+        /// The source.
         peer: String,
     },
-    /// It had come here and not run yet: it was restored from its images.
+    /// The container had arrived here without running; it was restored from its images.
     Restored {
-        /// From where it came.
+        /// The source.
         peer: String,
     },
-    /// It came here and may have run, but nothing of it runs. It stays open until somebody has decided.
+    /// The container arrived here and may have run, but none of its processes lives. The migration
+    /// stays open until the operator has decided.
     MayHaveRun {
         /// The other end.
         peer: String,
@@ -64,9 +65,9 @@ pub enum Resolution {
         /// Command that restores the container from it.
         command: String,
     },
-    /// It stayed at the source.
+    /// The container stayed at the source.
     RolledBack {
-        /// Which end this is.
+        /// This host's end.
         side: Side,
     },
 }
@@ -75,25 +76,26 @@ pub use error::ResolveError;
 
 type Result<T, E = ResolveError> = std::result::Result<T, E>;
 
-/// With what a container is restored that belongs to this host and does not run.
+/// Means for settling: for the restore of a container that belongs to this host and does not run,
+/// and the operator's knowledge about the peer.
 #[derive(Debug, Clone, Default)]
 pub struct Means {
-    /// Which CRIU, as for [`Criu::find`].
+    /// Path of CRIU, as for [`Criu::find`](crate::criu::Criu::find).
     pub criu: Option<PathBuf>,
-    /// The socket that gets the terminal, if it is not the receiver's.
+    /// Socket that gets the terminal instead of the receiver's.
     pub console_socket: Option<PathBuf>,
-    /// The image store, where this host has no record of the migration any more.
+    /// Image store, if this host has no record of the migration any more.
     pub store: Option<PathBuf>,
-    /// At a source whose destination does not answer: it never will, and whatever it had of the
-    /// container is gone. Who says so without knowing it makes a second running copy.
+    /// The operator's statement, at a source, that the destination is lost with its copy of the
+    /// container. If the destination is still alive, this creates a second running copy.
     pub peer_is_lost: bool,
 }
 
 /// Finishes the last migration of `container` or rolls it back, on either end.
 ///
 /// # Errors
-/// [`ResolveError::NoAnswer`], [`ResolveError::NotYet`] and [`ResolveError::NotRestored`] where it
-/// stays open. That none is under way is what the lock shows.
+/// [`ResolveError::NoAnswer`], [`ResolveError::NotYet`] and [`ResolveError::NotRestored`] if the
+/// migration stays open. The lock proves that none is under way.
 pub fn resolve(root: &Path, container: &str, means: &Means, _lock: &Lock) -> Result<Resolution> {
     paths::remove_litter(root, container)?;
     match ledger::latest(root, container)? {
@@ -109,7 +111,8 @@ fn settle(root: &Path, record: JournalRecord, means: &Means) -> Result<Resolutio
     }
 }
 
-/// This host knows of no migration. It may be one that was started again meanwhile.
+/// Settles a migration of which this host has no record. The host may have been rebooted
+/// meanwhile.
 fn forgotten(root: &Path, container: &str, means: &Means) -> Result<Resolution> {
     let stamps = match (&means.store, Boot::current()) {
         (Some(store), Some(here)) => boot_stamp::find(store, container, &here),
@@ -125,8 +128,8 @@ fn forgotten(root: &Path, container: &str, means: &Means) -> Result<Resolution> 
     resolution
 }
 
-/// Removes what an earlier receiver or source of `container` has left here that was killed before
-/// the commit, and an earlier source after the end.
+/// Removes the remains of an earlier receiver or source of `container` that was killed before the
+/// commit, or of a source that was killed after the end.
 ///
 /// # Errors
 /// [`ResolveError::Open`] if the container may be this host's.
@@ -193,8 +196,8 @@ fn at_source(root: &Path, record: JournalRecord, peer_is_lost: bool) -> Result<R
     }
 }
 
-/// Asks the destination, then the image store. Also returns how to say that the answer was acted
-/// on.
+/// Asks the destination, then the image store. Returns the verdict, and a function that tells the
+/// destination that the source has acted on it.
 fn inquire(record: &JournalRecord) -> Result<(Verdict, impl FnOnce() + use<>)> {
     let destination: Destination = record.peer.parse().map_err(|source| ResolveError::Peer {
         source: Some(source),
@@ -232,7 +235,7 @@ fn inquire(record: &JournalRecord) -> Result<(Verdict, impl FnOnce() + use<>)> {
     };
     let settle = move || {
         if let Some(mut channel) = channel {
-            // It stops waiting by itself.
+            // A failure does no harm: the destination stops waiting by itself.
             let _ = channel.send(
                 &Message::Settled(Settled { migration }),
                 Patience::within(Duration::from_secs(5)),
@@ -265,19 +268,19 @@ fn finish_source(root: &Path, record: JournalRecord) -> Result<()> {
 
 fn roll_back_source(root: &Path, record: JournalRecord, reason: &str) -> Result<Resolution> {
     let container = Container::load(root, &record.container)?;
-    // It may still write images, and freeze and thaw.
+    // A CRIU that is still alive may write images, freeze and thaw, so its end comes first.
     criu_process::wait_for_end(root, &record.container)?;
     network::lift(&container)?;
     let mut names = SocketNames::adopt(&container, record.names.clone());
     names.put_back();
-    // The cgroup is this migration's doing: a paused container is not migrated.
+    // The freeze is this migration's: a paused container is not migrated.
     if container.cgroup().is_frozen() {
         Fence::adopt(container.cgroup())
             .lift()
             .map_err(cgroup_error(&record.container))?;
     }
     rootfs::remove_probe(container.rootfs(), record.migration);
-    // The destination may not have heard of the end yet.
+    // The destination may not know of the end yet, and its restore may still take names.
     let age_dur = (Utc::now() - record.updated).to_std().unwrap_or_default();
     names.settle(unix_sockets::ORPHAN_LIMIT_DUR.saturating_sub(age_dur));
     remove_images(&record.images)?;

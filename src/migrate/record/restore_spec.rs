@@ -35,8 +35,8 @@ pub struct RestoreSpec {
 impl RestoreSpec {
     /// Returns the command by which an operator restores container `id` from `images`.
     ///
-    /// The namespace of `--netns` and the parent of the cgroup are not in it: `rcm restore` takes both from
-    /// the bundle's `config.json`.
+    /// The namespace of `--netns` and the parent of the cgroup are not in it: `rcm restore` takes
+    /// both from the bundle's `config.json`.
     #[must_use]
     pub fn command(&self, root: &Path, id: &str, images: &Path) -> String {
         let path = |path: &Path| quoted(&path.display().to_string());

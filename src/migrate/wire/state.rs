@@ -26,8 +26,8 @@ pub enum Phase {
     /// Source: the destination has answered that the container runs there. Destination: it owns the
     /// container, and CRIU has no yes yet: nothing has executed.
     Committed,
-    /// Destination: CRIU is about to get its yes, or has it. The container may have run, even if nothing of
-    /// it is there any more: rcm never restores it again by itself.
+    /// Destination: CRIU is about to get its yes, or has it. The container may have run, even if
+    /// nothing of it is there any more: rcm never restores it again by itself.
     Resuming,
     /// The container runs at the destination, and the source has removed it.
     Done,
@@ -77,8 +77,9 @@ impl fmt::Display for Phase {
 pub enum Verdict {
     /// The destination owns the container and lets it run, or the container has ended there since.
     Running,
-    /// The destination owns the container but could not let it run yet, or cannot tell whether it has run
-    /// (phase `resuming`). Its images are kept. The source keeps its frozen copy and never resumes it.
+    /// The destination owns the container but could not let it run yet, or cannot tell whether it
+    /// has run (phase `resuming`). Its images are kept. The source keeps its frozen copy and never
+    /// resumes it.
     Committed,
     /// The destination ended the migration without a commit and will never accept one. The source
     /// may resume the container.

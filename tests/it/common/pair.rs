@@ -119,8 +119,8 @@ impl Pair {
         self.destination.resolve(self.id())
     }
 
-    /// As [`Self::resolve_destination`], by an operator who knows that a container that may have run has not.
-    /// (It is known here: a copy that has run runs on.)
+    /// As [`Self::resolve_destination`], by an operator who knows that a container that may have
+    /// run has not. (It is known here: a copy that has run runs on.)
     #[track_caller]
     pub fn settle_destination(&self) -> Output {
         let resolved = self.resolve_destination();

@@ -1,4 +1,5 @@
-//! What has executed at the destination does not execute there again, even if nobody has noticed it.
+//! What has executed at the destination does not execute there again, even if nobody has noticed
+//! it.
 
 use std::cell::Cell;
 use std::fs;
@@ -14,7 +15,8 @@ use super::network::WITHOUT_ROUNDS;
 use crate::common::pair::{Pair, Receiver, restore_by_hand, wait_until_empty};
 use crate::common::{Host, Running, stop_when, wait_until};
 
-/// Waits without a system call that sleeps, so that it sees `go` with its first instructions, and says so.
+/// Waits without a system call that sleeps, so that it sees `go` with its first instructions, and
+/// says so.
 const SCRIPT: &str = "exec </dev/null >/dev/null 2>&1
 for number in 1 2 3 4 5; do echo $number >> /numbers; done
 while [ ! -e /go ]; do :; done
@@ -59,7 +61,8 @@ impl Scene {
         String::from_utf8_lossy(&fs::read(path).unwrap()).into_owned()
     }
 
-    /// Stops CRIU where the container executes, and CRIU has not written that to its log. The receiver is at work.
+    /// Stops CRIU where the container executes, and CRIU has not written that to its log. The
+    /// receiver is at work.
     fn reach_the_gap(&self) -> Gap {
         let rcm = self.receiver.running.pid();
         let committed = || {
@@ -155,7 +158,8 @@ fn tracer(pid: i32) -> Option<i32> {
     line.trim().parse().ok().filter(|&tracer| tracer != 0)
 }
 
-/// Both are killed, and the container has ended meanwhile: nothing in the log says that it was ever there.
+/// Both are killed, and the container has ended meanwhile: nothing in the log says that it was ever
+/// there.
 #[test]
 fn a_container_that_ran_before_rcm_and_criu_died_is_not_restored_again() {
     let mut scene = Scene::new("once");

@@ -64,7 +64,7 @@ send calm --rehearse
 check_bytes
 expect "after a rehearsal" "$(status_of source calm) $(status_of destination calm)" "running absent"
 limit_ms=$(ask ".downtimeMs * 5 | round")
-say "a rehearsal stood still for $(ask '.downtimeMs | round') ms"
+say "a rehearsal was frozen for $(ask '.downtimeMs | round') ms"
 
 send calm "--downtime-limit=${limit_ms}ms"
 summary calm

@@ -1,4 +1,4 @@
-//! Settling at a destination.
+//! Settles a migration at its destination.
 
 use std::path::{Path, PathBuf};
 
@@ -26,7 +26,8 @@ pub(super) fn at_destination(
     let owned = record.owns_images;
     // Until CRIU has ended, a container that it is about to kill looks like one that runs.
     criu_process::wait_for_end(root, &record.container)?;
-    // Before the commit the old tree comes back, when nothing of the container is left in the new one.
+    // Before the commit the old tree comes back, when nothing of the container is left in the new
+    // one.
     if !record.phase.may_roll_back() {
         rootfs::settle(root, &record)?;
     }
@@ -44,7 +45,7 @@ pub(super) fn at_destination(
                 side: Side::Destination,
             })
         }
-        // The receiver died before the commit; CRIU killed what it had restored when nobody answered any more.
+        // The receiver died before the commit. CRIU got no answer, so it killed the restored tasks.
         _ => {
             delete::delete(root, &record.container, true)?;
             rootfs::settle(root, &record)?;
@@ -57,7 +58,7 @@ pub(super) fn at_destination(
     }
 }
 
-/// The container is this host's. Lets it run, unless it has run: then it is as it is now.
+/// Restores and resumes a container that belongs to this host, unless it has run already.
 fn take_over(root: &Path, record: JournalRecord, means: &Means) -> Result<Resolution> {
     if runs(root, &record)? || has_run_by_log(&record) {
         return arrived(root, record);
@@ -65,11 +66,13 @@ fn take_over(root: &Path, record: JournalRecord, means: &Means) -> Result<Resolu
     restore_again(root, record, means)
 }
 
-/// CRIU was to let the container run. Whether it has, can be seen as long as it runs, and not otherwise: what is
-/// not there may have ended. It is never restored here, because it would do the same work twice.
+/// Settles a migration whose CRIU was told to resume the container. A living process proves that
+/// the container has run. If none lives, the container may have ended. It is never restored here,
+/// because it would do the same work twice.
 ///
-/// The operator decides: a copy that was restored by hand runs, and images that were removed say that the
-/// container has ended. Until then the source hears `committed`: it never runs its copy, and the images stay.
+/// The operator decides. A copy that was restored by hand runs; removed images mean that the
+/// container has ended. Until then a source that asks gets `committed`, so it never runs its copy,
+/// and the images stay.
 fn look(root: &Path, record: JournalRecord) -> Result<Resolution> {
     if runs(root, &record)? || !may_have_images(&record) {
         return arrived(root, record);
@@ -102,14 +105,15 @@ fn may_have_run(root: &Path, record: &JournalRecord) -> Result<Resolution> {
     })
 }
 
-/// Whether the container is here and runs. A frozen one is thawed.
+/// Returns whether the container is here and runs. A frozen container is thawed.
 fn runs(root: &Path, record: &JournalRecord) -> Result<bool> {
     let Ok(container) = Container::load(root, &record.container) else {
         return Ok(false);
     };
     match container.status() {
         Status::Paused => {
-            // CRIU restores the freezer of cgroup v1 as the dump found it; a paused container is not migrated.
+            // CRIU restores the freezer of cgroup v1 as the dump found it; a paused container is
+            // not migrated.
             let thawed = container.cgroup().thaw();
             thawed.map_err(cgroup_error(container.id()))?;
             Ok(true)
@@ -118,8 +122,9 @@ fn runs(root: &Path, record: &JournalRecord) -> Result<bool> {
     }
 }
 
-/// Whether the log of CRIU says that the container has run. Releases without the phase `resuming` had nothing
-/// else. Of their records only the presence of the sentence is sure.
+/// Returns whether CRIU's log says that the container has run. Releases without the phase
+/// `resuming` had no other evidence. The sentence proves that the container ran; its absence proves
+/// nothing.
 fn has_run_by_log(record: &JournalRecord) -> bool {
     let restore_spec = record.restore_spec.as_ref();
     record.version == 0 && restore_spec.is_some_and(|spec| criu::has_resumed(&spec.work_path))
@@ -129,7 +134,7 @@ fn final_dump(record: &JournalRecord) -> PathBuf {
     image::rounds::last(&record.images).unwrap_or_else(|| record.images.clone())
 }
 
-/// Whether the container can be restored from its images. A shared store that is not mounted may have them.
+/// Returns whether there may be images. A shared store that is not mounted may have them.
 fn may_have_images(record: &JournalRecord) -> bool {
     let store_is_missing = !record.owns_images && !record.images.is_dir();
     store_is_missing || image::rounds::last(&record.images).is_some()
@@ -137,7 +142,7 @@ fn may_have_images(record: &JournalRecord) -> bool {
 
 fn restore_again(root: &Path, record: JournalRecord, means: &Means) -> Result<Resolution> {
     delete::delete(root, &record.container, true)?;
-    // For a source that looks into the store meanwhile.
+    // A source may look into the store meanwhile, so the verdict comes first.
     let (owned, migration) = (record.owns_images, record.migration);
     leave_word(&record.images, owned, migration, Verdict::Committed)?;
     let dump = final_dump(&record);
@@ -169,7 +174,8 @@ fn restore_again(root: &Path, record: JournalRecord, means: &Means) -> Result<Re
     }
 }
 
-/// As in a receiver: `resuming` is on the disk before CRIU gets its yes.
+/// Resumes a restored container. As in a receiver, `resuming` is on the disk before CRIU gets its
+/// yes.
 fn restore(
     root: &Path,
     journal: &mut Journal,
@@ -198,8 +204,9 @@ fn restore(
     Ok(())
 }
 
-/// For a source that looks into the store. One that knows how the migration ended has removed the directory; one that this end owns, nobody else
-/// looks into, and it goes unless it is still needed.
+/// Writes the verdict for a source that looks into the store. A source that knows the outcome has
+/// removed the directory. A directory that this end owns has no other reader, and is removed unless
+/// it is still needed.
 fn leave_word(images: &Path, owned: bool, migration: MigrationId, word: Verdict) -> Result<()> {
     if owned {
         return match word {

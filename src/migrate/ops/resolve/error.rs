@@ -17,20 +17,20 @@ use crate::runtime::linux::cgroup::CgroupError;
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ResolveError {
-    /// Nothing is known.
+    /// This host has no record of a migration.
     #[error(
         "no migration of container \"{container}\" is known on this host; if it was started again since, name its image store: --image-path=DIR"
     )]
     Unknown {
-        /// Which.
+        /// Id of the container.
         container: String,
     },
-    /// It must be settled before the container can come again.
+    /// A migration of the container must be settled before another one.
     #[error(
         "the last migration of container \"{container}\" to this host is not settled: `rcm live-migrate {container} --resolve` settles it"
     )]
     Open {
-        /// Which.
+        /// Id of the container.
         container: String,
     },
     /// The records cannot be used, or a migration is under way.
@@ -39,66 +39,66 @@ pub enum ResolveError {
     /// The destination cannot be asked: the certificates of the migration are not usable any more.
     #[error(transparent)]
     Trust(#[from] TrustError),
-    /// The record does not say whom to ask, or how the ends recognize each other.
+    /// The record has no address of the peer, or no secret to recognize it by.
     #[error("the migration record names no peer to ask")]
     Peer {
         /// The parser's error, if the address makes no sense.
         #[source]
         source: Option<InvalidDestination>,
     },
-    /// Nobody knows.
+    /// The destination does not answer, and the store has no verdict.
     #[error(
-        "{peer} does not answer and left no verdict in {images}: run `rcm live-migrate {container} --resolve` there first; the container stands still here meanwhile (if that host is lost for good, --resolve --peer-lost takes the container back)"
+        "{peer} does not answer and left no verdict in {images}: run `rcm live-migrate {container} --resolve` there first; the container stays frozen here until then (if that host is lost for good, --resolve --peer-lost takes the container back)"
     )]
     NoAnswer {
-        /// Which.
+        /// Id of the container.
         container: String,
         /// The destination.
         peer: String,
-        /// Where it would leave its verdict.
+        /// Directory in which it would write its verdict.
         images: String,
-        /// Why it cannot be asked.
+        /// The error of the attempt to ask.
         #[source]
         source: Box<TransportError>,
     },
-    /// The destination answers, but it is not settled there.
+    /// The destination answers, but has not settled the migration.
     #[error(
         "{peer} answers that the migration is {verdict:?} there: settle it with `rcm live-migrate {container} --resolve` there first"
     )]
     NotYet {
-        /// Which.
+        /// Id of the container.
         container: String,
         /// The destination.
         peer: String,
-        /// Its word.
+        /// Its answer.
         verdict: Verdict,
     },
-    /// It is this host's and does not run.
+    /// The container belongs to this host and does not run.
     #[error(
         "container \"{container}\" belongs to this host, but cannot be restored from its images in {images}; they are kept: remove the cause, then `rcm live-migrate {container} --resolve` again"
     )]
     NotRestored {
-        /// Which.
+        /// Id of the container.
         container: String,
-        /// Where they are.
+        /// Directory of its images.
         images: String,
-        /// Why.
+        /// The cause.
         #[source]
         source: Cause,
     },
-    /// The freezer does not obey.
+    /// The cgroup cannot be thawed or killed.
     #[error("cannot thaw or kill container \"{container}\"")]
     Cgroup {
-        /// Which.
+        /// Id of the container.
         container: String,
-        /// Why.
+        /// The cause.
         #[source]
         source: CgroupError,
     },
     /// The container cannot be loaded or removed.
     #[error(transparent)]
     Runtime(#[from] crate::runtime::Error),
-    /// The verdict cannot be left.
+    /// The verdict cannot be written.
     #[error(transparent)]
     Verdict(#[from] VerdictError),
     /// The root file system cannot be put back, or remains of it cannot be removed.
@@ -109,7 +109,7 @@ pub enum ResolveError {
     Images {
         /// Their directory.
         path: String,
-        /// Why.
+        /// The cause.
         #[source]
         source: io::Error,
     },
@@ -118,7 +118,7 @@ pub enum ResolveError {
 impl Fated for ResolveError {
     fn fate(&self) -> Fate {
         match self {
-            // At a source, which cannot find out whether the container runs at the destination.
+            // These occur at a source, which cannot know whether the container runs there.
             Self::NoAnswer { .. } | Self::Trust(_) | Self::NotYet { .. } => Fate::Stands,
             Self::NotRestored { .. } => Fate::Stands,
             Self::Runtime(crate::runtime::Error::CriuAtWork { .. }) => Fate::Unknown,

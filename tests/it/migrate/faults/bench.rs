@@ -245,8 +245,8 @@ impl Bench {
         command.args([self.pair.id(), "--resolve"]).limit(limit_dur)
     }
 
-    /// The receiver was killed when the container may have run: it is not restored by itself, and an operator
-    /// who knows that it has not run does that.
+    /// The receiver was killed when the container may have run: it is not restored by itself, and
+    /// an operator who knows that it has not run does that.
     #[track_caller]
     pub fn restore_by_hand(&self) {
         let resolved = dismiss(self.resolve(Side::Destination).spawn()).exits_with(3);
