@@ -1,5 +1,6 @@
-//! Reads the tokens of a source file: its paths, functions and `unsafe` blocks. Comments and strings
-//! do not matter, and a path counts wherever it stands (`use`, expression, attribute, macro).
+//! Reads the tokens of a source file: its paths, functions and `unsafe` blocks. Comments and
+//! strings do not matter, and a path counts wherever it stands (`use`, expression, attribute,
+//! macro).
 
 use proc_macro2::{Delimiter, Group, TokenStream, TokenTree};
 
