@@ -1,5 +1,4 @@
 use std::path::PathBuf;
-use std::time::Duration;
 
 use anyhow::anyhow;
 
@@ -34,9 +33,6 @@ pub const VERB: &str = "live-migrate";
 const NOT_SETTLED: u8 = 3;
 /// Exit status of wrong usage, whether the parser finds it or a later check.
 pub const USAGE: u8 = 2;
-/// Time that the source waits for the destination's answer. After it, the operator needs
-/// `--resolve`.
-const SETTLE_LIMIT_DUR: Duration = Duration::from_secs(60);
 
 /// A command that has failed.
 #[derive(Debug)]

@@ -18,6 +18,7 @@ use super::wire::protocol::Message;
 use super::wire::state::{Phase, Verdict};
 use crate::criu::NotResumed;
 use crate::error::chain;
+use crate::migrate::limits::{ANSWER_LIMIT_DUR, RESUME_ATTEMPTS};
 use crate::sys::interrupt::Interrupt;
 use crate::text::milliseconds;
 
@@ -34,11 +35,6 @@ pub use host::{Held, Host};
 pub use settlement::Settlement;
 
 use session::{Session, micros};
-
-/// Time limit for a message that needs no work at the other end.
-const ANSWER_LIMIT_DUR: Duration = Duration::from_secs(30);
-/// Number of attempts to resume the container after the commit.
-const RESUME_ATTEMPTS: u32 = 3;
 
 /// Parameters of a receiver.
 #[derive(Debug)]

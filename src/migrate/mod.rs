@@ -37,7 +37,7 @@
 //!  journal: committing                                             |
 //!    | ============== commit ====================================> |
 //!    |                                                       journal: committed
-//!    |                                                       let the tasks run
+//!    |                                                       journal: resuming, then let the tasks run
 //!    | <------------- running ------------------------------------ |
 //!  kill the fenced tasks, remove the container and its images      |
 //!    | -------------- settled -----------------------------------> |
@@ -64,7 +64,8 @@
 //!  Prepared -> Receiving -> Verified -> Restored -> Committed -> Arrived
 //!      ^           |            |           |           |
 //!      | refused   v            v           v           v
-//!      '---     ---- give up: destroyed, journal ----   restored again from the images
+//!      '---     ---- give up: destroyed, journal ----   restored again from the images,
+//!                                                                       unless it may have run
 //! ```
 //!
 //! # How the container is held
@@ -90,14 +91,18 @@
 //! resumes at the source. Without an answer the container stays frozen, and `--resolve` asks again
 //! later. It never runs on a guess.
 //!
-//! A destination that is killed after "committed" is in its journal may or may not have let the
-//! container run. Its `--resolve` waits until CRIU has ended, because only then that is decided
-//! ([`crate::runtime::process::criu_process`]). It restores the container again if no instruction
-//! of it has executed.
+//! A destination that is killed after the commit may or may not have let the container run. Its
+//! `--resolve` waits until CRIU has ended, because only then that is decided
+//! ([`crate::runtime::process::criu_process`]). A container that runs then is settled. If it does
+//! not run, the journal decides. With the phase `committed`, CRIU had no permission, so nothing has
+//! executed, and the container is restored again. With `resuming`, the container may have run and
+//! ended. It is not restored again by itself, because it would do the same work twice, and its
+//! images are kept until an operator has decided.
 //!
 //! # Modules, from the bottom up
 //!
-//! * [`wire`]: messages and their encoding; no input or output.
+//! * [`wire`]: messages and their encoding; no input or output. [`limits`]: limits of time and
+//!   size.
 //! * [`trust`]: authentication. [`progress`]: events, meters and the report.
 //! * [`record`]: files that survive a crash.
 //! * [`link`]: connections. [`unix_sockets`]: socket files that a restore on a shared file system
@@ -115,6 +120,7 @@ pub mod agreement;
 pub mod container;
 pub mod destination;
 pub mod fate;
+pub mod limits;
 pub mod link;
 pub mod method;
 pub mod ops;

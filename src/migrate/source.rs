@@ -19,6 +19,7 @@ use super::wire::payload::Commit;
 use super::wire::protocol::Message;
 use super::wire::state::Phase;
 use crate::image::manifest::Manifest;
+use crate::migrate::limits::ANSWER_LIMIT_DUR;
 use crate::sys::interrupt::Interrupt;
 
 mod copying;
@@ -40,9 +41,6 @@ pub use workload::{Fence, Held, Target, Workload};
 
 use offer::Offer;
 use session::Session;
-
-/// Time limit for a message that needs no work at the other end.
-const ANSWER_LIMIT_DUR: Duration = Duration::from_secs(30);
 
 /// Parameters of one migration.
 #[derive(Debug)]

@@ -35,6 +35,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use super::wire::id::{Bytes32, hex, unhex_all};
+use crate::migrate::limits::{MAX_TRUST_FILE_BYTES, MIN_TOKEN_BYTES};
 use crate::sys::file::Failed;
 
 mod pinned;
@@ -45,11 +46,6 @@ use pinned::Unverified;
 /// Application protocol (RFC 7301). It keeps a TLS service of another kind from taking a migration
 /// for its own, and the other way round.
 const APPLICATION: &[u8] = b"rcm-migration";
-/// Least length of a token in bytes. A peer that talks to one end without the other's certificate
-/// could try short tokens out.
-pub const MIN_TOKEN_BYTES: usize = 32;
-/// Greatest size of a token, key or certificate file.
-const MAX_FILE_BYTES: u64 = 1 << 20;
 
 /// The trust that the flags demand cannot be established.
 #[derive(Debug, thiserror::Error)]
@@ -452,7 +448,7 @@ fn read_file(path: &Path, private: bool) -> Result<Vec<u8>> {
         });
     }
     let mut contents = Vec::new();
-    file.take(MAX_FILE_BYTES)
+    file.take(MAX_TRUST_FILE_BYTES)
         .read_to_end(&mut contents)
         .map_err(error)?;
     Ok(contents)

@@ -31,6 +31,7 @@ use oci_spec::runtime::{Mount, Spec};
 use super::record::socket_name::SocketName;
 use super::wire::finding::Finding;
 use super::wire::id::{MigrationId, Side};
+use crate::migrate::limits::SOCKET_NAME_PAUSE_DUR;
 use crate::runtime::container::Container;
 use crate::runtime::linux::cgroup::Cgroup;
 use crate::sys::rooted::{Directory, Root};
@@ -38,11 +39,6 @@ use crate::sys::unix_file::{FileId, bound_files};
 
 /// Prefix of the names under which the sockets' files are put aside.
 const PREFIX: &str = ".rcm-";
-/// Interval at which the source checks whether a restore, which it cannot see, has taken a name.
-pub const PAUSE_DUR: Duration = Duration::from_millis(50);
-/// Time for which a restore may still take names after its rcm has died: CRIU ends at its next
-/// report.
-pub const ORPHAN_LIMIT_DUR: Duration = Duration::from_secs(5);
 
 impl Unkept {
     /// Returns the finding for the operator.
@@ -171,7 +167,7 @@ impl SocketNames {
             self.put_back();
             // There is no descriptor to wait for: the restore is on another host, and inotify(7)
             // does not report changes that another host makes to a shared file system.
-            thread::sleep(PAUSE_DUR);
+            thread::sleep(SOCKET_NAME_PAUSE_DUR);
         }
         let own = self.own_files();
         for name in &self.names {

@@ -16,6 +16,8 @@ use std::time::Duration;
 
 use common::{Cmd, Host};
 use page::{DEVELOPING, Page, SHELL};
+use rcm::migrate::limits::listed;
+use rcm::migrate::wire::id::Side;
 use walkdir::WalkDir;
 
 /// One page's commands, containers and migrations included.
@@ -417,4 +419,17 @@ fn every_verb_has_a_page_with_its_sections() {
         assert!(page.contains(&format!(".SH {section}\n")), "{section}");
     }
     assert!(examples(&page).lines().count() > 8);
+}
+
+#[test]
+fn the_reference_has_every_limit_with_its_value() {
+    let page = fs::read_to_string(top().join("docs/reference.md")).unwrap();
+    let limits = [Side::Source, Side::Destination].map(listed);
+    let missing: BTreeSet<String> = limits
+        .iter()
+        .flatten()
+        .map(|(name, value)| format!("| {value} | `{name}` |"))
+        .filter(|row| !page.contains(row))
+        .collect();
+    assert!(missing.is_empty(), "docs/reference.md lacks {missing:#?}");
 }

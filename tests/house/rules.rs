@@ -31,7 +31,8 @@ pub const LAYERS: &[(&str, &[&str])] = &[
 /// Floors of the migration, from the ground up. A module imports from lower floors, from itself,
 /// and from nothing else of `migrate`.
 pub const FLOORS: &[&[&str]] = &[
-    &["fate", "limits", "wire"],
+    &["fate", "wire"],
+    &["limits"],
     &["agreement", "method", "trust"],
     &["progress", "record"],
     &["link", "unix_sockets"],

@@ -4,8 +4,9 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 
-use super::{Args, Failed, Result, SETTLE_LIMIT_DUR};
+use super::{Args, Failed, Result};
 use crate::cli::{Globals, absolute};
+use crate::migrate::limits::SETTLE_LIMIT_DUR;
 use crate::migrate::ops::{self, Arrival, Port, ReceiveRequest};
 use crate::migrate::progress::Progress;
 use crate::migrate::progress::report::Outcome;

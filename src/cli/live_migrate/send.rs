@@ -4,8 +4,9 @@ use std::path::Path;
 
 use anyhow::Context;
 
-use super::{Args, Failed, Result, SETTLE_LIMIT_DUR};
+use super::{Args, Failed, Result};
 use crate::cli::Globals;
+use crate::migrate::limits::SETTLE_LIMIT_DUR;
 use crate::migrate::link::address::Destination;
 use crate::migrate::ops::{self, Aim, SendRequest, Sent, TestRequest};
 use crate::migrate::progress::Progress;

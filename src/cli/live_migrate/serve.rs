@@ -5,9 +5,10 @@ use std::path::Path;
 use anyhow::Context;
 
 use super::receive::{request, take};
-use super::{Args, Failed, Result, SETTLE_LIMIT_DUR};
+use super::{Args, Failed, Result};
 use crate::cli::Globals;
 use crate::error::chain;
+use crate::migrate::limits::SETTLE_LIMIT_DUR;
 use crate::migrate::ops::{self, Port, ReceiveRequest};
 use crate::migrate::progress::report::Outcome;
 use crate::migrate::wire::id::Side;

@@ -1,21 +1,18 @@
 //! `--status`, `--resolve` and `--cancel`.
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use super::show::lines;
 use super::{Args, Failed, NOT_SETTLED, Result};
 use crate::cli::{Globals, absolute};
 use crate::error::chain;
 use crate::migrate::fate::Fate;
+use crate::migrate::limits::TELL_LIMIT_DUR;
 use crate::migrate::ops::{self, Ended, Means, MigrationStatus, Resolution, ResolveRequest};
 use crate::migrate::wire::id::Side;
 use crate::migrate::wire::protocol::ANY;
 use crate::migrate::wire::state::Phase;
 use crate::sys::interrupt::Interrupt;
-
-/// Time that `--resolve` at a destination waits for the source to ask.
-const TELL_DUR: Duration = Duration::from_secs(60);
 
 pub fn status(globals: &Globals, id: &str, json: bool) -> Result<i32> {
     let known = ops::status(&globals.root, id).map_err(Failed::at_source)?;
@@ -152,7 +149,7 @@ pub fn settle(globals: &Globals, args: &Args) -> Result<i32> {
     println!("{text}");
     if resolved.is_unanswered() {
         let is_settled = !matches!(resolved.resolution, Resolution::MayHaveRun { .. });
-        let limit_s = TELL_DUR.as_secs();
+        let limit_s = TELL_LIMIT_DUR.as_secs();
         if is_settled {
             eprintln!(
                 "the source may not know yet: run `rcm live-migrate {id} --resolve` there within {limit_s} s"
@@ -163,7 +160,7 @@ pub fn settle(globals: &Globals, args: &Args) -> Result<i32> {
             );
         }
         let interrupt = Interrupt::install().ok();
-        if let Err(error) = resolved.answer_source(TELL_DUR, interrupt.as_ref())
+        if let Err(error) = resolved.answer_source(TELL_LIMIT_DUR, interrupt.as_ref())
             && is_settled
         {
             tracing::warn!(

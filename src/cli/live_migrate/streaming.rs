@@ -5,8 +5,8 @@ use std::sync::Arc;
 
 use clap::ValueEnum;
 
+use crate::migrate::limits::MAX_STREAMS;
 use crate::migrate::transfer::images::{self, RateLimit};
-use crate::migrate::wire::preamble::MAX_STREAMS;
 use crate::migrate::wire::rootfs::RootfsWish;
 
 /// Largest default number of connections. More of them are not faster and cost memory.

@@ -3,10 +3,10 @@
 use super::local::Local;
 use super::space::lacking;
 use super::{observed, rootfs};
+use crate::migrate::limits::MAX_STREAMS;
 use crate::migrate::wire::facts::{CgroupMode, Facts};
 use crate::migrate::wire::finding::Finding;
 use crate::migrate::wire::id::Side;
-use crate::migrate::wire::preamble::MAX_STREAMS;
 use crate::migrate::wire::preamble::Preamble;
 
 /// Processor features that programs use after asking for them once. A container that has found one

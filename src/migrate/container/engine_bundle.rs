@@ -14,6 +14,7 @@ use serde_json::Value;
 
 use super::outgoing::bind_mounts;
 use crate::engines::detect;
+use crate::migrate::limits::{MAX_ENGINE_FILE_BYTES, MAX_ENGINE_FILES};
 use crate::migrate::source::offer::Bundle;
 use crate::migrate::unix_sockets::is_bind;
 use crate::migrate::wire::finding::Finding;
@@ -25,10 +26,6 @@ use crate::runtime::Container;
 const BUNDLES: &str = "/var/lib/rcm";
 /// Name of the root file system in such a bundle.
 const ROOTFS: &str = "rootfs";
-/// Size limit of a carried file. Engines write smaller ones for a container.
-const LARGEST_BYTES: u64 = 64 << 10;
-/// Limit for the number of carried files, so that all of them fit into a preamble.
-const MOST: usize = 16;
 
 /// A bundle for the destination, made from an engine's.
 #[derive(Debug, Clone)]
@@ -90,14 +87,14 @@ impl EngineBundle {
     /// Reads a file that the engine has made for this container, or an empty directory. Other
     /// mounts stay as they are: the destination must have their sources.
     fn file(&self, source: &Path) -> Option<CarriedFile> {
-        if !detect::is_private(source) || self.files.len() >= MOST {
+        if !detect::is_private(source) || self.files.len() >= MAX_ENGINE_FILES {
             return None;
         }
         let metadata = fs::metadata(source).ok()?;
         let contents = if metadata.is_dir() {
             fs::read_dir(source).ok()?.next().is_none().then_some(None)
         } else {
-            let fits = metadata.is_file() && metadata.len() <= LARGEST_BYTES;
+            let fits = metadata.is_file() && metadata.len() <= MAX_ENGINE_FILE_BYTES;
             fits.then(|| fs::read(source).ok()).flatten().map(Some)
         }?;
         let name = source.file_name()?.to_str()?;

@@ -2,10 +2,11 @@
 
 use super::session::{Images, Session};
 use super::settlement::answer;
-use super::{ANSWER_LIMIT_DUR, Host, Prepared, Receiving, Result, Setup};
+use super::{Host, Prepared, Receiving, Result, Setup};
 use crate::error::chain;
 use crate::image::manifest::Manifest;
 use crate::migrate::agreement::{Local, judge};
+use crate::migrate::limits::ANSWER_LIMIT_DUR;
 use crate::migrate::link::channel::{Channel, Patience, TransportError};
 use crate::migrate::link::listener::Listener;
 use crate::migrate::progress::Progress;

@@ -7,12 +7,13 @@ use std::thread::ScopedJoinHandle;
 use std::time::{Duration, Instant};
 
 use super::settlement::answer;
-use super::{ANSWER_LIMIT_DUR, DestinationError, Held, Host, Result, Settlement, Setup};
+use super::{DestinationError, Held, Host, Result, Settlement, Setup};
 use crate::error::{Cause, chain};
 use crate::image;
 use crate::image::manifest::Manifest;
 use crate::image::rounds;
 use crate::migrate::agreement::Local;
+use crate::migrate::limits::ANSWER_LIMIT_DUR;
 use crate::migrate::link::channel::{Channel, Patience, TransportError};
 use crate::migrate::link::listener::Listener;
 use crate::migrate::progress::Progress;

@@ -3,8 +3,8 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::ANSWER_LIMIT_DUR;
 use crate::error::chain;
+use crate::migrate::limits::ANSWER_LIMIT_DUR;
 use crate::migrate::link::channel::{Channel, Patience};
 use crate::migrate::link::listener::Listener;
 use crate::migrate::record::journal::JournalRecord;

@@ -14,15 +14,13 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 use nix::sys::socket::{setsockopt, sockopt};
 
+use crate::migrate::limits::{ABORT_LIMIT_DUR, DEAD_PEER_LIMIT_DUR};
 use crate::migrate::trust::rendezvous::RendezvousError;
 use crate::migrate::wire::codec::{self, CodecError, Decoder};
 use crate::migrate::wire::payload::Abort;
 use crate::migrate::wire::protocol::{Kind, Message, Payload};
 use crate::sys::bell::Bell;
 use crate::sys::interrupt::Interrupt;
-
-/// Time after which a silent peer counts as gone. The container is frozen meanwhile.
-const DEAD_PEER_LIMIT_DUR: Duration = Duration::from_secs(6);
 
 /// Communication with the other end failed.
 #[derive(Debug, thiserror::Error)]
@@ -456,7 +454,7 @@ impl Channel {
             reason: reason.to_owned(),
         });
         // The broken connection may be the reason, so an error here is ignored.
-        let _ = self.send(&message, Patience::within(Duration::from_secs(1)));
+        let _ = self.send(&message, Patience::within(ABORT_LIMIT_DUR));
     }
 }
 

@@ -3,7 +3,6 @@
 
 use std::io::{self, ErrorKind};
 use std::net::{TcpStream, ToSocketAddrs};
-use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags};
 
@@ -11,15 +10,13 @@ use super::address::{Destination, Way};
 use super::channel::{Channel, Patience, Stream, TransportError, prepare};
 use super::ssh;
 use super::tls::TlsStream;
+use crate::migrate::limits::CONNECT_LIMIT_DUR;
 use crate::migrate::trust::Trust;
 use crate::migrate::trust::rendezvous::{Acquaintance, Binding, ReceiverFile, RendezvousError};
 use crate::migrate::wire::codec;
 use crate::migrate::wire::id::{MigrationId, Side};
 use crate::migrate::wire::payload::{Challenge, Proof, Welcome};
 use crate::migrate::wire::protocol::{Message, VERSIONS};
-
-/// Limit of a connection attempt to one address.
-const CONNECT_LIMIT_DUR: Duration = Duration::from_secs(5);
 
 type Result<T, E = TransportError> = std::result::Result<T, E>;
 

@@ -11,12 +11,15 @@ use std::io::{ErrorKind, Read};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsFd;
 use std::path::Path;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use nix::poll::{PollFd, PollFlags};
 
 use super::channel::{Channel, Patience, Stream, TransportError, prepare};
 use super::tls::TlsStream;
+use crate::migrate::limits::{
+    ACCEPT_PAUSE_DUR, HANDSHAKE_LIMIT_DUR, MAX_PENDING, PENDING_LIMIT_BYTES,
+};
 use crate::migrate::record::doorbell::Doorbell;
 use crate::migrate::record::error::JournalError;
 use crate::migrate::record::receiver::StoredReceiver;
@@ -27,15 +30,6 @@ use crate::migrate::wire::id::{Bytes32, Side};
 use crate::migrate::wire::payload::{Challenge, Welcome};
 use crate::migrate::wire::protocol::{DEFAULT_PORT, Kind, Message, VERSIONS};
 use crate::sys::process::ProcessId;
-
-/// Time in which a pending connection must prove itself.
-pub const HANDSHAKE_LIMIT_DUR: Duration = Duration::from_secs(10);
-/// Greatest number of pending connections at a time.
-pub const MAX_PENDING: usize = 64;
-/// Number of bytes that a pending connection may send, handshake and certificates included.
-pub const PENDING_LIMIT_BYTES: usize = 64 << 10;
-/// Pause after a connection that could not be accepted.
-const ACCEPT_PAUSE_DUR: Duration = Duration::from_millis(10);
 
 /// Port of a receiver.
 #[derive(Debug)]

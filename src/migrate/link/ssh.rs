@@ -15,19 +15,17 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
-use std::time::Duration;
 
 use nix::poll::{PollFd, PollFlags};
 use nix::unistd::Pid;
 
 use super::channel::{Patience, Stream, TransportError};
+use crate::migrate::limits::{MAX_NOISE_BYTES, SSH_END_LIMIT_DUR};
 use crate::migrate::trust::rendezvous::ReceiverFile;
 use crate::sys::process;
 
 /// First line that the ssh helper sends. Output of a login script before it is skipped.
 pub(crate) const GREETING: &str = "rcm-relay 1\n";
-/// Limit for that output; more than any login script prints.
-const MAX_NOISE_BYTES: usize = 64 << 10;
 /// Options of ssh: it never prompts, and notices in seconds that the other host is gone.
 const OPTIONS: [&str; 9] = [
     "-T",
@@ -40,8 +38,6 @@ const OPTIONS: [&str; 9] = [
     "-o",
     "ServerAliveCountMax=3",
 ];
-/// Time in which ssh may end by itself.
-const FAREWELL_DUR: Duration = Duration::from_millis(500);
 
 /// Login at the other host.
 pub(crate) struct Login<'a> {
@@ -166,7 +162,7 @@ impl Drop for SshStream {
             .ok()
             .and_then(|pid| process::pidfd_open(Pid::from_raw(pid)).ok())
             .is_some_and(|pidfd| {
-                let waited = Patience::within(FAREWELL_DUR).readable(pidfd);
+                let waited = Patience::within(SSH_END_LIMIT_DUR).readable(pidfd);
                 waited.unwrap_or(false)
             });
         if !has_ended {

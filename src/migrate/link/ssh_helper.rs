@@ -8,16 +8,13 @@ use std::fs;
 use std::io::{self, Write};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, Shutdown, SocketAddr, TcpStream};
 use std::path::Path;
-use std::time::Duration;
 
 use super::ssh::GREETING;
+use crate::migrate::limits::CONNECT_LIMIT_DUR;
 use crate::migrate::record::doorbell;
 use crate::migrate::record::paths;
 use crate::migrate::wire::protocol::ANY;
 use crate::sys::file::Failed;
-
-/// Time in which the receiver must accept the connection.
-const CONNECT_LIMIT_DUR: Duration = Duration::from_secs(5);
 
 /// The ssh helper cannot reach a receiver.
 #[derive(Debug, thiserror::Error)]

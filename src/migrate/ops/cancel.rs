@@ -9,7 +9,6 @@
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
-use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::fcntl::{Flock, FlockArg};
@@ -17,6 +16,7 @@ use nix::poll::{PollFd, PollFlags};
 use nix::sys::signal::Signal;
 
 use crate::migrate::fate::{Fate, Fated};
+use crate::migrate::limits::{CANCEL_LIMIT_DUR, RECORD_LOOK_DUR};
 use crate::migrate::link::channel::{Patience, TransportError};
 use crate::migrate::record::doorbell;
 use crate::migrate::record::error::JournalError;
@@ -28,11 +28,6 @@ use crate::migrate::record::watch::Watch;
 use crate::migrate::wire::id::Side;
 use crate::migrate::wire::state::Phase;
 use crate::sys::process::{self, Liveness, ProcessId};
-
-/// How often the record is looked at if the kernel cannot tell that it changes.
-const LOOK_DUR: Duration = Duration::from_millis(50);
-/// How long a driver may take to clean up after it has rolled back.
-const END_LIMIT_DUR: Duration = Duration::from_secs(30);
 
 /// A migration cannot be ended.
 #[derive(Debug, thiserror::Error)]
@@ -174,7 +169,7 @@ pub fn cancel(root: &Path, container: &str) -> Result<Ended> {
         match now.map(|now| (now.phase, now.side)) {
             Some((Phase::RolledBack, side)) => {
                 // The driver removes the images, or the restored container, after that.
-                let _ = Patience::within(END_LIMIT_DUR).readable(&pidfd);
+                let _ = Patience::within(CANCEL_LIMIT_DUR).readable(&pidfd);
                 return Ok(Ended::Migration(side));
             }
             Some((_, Side::Source)) => {
@@ -245,7 +240,7 @@ fn end_receiver(
     terminate(container, keeper, pidfd)?;
     drop(gate);
     let watch = Watch::of(root, container);
-    let patience = Patience::within(END_LIMIT_DUR);
+    let patience = Patience::within(CANCEL_LIMIT_DUR);
     let mut has_ended = false;
     loop {
         // It may have come before the signal.
@@ -271,7 +266,7 @@ fn next_change(pidfd: &OwnedFd, watch: Option<&Watch>, patience: Patience) -> Re
             waited.push(PollFd::new(watch.as_fd(), PollFlags::POLLIN));
             patience
         }
-        None => patience.at_most(LOOK_DUR),
+        None => patience.at_most(RECORD_LOOK_DUR),
     };
     patience.poll(&mut waited)?;
     let has_ended = waited[0].any() == Some(true);

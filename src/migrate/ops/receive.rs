@@ -15,6 +15,7 @@ use crate::migrate::container::incoming::AnyContainer;
 use crate::migrate::container::incoming::IncomingHost;
 use crate::migrate::destination::{self, DestinationError, Prepared, Settlement, Setup};
 use crate::migrate::fate::{Fate, Fated};
+use crate::migrate::limits::{self, LINGER_DUR, PROMPT_DUR};
 use crate::migrate::link::channel::TransportError;
 use crate::migrate::link::listener;
 use crate::migrate::link::listener::Listener;
@@ -33,19 +34,13 @@ use crate::migrate::record::paths;
 use crate::migrate::trust::rendezvous::Rendezvous;
 use crate::migrate::trust::rendezvous::RendezvousError;
 use crate::migrate::trust::{Trust, TrustError, TrustSettings};
-use crate::migrate::wire::id::MigrationId;
+use crate::migrate::wire::id::{MigrationId, Side};
 use crate::migrate::wire::protocol::ANY;
 use crate::runtime::process::foreground::Foreground;
 use crate::runtime::verbs::delete;
 use crate::runtime::verbs::restore::{RestoreRequest, Restored};
 use crate::sys::interrupt::Interrupt;
 use crate::sys::process::{ProcessId, become_subreaper};
-
-/// How long a receiver that has rolled back stays for a source that does not know it.
-const LINGER_DUR: Duration = Duration::from_secs(20);
-/// How long a receiver in the foreground waits for the source to confirm before it goes on to do so
-/// beside its other work.
-const PROMPT_DUR: Duration = Duration::from_secs(2);
 
 /// A receiver.
 #[derive(Debug, Clone)]
@@ -195,6 +190,7 @@ pub fn receive(
     progress: &mut Progress,
     interrupt: Option<&Interrupt>,
 ) -> Result<Arrival, ReceiveError> {
+    limits::log(Side::Destination, request.limit_dur);
     let lock = match request.is_for_any() {
         true => None,
         false => Some(lock(&request.root, &request.container)?),

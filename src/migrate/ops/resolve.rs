@@ -5,13 +5,13 @@ mod error;
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use chrono::Utc;
 
 use crate::error::chain;
 use crate::image;
 use crate::migrate::container::fence::Fence;
+use crate::migrate::limits::{ORPHAN_LIMIT_DUR, SETTLED_LIMIT_DUR};
 use crate::migrate::link::address::Destination;
 use crate::migrate::link::channel::Patience;
 use crate::migrate::record::boot_stamp::{self, Boot};
@@ -238,7 +238,7 @@ fn inquire(record: &JournalRecord) -> Result<(Verdict, impl FnOnce() + use<>)> {
             // A failure does no harm: the destination stops waiting by itself.
             let _ = channel.send(
                 &Message::Settled(Settled { migration }),
-                Patience::within(Duration::from_secs(5)),
+                Patience::within(SETTLED_LIMIT_DUR),
             );
         }
     };
@@ -282,7 +282,7 @@ fn roll_back_source(root: &Path, record: JournalRecord, reason: &str) -> Result<
     rootfs::remove_probe(container.rootfs(), record.migration);
     // The destination may not know of the end yet, and its restore may still take names.
     let age_dur = (Utc::now() - record.updated).to_std().unwrap_or_default();
-    names.settle(unix_sockets::ORPHAN_LIMIT_DUR.saturating_sub(age_dur));
+    names.settle(ORPHAN_LIMIT_DUR.saturating_sub(age_dur));
     remove_images(&record.images)?;
     Journal::adopt(root, record)?.roll_back(reason)?;
     Ok(Resolution::RolledBack { side: Side::Source })

@@ -11,6 +11,7 @@ use crate::migrate::container::engine_bundle::EngineBundle;
 use crate::migrate::container::outgoing::RunningContainer;
 use crate::migrate::container::outgoing::bundle;
 use crate::migrate::fate::{Fate, Fated};
+use crate::migrate::limits;
 use crate::migrate::link::address::Destination;
 use crate::migrate::method::precopy::Limits;
 use crate::migrate::preflight::{offer, survey};
@@ -192,6 +193,7 @@ pub fn send(
     interrupt: Option<&Interrupt>,
 ) -> Result<Sent, SendError> {
     let root = &request.root;
+    limits::log(Side::Source, request.freeze_limit_dur);
     // Held until the end of the migration.
     let subject = claim(root, &request.container)?;
     let container = subject.container.clone();

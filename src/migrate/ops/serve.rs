@@ -6,7 +6,6 @@
 
 use std::io;
 use std::net::TcpListener;
-use std::time::Duration;
 
 use nix::errno::Errno;
 use nix::sys::signal::{Signal, kill};
@@ -14,6 +13,7 @@ use nix::unistd::Pid;
 
 use super::{Port, ReceiveRequest};
 use crate::migrate::fate::{Fate, Fated};
+use crate::migrate::limits::RETRY_PAUSE_DUR;
 use crate::migrate::link::channel::Patience;
 use crate::migrate::link::channel::TransportError;
 use crate::migrate::link::listener;
@@ -24,9 +24,6 @@ use crate::migrate::wire::protocol::ANY;
 use crate::sys::interrupt::Interrupt;
 use crate::sys::process;
 use crate::sys::spawn::copy_process;
-
-/// The pause after a container that did not come: its cause may be over then.
-const PAUSE_DUR: Duration = Duration::from_millis(500);
 
 /// Containers cannot be received any more.
 #[derive(Debug, thiserror::Error)]
@@ -96,7 +93,7 @@ pub fn serve(
         let came = wait(worker, interrupt)?;
         if !came {
             // A signal ends the pause.
-            let pause = Patience::within(PAUSE_DUR).or_interrupt(Some(interrupt));
+            let pause = Patience::within(RETRY_PAUSE_DUR).or_interrupt(Some(interrupt));
             let _ = pause.poll(&mut Vec::new());
         }
         if interrupt.received().is_some() {

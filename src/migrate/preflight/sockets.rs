@@ -3,7 +3,6 @@
 use std::collections::{BTreeSet, HashSet};
 use std::net::IpAddr;
 use std::thread;
-use std::time::Duration;
 
 use nix::unistd::Pid;
 use procfs::net::{TcpNetEntry, TcpState};
@@ -11,12 +10,12 @@ use procfs::process::Process;
 
 use super::error;
 use crate::criu::CriuChoices;
+use crate::migrate::limits::BACKLOG_PAUSE_DUR;
 use crate::migrate::wire::finding::Finding;
 use crate::sys::network::{UnixPeer, unix_peers};
 
 /// Number of checks whether a program accepts waiting connections.
 const ACCEPT_CHECKS: u32 = 10;
-const ACCEPT_PAUSE_DUR: Duration = Duration::from_millis(20);
 
 /// Result of the probe.
 #[derive(Debug, Default)]
@@ -92,7 +91,7 @@ fn unaccepted(init: Pid, own: &HashSet<u64>, sockets: &[TcpNetEntry]) -> Option<
         .find(waits)
         .map(|entry| (entry.inode, entry.local_address))?;
     for _ in 0..ACCEPT_CHECKS {
-        thread::sleep(ACCEPT_PAUSE_DUR);
+        thread::sleep(BACKLOG_PAUSE_DUR);
         let now = tcp_sockets(init, own);
         now.iter()
             .filter(waits)

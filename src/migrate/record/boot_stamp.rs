@@ -26,6 +26,7 @@ use serde::{Deserialize, Serialize};
 use super::error::JournalError;
 use super::journal::{Journal, JournalRecord};
 use super::verdict::{self, VerdictError};
+use crate::migrate::limits::MAX_STAMP_BYTES;
 use crate::migrate::record::paths;
 use crate::migrate::trust::rendezvous;
 use crate::migrate::wire::id::MigrationId;
@@ -34,8 +35,6 @@ use crate::sys::file::write_atomic;
 
 /// Name of the stamp. Names of images end in `.img` or `.json`, so none is the same.
 const FILE: &str = "destination";
-/// Limit for reading a stamp; more than one ever has.
-const CAP_BYTES: u64 = 1 << 20;
 
 /// A container cannot move on, because it could be rolled back to the host from which it came.
 #[derive(Debug, thiserror::Error)]
@@ -187,7 +186,7 @@ fn read(images: &Path) -> Option<BootStamp> {
     let is_private =
         metadata.uid() == nix::unistd::geteuid().as_raw() && metadata.mode() & 0o077 == 0;
     let mut text = Vec::new();
-    file.take(CAP_BYTES).read_to_end(&mut text).ok()?;
+    file.take(MAX_STAMP_BYTES).read_to_end(&mut text).ok()?;
     let mut stamp: BootStamp = serde_json::from_slice(&text).ok()?;
     if !stamp.record.is_known() {
         return None;

@@ -10,6 +10,7 @@ use std::path::{Path, PathBuf};
 
 use serde::{Deserialize, Serialize};
 
+use crate::migrate::limits::MAX_VERDICT_BYTES;
 use crate::migrate::wire::id::MigrationId;
 use crate::migrate::wire::payload::Answer;
 use crate::migrate::wire::state::Verdict;
@@ -17,8 +18,6 @@ use crate::sys::file::write_atomic;
 
 /// Name of the verdict. Names of images end in `.img` or `.json`, so none is the same.
 const FILE: &str = "verdict";
-/// Limit for reading a verdict; more than one ever has.
-const CAP_BYTES: u64 = 1 << 10;
 
 /// The verdict cannot be written.
 #[derive(Debug, thiserror::Error)]
@@ -53,7 +52,7 @@ pub fn read(images: &Path, migration: MigrationId) -> Option<Verdict> {
     use std::io::Read;
     let mut text = Vec::new();
     fs::File::open(images.join(FILE))
-        .and_then(|file| file.take(CAP_BYTES).read_to_end(&mut text))
+        .and_then(|file| file.take(MAX_VERDICT_BYTES).read_to_end(&mut text))
         .ok()?;
     let Stored(answer) = serde_json::from_slice(&text).ok()?;
     (answer.migration == migration).then_some(answer.verdict)

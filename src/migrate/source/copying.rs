@@ -7,11 +7,10 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::session::Session;
-use super::{
-    ANSWER_LIMIT_DUR, Failure, Frozen, Held, Negotiated, SourceError, Stopped, Target, Workload,
-};
+use super::{Failure, Frozen, Held, Negotiated, SourceError, Stopped, Target, Workload};
 use crate::criu::stats::PAGE_BYTES;
 use crate::image::rounds;
+use crate::migrate::limits::ANSWER_LIMIT_DUR;
 use crate::migrate::method::precopy::{self, Decision, Forecast, Round};
 use crate::migrate::progress::{self, Event};
 use crate::migrate::transfer::images;

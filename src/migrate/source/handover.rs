@@ -2,16 +2,14 @@
 
 use std::time::{Duration, Instant};
 
-use super::{ANSWER_LIMIT_DUR, Committing, Failure, Fence, Fenced, HandedOff, SourceError};
+use super::{Committing, Failure, Fence, Fenced, HandedOff, SourceError};
 use crate::error::{Cause, chain};
+use crate::migrate::limits::{ANSWER_LIMIT_DUR, ASK_AGAIN_DUR};
 use crate::migrate::link::channel::{Patience, TransportError};
 use crate::migrate::unix_sockets;
 use crate::migrate::wire::payload::{Running, Settled};
 use crate::migrate::wire::protocol::Message;
 use crate::migrate::wire::state::{Phase, Verdict};
-
-/// Pause between two questions about a commit without an answer.
-const ASK_AGAIN_DUR: Duration = Duration::from_millis(500);
 
 /// Proof that the destination has answered that it will never run the container.
 #[derive(Debug)]

@@ -7,9 +7,10 @@ use std::time::{Duration, Instant};
 
 use super::offer::Meeting;
 use super::session::{Images, Session, images_path};
-use super::{ANSWER_LIMIT_DUR, Failure, Negotiated, Plan, SourceError, Workload};
+use super::{Failure, Negotiated, Plan, SourceError, Workload};
 use crate::error::chain;
 use crate::migrate::agreement::lacking;
+use crate::migrate::limits::ANSWER_LIMIT_DUR;
 use crate::migrate::link::channel::{Channel, Patience, TransportError};
 use crate::migrate::link::connect::{connect, reconnect};
 use crate::migrate::preflight;

@@ -5,10 +5,14 @@ use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use super::{ANSWER_LIMIT_DUR, Failure, Plan, SourceError};
+use super::{Failure, Plan, SourceError};
 use crate::error::{Cause, chain};
 use crate::image;
 use crate::image::manifest::Manifest;
+use crate::migrate::limits::{
+    ANSWER_LIMIT_DUR, DISCARD_LIMIT_DUR, FAREWELL_LIMIT_DUR, ORPHAN_LIMIT_DUR,
+    SOCKET_NAME_PAUSE_DUR,
+};
 use crate::migrate::link::address::Destination;
 use crate::migrate::link::channel::{Channel, Patience, TransportError};
 use crate::migrate::link::connect::reconnect;
@@ -19,18 +23,11 @@ use crate::migrate::transfer::images::{self, BulkError};
 use crate::migrate::transfer::rootfs::{self, RootfsError};
 use crate::migrate::trust::Trust;
 use crate::migrate::trust::rendezvous::Acquaintance;
-use crate::migrate::unix_sockets::{self, SocketNames};
+use crate::migrate::unix_sockets::SocketNames;
 use crate::migrate::wire::id::MigrationId;
 use crate::migrate::wire::payload::{Answer, Inquiry, Ready, Shipped};
 use crate::migrate::wire::protocol::{Kind, Message};
 use crate::migrate::wire::state::{Phase, Verdict};
-
-/// Time for which the source waits for the reason of a destination that has given up.
-const FAREWELL_LIMIT_DUR: Duration = Duration::from_secs(5);
-
-/// Time that a destination may take to destroy the restored container. It finishes the restore
-/// first.
-const DISCARD_LIMIT_DUR: Duration = Duration::from_secs(60);
 
 /// This migration's directory in the image store. It is removed on drop unless `keep` is set.
 #[derive(Debug)]
@@ -167,12 +164,12 @@ impl Session<'_> {
         let mut limit_dur = Duration::ZERO;
         while !ended && Instant::now() < deadline {
             // "Ready" may arrive before the destination hears of the end.
-            let patience = Patience::within(unix_sockets::PAUSE_DUR);
+            let patience = Patience::within(SOCKET_NAME_PAUSE_DUR);
             match self.channel.receive(&[Kind::Ready], patience) {
                 Ok(_) | Err(TransportError::Late { .. }) => names.put_back(),
                 Err(TransportError::Aborted { .. }) => break,
                 Err(_) => {
-                    limit_dur = unix_sockets::ORPHAN_LIMIT_DUR;
+                    limit_dur = ORPHAN_LIMIT_DUR;
                     break;
                 }
             }

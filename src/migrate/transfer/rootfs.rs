@@ -42,8 +42,6 @@ pub use swap::{TreeSwap, settle};
 
 /// Name of the spec in a bundle.
 const CONFIG: &str = "config.json";
-/// Size limit of a spec.
-const MAX_CONFIG_BYTES: u64 = 4 << 20;
 
 /// Errors of the transfer of the tree.
 #[derive(Debug, thiserror::Error)]

@@ -16,9 +16,6 @@ use serde::{Deserialize, Serialize};
 
 use super::id::MigrationId;
 
-/// Greatest number of connections that may carry the images of one migration.
-pub const MAX_STREAMS: u32 = 16;
-
 /// A mount of the container that needs a file or directory of the host.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

@@ -5,7 +5,7 @@ use std::fs;
 use nix::sys::signal::Signal;
 use serde_json::Value;
 
-use crate::common::pair::{Pair, in_the_middle, runs_on};
+use crate::common::pair::{Pair, Receiver, in_the_middle, runs_on};
 
 /// Each line is an object with the fields that every event has.
 #[track_caller]
@@ -307,4 +307,44 @@ fn a_test_that_is_killed_leaves_it_counting() {
     crate::common::wait_until("the images are gone", || pair.left_in_store().is_empty());
     test_locally(&pair, &[]).ok();
     pair.assert_counts();
+}
+
+/// For a report of a bug: both ends say once what they wait for.
+#[test]
+fn debug_prints_the_limits_of_each_end() {
+    let pair = Pair::new("limits");
+    let receiver = Receiver::with(
+        &pair.destination,
+        "limits",
+        &pair.store(),
+        &["--debug"],
+        &["--detach"],
+    );
+    let address = receiver.address.to_string();
+    let command = pair.source.global(["--debug", "live-migrate", "limits"]);
+    let sent = command
+        .arg("--image-path")
+        .arg(pair.store())
+        .args(["--destination", &address, "--mode", "stop-and-copy"])
+        .args(["--timeout", "90s"])
+        .run()
+        .ok();
+    let received = receiver.running.wait().ok();
+    for (output, side, own) in [
+        (sent, "source", " --timeout=90s ASK_AGAIN_DUR=500ms "),
+        (
+            received,
+            "destination",
+            " --timeout=300s RESUME_ATTEMPTS=3 ",
+        ),
+    ] {
+        let stderr = output.stderr();
+        let head = format!("limits of the {side}:");
+        let lines: Vec<&str> = stderr.lines().filter(|line| line.contains(&head)).collect();
+        assert_eq!(lines.len(), 1, "{stderr}");
+        for limit in own.split_whitespace().chain(["STALL_LIMIT_DUR=30s"]) {
+            assert!(lines[0].contains(&format!(" {limit}")), "{}", lines[0]);
+        }
+    }
+    pair.assert_at_destination();
 }

@@ -9,6 +9,7 @@ use rustls::pki_types::CertificateDer;
 use std::io::Write;
 use std::net::{Shutdown, TcpStream};
 use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
 
 const SOON: Duration = Duration::from_secs(5);
 

@@ -9,12 +9,8 @@ use std::time::Duration;
 
 use super::{BulkError, Result};
 use crate::image::manifest::{self, ImageFile, Manifest, PIECE_BYTES};
+use crate::migrate::limits::MAX_HELD_PIECES;
 use crate::sys::file::Failed;
-
-/// Limit for the pieces of memory that wait for a connection or are being sent. Together with the
-/// one that CRIU fills they are all memory of the container that rcm holds, with any number of
-/// connections.
-const MAX_HELD: usize = 4;
 
 /// State that the threads of a sender share.
 #[derive(Debug, Default)]
@@ -127,7 +123,7 @@ impl Directory {
 
     /// Returns whether more memory may be added: waiting pieces are held in memory.
     pub fn has_space(&self) -> bool {
-        self.waiting.len() + self.in_flight < MAX_HELD
+        self.waiting.len() + self.in_flight < MAX_HELD_PIECES
     }
 
     /// Appends the first `length_bytes` of `bytes` as a piece to the file `name`. Only the last

@@ -1,10 +1,8 @@
 //! Limit for the bandwidth of a migration.
 
+use crate::migrate::limits::BURST_DUR;
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
-
-/// Time whose bytes may be sent at once after a pause.
-const BURST_DUR: Duration = Duration::from_millis(50);
 
 /// A limit that all connections share. Each waits until its bytes fit in.
 #[derive(Debug)]

@@ -8,7 +8,6 @@ use std::os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
-use std::time::Duration;
 
 use xxhash_rust::xxh3::Xxh3;
 
@@ -19,16 +18,10 @@ use super::compress::Decoder;
 use super::{BulkError, Result};
 use crate::image::manifest::{ImageFile, Manifest, ManifestError, PIECE_BYTES, pieces_of};
 use crate::image::rounds;
+use crate::migrate::limits::{MAX_FILES, MAX_PIECES, STALL_LIMIT_DUR};
 use crate::migrate::link::channel::{Channel, Patience, TransportError};
 use crate::sys::bell::Bell;
 use crate::sys::file::Failed;
-
-/// Time after which a connection that stops in the middle of a piece is dead.
-const STALL_LIMIT_DUR: Duration = Duration::from_secs(30);
-/// Limit for the number of files, more than any dump has.
-const MAX_FILES: usize = 1 << 16;
-/// Limit for the number of pieces: those of 4 TiB.
-const MAX_PIECES: usize = 1 << 20;
 
 /// Receives images from several connections, each with its own thread. On drop it ends them at
 /// once.

@@ -19,11 +19,9 @@ use super::rate_limit::RateLimit;
 use super::{BulkError, Result};
 use crate::criu::page_server::{self, PageServerError};
 use crate::image::manifest::Manifest;
+use crate::migrate::limits::STALL_LIMIT_DUR;
 use crate::migrate::link::channel::{Channel, Patience};
 use crate::sys::file::Failed;
-
-/// Time after which a connection that takes no data is dead.
-const STALL_LIMIT_DUR: Duration = Duration::from_secs(30);
 
 /// Settings of the transfer.
 #[derive(Debug, Clone, Default)]

@@ -7,24 +7,20 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 use std::sync::mpsc::{self, TryRecvError};
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use super::stream::{Incoming, Outgoing};
 use super::swap::{Targets, TreeSwap};
-use super::{MAX_CONFIG_BYTES, Result, RootfsError, lift};
+use super::{Result, RootfsError, lift};
 use crate::error::chain;
 use crate::image::tree::{Compression, Limits, TreePath, apply_noting, link_copy, take_inventory};
+use crate::migrate::limits::{DRAIN_LIMIT_DUR, MAX_CONFIG_BYTES, MAX_ENTRIES};
 use crate::migrate::link::channel::{Channel, Patience, TransportError};
 use crate::migrate::transfer::images;
 use crate::migrate::wire::payload::Synced;
 use crate::migrate::wire::protocol::Message;
 use crate::sys::bell::Bell;
 use crate::sys::file::Failed;
-
-/// Limit for the number of entries, more than any file system has.
-const MAX_ENTRIES: u64 = 1 << 32;
-/// Time for which a source that was told to stop may still send.
-const DRAIN_LIMIT_DUR: Duration = Duration::from_secs(10);
 
 /// Paths of the last changes; `None` if they are too many.
 type Changed = Option<Vec<TreePath>>;

@@ -12,6 +12,7 @@ use std::time::{Duration, Instant};
 use super::stream::{Incoming, Outgoing};
 use super::{CONFIG, Result, RootfsError, lift};
 use crate::image::tree::{Base, Compression, Inventory, Totals, pack};
+use crate::migrate::limits::TREE_PAUSE_DUR;
 use crate::migrate::link::channel::{Channel, Patience};
 use crate::migrate::progress::TreePass;
 use crate::migrate::transfer::images;
@@ -21,8 +22,6 @@ use crate::sys::file::Failed;
 
 /// Size of the changes below which no further pass follows at once.
 const FEW_BYTES: u64 = 4 << 20;
-/// Minimum pause between two passes while the container runs.
-const PAUSE_DUR: Duration = Duration::from_secs(2);
 /// Ratio of a pause to the pass before it, so that passes take at most a fifth of one processor's
 /// time.
 const PAUSE_RATIO: u32 = 4;
@@ -326,7 +325,7 @@ impl Shared {
 
     /// Waits for the next pass. Returns false if there is none while the container runs.
     fn pause(&self, last_dur: Duration) -> bool {
-        let until = Instant::now() + PAUSE_DUR.max(last_dur * PAUSE_RATIO);
+        let until = Instant::now() + TREE_PAUSE_DUR.max(last_dur * PAUSE_RATIO);
         let mut state = self.lock();
         while state.wish == Wish::Follow {
             let left_dur = until.saturating_duration_since(Instant::now());

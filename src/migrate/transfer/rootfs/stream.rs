@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use super::{Result, RootfsError};
+use crate::migrate::limits::STALL_LIMIT_DUR;
 use crate::migrate::link::channel::{Channel, Patience, TransportError};
 use crate::migrate::transfer::images::RateLimit;
 
@@ -14,9 +15,6 @@ const HEADER_BYTES: usize = 5;
 const DATA: u8 = 1;
 const END: u8 = 2;
 const LAST: u8 = 3;
-/// Time after which a connection that takes no data is dead. The other end may have to wait for its
-/// disk.
-const STALL_LIMIT_DUR: Duration = Duration::from_secs(60);
 /// Limit for the bytes of a stream after the end that its reader has seen.
 const MAX_REST_BYTES: u64 = PIECE_BYTES as u64;
 
@@ -129,11 +127,14 @@ impl<'a> Incoming<'a> {
 
     fn fill(&mut self, buffer: &mut [u8]) -> io::Result<()> {
         let mut done_bytes = 0;
+        // The other end may be silent for long before a piece, and not within one.
+        let mut patience = Patience::default();
         while done_bytes < buffer.len() {
             done_bytes += self
                 .channel
-                .read(&mut buffer[done_bytes..], Patience::default())
+                .read(&mut buffer[done_bytes..], patience)
                 .map_err(io::Error::other)?;
+            patience = Patience::within(STALL_LIMIT_DUR);
         }
         Ok(())
     }
@@ -159,7 +160,10 @@ impl Read for Incoming<'_> {
         }
         let read_bytes = self
             .channel
-            .read(&mut buffer[..wanted_bytes], Patience::default())
+            .read(
+                &mut buffer[..wanted_bytes],
+                Patience::within(STALL_LIMIT_DUR),
+            )
             .map_err(io::Error::other)?;
         self.left_bytes -= read_bytes;
         Ok(read_bytes)
