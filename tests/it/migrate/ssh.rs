@@ -139,6 +139,6 @@ fn a_way_that_leads_nowhere_is_named() {
     assert!(stderr.contains("no receiver for container"), "{stderr}");
     runs_on(output, "cannot reach a receiver at 127.0.0.1 over ssh");
     let output = sshd.send(&pair, "no-such-program").run();
-    runs_on(output, "is rcm on the PATH there");
+    runs_on(output, "rcm is on the PATH there");
     pair.assert_at_source();
 }
