@@ -125,7 +125,7 @@ fn image_path(args: &Args) -> anyhow::Result<PathBuf> {
     match image_path.is_dir() {
         true => Ok(image_path),
         false => Err(anyhow!(
-            "{} is not a directory: --image-path needs an existing directory, best one that both hosts share",
+            "{} is not a directory: --image-path needs an existing directory, preferably one that both hosts share",
             image_path.display()
         )),
     }

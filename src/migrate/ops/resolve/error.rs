@@ -19,7 +19,7 @@ use crate::runtime::linux::cgroup::CgroupError;
 pub enum ResolveError {
     /// This host has no record of a migration.
     #[error(
-        "no migration of container \"{container}\" is known on this host; if it was started again since, name its image store: --image-path=DIR"
+        "no migration of container \"{container}\" is known on this host; if this host was rebooted since, name the image store: --image-path=DIR"
     )]
     Unknown {
         /// Id of the container.
