@@ -304,7 +304,8 @@ fn memory_that_runs_out_is_an_event() {
     let events = containerd.events();
     let flags = ["--detach", "--null-io", "--memory-limit", "16777216"];
     containerd.run("greedy", &flags, &["sleep", "1000"]).ok();
-    // The shim watches the memory only from the start of the task on, so the memory runs out after it.
+    // The shim watches the memory only from the start of the task on, so the memory runs out after
+    // it.
     let greedy = ["dd", "if=/dev/zero", "of=/dev/null", "bs=64M", "count=1"];
     assert_ne!(containerd.exec("greedy", &greedy).code(), 0);
     wait_until("the event", || {

@@ -93,13 +93,6 @@ const LONG_FUNCTIONS: &[(&str, &str)] = &[
     ("judge.rs", "judge_container"),
 ];
 
-/// Functions, and files (without a function), that are still to be split. The list shall be empty.
-const TO_BE_SPLIT: &[(&str, &str)] = &[
-    ("send.rs", "send"),
-    ("incoming.rs", "inspect"),
-    ("resolve.rs", ""),
-];
-
 /// Is the function of a file (or the file itself, without a function) in a list of
 /// [`LONG_FUNCTIONS`]' form?
 fn lists(list: &[(&str, &str)], file: &str, function: &str) -> bool {
@@ -245,16 +238,14 @@ pub fn breaches(file: &str, text: &str) -> Vec<String> {
         }
     }
     let lines = text.lines().count();
-    if lines > MOST_FILE_LINES && !lists(TO_BE_SPLIT, file, "") {
+    if lines > MOST_FILE_LINES {
         breach(
             lines,
             format!("the file has {lines} lines, more than {MOST_FILE_LINES}"),
         );
     }
     for function in &findings.functions {
-        let is_listed = [LONG_FUNCTIONS, TO_BE_SPLIT]
-            .iter()
-            .any(|list| lists(list, file, &function.name));
+        let is_listed = lists(LONG_FUNCTIONS, file, &function.name);
         if function.lines > MOST_FUNCTION_LINES && !function.in_tests && !is_listed {
             breach(
                 function.line,

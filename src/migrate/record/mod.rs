@@ -1,7 +1,7 @@
 //! Records that survive a crash, and nothing else.
 //!
-//! `ROOT` is the state directory, by default `/run/rcm`, which a reboot empties. `STORE` is the image
-//! store, which survives a reboot if it is on a disk. `DIR` is `ROOT/@migrations`.
+//! `ROOT` is the state directory, by default `/run/rcm`, which a reboot empties. `STORE` is the
+//! image store, which survives a reboot if it is on a disk. `DIR` is `ROOT/@migrations`.
 //!
 //! | file | writer | readers | after a crash of rcm | after a reboot |
 //! | --- | --- | --- | --- | --- |
@@ -16,8 +16,9 @@
 //! | `STORE/MIGRATION/verdict` ([`verdict`]) | the destination, at the end | the source, if the destination does not answer | stays, until the source has removed the images | stays |
 //!
 //! The order of reading: the lock first, then [`ledger::Known::open`] reads both journals once. The
-//! source's record counts as long as the container is there, unless it was rolled back; otherwise the
-//! record that was updated last. A destination that answers counts more than its verdict in the store.
+//! source's record counts as long as the container is there, unless it was rolled back; otherwise
+//! the record that was updated last. A destination that answers counts more than its verdict in the
+//! store.
 
 pub mod boot_stamp;
 pub mod doorbell;
