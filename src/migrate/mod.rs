@@ -65,7 +65,7 @@
 //!      ^           |            |           |           |
 //!      | refused   v            v           v           v
 //!      '---     ---- give up: destroyed, journal ----   restored again from the images,
-//!                                                                       unless it may have run
+//!                                                       unless it may have run
 //! ```
 //!
 //! # How the container is held

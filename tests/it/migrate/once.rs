@@ -248,3 +248,37 @@ fn a_receiver_does_not_restore_again_what_has_executed() {
     assert_eq!(source.status("criudied"), "gone");
     wait_until_empty("left in the store", || scene.pair.left_in_store());
 }
+
+/// Records of earlier releases have no version and no phase `resuming`. There, and only there,
+/// CRIU's log tells whether a container that does not run any more has run.
+#[test]
+fn a_record_without_a_version_is_settled_by_the_log() {
+    let mut scene = Scene::new("unversioned");
+    assert!(scene.sender.ends_within(Duration::from_secs(60)));
+    assert!(scene.receiver.running.ends_within(Duration::from_secs(60)));
+    fs::write(scene.rootfs().join("go"), "").unwrap();
+    let destination = &scene.pair.destination;
+    wait_until("it has ended", || {
+        destination.status("unversioned") == "stopped"
+    });
+    assert!(scene.log().contains("Tasks resumed"), "{}", scene.log());
+    let path = destination.root().join("@migrations/unversioned.json");
+    let commit = |is_versioned: bool| {
+        let text = fs::read(&path).unwrap();
+        let mut record: serde_json::Value = serde_json::from_slice(&text).unwrap();
+        record["phase"] = "committed".into();
+        if !is_versioned {
+            record.as_object_mut().unwrap().remove("version").unwrap();
+        }
+        fs::write(&path, record.to_string()).unwrap();
+    };
+    commit(false);
+    scene.pair.resolve_destination().ok();
+    assert_eq!((scene.executions(), scene.phase()), (1, "done".into()));
+    // Here nothing has executed, whatever a log says. But there are no images any more.
+    commit(true);
+    let resolved = scene.pair.resolve_destination().exits_with(3);
+    let stderr = resolved.stderr();
+    assert!(stderr.contains("cannot be restored"), "{stderr}");
+    assert_eq!(scene.executions(), 1);
+}
