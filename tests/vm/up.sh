@@ -35,7 +35,8 @@ trap '"$VM/down.sh" "$@"' EXIT
 if [[ " $* " == *" $THIRD "* ]]; then
     rm -rf "$RUN"
     mkdir -p "$RUN"
-    ln -s "$(mktemp -d /tmp/rcm-lab.XXXXXX)" "$RUN/sockets"
+    sockets=$(mktemp -d /tmp/rcm-lab.XXXXXX)
+    ln -s "$sockets" "$RUN/sockets"
     # Detached from this script's group, so that Ctrl-C leaves it.
     setsid nice unshare --net python3 "$VM/front.py" "$RUN/sockets" "rcm-lab-$THIRD@$RUN" </dev/null >"$RUN/$THIRD.log" 2>&1 &
     echo $! >"$RUN/$THIRD.pid"

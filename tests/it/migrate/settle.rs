@@ -73,6 +73,22 @@ fn after_the_commit_the_source_never_runs_by_itself() {
     assert!(resumed.stderr().contains("is not settled"), "{resumed:?}");
     assert_eq!(pair.source.status("doubt"), "paused");
 
+    // Nor can a checkpoint remove it and its record, and nothing can be started in it.
+    let images = pair.source.dir().join("checkpoint");
+    let checkpointed = pair.source.cmd("checkpoint").arg("--image-path").arg(images);
+    let exec = ["--ignore-paused", "doubt", "true"];
+    for command in [
+        checkpointed.arg("doubt"),
+        pair.source.cmd("exec").args(exec),
+    ] {
+        let output = command.run();
+        assert_ne!(output.code(), 0);
+        assert!(output.stderr().contains("is not settled"), "{output:?}");
+    }
+    assert_eq!(pair.source.status("doubt"), "paused");
+    let status = pair.source.migration_status("doubt").ok();
+    assert!(status.stdout().contains("is not settled"), "{status:?}");
+
     // The receiver stays as the container's parent and answers for a while. Then it leaves its
     // answer in the store.
     wait_until("the verdict is left", || {
@@ -89,6 +105,19 @@ fn after_the_commit_the_source_never_runs_by_itself() {
     pair.assert_counts();
     fs::write(pair.bundle.rootfs().join("stop"), "").unwrap();
     receiver.running.wait().exits_with(7);
+}
+
+/// Only the record says whose the container is: without it `--resolve` knows nothing.
+#[test]
+fn a_record_that_cannot_be_read_settles_nothing() {
+    let (host, _) = Host::with_container("unread");
+    let record = host.root().join("unread/migration.json");
+    for text in ["", "null", "garbage", r#"{"version":99}"#] {
+        fs::write(&record, text).unwrap();
+        host.resolve("unread").exits_with(3);
+        assert_eq!(host.status("unread"), "running");
+    }
+    fs::remove_file(record).unwrap();
 }
 
 /// The destination owns the container, and cannot start it until the obstacle is removed.

@@ -67,8 +67,10 @@ make_pool
 commands docs/reference.md
 # Certificates: as far as a receiver that waits.
 (
-    cd "$(mktemp -d "$LAB/tls.XXXXXX")"
-    trap 'rm -r "$PWD"' EXIT
+    # An assignment of its own: without a directory the script must end, not work and clean up here.
+    certificates=$(mktemp -d "$LAB/tls.XXXXXX")
+    trap 'rm -r "$certificates"' EXIT
+    cd "$certificates"
     {
         openssl req -x509 -newkey rsa:2048 -nodes -keyout ca.key -out ca.pem -subj /CN=lab -days 2
         openssl req -newkey rsa:2048 -nodes -keyout node.key -out node.csr -subj /CN=node2
