@@ -95,8 +95,8 @@ fn parse_page_server(text: &str) -> Result<PageServer, &'static str> {
 
 pub fn run(globals: &Globals, args: Args) -> anyhow::Result<i32> {
     let container = globals.load(&args.id)?;
-    // The frozen copy of a migration in doubt may run at the destination. A checkpoint would remove it
-    // together with its journal, and a restore of the images would be a second copy.
+    // The frozen copy of a migration in doubt may run at the destination. A checkpoint would remove
+    // it together with its journal, and a restore of the images would be a second copy.
     crate::migrate::ops::refuse_if_open(&globals.root, &args.id)?;
     let status_fd = status_fd(args.status_fd)?;
     let options = CheckpointOptions {

@@ -75,7 +75,8 @@ pub struct Args {
 
 pub fn run(globals: &Globals, args: Args) -> anyhow::Result<i32> {
     let container = globals.load(&args.id)?;
-    // With --ignore-paused the process would wait in the frozen copy of a migration, perhaps for ever.
+    // With --ignore-paused the process would wait in the frozen copy of a migration, perhaps for
+    // ever.
     crate::migrate::ops::refuse_if_open(&globals.root, &args.id)?;
     let process = process(&container, &args)?;
     let request = ExecRequest {

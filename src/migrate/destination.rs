@@ -31,10 +31,10 @@ mod session;
 mod settlement;
 
 pub use error::DestinationError;
-pub use host::{Held, Host};
+pub use host::{Host, RestoredContainer};
 pub use settlement::Settlement;
 
-use session::{Session, micros};
+use session::{DestinationSession, micros};
 
 /// Parameters of a receiver.
 #[derive(Debug)]
@@ -65,20 +65,20 @@ pub struct Prepared<H> {
 /// State: both ends agreed; the source copies and dumps the container.
 #[derive(Debug)]
 pub struct Receiving<H> {
-    session: Session<H>,
+    session: DestinationSession<H>,
 }
 
 /// State: the images are complete and equal to the source's.
 #[derive(Debug)]
 pub struct Verified<H> {
-    session: Session<H>,
+    session: DestinationSession<H>,
     verify_dur: Duration,
 }
 
 /// State: the container is restored and held; it has not executed.
 #[derive(Debug)]
 pub struct Restored<H: Host> {
-    session: Session<H>,
+    session: DestinationSession<H>,
     held: H::Held,
 }
 
@@ -86,7 +86,7 @@ pub struct Restored<H: Host> {
 #[derive(Debug)]
 #[must_use = "only this end may resume the container"]
 pub struct Committed<H: Host> {
-    session: Session<H>,
+    session: DestinationSession<H>,
     held: H::Held,
     committed_at: Instant,
 }
@@ -111,7 +111,7 @@ pub fn receive<H: Host>(
     prepared: Prepared<H>,
     progress: &mut Progress,
     interrupt: Option<&Interrupt>,
-) -> Result<Arrived<<H::Held as Held>::Running>> {
+) -> Result<Arrived<<H::Held as RestoredContainer>::Running>> {
     let mut receiving = prepared.agree(progress, interrupt)?;
     while receiving.is_rehearsal() {
         receiving = receiving
@@ -211,7 +211,10 @@ impl<H: Host> Committed<H> {
     ///
     /// # Errors
     /// [`DestinationError::NotStarted`], [`DestinationError::MayHaveRun`].
-    pub fn resume(self, progress: &mut Progress) -> Result<Arrived<<H::Held as Held>::Running>> {
+    pub fn resume(
+        self,
+        progress: &mut Progress,
+    ) -> Result<Arrived<<H::Held as RestoredContainer>::Running>> {
         let Self {
             mut session,
             held,

@@ -17,7 +17,7 @@ mod event;
 mod meter;
 pub mod report;
 
-pub use event::{Event, Lap, Round, TreePass, bytes_per_second};
+pub use event::{Event, Lap, RoundLap, TreePass, bytes_per_second};
 pub use meter::Meter;
 
 pub(super) use event::{ms, optional_ms};

@@ -37,10 +37,10 @@ pub use handover::Returned;
 pub use negotiate::{preflight, refusal};
 pub use rehearsal::rehearse;
 pub use session::ask;
-pub use workload::{Fence, Held, Target, Workload};
+pub use workload::{Fence, FrozenContainer, Target, Workload};
 
 use offer::Offer;
-use session::Session;
+use session::SourceSession;
 
 /// Parameters of one migration.
 #[derive(Debug)]
@@ -64,7 +64,7 @@ pub struct Plan {
     /// Number of connections for the images if the ends share no store.
     pub streams: u32,
     /// Compression and rate limit of these connections.
-    pub sending: images::Settings,
+    pub sending: images::ImageSettings,
     /// Time that the container may be frozen before it is rolled back.
     pub freeze_limit_dur: Duration,
     /// Time for which the source asks about an unanswered commit.
@@ -92,7 +92,7 @@ fn up_to_the_commit<'a, W: Workload>(
     workload: W,
     progress: &'a mut Progress,
     interrupt: Option<&'a Interrupt>,
-) -> Result<Fenced<'a, <W::Held as Held>::Fenced>, Failure> {
+) -> Result<Fenced<'a, <W::Held as FrozenContainer>::Fenced>, Failure> {
     match Negotiated::negotiate(plan, workload, progress, interrupt) {
         Ok(negotiated) => negotiated
             .pre_copy()?
@@ -110,14 +110,14 @@ fn up_to_the_commit<'a, W: Workload>(
 /// State: both ends agreed, and the container runs.
 #[derive(Debug)]
 pub struct Negotiated<'a, W> {
-    session: Session<'a>,
+    session: SourceSession<'a>,
     workload: W,
 }
 
 /// State: the container is frozen and still belongs to this host.
 #[derive(Debug)]
 pub struct Stopped<'a, H, S> {
-    session: Session<'a>,
+    session: SourceSession<'a>,
     held: H,
     stopped_at: Instant,
     state: S,
@@ -138,7 +138,7 @@ pub struct PeerReady;
 /// State: the container is fenced and still belongs to this host.
 #[derive(Debug)]
 pub struct Fenced<'a, F> {
-    session: Session<'a>,
+    session: SourceSession<'a>,
     fenced: F,
     stopped_at: Instant,
 }
@@ -159,7 +159,7 @@ pub struct HandedOff<'a, F> {
     fenced: Fenced<'a, F>,
 }
 
-impl<'a, H: Held, S> Stopped<'a, H, S> {
+impl<'a, H: FrozenContainer, S> Stopped<'a, H, S> {
     /// Resumes the container and tells the destination why.
     #[must_use]
     pub fn roll_back(self, cause: SourceError) -> Failure {
@@ -177,7 +177,7 @@ impl<'a, H: Held, S> Stopped<'a, H, S> {
     }
 }
 
-impl<'a, H: Held> Stopped<'a, H, Frozen> {
+impl<'a, H: FrozenContainer> Stopped<'a, H, Frozen> {
     /// Sends the manifest of the images to the destination.
     ///
     /// # Errors
@@ -199,7 +199,7 @@ impl<'a, H: Held> Stopped<'a, H, Frozen> {
     }
 }
 
-impl<'a, H: Held> Stopped<'a, H, ShippedImages> {
+impl<'a, H: FrozenContainer> Stopped<'a, H, ShippedImages> {
     /// Waits until the destination has restored the container and holds it.
     ///
     /// # Errors
@@ -212,7 +212,7 @@ impl<'a, H: Held> Stopped<'a, H, ShippedImages> {
     }
 }
 
-impl<'a, H: Held> Stopped<'a, H, PeerReady> {
+impl<'a, H: FrozenContainer> Stopped<'a, H, PeerReady> {
     /// Freezes the container by its cgroup, too. [`Fenced::commit`] then makes that permanent.
     ///
     /// # Errors

@@ -176,7 +176,7 @@ fn play(
         rootfs: PathBuf::new(),
         config: None,
         streams: 2,
-        sending: images::Settings::default(),
+        sending: images::ImageSettings::default(),
         root: source_root.clone(),
         destination: address.to_string().parse().unwrap(),
         trust: Trust::fresh().unwrap(),

@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use rcm::image::manifest::{ImageFile, Manifest};
 use rcm::migrate::link::channel::{Channel, Patience};
-use rcm::migrate::transfer::images::{BulkError, Receiver};
+use rcm::migrate::transfer::images::{BulkError, ImageReceiver};
 use xxhash_rust::xxh3::xxh3_64;
 
 use crate::common::random::Random;
@@ -125,7 +125,7 @@ fn streams_into_a_receiver() {
             theirs.write_all(stream).unwrap();
             Channel::new(Box::new(ours), "enemy".into())
         });
-        let receiver = Receiver::start(channels.collect(), &scene.images()).unwrap();
+        let receiver = ImageReceiver::start(channels.collect(), &scene.images()).unwrap();
         // No peer sends anything more, so the receiver ends at once.
         let verified = receiver.verify(0, &manifest, Patience::within(Duration::from_secs(60)));
         drop(receiver);
@@ -172,7 +172,7 @@ fn pieces_without_end() {
         let channel = Channel::new(Box::new(ours), "enemy".into());
         peak_kib();
         let before = peak_kib();
-        let receiver = Receiver::start(vec![channel], &scene.images()).unwrap();
+        let receiver = ImageReceiver::start(vec![channel], &scene.images()).unwrap();
         // After the receiver has stopped reading, only the socket fills.
         theirs.set_nonblocking(true).unwrap();
         let mut sent = 0;

@@ -3,6 +3,7 @@
 //! break each rule.
 
 mod circles;
+mod definitions;
 mod rules;
 mod tokens;
 
@@ -54,50 +55,6 @@ fn the_source_tree_keeps_its_rules() {
         all.len(),
         all.join("\n")
     );
-}
-
-/// Limits of formats, of CRIU and of the kernel, which stand beside the format.
-const GIVEN_LIMITS: &[&str] = &[
-    "GHOST_LIMIT_BYTES",
-    "MAX_FILE_BYTES",
-    "MAX_REST_BYTES",
-    "MAX_VERSIONS",
-];
-
-/// The constants of a file that limit a time or a size, without those of its tests.
-fn limits_of(text: &str) -> Vec<String> {
-    let code = text.split("#[cfg(test)]\nmod tests {").next();
-    let lines = code.unwrap_or_default().lines().map(str::trim);
-    let constants = lines.filter_map(|line| {
-        let (visibility, rest) = line.split_once("const ")?;
-        let (name, kind) = rest.split_once(": ")?;
-        let is_one = visibility.is_empty() || visibility.starts_with("pub");
-        let limits = name.contains("LIMIT") || name.starts_with("MAX_") || name == "CAP_BYTES";
-        (is_one && (limits || kind.starts_with("Duration"))).then(|| name.to_owned())
-    });
-    constants.collect()
-}
-
-/// If each end had its own, the one that waits longer would find the other one gone.
-#[test]
-fn limits_of_migrations_stand_in_one_file() {
-    let tree = source_tree();
-    let elsewhere: Vec<String> = tree
-        .iter()
-        .filter(|(file, _)| file.starts_with("migrate/") && *file != "migrate/limits.rs")
-        .filter(|(file, _)| !file.contains("tests"))
-        .flat_map(|(file, text)| {
-            let limits = limits_of(text).into_iter();
-            limits.map(move |name| format!("{file}: {name}"))
-        })
-        .filter(|found| !GIVEN_LIMITS.iter().any(|given| found.ends_with(given)))
-        .collect();
-    assert!(elsewhere.is_empty(), "{elsewhere:#?}");
-    let text = tree.get("migrate/limits.rs").expect("the file of limits");
-    for name in limits_of(text) {
-        let listed = format!("        {name},");
-        assert!(text.contains(&listed), "--debug does not print {name}");
-    }
 }
 
 #[test]

@@ -79,8 +79,8 @@ impl StreamingArgs {
         }
     }
 
-    pub fn settings(&self) -> images::Settings {
-        images::Settings {
+    pub fn settings(&self) -> images::ImageSettings {
+        images::ImageSettings {
             compression: match self.compress {
                 Compress::Auto => images::Compression::Auto,
                 Compress::None => images::Compression::None,

@@ -22,7 +22,7 @@ use crate::sys::file::Failed;
 /// [`TreeError`].
 pub fn link_copy(from: &Path, to: &Path) -> Result<(), TreeError> {
     let mut walk = Walk::new(from, View::Tree, Stamps::None)?;
-    let mut levels: Vec<Level> = Vec::new();
+    let mut levels: Vec<CopyLevel> = Vec::new();
     while let Some(path) = walk.next()? {
         let Look::Found(found) = walk.look(path, None)? else {
             continue;
@@ -50,7 +50,7 @@ pub fn link_copy(from: &Path, to: &Path) -> Result<(), TreeError> {
                         .make_dir(name)
                         .and_then(|()| level.dir.open_dir(name)),
                 };
-                levels.push(Level {
+                levels.push(CopyLevel {
                     dir: dir.map_err(failed("create"))?,
                     path,
                     attributes: found.entry.attributes,
@@ -64,14 +64,14 @@ pub fn link_copy(from: &Path, to: &Path) -> Result<(), TreeError> {
     Ok(())
 }
 
-struct Level {
+struct CopyLevel {
     dir: Dir,
     path: TreePath,
     attributes: Attributes,
 }
 
 /// Sets the attributes of a directory. New entries change its times, so this comes last.
-fn close(levels: &mut Vec<Level>, to: &Path) -> Result<(), TreeError> {
+fn close(levels: &mut Vec<CopyLevel>, to: &Path) -> Result<(), TreeError> {
     let Some(level) = levels.pop() else {
         return Ok(());
     };

@@ -89,14 +89,14 @@ struct Unpacker {
     root: PathBuf,
     order: Order,
     /// The directories on the way to the current place, the root first.
-    levels: Vec<Level>,
+    levels: Vec<UnpackLevel>,
     file: Option<OpenFile>,
     limits: Limits,
     totals: Totals,
     noted: Option<Vec<TreePath>>,
 }
 
-struct Level {
+struct UnpackLevel {
     dir: Dir,
     path: TreePath,
     attributes: Attributes,
@@ -237,7 +237,7 @@ impl Unpacker {
         if how == How::Clear {
             empty(&dir, MAX_DEPTH).map_err(self.failed("empty", &path))?;
         }
-        self.levels.push(Level {
+        self.levels.push(UnpackLevel {
             dir,
             path,
             attributes: entry.attributes,

@@ -50,7 +50,7 @@ pub(super) enum Stamps {
 pub(super) struct Walk {
     root: PathBuf,
     view: View,
-    stack: Vec<Level>,
+    stack: Vec<WalkLevel>,
     /// The directory to enter next, or the root before the first step.
     entering: Option<(Dir, TreePath)>,
     started: bool,
@@ -63,7 +63,7 @@ pub(super) struct Walk {
     settled: Option<SystemTime>,
 }
 
-struct Level {
+struct WalkLevel {
     dir: Dir,
     path: TreePath,
     names: std::vec::IntoIter<OsString>,
@@ -211,7 +211,7 @@ impl Walk {
             });
         }
         names.sort_unstable();
-        self.stack.push(Level {
+        self.stack.push(WalkLevel {
             dir,
             path,
             names: names.into_iter(),

@@ -6,8 +6,8 @@
 //! outlives every process: its tasks run only after a thaw.
 //!
 //! Between this freeze and the commit's entry in the journal the death of rcm must still resume the
-//! container, so a [`ThawGuard`] thaws it in that time. [`Fence::seal`] ends the guard. From then
-//! on only [`Fence::lift`] thaws the cgroup.
+//! container, so a [`ThawGuard`] thaws it in that time. [`CgroupFence::seal`] ends the guard. From
+//! then on only [`CgroupFence::lift`] thaws the cgroup.
 //!
 //! Fenced tasks are killed differently by version. On cgroup v2 `cgroup.kill` kills frozen tasks.
 //! On v1 a signal is delivered only after a thaw, and CRIU's own SIGKILL would wait for ever. There
@@ -46,12 +46,12 @@ pub enum FenceError {
 /// A frozen cgroup that only [`Self::lift`] thaws once it is sealed.
 #[derive(Debug)]
 #[must_use = "a sealed fence stays until it is lifted"]
-pub struct Fence {
+pub struct CgroupFence {
     cgroup: Cgroup,
     guard: Option<ThawGuard>,
 }
 
-impl Fence {
+impl CgroupFence {
     /// Freezes the group and waits until it is frozen, usually 0.2 ms. This also works for tasks
     /// that are traced.
     ///

@@ -9,7 +9,7 @@ use super::restore_request::restore_request;
 use crate::criu::{Criu, CriuChoices, NotResumed};
 use crate::error::{Cause, chain};
 use crate::migrate::agreement::{Local, plan};
-use crate::migrate::destination::{Held, Host};
+use crate::migrate::destination::{Host, RestoredContainer};
 use crate::migrate::preflight::{self, network};
 use crate::migrate::record::lock::Lock;
 use crate::migrate::record::paths;
@@ -314,7 +314,7 @@ fn same_spec(mut ours: Spec, theirs: &serde_json::Value) -> bool {
     ours == theirs
 }
 
-impl Held for HeldRestore {
+impl RestoredContainer for HeldRestore {
     type Running = Restored;
 
     fn resume(

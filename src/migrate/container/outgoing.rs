@@ -7,13 +7,13 @@ use std::time::{Duration, Instant};
 
 use oci_spec::runtime::Spec;
 
-use super::fence::{Fence, FenceError};
+use super::fence::{CgroupFence, FenceError};
 use crate::criu::Criu;
 use crate::criu::CriuChoices;
 use crate::criu::stats::DumpStats;
 use crate::error::{Cause, chain};
 use crate::migrate::source::offer::Bundle;
-use crate::migrate::source::{self, Held, Target, Workload};
+use crate::migrate::source::{self, FrozenContainer, Target, Workload};
 use crate::migrate::unix_sockets::{SocketNames, Unkept, is_bind};
 use crate::migrate::wire::id::MigrationId;
 use crate::migrate::wire::preamble::BindMount;
@@ -46,7 +46,7 @@ pub struct RunningContainer {
 /// A dumped container that both CRIU and its cgroup hold.
 #[derive(Debug)]
 pub struct FencedContainer {
-    fence: Fence,
+    fence: CgroupFence,
     /// Dropping a held checkpoint resumes the container. After the commit not even a panic may do
     /// that, so only named methods drop it.
     held: ManuallyDrop<HeldCheckpoint>,
@@ -124,7 +124,7 @@ impl Workload for RunningContainer {
     }
 }
 
-impl Held for HeldCheckpoint {
+impl FrozenContainer for HeldCheckpoint {
     type Fenced = FencedContainer;
 
     fn stopped_at(&self) -> Instant {
@@ -145,7 +145,7 @@ impl Held for HeldCheckpoint {
     }
 
     fn fence(self) -> Result<FencedContainer, (Self, Cause)> {
-        let fence = match Fence::set(self.container().cgroup()) {
+        let fence = match CgroupFence::set(self.container().cgroup()) {
             Ok(fence) => fence,
             Err(error) => return Err((self, error.into())),
         };

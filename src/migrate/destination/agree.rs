@@ -1,6 +1,6 @@
 //! From the first connection to the agreement of both ends. Nothing is stopped yet.
 
-use super::session::{Images, Session};
+use super::session::{DestinationImages, DestinationSession};
 use super::settlement::answer;
 use super::{Host, Prepared, Receiving, Result, Setup};
 use crate::error::chain;
@@ -174,13 +174,13 @@ impl<H: Host> Prepared<H> {
         };
         progress.begin("receive");
         Ok(Receiving {
-            session: Session {
+            session: DestinationSession {
                 setup: self.setup,
                 host: self.host,
                 listener: self.listener,
                 channel,
                 journal,
-                images: Images {
+                images: DestinationImages {
                     path: images,
                     owned: preamble.streams > 0,
                     keep: false,

@@ -12,7 +12,7 @@ use crate::migrate::wire::preamble::Preamble;
 /// A host that can receive containers.
 pub trait Host {
     /// The restored container.
-    type Held: Held;
+    type Held: RestoredContainer;
 
     /// Returns the description of the host.
     fn facts(&self) -> Facts;
@@ -46,7 +46,7 @@ pub trait Host {
 /// A restored container that has not executed an instruction.
 ///
 /// Dropping it, or the death of this process, destroys it.
-pub trait Held: Sized {
+pub trait RestoredContainer: Sized {
     /// The container after [`Self::resume`].
     type Running;
 

@@ -1,7 +1,7 @@
 //! Rehearsal: a migration that ends before the commit.
 
-use super::session::Session;
-use super::{DestinationError, Held, Host, Prepared, Receiving, Result};
+use super::session::DestinationSession;
+use super::{DestinationError, Host, Prepared, Receiving, RestoredContainer, Result};
 use crate::error::chain;
 use crate::migrate::link::channel::{Patience, TransportError};
 use crate::migrate::progress::Progress;
@@ -63,7 +63,7 @@ impl<H: Host> Receiving<H> {
     }
 }
 
-impl<H: Host> Session<H> {
+impl<H: Host> DestinationSession<H> {
     /// Waits for the source to end the rehearsal.
     fn await_end(&mut self, patience: Patience) -> Result<()> {
         match self.channel.receive(&[], patience) {

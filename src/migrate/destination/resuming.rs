@@ -1,14 +1,14 @@
 //! After the commit: the container is resumed, and the journal says whether it may have run.
 
-use super::session::Session;
-use super::{DestinationError, Held, Host};
+use super::session::DestinationSession;
+use super::{DestinationError, Host, RestoredContainer};
 use crate::criu::NotResumed;
 use crate::error::{Cause, chain};
 use crate::migrate::wire::state::{Phase, Verdict};
 
-type Running<H> = <<H as Host>::Held as Held>::Running;
+type Running<H> = <<H as Host>::Held as RestoredContainer>::Running;
 
-impl<H: Host> Session<H> {
+impl<H: Host> DestinationSession<H> {
     /// Resumes the held container.
     ///
     /// The phase `resuming` is on the disk before CRIU gets its yes at `post-restore`, which is its

@@ -7,7 +7,7 @@ use std::thread::ScopedJoinHandle;
 use std::time::{Duration, Instant};
 
 use super::settlement::answer;
-use super::{DestinationError, Held, Host, Result, Settlement, Setup};
+use super::{DestinationError, Host, RestoredContainer, Result, Settlement, Setup};
 use crate::error::{Cause, chain};
 use crate::image;
 use crate::image::manifest::Manifest;
@@ -30,7 +30,7 @@ use crate::sys::interrupt::Interrupt;
 
 /// The data that the states before the commit carry.
 #[derive(Debug)]
-pub(super) struct Session<H> {
+pub(super) struct DestinationSession<H> {
     pub(super) setup: Setup,
     pub(super) host: H,
     pub(super) listener: Listener,
@@ -40,12 +40,12 @@ pub(super) struct Session<H> {
     /// Observations about this host for this preamble.
     pub(super) local: Local,
     /// Receives the root file system, if it is copied. On drop it restores the old tree.
-    pub(super) tree: Option<rootfs::Receiver>,
+    pub(super) tree: Option<rootfs::TreeReceiver>,
     /// Receives the images if the ends share no store. It stands before `images` to be dropped
     /// first: it must not write any more when they are removed.
-    pub(super) bulk: Option<images::Receiver>,
+    pub(super) bulk: Option<images::ImageReceiver>,
     /// The migration's directory in the store.
-    pub(super) images: Images,
+    pub(super) images: DestinationImages,
     /// Number of rounds that are here and verified.
     pub(super) rounds: u32,
     /// Manifest of the final dump.
@@ -57,13 +57,13 @@ pub(super) struct Session<H> {
 /// A migration's directory in the store. It is removed on drop if this end owns it, unless `keep`
 /// is set.
 #[derive(Debug)]
-pub(super) struct Images {
+pub(super) struct DestinationImages {
     pub(super) path: PathBuf,
     pub(super) owned: bool,
     pub(super) keep: bool,
 }
 
-impl Drop for Images {
+impl Drop for DestinationImages {
     fn drop(&mut self) {
         if self.owned
             && !self.keep
@@ -87,7 +87,7 @@ fn join_sync(sync: ScopedJoinHandle<'_, Result<()>>) -> Result<()> {
     sync.join().unwrap_or(Err(DestinationError::Sync))
 }
 
-impl<H: Host> Session<H> {
+impl<H: Host> DestinationSession<H> {
     pub(super) fn patience<'a>(&self, interrupt: Option<&'a Interrupt>) -> Patience<'a> {
         Patience::within(self.setup.limit_dur).or_interrupt(interrupt)
     }
@@ -205,7 +205,7 @@ impl<H: Host> Session<H> {
                     path: path.clone(),
                     source,
                 })?;
-            self.bulk = Some(images::Receiver::start(images, path)?);
+            self.bulk = Some(images::ImageReceiver::start(images, path)?);
         }
         if let Some(channel) = tree.filter(|_| copies_tree) {
             let swap = TreeSwap::prepare(
@@ -218,7 +218,7 @@ impl<H: Host> Session<H> {
                 &self.preamble.carried,
             )?;
             let limit_bytes = self.local.rootfs_found.free_bytes.unwrap_or(u64::MAX);
-            self.tree = Some(rootfs::Receiver::start(channel, swap, limit_bytes)?);
+            self.tree = Some(rootfs::TreeReceiver::start(channel, swap, limit_bytes)?);
         }
         if let Some(boot) = Boot::current()
             && let Err(error) = boot_stamp::write(&self.setup.root, self.journal.record(), boot)
@@ -250,7 +250,7 @@ impl<H: Host> Session<H> {
                     synced.map_err(|source| DestinationError::Images { source })
                 })
             });
-            let tree = self.tree.as_ref().map(rootfs::Receiver::swap);
+            let tree = self.tree.as_ref().map(rootfs::TreeReceiver::swap);
             let tree_sync = tree.map(|swap| scope.spawn(|| Ok(swap.sync()?)));
             let restored = self.host.restore(&self.preamble, &dump);
             let synced = sync.map_or(Ok(()), join_sync);

@@ -42,7 +42,7 @@ pub struct Limits {
 
 /// Measurements of one round.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
-pub struct Round {
+pub struct RoundCost {
     /// Time from the beginning of the round before it; zero for the first.
     pub since_previous_dur: Duration,
     /// Time from its beginning until the destination had verified it.
@@ -98,7 +98,7 @@ pub enum Decision {
 }
 
 /// Whether the last round is about as large as the one before it.
-fn no_longer_shrinks(rounds: &[Round]) -> bool {
+fn no_longer_shrinks(rounds: &[RoundCost]) -> bool {
     match rounds {
         [.., previous, last] => {
             u128::from(last.written_bytes) * 10 > u128::from(previous.written_bytes) * 9
@@ -114,7 +114,7 @@ fn duration(seconds: f64) -> Duration {
 /// Predicts the cost of a freeze after these rounds. `None` after one round: nothing tells yet how
 /// fast the memory changes.
 #[must_use]
-pub fn forecast(rounds: &[Round]) -> Option<Forecast> {
+pub fn forecast(rounds: &[RoundCost]) -> Option<Forecast> {
     let [first, .., last] = rounds else {
         return None;
     };
@@ -151,7 +151,7 @@ pub fn forecast(rounds: &[Round]) -> Option<Forecast> {
 
 /// Decides on the next step after these rounds, of which there is at least one.
 #[must_use]
-pub fn decide(rounds: &[Round], limits: &Limits) -> Decision {
+pub fn decide(rounds: &[RoundCost], limits: &Limits) -> Decision {
     let forecast = forecast(rounds);
     if forecast.is_some_and(|forecast| forecast.downtime_dur() <= limits.downtime_limit_dur) {
         Decision::Freeze(Reason::LimitMet)
@@ -187,8 +187,8 @@ mod tests {
         hot: f64,
         bandwidth: f64,
         fixed_ms: u64,
-    ) -> (Vec<Round>, Reason) {
-        let mut rounds: Vec<Round> = Vec::new();
+    ) -> (Vec<RoundCost>, Reason) {
+        let mut rounds: Vec<RoundCost> = Vec::new();
         loop {
             let since = rounds.last().map_or(Duration::ZERO, |last| last.took_dur);
             let written = if rounds.is_empty() {
@@ -197,7 +197,7 @@ mod tests {
                 (rate * since.as_secs_f64()).min(hot).min(memory)
             };
             let copy = Duration::from_secs_f64(written / bandwidth);
-            rounds.push(Round {
+            rounds.push(RoundCost {
                 since_previous_dur: since,
                 took_dur: copy + Duration::from_millis(fixed_ms),
                 memory_dur: copy / 50,
@@ -291,7 +291,7 @@ mod tests {
         for written_bytes in odd {
             for took_dur in durs {
                 for since_previous_dur in durs {
-                    kinds.push(Round {
+                    kinds.push(RoundCost {
                         since_previous_dur,
                         took_dur,
                         memory_dur: took_dur,

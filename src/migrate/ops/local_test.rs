@@ -29,7 +29,7 @@ use crate::migrate::preflight::{self, survey};
 use crate::migrate::progress::Progress;
 use crate::migrate::record::error::JournalError;
 use crate::migrate::record::journal::{Journal, Start};
-use crate::migrate::source::{Held, Target, Workload};
+use crate::migrate::source::{FrozenContainer, Target, Workload};
 use crate::migrate::trust::rendezvous::{RendezvousError, random};
 use crate::migrate::unix_sockets::{SocketNames, Unkept};
 use crate::migrate::wire::finding::{Finding, Severity};
@@ -184,7 +184,7 @@ pub fn local_test(request: &TestRequest, progress: &mut Progress) -> Result<(), 
     let (observed, space) = (&survey.observed, preflight::free_space(image_path));
     let lacking = lacking(Side::Source, observed, true, space, image_path);
     survey.findings.extend(lacking);
-    let plan = Plan {
+    let plan = TestPlan {
         root: root.clone(),
         image_path: image_path.clone(),
         migration: MigrationId::new(random()?),
@@ -204,7 +204,7 @@ pub fn local_test(request: &TestRequest, progress: &mut Progress) -> Result<(), 
 
 /// Subject of the test.
 #[derive(Debug)]
-struct Plan {
+struct TestPlan {
     root: PathBuf,
     image_path: PathBuf,
     /// Names the images.
@@ -218,7 +218,7 @@ struct Plan {
 /// # Errors
 /// [`LocalTestError`]. The container runs on, except after [`LocalTestError::Stands`].
 fn test(
-    plan: &Plan,
+    plan: &TestPlan,
     subject: RunningContainer,
     spec: &Spec,
     progress: &mut Progress,

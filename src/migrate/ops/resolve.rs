@@ -10,7 +10,7 @@ use chrono::Utc;
 
 use crate::error::chain;
 use crate::image;
-use crate::migrate::container::fence::Fence;
+use crate::migrate::container::fence::CgroupFence;
 use crate::migrate::limits::{ORPHAN_LIMIT_DUR, SETTLED_LIMIT_DUR};
 use crate::migrate::link::address::Destination;
 use crate::migrate::link::channel::Patience;
@@ -253,7 +253,7 @@ fn finish_source(root: &Path, record: JournalRecord) -> Result<()> {
     match Container::load(root, &container) {
         Ok(loaded) => {
             network::mute(&loaded);
-            Fence::adopt(loaded.cgroup())
+            CgroupFence::adopt(loaded.cgroup())
                 .kill()
                 .map_err(cgroup_error(&container))?;
             delete::destroy_forcibly(&loaded)?;
@@ -275,7 +275,7 @@ fn roll_back_source(root: &Path, record: JournalRecord, reason: &str) -> Result<
     names.put_back();
     // The freeze is this migration's: a paused container is not migrated.
     if container.cgroup().is_frozen() {
-        Fence::adopt(container.cgroup())
+        CgroupFence::adopt(container.cgroup())
             .lift()
             .map_err(cgroup_error(&record.container))?;
     }

@@ -105,7 +105,7 @@ pub struct SendRequest {
     /// Number of connections for the images if the ends share no store.
     pub streams: u32,
     /// Compression and bandwidth of these connections.
-    pub sending: images::Settings,
+    pub sending: images::ImageSettings,
     /// The longest freeze; after it the migration is rolled back.
     pub freeze_limit_dur: Duration,
     /// How long an unanswered commit is asked about.
@@ -200,7 +200,7 @@ pub fn send(
     if let Some(last) = subject.last {
         remove_probe(container.rootfs(), last);
     }
-    let Prepared {
+    let Preparation {
         plan,
         criu,
         why_not,
@@ -233,7 +233,7 @@ pub fn send(
 }
 
 /// A migration that this end is ready for, except for the findings in the plan.
-struct Prepared {
+struct Preparation {
     plan: Plan,
     /// `None` if CRIU cannot be used; a finding says why.
     criu: Option<Criu>,
@@ -243,7 +243,7 @@ struct Prepared {
 }
 
 /// Looks at this host and the container.
-fn prepare(request: &SendRequest, container: &Container) -> Result<Prepared, SendError> {
+fn prepare(request: &SendRequest, container: &Container) -> Result<Preparation, SendError> {
     let host = ThisHost::look(request.criu.program.as_deref()).map_err(SubjectError::from)?;
     let choices = &request.criu.choices;
     let spec = container.spec()?;
@@ -283,7 +283,7 @@ fn prepare(request: &SendRequest, container: &Container) -> Result<Prepared, Sen
         rootfs: offer(request.rootfs, container.rootfs()),
         rehearses: request.aim == Aim::Rehearse,
     };
-    Ok(Prepared {
+    Ok(Preparation {
         plan: Plan {
             root: request.root.clone(),
             destination: request.destination.clone(),

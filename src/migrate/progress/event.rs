@@ -34,7 +34,7 @@ pub enum Event {
     /// A phase has ended.
     Ended(Lap),
     /// A round of pre-copy has ended.
-    Round(Round),
+    Round(RoundLap),
     /// A pass over the root file system has ended, if that is copied.
     Tree(TreePass),
     /// The rounds end: the container is frozen next.
@@ -80,7 +80,7 @@ pub struct Lap {
 /// A round of pre-copy.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct Round {
+pub struct RoundLap {
     /// Number of the round, from 0.
     pub number: u32,
     /// Duration until the destination had verified it.
@@ -181,7 +181,7 @@ impl Event {
     }
 }
 
-impl Round {
+impl RoundLap {
     fn line(&self) -> String {
         let predicted = self.predicted_dur.zip(self.remaining_bytes).map_or(
             String::new(),

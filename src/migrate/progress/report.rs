@@ -8,7 +8,7 @@ use std::time::Duration;
 use chrono::{DateTime, Utc};
 use serde::Serialize;
 
-use super::{Lap, Round, TreePass, ms, optional_ms};
+use super::{Lap, RoundLap, TreePass, ms, optional_ms};
 use crate::migrate::agreement::criu_version;
 use crate::migrate::wire::facts::Facts;
 use crate::migrate::wire::finding::Finding;
@@ -139,7 +139,7 @@ pub struct Report {
     /// Phases that have ended, in order.
     pub phases: Vec<Lap>,
     /// Rounds of pre-copy.
-    pub rounds: Vec<Round>,
+    pub rounds: Vec<RoundLap>,
     /// Plan for the root file system, with its reason; `None` before the decision.
     pub rootfs: Option<RootfsPlan>,
     /// Passes over the root file system, if it is copied.

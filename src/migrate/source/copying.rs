@@ -6,12 +6,12 @@ use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use super::session::Session;
-use super::{Failure, Frozen, Held, Negotiated, SourceError, Stopped, Target, Workload};
+use super::session::SourceSession;
+use super::{Failure, Frozen, FrozenContainer, Negotiated, SourceError, Stopped, Target, Workload};
 use crate::criu::stats::PAGE_BYTES;
 use crate::image::rounds;
 use crate::migrate::limits::ANSWER_LIMIT_DUR;
-use crate::migrate::method::precopy::{self, Decision, Forecast, Round};
+use crate::migrate::method::precopy::{self, Decision, Forecast, RoundCost};
 use crate::migrate::progress::{self, Event};
 use crate::migrate::transfer::images;
 use crate::migrate::wire::payload::RoundVerified;
@@ -23,9 +23,9 @@ use crate::runtime::Error;
 /// them.
 #[derive(Debug)]
 pub struct PreCopying<'a, W> {
-    session: Session<'a>,
+    session: SourceSession<'a>,
     workload: W,
-    rounds: Vec<Round>,
+    rounds: Vec<RoundCost>,
     /// Start of the last round.
     began_at: Option<Instant>,
 }
@@ -110,7 +110,7 @@ impl<'a, W: Workload> PreCopying<'a, W> {
         rounds::check_link(&session.images.path, number)
             .map_err(|source| SourceError::Chain { source })?;
         let manifest = session.hand_over(session.patience)?;
-        let waited_dur = session.bulk.as_ref().map(images::Sender::take_waited);
+        let waited_dur = session.bulk.as_ref().map(images::ImageSender::take_waited);
         let images_bytes = manifest.total_bytes();
         session.channel.send(
             &Message::Round(crate::migrate::wire::payload::Round {
@@ -129,7 +129,7 @@ impl<'a, W: Workload> PreCopying<'a, W> {
         // No time limit: the destination verifies for as long as the round is large. If it dies,
         // the connection ends.
         let _: RoundVerified = session.channel.expect(session.patience)?;
-        let round = Round {
+        let round = RoundCost {
             since_previous_dur: self
                 .began_at
                 .map_or(Duration::ZERO, |previous| began_at - previous),
@@ -143,7 +143,7 @@ impl<'a, W: Workload> PreCopying<'a, W> {
         self.rounds.push(round);
         session.rounds += 1;
         let forecast = self.forecast();
-        self.session.progress.tell(Event::Round(progress::Round {
+        self.session.progress.tell(Event::Round(progress::RoundLap {
             number,
             took_dur: round.took_dur,
             stopped_dur: stats.frozen_dur,
@@ -233,7 +233,7 @@ fn is_held(cause: &SourceError) -> bool {
     matches!(source.downcast_ref(), Some(Error::CriuHolds { .. }))
 }
 
-impl Session<'_> {
+impl SourceSession<'_> {
     /// Waits until the destination has the root file system except for the latest changes.
     fn copy_tree(&mut self) -> Result<(), SourceError> {
         let Some(tree) = &self.tree else {
@@ -266,7 +266,7 @@ impl Session<'_> {
     /// Replaces the error of a dump by that of the connections if they failed first: CRIU cannot
     /// know that cause.
     fn explain_dump(&mut self, error: SourceError) -> SourceError {
-        match self.bulk.as_ref().and_then(images::Sender::failure) {
+        match self.bulk.as_ref().and_then(images::ImageSender::failure) {
             Some(failure) if !is_held(&error) => self.explain(failure),
             _ => error,
         }

@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
 use super::offer::Meeting;
-use super::session::{Images, Session, images_path};
+use super::session::{SourceImages, SourceSession, images_path};
 use super::{Failure, Negotiated, Plan, SourceError, Workload};
 use crate::error::chain;
 use crate::migrate::agreement::lacking;
@@ -41,7 +41,7 @@ pub fn preflight(
     introduce(plan, progress);
     let patience = Patience::default().or_interrupt(interrupt);
     // The destination looks for this directory to find out whether the store is the same.
-    let images = Images::create(&plan.offer.image_path, plan.offer.migration)?;
+    let images = SourceImages::create(&plan.offer.image_path, plan.offer.migration)?;
     let mut contact = meet(plan, &images, patience)?;
     let answer = ask_findings(plan, &mut contact, true, patience)?;
     note_destination(progress, &answer);
@@ -89,7 +89,7 @@ struct Contact {
 
 /// Connects to the destination. A receiver for any container that has just accepted another source
 /// closes its connections; the next attempt then waits for its turn, so one retry is enough.
-fn meet(plan: &Plan, images: &Images, patience: Patience) -> Result<Contact, SourceError> {
+fn meet(plan: &Plan, images: &SourceImages, patience: Patience) -> Result<Contact, SourceError> {
     let is_closed = |error: &TransportError| match error {
         TransportError::Closed { .. } => true,
         // If this end had sent data before, the close arrives as a reset.
@@ -107,7 +107,11 @@ fn meet(plan: &Plan, images: &Images, patience: Patience) -> Result<Contact, Sou
     }
 }
 
-fn try_to_meet(plan: &Plan, images: &Images, patience: Patience) -> Result<Contact, SourceError> {
+fn try_to_meet(
+    plan: &Plan,
+    images: &SourceImages,
+    patience: Patience,
+) -> Result<Contact, SourceError> {
     let container = &plan.offer.container;
     let mut shares_store = false;
     let (channel, acquaintance) = connect(
@@ -226,14 +230,14 @@ fn open_streams(
     contact: &Contact,
     sent: &Arc<AtomicU64>,
     patience: Patience,
-) -> Result<Option<images::Sender>, SourceError> {
+) -> Result<Option<images::ImageSender>, SourceError> {
     if contact.shares_store {
         return Ok(None);
     }
     let channels = (0..plan.streams)
         .map(|_| join(plan, contact, Purpose::Images, patience))
         .collect::<Result<_, _>>()?;
-    images::Sender::start(channels, plan.sending.clone(), Arc::clone(sent))
+    images::ImageSender::start(channels, plan.sending.clone(), Arc::clone(sent))
         .map(Some)
         .map_err(|source| SourceError::Bulk { source })
 }
@@ -243,9 +247,9 @@ fn open_tree(
     plan: &Plan,
     contact: &Contact,
     way: RootfsWay,
-    images: &Images,
+    images: &SourceImages,
     patience: Patience,
-) -> Result<Option<rootfs::Sender>, SourceError> {
+) -> Result<Option<rootfs::TreeSender>, SourceError> {
     if !way.copies() {
         return Ok(None);
     }
@@ -254,14 +258,14 @@ fn open_tree(
         None => rootfs::read_config(&plan.offer.bundle.path)?,
     };
     let channel = join(plan, contact, Purpose::Tree, patience)?;
-    let settings = rootfs::Settings {
+    let settings = rootfs::TreeSettings {
         root: plan.rootfs.clone(),
         config,
         way,
         spool: images.path.clone(),
         sending: plan.sending.clone(),
     };
-    Ok(Some(rootfs::Sender::start(channel, settings)?))
+    Ok(Some(rootfs::TreeSender::start(channel, settings)?))
 }
 
 fn speaks_against(finding: &Finding) -> bool {
@@ -309,7 +313,7 @@ impl<'a, W: Workload> Negotiated<'a, W> {
             Ok((images, contact, bulk, tree)) => {
                 progress.lap("negotiate", began);
                 Ok(Self {
-                    session: Session {
+                    session: SourceSession {
                         plan,
                         channel: contact.channel,
                         acquaintance: contact.acquaintance,
@@ -339,8 +343,8 @@ impl<'a, W: Workload> Negotiated<'a, W> {
         plan: &Plan,
         progress: &mut Progress,
         patience: Patience,
-    ) -> Result<(Images, Contact, RootfsWay), SourceError> {
-        let images = Images::create(&plan.offer.image_path, plan.offer.migration)?;
+    ) -> Result<(SourceImages, Contact, RootfsWay), SourceError> {
+        let images = SourceImages::create(&plan.offer.image_path, plan.offer.migration)?;
         let mut contact = meet(plan, &images, patience)?;
         let way = Self::agree(plan, &mut contact, progress, patience)
             .inspect_err(|error| contact.channel.abort(&chain(error)))?;

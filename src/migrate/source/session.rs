@@ -31,7 +31,7 @@ use crate::migrate::wire::state::{Phase, Verdict};
 
 /// This migration's directory in the image store. It is removed on drop unless `keep` is set.
 #[derive(Debug)]
-pub(super) struct Images {
+pub(super) struct SourceImages {
     pub(super) path: PathBuf,
     pub(super) owner: u32,
     pub(super) keep: bool,
@@ -42,7 +42,7 @@ pub(super) fn images_path(store: &Path, migration: MigrationId) -> PathBuf {
     store.join(migration.to_string())
 }
 
-impl Images {
+impl SourceImages {
     pub(super) fn create(store: &Path, migration: MigrationId) -> Result<Self, SourceError> {
         let path = images_path(store, migration);
         let error = |action| {
@@ -67,7 +67,7 @@ impl Images {
     }
 }
 
-impl Drop for Images {
+impl Drop for SourceImages {
     fn drop(&mut self) {
         if !self.keep
             && let Err(error) = image::remove_dir(&self.path)
@@ -82,15 +82,15 @@ impl Drop for Images {
 
 /// The data that every state carries.
 #[derive(Debug)]
-pub(super) struct Session<'a> {
+pub(super) struct SourceSession<'a> {
     pub(super) plan: &'a Plan,
     pub(super) channel: Channel,
     pub(super) acquaintance: Acquaintance,
     pub(super) journal: Journal,
     /// Sends the root file system, if it is copied. It stands before `images` to be dropped first:
     /// its lists are in that directory.
-    pub(super) tree: Option<rootfs::Sender>,
-    pub(super) images: Images,
+    pub(super) tree: Option<rootfs::TreeSender>,
+    pub(super) images: SourceImages,
     pub(super) progress: &'a mut Progress,
     /// Limit of every wait: only signals until the freeze, then the budget of the freeze, too.
     pub(super) patience: Patience<'a>,
@@ -99,12 +99,12 @@ pub(super) struct Session<'a> {
     /// Approximate time that an answer takes if it needs no work at the other end.
     pub(super) round_trip_dur: Duration,
     /// Sends the images to a destination that does not share the store.
-    pub(super) bulk: Option<images::Sender>,
+    pub(super) bulk: Option<images::ImageSender>,
     /// Files of the container's Unix sockets that the restore may replace.
     pub(super) names: SocketNames,
 }
 
-impl Session<'_> {
+impl SourceSession<'_> {
     pub(super) fn ship(&mut self, names: SocketNames) -> Result<Manifest, SourceError> {
         self.patience.check()?;
         if let Some(tree) = &self.tree {
@@ -128,7 +128,7 @@ impl Session<'_> {
     /// Waits for a stage of the root file system, and reports the passes.
     pub(super) fn tell_tree(
         &mut self,
-        wait: impl FnOnce(&rootfs::Sender, Patience) -> Result<Vec<TreePass>, RootfsError>,
+        wait: impl FnOnce(&rootfs::TreeSender, Patience) -> Result<Vec<TreePass>, RootfsError>,
     ) -> Result<(), SourceError> {
         let Some(tree) = &self.tree else {
             return Ok(());

@@ -24,7 +24,7 @@ pub struct Target<'a> {
 /// A container that can be copied, stopped and dumped.
 pub trait Workload {
     /// The container after the dump.
-    type Held: Held;
+    type Held: FrozenContainer;
 
     /// Copies the memory of the running container: all of it, or the changes since the earlier
     /// images.
@@ -44,7 +44,7 @@ pub trait Workload {
 /// A dumped container that CRIU holds frozen.
 ///
 /// Dropping it, or the death of this process, resumes the container.
-pub trait Held: Sized {
+pub trait FrozenContainer: Sized {
     /// The container after [`Self::fence`].
     type Fenced: Fence;
 

@@ -168,7 +168,7 @@ impl Drop for HeldDump {
     }
 }
 
-impl source::Held for HeldDump {
+impl source::FrozenContainer for HeldDump {
     type Fenced = FencedDump;
 
     fn stopped_at(&self) -> Instant {
@@ -301,7 +301,7 @@ impl Drop for HeldRestore {
     }
 }
 
-impl destination::Held for HeldRestore {
+impl destination::RestoredContainer for HeldRestore {
     type Running = ();
 
     fn resume(

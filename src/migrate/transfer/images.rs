@@ -1,10 +1,10 @@
 //! Transfer of the images if the ends share no store.
 //!
-//! Several connections carry them in parallel while CRIU still dumps. The source's [`Sender`] is
-//! CRIU's page server, so the memory goes from the container to the network and is never written on
-//! this host. The other images are small and follow when the dump is complete. The destination's
-//! [`Receiver`] writes each piece to its offset, in any order. Neither ever holds more than a few
-//! pieces, even of a large container.
+//! Several connections carry them in parallel while CRIU still dumps. The source's [`ImageSender`]
+//! is CRIU's page server, so the memory goes from the container to the network and is never written
+//! on this host. The other images are small and follow when the dump is complete. The destination's
+//! [`ImageReceiver`] writes each piece to its offset, in any order. Neither ever holds more than a
+//! few pieces, even of a large container.
 //!
 //! ```text
 //!  source                                                destination
@@ -34,8 +34,8 @@ use nix::sys::socket::{Shutdown, shutdown};
 
 pub use compress::Compression;
 pub use rate_limit::RateLimit;
-pub use receiver::Receiver;
-pub use sender::{Sender, Settings};
+pub use receiver::ImageReceiver;
+pub use sender::{ImageSender, ImageSettings};
 
 use crate::criu::page_server::PageServerError;
 use crate::image::manifest::ManifestError;

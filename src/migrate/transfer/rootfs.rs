@@ -20,8 +20,8 @@
 //!    |                                                                |  commit: remove the old tree; rollback: swap back
 //! ```
 //!
-//! [`Sender`] and [`Receiver`] have a thread each. [`TreeSwap`] changes the destination's file
-//! system and undoes it. By [`SharedProbe`] the ends find out that they see the same tree.
+//! [`TreeSender`] and [`TreeReceiver`] have a thread each. [`TreeSwap`] changes the destination's
+//! file system and undoes it. By [`SharedProbe`] the ends find out that they see the same tree.
 
 use std::path::Path;
 
@@ -35,8 +35,8 @@ mod shared_probe;
 mod stream;
 mod swap;
 
-pub use receiver::Receiver;
-pub use sender::{Sender, Settings};
+pub use receiver::TreeReceiver;
+pub use sender::{TreeSender, TreeSettings};
 pub use shared_probe::{SharedProbe, remove_probe};
 pub use swap::{TreeSwap, settle};
 

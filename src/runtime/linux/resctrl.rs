@@ -19,7 +19,7 @@ use crate::sys::file::Failed;
 
 /// Statistics of RDT for a container.
 #[derive(Debug, Default, PartialEq, Eq, Serialize)]
-pub struct Stats {
+pub struct ResctrlStats {
     /// Properties of the cache.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub l3_cache_info: Option<CacheInfo>,
@@ -162,8 +162,8 @@ impl Group {
     ///
     /// # Errors
     /// If a file exists but cannot be read.
-    pub fn stats(&self) -> Result<Stats, CgroupError> {
-        let mut stats = Stats::default();
+    pub fn stats(&self) -> Result<ResctrlStats, CgroupError> {
+        let mut stats = ResctrlStats::default();
         let of_root = lines(&self.root.join("schemata"))?;
         stats.schemata = lines(&self.schemata_path())?;
         if has_cache_allocation(&self.root) {
@@ -191,7 +191,7 @@ impl Group {
         Ok(stats)
     }
 
-    fn monitor(&self, stats: &mut Stats) -> Result<(), CgroupError> {
+    fn monitor(&self, stats: &mut ResctrlStats) -> Result<(), CgroupError> {
         let features = lines(&self.root.join("info/L3_MON/mon_features"))?;
         let has = |name: &str| features.iter().any(|feature| feature == name);
         let counts_bandwidth = has("mbm_total_bytes") || has("mbm_local_bytes");

@@ -41,7 +41,7 @@ use crate::runtime::linux::network::{self, Departure};
 use crate::runtime::process::{criu_process, stdio};
 use crate::runtime::spec::namespaces::Namespaces;
 use crate::runtime::status::Status;
-use stages::{Recorded, Stages, thaw_after};
+use stages::{DumpStages, Recorded, thaw_after};
 
 pub use held::HeldCheckpoint;
 
@@ -85,7 +85,7 @@ pub fn begin(
     container: &Container,
     options: CheckpointOptions,
 ) -> Result<HeldCheckpoint> {
-    let Prepared {
+    let PreparedDump {
         dump,
         stages,
         tmpfs,
@@ -168,9 +168,9 @@ struct Subject<'a> {
 }
 
 /// Complete dump that is ready to begin.
-struct Prepared {
+struct PreparedDump {
     dump: DumpOptions,
-    stages: Stages,
+    stages: DumpStages,
     /// Mounts that rcm saves itself.
     tmpfs: Vec<Opened>,
 }
@@ -219,7 +219,7 @@ impl<'a> Subject<'a> {
     }
 
     /// Prepares a dump that can be restored.
-    fn dump(&self, mut options: CheckpointOptions) -> Result<Prepared> {
+    fn dump(&self, mut options: CheckpointOptions) -> Result<PreparedDump> {
         let tcp_established = options.flags.choices.tcp_established;
         let mut common = self.common(&options.flags);
         common.answer_limit_dur = options.answer_limit_dur;
@@ -256,7 +256,7 @@ impl<'a> Subject<'a> {
         if !self.cgroup.is_v2() || self.criu.version() >= Version::FREEZER_V2 {
             freezer = open_freezer(&self.cgroup)?;
         }
-        let stages = Stages {
+        let stages = DumpStages {
             container: self.container.clone(),
             init: self.init,
             images: options.flags.image_path.clone(),
@@ -276,7 +276,7 @@ impl<'a> Subject<'a> {
             network: network.map(|network| Arc::new(network.into())),
             ..self.dump_options(common, options)
         };
-        Ok(Prepared {
+        Ok(PreparedDump {
             dump,
             stages,
             tmpfs,

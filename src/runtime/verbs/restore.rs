@@ -35,7 +35,7 @@ use crate::runtime::spec::namespaces::Namespaces;
 use crate::runtime::spec::{self, lower};
 use crate::sys::rooted::Root;
 use held::discard;
-use stages::Stages;
+use stages::RestoreStages;
 
 pub use held::{HeldRestore, Restored};
 
@@ -161,7 +161,7 @@ fn restore(
     spec: &Spec,
     namespaces: &Namespaces,
     wants_terminal: bool,
-) -> Result<criu::PausedRestore<Stages>> {
+) -> Result<criu::PausedRestore<RestoreStages>> {
     require(criu, request)?;
     request.flags.make_work_dir()?;
     let restore = Restore {
@@ -204,7 +204,7 @@ struct Restore<'a> {
 
 impl Restore<'_> {
     /// Restores everything; nothing executes yet.
-    fn run(&self) -> Result<criu::PausedRestore<Stages>> {
+    fn run(&self) -> Result<criu::PausedRestore<RestoreStages>> {
         let Self {
             container,
             spec,
@@ -331,8 +331,8 @@ impl Restore<'_> {
         common
     }
 
-    fn stages(&self, arrival: Arrival) -> Result<Stages> {
-        Ok(Stages {
+    fn stages(&self, arrival: Arrival) -> Result<RestoreStages> {
+        Ok(RestoreStages {
             container: self.container.clone(),
             console_socket: self
                 .request

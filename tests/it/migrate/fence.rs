@@ -11,7 +11,7 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use rcm::criu::Criu;
-use rcm::migrate::container::fence::Fence;
+use rcm::migrate::container::fence::CgroupFence;
 use rcm::runtime::criu_flags::CriuFlags;
 use rcm::runtime::verbs::checkpoint::{self, CheckpointOptions, HeldCheckpoint};
 use rcm::runtime::{Cgroup, Container};
@@ -100,7 +100,7 @@ fn assert_still(pair: &Pair) {
 fn kills_without_a_step(pair: &Pair, group: Cgroup) {
     let held = dump(pair);
     let last = pair.last();
-    let mut fence = Fence::set(group).unwrap();
+    let mut fence = CgroupFence::set(group).unwrap();
     fence.seal();
     assert!(fence.holds());
     fence.kill().unwrap();
@@ -113,7 +113,7 @@ fn kills_without_a_step(pair: &Pair, group: Cgroup) {
 /// The steps of the source when the destination rolls back.
 fn holds_until_lifted(pair: &Pair, group: impl Fn() -> Cgroup) {
     let held = dump(pair);
-    let mut fence = Fence::set(group()).unwrap();
+    let mut fence = CgroupFence::set(group()).unwrap();
     fence.seal();
     drop(fence);
     assert!(
@@ -125,7 +125,7 @@ fn holds_until_lifted(pair: &Pair, group: impl Fn() -> Cgroup) {
         // CRIU has let go of the tasks; on v1 the refusal thaws the container's own group as well.
         assert_still(pair);
     }
-    Fence::adopt(group()).lift().unwrap();
+    CgroupFence::adopt(group()).lift().unwrap();
     pair.assert_counts();
 }
 
@@ -169,7 +169,7 @@ fn before_the_seal_a_dead_keeper_lets_it_go_on() {
             false => "freezer",
         };
         let paths = BTreeMap::from([(key.to_owned(), freezer)]);
-        let fence = Fence::set(Cgroup::new(paths)).unwrap();
+        let fence = CgroupFence::set(Cgroup::new(paths)).unwrap();
         assert!(fence.holds());
         println!("fenced");
         std::thread::sleep(Duration::from_secs(60));

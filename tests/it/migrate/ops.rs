@@ -162,7 +162,7 @@ fn request(pair: &Pair, address: SocketAddr, aim: Aim) -> SendRequest {
         auto_dedup: false,
         rootfs: RootfsWish::Auto,
         streams: 1,
-        sending: images::Settings::default(),
+        sending: images::ImageSettings::default(),
         freeze_limit_dur: LIMIT_DUR,
         settle_limit_dur: LIMIT_DUR,
     }

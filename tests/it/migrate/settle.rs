@@ -75,7 +75,11 @@ fn after_the_commit_the_source_never_runs_by_itself() {
 
     // Nor can a checkpoint remove it and its record, and nothing can be started in it.
     let images = pair.source.dir().join("checkpoint");
-    let checkpointed = pair.source.cmd("checkpoint").arg("--image-path").arg(images);
+    let checkpointed = pair
+        .source
+        .cmd("checkpoint")
+        .arg("--image-path")
+        .arg(images);
     let exec = ["--ignore-paused", "doubt", "true"];
     for command in [
         checkpointed.arg("doubt"),
@@ -110,12 +114,12 @@ fn after_the_commit_the_source_never_runs_by_itself() {
 /// Only the record says whose the container is: without it `--resolve` knows nothing.
 #[test]
 fn a_record_that_cannot_be_read_settles_nothing() {
-    let (host, _) = Host::with_container("unread");
-    let record = host.root().join("unread/migration.json");
+    let host = Host::with_container(|bundle| bundle.args(["sleep", "1000"]));
+    let record = host.root().join("web/migration.json");
     for text in ["", "null", "garbage", r#"{"version":99}"#] {
         fs::write(&record, text).unwrap();
-        host.resolve("unread").exits_with(3);
-        assert_eq!(host.status("unread"), "running");
+        host.resolve("web").exits_with(3);
+        assert_eq!(host.status("web"), "running");
     }
     fs::remove_file(record).unwrap();
 }

@@ -30,7 +30,7 @@ const END: u8 = 2;
 
 /// Header of a message on a connection for images.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Header {
+pub enum BlockHeader {
     /// A piece; its name follows.
     Piece {
         /// The number of the directory in the chain of rounds.
@@ -83,7 +83,7 @@ fn number<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
     number
 }
 
-impl Header {
+impl BlockHeader {
     /// Appends a piece's header and name.
     pub fn encode_piece(out: &mut Vec<u8>, directory: u32, name: &str, offset: u64, length: u32) {
         out.push(PIECE);

@@ -152,11 +152,11 @@ fn is_zero(raw: &[u8]) -> bool {
 }
 
 /// One connection's decoder.
-pub struct Decoder {
+pub struct Decompressor {
     zstd: zstd::bulk::Decompressor<'static>,
 }
 
-impl Decoder {
+impl Decompressor {
     pub fn new() -> Result<Self> {
         let zstd = zstd::bulk::Decompressor::new().map_err(failed("decompress"))?;
         Ok(Self { zstd })
@@ -219,7 +219,7 @@ mod tests {
         assert_eq!(chunk.encoding, encoding);
         assert_eq!(chunk.wire_bytes, wire.len());
         let mut decoded = vec![7; chunk.raw_bytes];
-        Decoder::new()
+        Decompressor::new()
             .unwrap()
             .decode(encoding, wire, &mut decoded)
             .unwrap();
@@ -259,7 +259,7 @@ mod tests {
             let (encoding, _) = encoder.encode(&long, &mut out).unwrap();
             let mut raw = vec![0; 50_000];
             let wire = &out[CHUNK_HEADER_BYTES..];
-            let mut decoder = Decoder::new().unwrap();
+            let mut decoder = Decompressor::new().unwrap();
             assert!(decoder.decode(encoding, wire, &mut raw).is_err());
             // Nor one that unpacks to less.
             let mut raw = vec![0; 100_001];

@@ -12,9 +12,9 @@ use std::thread::JoinHandle;
 use xxhash_rust::xxh3::Xxh3;
 
 use super::block::{
-    CHUNK_BYTES, CHUNK_HEADER_BYTES, Chunk, Encoding, Header, PIECE_HEADER_BYTES, decode_name,
+    BlockHeader, CHUNK_BYTES, CHUNK_HEADER_BYTES, Chunk, Encoding, PIECE_HEADER_BYTES, decode_name,
 };
-use super::compress::Decoder;
+use super::compress::Decompressor;
 use super::{BulkError, Result};
 use crate::image::manifest::{ImageFile, Manifest, ManifestError, PIECE_BYTES, pieces_of};
 use crate::image::rounds;
@@ -26,15 +26,15 @@ use crate::sys::file::Failed;
 /// Receives images from several connections, each with its own thread. On drop it ends them at
 /// once.
 #[derive(Debug)]
-pub struct Receiver {
-    shared: Arc<Shared>,
+pub struct ImageReceiver {
+    shared: Arc<ReceiverShared>,
     workers: Vec<JoinHandle<()>>,
     /// Sockets of the connections. Shutting them down ends every wait of a worker.
     sockets: Vec<OwnedFd>,
 }
 
 #[derive(Debug)]
-struct Shared {
+struct ReceiverShared {
     /// This migration's directory in the store here.
     images: PathBuf,
     arrivals: Mutex<Arrivals>,
@@ -64,13 +64,13 @@ fn bell() -> Result<Bell> {
     Bell::new().map_err(|source| TransportError::Poll { source }.into())
 }
 
-impl Receiver {
+impl ImageReceiver {
     /// Makes the first directory in `images` and starts a thread for each of `channels`.
     ///
     /// # Errors
     /// [`BulkError::File`].
     pub fn start(channels: Vec<Channel>, images: &Path) -> Result<Self> {
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(ReceiverShared {
             images: images.to_path_buf(),
             arrivals: Mutex::default(),
             changed: bell()?,
@@ -161,7 +161,7 @@ impl Receiver {
     }
 }
 
-impl Drop for Receiver {
+impl Drop for ImageReceiver {
     fn drop(&mut self) {
         super::hang_up(&self.sockets);
         for worker in self.workers.drain(..) {
@@ -217,7 +217,7 @@ impl Arrivals {
     }
 }
 
-impl Shared {
+impl ReceiverShared {
     fn lock(&self) -> MutexGuard<'_, Arrivals> {
         self.arrivals.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -249,7 +249,7 @@ impl Shared {
     }
 
     fn receive(&self, channel: &mut Channel) -> Result<()> {
-        let mut decoder = Decoder::new()?;
+        let mut decoder = Decompressor::new()?;
         let mut wire = vec![0; CHUNK_BYTES];
         let mut raw = vec![0; CHUNK_BYTES];
         loop {
@@ -259,8 +259,8 @@ impl Shared {
             if !read_first(channel, &mut header)? {
                 return Ok(());
             }
-            match Header::decode(&header)? {
-                Header::End { number } => {
+            match BlockHeader::decode(&header)? {
+                BlockHeader::End { number } => {
                     let mut arrivals = self.lock();
                     if number != arrivals.number {
                         return Err(BulkError::Invalid {
@@ -270,7 +270,7 @@ impl Shared {
                     arrivals.ended += 1;
                     self.changed.ring();
                 }
-                Header::Piece {
+                BlockHeader::Piece {
                     number,
                     name_bytes,
                     offset,

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 
 use xxhash_rust::xxh3::Xxh3;
 
-use super::block::{CHUNK_BYTES, Encoding, Header};
+use super::block::{BlockHeader, CHUNK_BYTES, Encoding};
 use super::compress::{Compression, Encoder};
 use super::page_sink::Memory;
 use super::queue::{Contents, Directory, Piece, Queue};
@@ -25,7 +25,7 @@ use crate::sys::file::Failed;
 
 /// Settings of the transfer.
 #[derive(Debug, Clone, Default)]
-pub struct Settings {
+pub struct ImageSettings {
     /// Compression of the chunks.
     pub compression: Compression,
     /// Limit for the bandwidth of all connections of a migration together.
@@ -34,8 +34,8 @@ pub struct Settings {
 
 /// Sends images over several connections, each with its own thread. On drop it ends them at once.
 #[derive(Debug)]
-pub struct Sender {
-    shared: Arc<Shared>,
+pub struct ImageSender {
+    shared: Arc<SenderShared>,
     workers: Vec<JoinHandle<()>>,
     /// Receives the memory of the current dump.
     page_server: Mutex<Option<PageServer>>,
@@ -51,7 +51,7 @@ struct PageServer {
 }
 
 #[derive(Debug)]
-struct Shared {
+struct SenderShared {
     queue: Arc<Queue>,
     rate_limit: Option<Arc<RateLimit>>,
     compression: Compression,
@@ -64,17 +64,17 @@ enum Task {
     Stop,
 }
 
-impl Sender {
+impl ImageSender {
     /// Starts a thread for each of `channels`. The number of sent bytes is added to `sent_bytes`.
     ///
     /// # Errors
     /// [`BulkError::File`] if a connection cannot be duplicated.
     pub fn start(
         channels: Vec<Channel>,
-        settings: Settings,
+        settings: ImageSettings,
         sent_bytes: Arc<AtomicU64>,
     ) -> Result<Self> {
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(SenderShared {
             queue: Arc::default(),
             rate_limit: settings.rate_limit,
             compression: settings.compression,
@@ -184,7 +184,7 @@ impl Sender {
     }
 }
 
-impl Drop for Sender {
+impl Drop for ImageSender {
     fn drop(&mut self) {
         self.shared.queue.lock().stopping = true;
         self.shared.queue.changed.notify_all();
@@ -200,7 +200,7 @@ impl Drop for Sender {
     }
 }
 
-impl Shared {
+impl SenderShared {
     fn work(&self, index: usize, count: usize, mut channel: Channel) {
         let worked = self.work_until_stopped(index, count, &mut channel);
         if let Err(error) = worked {
@@ -220,7 +220,7 @@ impl Shared {
                 Task::Stop => return Ok(()),
                 Task::End(number) => {
                     wire.clear();
-                    Header::encode_end(&mut wire, number);
+                    BlockHeader::encode_end(&mut wire, number);
                     channel.write_all(&wire, Patience::within(STALL_LIMIT_DUR))?;
                     let mut feed = self.queue.lock();
                     if let Some(directory) = &mut feed.current {
@@ -276,7 +276,7 @@ impl Shared {
         wire: &mut Vec<u8>,
     ) -> Result<u64> {
         wire.clear();
-        Header::encode_piece(
+        BlockHeader::encode_piece(
             wire,
             piece.number,
             &piece.name,

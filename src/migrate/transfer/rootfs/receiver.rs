@@ -28,7 +28,7 @@ type Changed = Option<Vec<TreePath>>;
 /// Receives the tree on its own thread. On drop it ends at once and everything is undone; see
 /// [`TreeSwap`].
 #[derive(Debug)]
-pub struct Receiver {
+pub struct TreeReceiver {
     worker: Option<JoinHandle<()>>,
     /// Socket of the connection. Shutting it down ends every wait of the worker.
     socket: OwnedFd,
@@ -41,7 +41,7 @@ pub struct Receiver {
     swap: TreeSwap,
 }
 
-impl Receiver {
+impl TreeReceiver {
     /// Starts to receive over `channel`. Each stream of changes may have at most `limit_bytes` of
     /// contents.
     ///
@@ -123,7 +123,7 @@ impl Drop for RingAtEnd {
     }
 }
 
-impl Drop for Receiver {
+impl Drop for TreeReceiver {
     fn drop(&mut self) {
         images::hang_up(std::slice::from_ref(&self.socket));
         if let Some(worker) = self.worker.take() {

@@ -26,9 +26,9 @@ const FEW_BYTES: u64 = 4 << 20;
 /// time.
 const PAUSE_RATIO: u32 = 4;
 
-/// Settings of the transfer.
+/// TreeSettings of the transfer.
 #[derive(Debug, Clone)]
-pub struct Settings {
+pub struct TreeSettings {
     /// Path of the root file system.
     pub root: PathBuf,
     /// The contents of the bundle's `config.json`.
@@ -38,23 +38,23 @@ pub struct Settings {
     /// Directory for the lists of sent files, about 100 bytes for each file.
     pub spool: PathBuf,
     /// Compression and rate limit (`--compress`, `--bandwidth`).
-    pub sending: images::Settings,
+    pub sending: images::ImageSettings,
 }
 
 /// Sends the tree on its own thread. On drop it ends at once.
 #[derive(Debug)]
-pub struct Sender {
-    shared: Arc<Shared>,
+pub struct TreeSender {
+    shared: Arc<TreeShared>,
     worker: Option<JoinHandle<()>>,
     /// Socket of the connection. Shutting it down ends every wait of the worker.
     socket: OwnedFd,
 }
 
 #[derive(Debug)]
-struct Shared {
+struct TreeShared {
     state: Mutex<State>,
     changed: Condvar,
-    settings: Settings,
+    settings: TreeSettings,
     sent_bytes: Arc<AtomicU64>,
 }
 
@@ -90,14 +90,14 @@ struct State {
     error: Option<RootfsError>,
 }
 
-impl Sender {
+impl TreeSender {
     /// Starts to send over `channel`.
     ///
     /// # Errors
     /// [`RootfsError::Transport`] if the connection cannot be duplicated.
-    pub fn start(channel: Channel, settings: Settings) -> Result<Self> {
+    pub fn start(channel: Channel, settings: TreeSettings) -> Result<Self> {
         let socket = channel.handle()?;
-        let shared = Arc::new(Shared {
+        let shared = Arc::new(TreeShared {
             state: Mutex::default(),
             changed: Condvar::new(),
             settings,
@@ -171,7 +171,7 @@ impl Sender {
     }
 }
 
-impl Drop for Sender {
+impl Drop for TreeSender {
     fn drop(&mut self) {
         self.wish(Wish::Stop);
         images::hang_up(std::slice::from_ref(&self.socket));
@@ -182,7 +182,7 @@ impl Drop for Sender {
     }
 }
 
-impl Shared {
+impl TreeShared {
     fn lock(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }

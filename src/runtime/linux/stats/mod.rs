@@ -23,19 +23,19 @@ mod v2;
 #[derive(Debug, Default, Serialize)]
 pub struct Stats {
     /// Processor time.
-    pub cpu: Cpu,
+    pub cpu: CpuStats,
     /// Processors and memory nodes; all zero on cgroup v2, as runc has it.
     pub cpuset: CpuSet,
     /// Memory.
-    pub memory: Memory,
+    pub memory: MemoryStats,
     /// Tasks.
-    pub pids: Pids,
+    pub pids: PidsStats,
     /// Block devices.
-    pub blkio: BlockIo,
+    pub blkio: BlockIoStats,
     /// Huge pages by size, such as `2MB`.
     pub hugetlb: BTreeMap<String, HugeTlb>,
     /// Intel RDT: cache and memory bandwidth.
-    pub intel_rdt: resctrl::Stats,
+    pub intel_rdt: resctrl::ResctrlStats,
     /// Always null: runc counts only interfaces that it made itself, and no OCI spec can request
     /// such.
     pub network_interfaces: (),
@@ -43,7 +43,7 @@ pub struct Stats {
 
 /// Processor time.
 #[derive(Debug, Default, Serialize)]
-pub struct Cpu {
+pub struct CpuStats {
     /// Time that was used.
     pub usage: CpuUsage,
     /// Throttling by a quota.
@@ -110,7 +110,7 @@ pub struct CpuSet {
 
 /// Memory.
 #[derive(Debug, Default, Serialize)]
-pub struct Memory {
+pub struct MemoryStats {
     /// Page cache.
     #[serde(skip_serializing_if = "go_json::is_zero")]
     pub cache: u64,
@@ -148,7 +148,7 @@ pub struct MemoryEntry {
 
 /// Tasks.
 #[derive(Debug, Default, Serialize)]
-pub struct Pids {
+pub struct PidsStats {
     /// Number of tasks.
     #[serde(skip_serializing_if = "go_json::is_zero")]
     pub current: u64,
@@ -160,7 +160,7 @@ pub struct Pids {
 /// Block devices.
 #[derive(Debug, Default, Serialize)]
 #[serde(rename_all = "camelCase")]
-pub struct BlockIo {
+pub struct BlockIoStats {
     /// Bytes transferred.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub io_service_bytes_recursive: Vec<BlockIoEntry>,

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use super::files::{self, Result};
-use super::{BlockIo, BlockIoEntry, HugeTlb, Memory, MemoryEntry, Pids, Stats};
+use super::{BlockIoEntry, BlockIoStats, HugeTlb, MemoryEntry, MemoryStats, PidsStats, Stats};
 
 const NANOSECONDS_PER_MICROSECOND: u64 = 1000;
 
@@ -30,11 +30,11 @@ pub(super) fn read(dir: &Path) -> Result<Stats> {
     Ok(stats)
 }
 
-fn memory(dir: &Path) -> Result<Memory> {
+fn memory(dir: &Path) -> Result<MemoryStats> {
     let raw = files::keyed(&dir.join("memory.stat"))?;
     if raw.is_empty() {
         // The controller is not enabled for this group.
-        return Ok(Memory::default());
+        return Ok(MemoryStats::default());
     }
     let entry = |prefix: &str| -> Result<MemoryEntry> {
         let number = |name: &str| -> Result<u64> {
@@ -58,21 +58,21 @@ fn memory(dir: &Path) -> Result<Memory> {
         max: 0,
         failcnt: 0,
     };
-    Ok(Memory {
+    Ok(MemoryStats {
         cache: raw.get("file").copied().unwrap_or_default(),
         usage,
         swap,
         raw,
         psi: files::pressure(&dir.join("memory.pressure"))?,
-        ..Memory::default()
+        ..MemoryStats::default()
     })
 }
 
-fn pids(dir: &Path) -> Result<Pids> {
+fn pids(dir: &Path) -> Result<PidsStats> {
     let Some(current) = files::number(&dir.join("pids.current"))? else {
         // Without the controller the processes can still be counted.
         let processes = files::text(&dir.join("cgroup.procs"))?.unwrap_or_default();
-        return Ok(Pids {
+        return Ok(PidsStats {
             current: processes.lines().count() as u64,
             limit: 0,
         });
@@ -80,14 +80,14 @@ fn pids(dir: &Path) -> Result<Pids> {
     let limit = files::number(&dir.join("pids.max"))?
         .filter(|limit| *limit != u64::MAX)
         .unwrap_or_default();
-    Ok(Pids { current, limit })
+    Ok(PidsStats { current, limit })
 }
 
 /// Parses `io.stat` into the two tables that cgroup v1 has of it.
-fn block_io(dir: &Path) -> Result<BlockIo> {
-    let mut stats = BlockIo {
+fn block_io(dir: &Path) -> Result<BlockIoStats> {
+    let mut stats = BlockIoStats {
         psi: files::pressure(&dir.join("io.pressure"))?,
-        ..BlockIo::default()
+        ..BlockIoStats::default()
     };
     let text = files::text(&dir.join("io.stat"))?.unwrap_or_default();
     for line in text.lines() {

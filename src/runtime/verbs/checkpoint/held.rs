@@ -4,7 +4,7 @@ use std::time::Instant;
 
 use nix::unistd::Pid;
 
-use super::stages::{Stages, thaw_after};
+use super::stages::{DumpStages, thaw_after};
 use crate::criu::PausedDump;
 use crate::runtime::container::Container;
 use crate::runtime::error::Result;
@@ -17,7 +17,7 @@ pub struct HeldCheckpoint {
     pub(super) container: Container,
     pub(super) init: Pid,
     /// `None` after the commit or the rollback.
-    pub(super) held: Option<PausedDump<Stages>>,
+    pub(super) held: Option<PausedDump<DumpStages>>,
     /// Whether tasks may execute after a commit: with `leave_running`, or if a lazy dump fails
     /// while its pages are fetched.
     pub(super) may_run_on: bool,
@@ -119,7 +119,7 @@ impl Drop for HeldCheckpoint {
 }
 
 /// Keeps CRIU from freezing the container again, unless it was paused before the dump.
-fn release_freezer(stages: &mut Stages) {
+fn release_freezer(stages: &mut DumpStages) {
     if !stages.paused {
         stages.freezer = None;
     }

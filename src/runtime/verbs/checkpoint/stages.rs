@@ -20,7 +20,7 @@ use crate::sys::thaw_guard::ThawGuard;
 
 /// State of a dump, and its reactions to CRIU's notifications.
 #[derive(Debug)]
-pub(super) struct Stages {
+pub(super) struct DumpStages {
     pub(super) container: Container,
     pub(super) init: Pid,
     pub(super) images: PathBuf,
@@ -43,7 +43,7 @@ pub(super) struct Stages {
     pub(super) status_fd: Option<OwnedFd>,
 }
 
-impl Stages {
+impl DumpStages {
     fn freeze(&mut self) -> Result<(), CallbackError> {
         if self.freezer.is_none() || self.paused {
             return Ok(());
@@ -99,7 +99,7 @@ impl Notify for Recorded<'_> {
     }
 }
 
-impl Notify for Stages {
+impl Notify for DumpStages {
     fn started(&mut self, pid: Pid) -> Result<(), CallbackError> {
         criu_process::record(&self.container, pid)
     }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use chrono::Utc;
 use nix::unistd::Pid;
 
-use super::stages::Stages;
+use super::stages::RestoreStages;
 use crate::criu::{self, NotResumed};
 use crate::error::chain;
 use crate::runtime::container::Container;
@@ -37,7 +37,7 @@ pub struct Restored {
 pub struct HeldRestore {
     pub(super) container: Container,
     /// `None` after the resume or the rollback.
-    pub(super) held: Option<criu::PausedRestore<Stages>>,
+    pub(super) held: Option<criu::PausedRestore<RestoreStages>>,
     pub(super) pid_file: Option<PathBuf>,
 }
 

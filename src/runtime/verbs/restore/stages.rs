@@ -18,7 +18,7 @@ use crate::sys::process::ProcessId;
 
 /// State of a restore, and its reactions to CRIU's notifications.
 #[derive(Debug)]
-pub(super) struct Stages {
+pub(super) struct RestoreStages {
     pub(super) container: Container,
     pub(super) console_socket: Option<UnixStream>,
     pub(super) wants_terminal: bool,
@@ -28,7 +28,7 @@ pub(super) struct Stages {
     pub(super) own_network: bool,
 }
 
-impl Stages {
+impl RestoreStages {
     /// Prepares the namespaces. The first process and its namespaces exist, and nothing is restored
     /// in them yet. Also runs the hooks that runc runs at a restore.
     fn set_up(&mut self, pid: i32) -> Result<(), CallbackError> {
@@ -56,7 +56,7 @@ impl Stages {
     }
 }
 
-impl Notify for Stages {
+impl Notify for RestoreStages {
     fn started(&mut self, pid: Pid) -> Result<(), CallbackError> {
         criu_process::record(&self.container, pid)
     }

@@ -1,16 +1,16 @@
 use super::*;
 
-fn header(bytes: &[u8]) -> Result<Header> {
-    Header::decode(bytes.first_chunk().unwrap())
+fn header(bytes: &[u8]) -> Result<BlockHeader> {
+    BlockHeader::decode(bytes.first_chunk().unwrap())
 }
 
 #[test]
 fn headers_round_trip() {
     let mut bytes = Vec::new();
-    Header::encode_piece(&mut bytes, 3, "pages-1.img", 8 << 20, 4 << 20);
+    BlockHeader::encode_piece(&mut bytes, 3, "pages-1.img", 8 << 20, 4 << 20);
     assert_eq!(
         header(&bytes).unwrap(),
-        Header::Piece {
+        BlockHeader::Piece {
             number: 3,
             name_bytes: 11,
             offset: 8 << 20,
@@ -22,9 +22,9 @@ fn headers_round_trip() {
         "pages-1.img"
     );
     bytes.clear();
-    Header::encode_end(&mut bytes, 9);
+    BlockHeader::encode_end(&mut bytes, 9);
     assert_eq!(bytes.len(), PIECE_HEADER_BYTES);
-    assert_eq!(header(&bytes).unwrap(), Header::End { number: 9 });
+    assert_eq!(header(&bytes).unwrap(), BlockHeader::End { number: 9 });
 }
 
 #[test]
@@ -36,7 +36,7 @@ fn impossible_pieces_are_refused() {
         ("a", u64::MAX - PIECE_BYTES + 1, 1),
     ] {
         let mut bytes = Vec::new();
-        Header::encode_piece(&mut bytes, 0, name, offset, length);
+        BlockHeader::encode_piece(&mut bytes, 0, name, offset, length);
         assert!(header(&bytes).is_err(), "{name:?} {offset} {length}");
     }
     for tag in [0, 3, 255] {
@@ -117,11 +117,11 @@ fn any_bytes_get_an_answer() {
             // Half of them are small, so that the deeper checks are reached.
             *byte = (state >> 56) as u8 & if state >> 32 & 1 == 0 { 3 } else { 0xff };
         }
-        if let Ok(Header::Piece {
+        if let Ok(BlockHeader::Piece {
             offset,
             length_bytes,
             ..
-        }) = Header::decode(&bytes)
+        }) = BlockHeader::decode(&bytes)
         {
             assert!(offset + u64::from(length_bytes) <= i64::MAX as u64);
         }
