@@ -107,6 +107,33 @@ impl Pair {
         wait_until_empty("left in the store", || self.left_in_store());
     }
 
+    /// Moves the container to the destination.
+    #[track_caller]
+    pub fn move_there(&self) {
+        let receiver = self.receiver(&["--detach"]);
+        self.send_to(receiver.address).wait().ok();
+        receiver.running.wait().ok();
+        self.assert_at_destination();
+    }
+
+    /// Moves the container back to the source.
+    #[track_caller]
+    pub fn move_back(&self) {
+        let receiver = Receiver::start(&self.source, self.id(), &self.store(), &["--detach"]);
+        let sender = send(
+            &self.destination,
+            self.id(),
+            &self.store(),
+            receiver.address,
+            &[],
+        );
+        sender.wait().ok();
+        receiver.running.wait().ok();
+        assert_eq!(self.destination.status(self.id()), "gone");
+        assert_eq!(self.source.status(self.id()), "running");
+        self.assert_counts();
+    }
+
     pub fn left_in_store(&self) -> Vec<String> {
         fs::read_dir(self.store())
             .unwrap()

@@ -60,10 +60,7 @@ fn a_dump_that_hangs_is_not_said_to_have_been_undone() {
     fs::remove_file(hold).unwrap();
     resolving.wait().exits_with(1);
     pair.assert_at_source();
-    let receiver = pair.receiver(&["--detach"]);
-    pair.send_to(receiver.address).wait().ok();
-    receiver.running.wait().ok();
-    pair.assert_at_destination();
+    pair.move_there();
 }
 
 #[test]
@@ -82,8 +79,5 @@ fn a_restore_that_hangs_is_destroyed() {
     let _ = kill(criu, Signal::SIGCONT);
     wait_until("CRIU is gone", || kill(criu, None).is_err());
     pair.assert_at_source();
-    let receiver = pair.receiver(&["--detach"]);
-    pair.send_to(receiver.address).wait().ok();
-    receiver.running.wait().ok();
-    pair.assert_at_destination();
+    pair.move_there();
 }

@@ -16,10 +16,7 @@ use crate::common::{ConsoleSocket, Host, is_alive, wait_until};
 #[test]
 fn a_counter_moves_without_a_gap() {
     let pair = Pair::new("moves");
-    let receiver = pair.receiver(&["--detach"]);
-    pair.send_to(receiver.address).wait().ok();
-    receiver.running.wait().ok();
-    pair.assert_at_destination();
+    pair.move_there();
     let state = pair.destination.state("moves");
     assert_eq!(state["bundle"].as_str(), pair.bundle.dir().to_str());
     let status = |host: &Host| {
@@ -41,25 +38,8 @@ fn a_counter_moves_without_a_gap() {
 #[test]
 fn it_moves_there_and_back() {
     let pair = Pair::new("back");
-    let receiver = pair.receiver(&["--detach"]);
-    pair.send_to(receiver.address).wait().ok();
-    receiver.running.wait().ok();
-    pair.assert_at_destination();
-
-    let receiver = Receiver::start(&pair.source, "back", &pair.store(), &["--detach"]);
-    send(
-        &pair.destination,
-        "back",
-        &pair.store(),
-        receiver.address,
-        &[],
-    )
-    .wait()
-    .ok();
-    receiver.running.wait().ok();
-    assert_eq!(pair.destination.status("back"), "gone");
-    assert_eq!(pair.source.status("back"), "running");
-    pair.assert_counts();
+    pair.move_there();
+    pair.move_back();
 }
 
 #[test]
@@ -87,10 +67,7 @@ fn a_receiver_killed_in_the_middle_leaves_it_counting() {
     pair.destination.resolve("victim").exits_with(1);
     pair.assert_at_source();
     // And the next attempt succeeds.
-    let receiver = pair.receiver(&["--detach"]);
-    pair.send_to(receiver.address).wait().ok();
-    receiver.running.wait().ok();
-    pair.assert_at_destination();
+    pair.move_there();
 }
 
 /// The restored copy is complete and held when its keeper is killed.
@@ -290,10 +267,7 @@ fn a_dump_that_fails_says_why_and_leaves_it_counting() {
     pair.assert_at_source();
 
     fs::write(&config, "").unwrap();
-    let receiver = pair.receiver(&["--detach"]);
-    pair.send_to(receiver.address).wait().ok();
-    receiver.running.wait().ok();
-    pair.assert_at_destination();
+    pair.move_there();
 }
 
 #[test]

@@ -9,7 +9,7 @@ use std::fs;
 
 use nix::sys::signal::Signal;
 
-use crate::common::pair::{COUNTER, Gate, Pair, Receiver, send};
+use crate::common::pair::{COUNTER, Gate, Pair};
 use crate::common::{Cmd, Host, Output, skip, wait_until};
 
 /// The variable that names the previous release's program.
@@ -84,10 +84,7 @@ fn its_containers_can_be_moved() {
         bundle,
     };
     wait_until("it counts", || pair.last() > 3);
-    let receiver = pair.receiver(&["--detach"]);
-    pair.send_to(receiver.address).wait().ok();
-    receiver.running.wait().ok();
-    pair.assert_at_destination();
+    pair.move_there();
 }
 
 #[test]
@@ -97,25 +94,8 @@ fn either_end_may_be_of_that_release() {
     };
     let old = Host::new().with_program(&previous);
     let pair = Pair::between(old, Host::new(), "mixed", |bundle, _| bundle);
-    let receiver = pair.receiver(&["--detach"]);
-    pair.send_to(receiver.address).wait().ok();
-    receiver.running.wait().ok();
-    pair.assert_at_destination();
-
-    let receiver = Receiver::start(&pair.source, "mixed", &pair.store(), &["--detach"]);
-    send(
-        &pair.destination,
-        "mixed",
-        &pair.store(),
-        receiver.address,
-        &[],
-    )
-    .wait()
-    .ok();
-    receiver.running.wait().ok();
-    assert_eq!(pair.source.status("mixed"), "running");
-    assert_eq!(pair.destination.status("mixed"), "gone");
-    pair.assert_counts();
+    pair.move_there();
+    pair.move_back();
 }
 
 #[test]

@@ -212,6 +212,16 @@ fn too_little_room_at_the_destination_is_known_before() {
     apart.assert_stayed();
 }
 
+/// The source if it goes on to wait; otherwise it is killed.
+fn waiting(source: Running, waits: bool) -> Option<Running> {
+    if waits {
+        return Some(source);
+    }
+    source.signal(Signal::SIGKILL);
+    source.wait();
+    None
+}
+
 /// The destination owns the container, its receiver is dead, and no store has its answer.
 /// `--resolve` at the destination restores the container and tells the source, whether this still
 /// waits or needs `--resolve` itself.
@@ -221,16 +231,11 @@ fn the_source_is_told_in_the_place_of_a_dead_receiver() {
         let apart = Apart::new(id);
         let pair = &apart.pair;
         let (missing, sender) = apart.in_doubt();
-        let sender = match source_waits {
-            true => Some(sender),
-            false => {
-                sender.signal(Signal::SIGKILL);
-                sender.wait();
-                let output = apart.resolve(&pair.source, &[]).wait().exits_with(3);
-                assert!(output.stderr().contains("does not answer"), "{output:?}");
-                None
-            }
-        };
+        let sender = waiting(sender, source_waits);
+        if sender.is_none() {
+            let output = apart.resolve(&pair.source, &[]).wait().exits_with(3);
+            assert!(output.stderr().contains("does not answer"), "{output:?}");
+        }
         assert_eq!(pair.source.status(id), "paused");
         fs::create_dir(&missing).unwrap();
         let resolving = apart.resolve(&pair.destination, &[]);
@@ -261,19 +266,12 @@ fn a_destination_that_was_started_again_gives_it_back() {
         let apart = Apart::new(id);
         let pair = &apart.pair;
         let (_, sender) = apart.in_doubt();
-        let sender = match source_waits {
-            true => Some(sender),
-            false => {
-                sender.signal(Signal::SIGKILL);
-                sender.wait();
-                None
-            }
-        };
+        let sender = waiting(sender, source_waits);
         let store = ["--image-path", apart.store.to_str().unwrap()];
         apart.lose_power();
         let output = apart.resolve(&pair.destination, &[]).wait();
         assert!(
-            output.fails_with(1, "name its image store").code() == 1,
+            output.fails_with(1, "name the image store").code() == 1,
             "it knows nothing by itself"
         );
         assert_eq!(pair.source.status(id), "paused");

@@ -122,8 +122,10 @@ impl Fated for ResolveError {
             Self::NoAnswer { .. } | Self::Trust(_) | Self::NotYet { .. } => Fate::Stands,
             Self::NotRestored { .. } => Fate::Stands,
             Self::Runtime(crate::runtime::Error::CriuAtWork { .. }) => Fate::Unknown,
-            // Only the record says whose the container is, and it may be about to change.
-            Self::Journal(_) => Fate::Unknown,
+            // Only the record says whose the container is.
+            Self::Journal(JournalError::Damaged { .. } | JournalError::Newer { .. }) => {
+                Fate::Unknown
+            }
             _ => Fate::AsBefore,
         }
     }
