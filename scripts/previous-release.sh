@@ -19,11 +19,11 @@ if [ ! -x "$BINARY" ]; then
         exit 0
     fi
     echo "previous-release.sh: building release 0.1.0" >&2
+    trap 'rm -rf "$DIR/source"' EXIT
     mkdir -p "$DIR/source"
     git archive "$COMMIT" | tar -x -C "$DIR/source"
     # Optimization and debugging information would only take time.
     CARGO_PROFILE_DEV_DEBUG=0 CARGO_INCREMENTAL=0 cargo build --locked --quiet --bin rcm \
         --manifest-path "$DIR/source/Cargo.toml" --target-dir "$DIR/$COMMIT" >&2
-    rm -rf "$DIR/source"
 fi
 echo "$BINARY"
